@@ -1,0 +1,65 @@
+# Lorry. `make help` lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# cpu, or gpu on a machine with an NVIDIA card: make setup EXTRA=gpu
+EXTRA ?= cpu
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/$(EXTRA).txt
+STAMP := $(VENV)/.installed-$(EXTRA)
+OVERRIDES := $(wildcard requirements/overrides-$(EXTRA).txt)
+
+# The CPU build of torch: from where pip's find-links point, else from PyTorch's own index.
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS := $(PIP_FIND_LINKS)
+else ifeq ($(EXTRA),cpu)
+TORCH := --torch-backend=cpu
+endif
+UV := $(BIN)/uv pip
+COMPILE := $(UV) compile pyproject.toml --extra $(EXTRA) --extra dev --generate-hashes --no-header \
+    --no-emit-index-url --no-emit-find-links --python-version 3.11 $(TORCH) \
+    $(OVERRIDES:%=--overrides %)
+
+.PHONY: help setup demo serve test check format lint types lock clean
+
+help:  ## This list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP)  ## The environment only: .venv from the hashed lock
+
+$(STAMP): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+	    { echo "error: Lorry needs Python 3.11 as $(PYTHON) (or: make PYTHON=/path/to/python3.11)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	$(UV) install --python $(BIN)/python --quiet --no-deps --require-hashes $(TORCH) -r $(LOCK)
+	$(UV) install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup  ## Train three adapters, serve them, call each, print which one answered
+	$(BIN)/python examples/shop/demo.py
+
+serve: setup  ## The demo's set-up, served until Ctrl-C
+	$(BIN)/python examples/shop/demo.py --stay
+
+test: setup  ## Unit tests, then end-to-end tests on the real engine
+	$(BIN)/python -m pytest
+
+check: format lint types test  ## What CI runs: format, lint, types, tests
+
+format: setup
+	$(BIN)/ruff format --check .
+
+lint: setup
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+lock: setup  ## Refresh the lock of EXTRA
+	$(COMPILE) --upgrade --quiet --output-file $(LOCK)
+
+clean:  ## Forget what was trained, published and cached (not the environment)
+	rm -rf .lorry examples/shop/data

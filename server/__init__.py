@@ -1,0 +1,1 @@
+"""One process: HTTP in front of one vLLM engine that holds a base and many adapters."""

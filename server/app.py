@@ -1,0 +1,144 @@
+"""The HTTP application: our routes and middleware outside, vLLM's app behind an allow-list."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.exceptions import HTTPException
+
+from adapters.catalog import AdapterVersion
+from server.attribution import Recorder
+from server.endpoints import INFERENCE_PATHS
+from server.errors import MethodNotAllowed, RequestError, UnknownPath, envelope
+from server.lifecycle import Lifecycle, Phase
+from server.middleware import EngineSlot, InferenceMiddleware
+from server.naming import ModelNames
+
+
+def create_app(
+    *,
+    lifecycle: Lifecycle,
+    names: ModelNames,
+    recorder: Recorder,
+    engine: EngineSlot,
+    max_body_bytes: int,
+    started_at: int,
+) -> FastAPI:
+    """`started_at`: Unix seconds, what the base says it was created at."""
+    app = FastAPI(title="Lorry", docs_url=None, redoc_url=None)
+    _add_health(app, lifecycle)
+    _add_metrics(app, recorder.metrics.registry)
+    _add_models(app, names, started_at)
+    _add_errors(app)
+    _describe_inference(app)
+    app.add_middleware(
+        InferenceMiddleware,
+        lifecycle=lifecycle,
+        names=names,
+        recorder=recorder,
+        engine=engine,
+        max_body_bytes=max_body_bytes,
+    )
+    return app
+
+
+def _add_health(app: FastAPI, lifecycle: Lifecycle) -> None:
+    @app.get("/livez")
+    async def livez() -> JSONResponse:
+        """200 while the process should be left alone."""
+        alive = lifecycle.phase is not Phase.DEAD
+        return JSONResponse({"status": lifecycle.phase}, 200 if alive else 503)
+
+    @app.get("/readyz")
+    @app.get("/health", include_in_schema=False)
+    async def readyz() -> JSONResponse:
+        """200 when calls are let in; else 503 and what is going on."""
+        ready = lifecycle.phase is Phase.READY
+        body = {
+            "status": lifecycle.phase,
+            "stage": lifecycle.stage,
+            "in_flight": lifecycle.in_flight,
+        }
+        return JSONResponse(body, 200 if ready else 503, {} if ready else {"retry-after": "5"})
+
+
+def _add_metrics(app: FastAPI, registry: CollectorRegistry) -> None:
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        """Prometheus text, or OpenMetrics with exemplars when the scraper accepts it."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers={"content-type": content_type})
+
+
+def _add_models(app: FastAPI, names: ModelNames, started_at: int) -> None:
+    base = {
+        "id": names.base,
+        "object": "model",
+        "created": started_at,
+        "owned_by": "lorry",
+        "root": names.base,
+        "parent": None,
+    }
+
+    def card(model: str, version: AdapterVersion) -> dict[str, Any]:
+        return {
+            "id": model,
+            "object": "model",
+            "created": int(version.created_at.replace(tzinfo=UTC).timestamp()),
+            "owned_by": "lorry",
+            "root": version.digest,
+            "parent": names.base,
+            "version": version.version,
+        }
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        """The base, and every adapter as a bare name stands for it now."""
+        cards = [card(version.name, version) for version in names.published()]
+        return {"object": "list", "data": [base, *cards]}
+
+    @app.get("/v1/models/{model:path}")
+    async def retrieve_model(model: str) -> dict[str, Any]:
+        """One model by any name that a request could use."""
+        version = names.resolve(model)
+        return base if version is None else card(model, version)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestError)
+    async def request_error(_: Request, error: RequestError) -> JSONResponse:
+        headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+        body = envelope(str(error), error.type, error.code, error.param)
+        return JSONResponse(body, error.status, headers)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        path = request.url.path[:128]
+        if error.status_code == 405:
+            return await request_error(request, MethodNotAllowed(f"{path} does not take that."))
+        if error.status_code == 404:
+            return await request_error(request, UnknownPath(f"There is nothing at {path}."))
+        body = envelope(str(error.detail), "invalid_request_error", None, None)
+        return JSONResponse(body, error.status_code)
+
+
+def _describe_inference(app: FastAPI) -> None:
+    """Name the paths that vLLM's app answers in /openapi.json; their bodies are OpenAI's."""
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = original()
+        for path, operation in INFERENCE_PATHS.items():
+            schema["paths"].setdefault(path, {})["post"] = {
+                "summary": f"{operation} with the base or an adapter, by `model`",
+                "requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}},
+                "responses": {"200": {"description": "As in OpenAI's or vLLM's API"}},
+            }
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,97 @@
+"""Our settings as vLLM's own arguments, and which of vLLM's flags a user may add."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+
+from server.errors import SettingsInvalid
+from server.preflight import is_cpu_build
+from server.settings import Settings
+
+# The seven linears that adapters may target. lm_head and the embeddings stay unwrapped: their
+# LoRA work would run in every step, also for the base (vllm.lora.layers.logits_processor).
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_BYTES_PER_GIB = 1024**3
+
+# Flags that are settings of ours, or that would undo what the server guarantees.
+_RESERVED = frozenset(
+    {
+        "--api-key",
+        "--api-server-count",
+        "--data-parallel-size",
+        "--default-mm-loras",
+        "--disable-log-stats",
+        "--enable-lora",
+        "--grpc",
+        "--headless",
+        "--host",
+        "--lora-modules",
+        "--lora-target-modules",
+        "--max-cpu-loras",
+        "--max-lora-rank",
+        "--max-loras",
+        "--middleware",
+        "--model",
+        "--otlp-traces-endpoint",
+        "--port",
+        "--quantization",
+        "--root-path",
+        "--served-model-name",
+        "--shutdown-timeout",
+        "--ssl-ca-certs",
+        "--ssl-certfile",
+        "--ssl-keyfile",
+        "--uds",
+    }
+)
+
+
+def check_extra(extra: Sequence[str]) -> None:
+    """Raises SettingsInvalid when `extra` (what stood after `--`) holds a flag that is ours."""
+    flags = {word.partition("=")[0].replace("_", "-") for word in extra if word.startswith("--")}
+    clash = sorted(flags & _RESERVED)
+    if clash:
+        raise SettingsInvalid(
+            f"{', '.join(clash)} can't be given after `--`: it is set by `lorry serve` itself "
+            "or would undo what it guarantees (see `lorry serve --help`)"
+        )
+
+
+def build_arguments(settings: Settings, extra: Sequence[str] = ()) -> Namespace:
+    """The namespace that vLLM's server would parse from its command line.
+
+    Raises:
+        SettingsInvalid: vLLM does not know a flag in `extra`.
+    """
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    check_extra(extra)
+    parser = make_arg_parser(FlexibleArgumentParser(prog="lorry serve MODEL --"))
+    try:
+        arguments = parser.parse_args([*_own_arguments(settings), *extra])
+        validate_parsed_serve_args(arguments)
+    except (SystemExit, ValueError, TypeError) as error:
+        raise SettingsInvalid(f"vLLM does not take {' '.join(extra)}: {error}") from None
+    return arguments  # type: ignore[no-any-return]
+
+
+def _own_arguments(settings: Settings) -> list[str]:
+    arguments = [
+        *("--model", str(settings.model.resolve())),
+        *("--served-model-name", settings.base_name),
+        *("--enable-lora", "--max-loras", str(settings.max_loras)),
+        *("--max-cpu-loras", str(settings.max_cpu_loras)),
+        *("--max-lora-rank", str(settings.max_lora_rank)),
+        *("--lora-target-modules", *TARGET_MODULES),
+        *("--dtype", "bfloat16"),  # NF4 layers compute in it whatever the model's own type is
+        # A signal to the whole process group reaches the engine too: it must wait as we do.
+        *("--shutdown-timeout", str(settings.drain_seconds)),
+        "--disable-fastapi-docs",
+    ]
+    if settings.quantization != "none":
+        arguments += ["--quantization", settings.quantization]
+    if is_cpu_build():
+        arguments += ["--kv-cache-memory-bytes", str(int(settings.kv_cache_gib * _BYTES_PER_GIB))]
+    return arguments

@@ -1,0 +1,97 @@
+"""Builds the engine and vLLM's OpenAI app around it, and takes both down again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+from starlette.types import ASGIApp
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.usage.usage_lib import UsageContext
+
+from server.call import Call
+from server.engine.arguments import build_arguments
+from server.engine.client import Engine
+from server.engine.models import CallModels
+from server.errors import EngineStartFailed
+from server.settings import Settings
+
+logger = logging.getLogger("lorry.engine")
+
+_STOP_SECONDS = 3  # 0 would kill the engine process outright
+
+
+class RunningEngine:
+    """An engine, vLLM's app on it, and the task that ends when the engine does."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        app: ASGIApp,
+        death: asyncio.Task[None],
+        lifespan: contextlib.AsyncExitStack,
+    ) -> None:
+        self.engine = engine
+        self.app = app
+        self.death = death
+        self._lifespan = lifespan
+
+    async def close(self) -> None:
+        """Stop everything. No call may be running: vLLM's app loses its state first."""
+        await self._lifespan.aclose()
+        await asyncio.to_thread(self.engine.shutdown, timeout=_STOP_SECONDS)
+
+
+async def start_engine(
+    settings: Settings, extra: Sequence[str], on_token_gap: Callable[[Call, float], None]
+) -> RunningEngine:
+    """Start the engine process and vLLM's app; the event loop stays free meanwhile.
+
+    Raises:
+        EngineStartFailed: with what vLLM said.
+        SettingsInvalid: vLLM does not take a flag in `extra`.
+    """
+    cli_env_setup()
+    arguments = await asyncio.to_thread(build_arguments, settings, extra)
+    try:
+        engine = await asyncio.to_thread(_build, arguments)
+    except Exception as error:
+        raise EngineStartFailed(f"the engine did not start: {error}") from error
+    engine.attach(on_token_gap)
+    death = engine.start()
+    app, lifespan = await _build_app(engine, arguments)
+    return RunningEngine(engine, app, death, lifespan)
+
+
+def _build(arguments: Namespace) -> Engine:
+    engine_arguments = AsyncEngineArgs.from_cli_args(arguments)
+    config = engine_arguments.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    engine: Engine = Engine.from_vllm_config(
+        config, usage_context=UsageContext.OPENAI_API_SERVER, enable_log_requests=False
+    )
+    return engine
+
+
+async def _build_app(
+    engine: Engine, arguments: Namespace
+) -> tuple[ASGIApp, contextlib.AsyncExitStack]:
+    await engine.reset_mm_cache()
+    tasks = await engine.get_supported_tasks()
+    app = build_app(arguments, tasks, engine.model_config)
+    await init_app_state(engine, app.state, arguments, tasks)
+    models = app.state.openai_serving_models
+    models.__class__ = CallModels
+    models.attach()
+    # vLLM's handler of engine errors tells its own server to exit; ours watches `death` instead.
+    app.state.server = SimpleNamespace(should_exit=False)
+    # A mounted app's lifespan is not run by the outer one.
+    lifespan = contextlib.AsyncExitStack()
+    await lifespan.enter_async_context(app.router.lifespan_context(app))
+    return app, lifespan

@@ -1,0 +1,89 @@
+"""vLLM's engine client as the rest of the server sees it: adapters in and out, and its death."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from vllm.lora.request import LoRARequest
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from server.call import Call
+from server.engine.outputs import AttributedOutputProcessor
+from server.residency import EngineGone, EngineRefusal
+
+# How vLLM wraps what the worker said: EngineCore._invoke_utility_method and the executors.
+_WRAPPING = re.compile(r"^Call to \w+ method failed: (?:Worker failed with error '(.*?)'.*)?", re.S)
+
+
+class Engine(AsyncLLM):
+    """An AsyncLLM (server.residency.AdapterEngine) that attributes what it does to calls.
+
+    Constructed outside the event loop: `start` must follow, in it.
+    """
+
+    def attach(self, on_token_gap: Callable[[Call, float], None]) -> None:
+        self.output_processor.__class__ = AttributedOutputProcessor
+        self.output_processor.on_token_gap = on_token_gap
+
+    def start(self) -> asyncio.Task[None]:
+        """Begin reading the engine's outputs. The task ends when the engine process does."""
+        self._run_output_handler()
+        handler: asyncio.Task[None] = self.output_handler
+        return handler
+
+    def make_request(self, engine_name: str, integer_id: int, path: Path) -> LoRARequest:
+        return LoRARequest(
+            lora_name=engine_name, lora_int_id=integer_id, lora_path=str(path.resolve())
+        )
+
+    async def add_adapter(self, request: LoRARequest, within: float) -> None:
+        """Raises EngineRefusal with the worker's own words, or EngineGone."""
+        if not await self._ask(self.add_lora(request), within):
+            raise EngineRefusal("no reason given")
+
+    async def remove_adapter(self, integer_id: int, within: float) -> None:
+        """Raises EngineGone. Removing what was never there is fine."""
+        try:
+            await self._ask(self.remove_lora(integer_id), within)
+        except EngineRefusal as error:
+            raise EngineGone(str(error)) from None
+
+    async def _ask(self, request: Awaitable[Any], within: float) -> Any:
+        """A call into the engine process that ends also when the engine does.
+
+        When the engine dies, vLLM never resolves its pending calls.
+        """
+        asked = asyncio.ensure_future(request)
+        done, _ = await asyncio.wait(
+            {asked, self.output_handler}, timeout=within, return_when=asyncio.FIRST_COMPLETED
+        )
+        if asked not in done:
+            asked.cancel()
+            ended = self.output_handler in done
+            raise EngineGone("the engine ended" if ended else "the engine did not answer in time")
+        try:
+            return asked.result()
+        except Exception as error:  # noqa: BLE001 - vLLM raises the bare class, with a text
+            if self.errored:
+                raise EngineGone("the engine ended") from None
+            raise EngineRefusal(_reason(error)) from None
+
+    def is_using(self, engine_name: str) -> bool:
+        return any(
+            state.lora_name == engine_name
+            for state in self.output_processor.request_states.values()
+        )
+
+
+def _reason(error: Exception) -> str:
+    """What the worker said, without vLLM's wrapping and without paths of this machine."""
+    text = str(error)
+    match = _WRAPPING.match(text)
+    if match is not None:
+        text = match.group(1) or text[match.end() :]
+    text = re.sub(r"(/[\w.@:+-]+){2,}", "...", text).strip()
+    return text or "no reason given"

@@ -1,0 +1,46 @@
+"""The process environment that vLLM reads at import: set once, before vLLM is imported.
+
+Imports neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+
+from server.preflight import is_cpu_build
+from server.settings import PARENT_PID_VARIABLE, Settings
+
+# Each would let a request past our checks, or open an endpoint that must stay shut.
+_FORBIDDEN = (
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+    "VLLM_API_KEY",
+    "VLLM_LORA_RESOLVER_CACHE_DIR",
+    "VLLM_SERVER_DEV_MODE",
+    "VLLM_SKIP_MODEL_NAME_VALIDATION",
+)
+# An allow-list: vLLM's own LoRA resolvers (path traversal, hub downloads) are not on it.
+_PLUGINS = ("bitsandbytes", "lorry_kernels")
+
+
+def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Set what vLLM must find; what the operator set stays, unless it opens a hole."""
+    for name in _FORBIDDEN:
+        environ.pop(name, None)
+    chosen = [name for name in environ.get("VLLM_PLUGINS", "").split(",") if name]
+    environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*chosen, *_PLUGINS]))
+    environ[PARENT_PID_VARIABLE] = str(os.getpid())
+
+    environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about tuning
+    environ.setdefault("VLLM_CACHE_ROOT", str((settings.cache / "vllm").resolve()))
+    environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    environ.setdefault("HF_HUB_OFFLINE", "1")  # the base is a folder: nothing to ask a hub
+    environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The second model runner keeps adapter ids apart in another way; only the first is proven.
+    environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    if is_cpu_build():
+        # The worker inside the engine process: one process and one import fewer, and no core
+        # lost to spinning on a queue. vLLM then leaves the thread settings to us.
+        environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        threads = settings.threads or len(os.sched_getaffinity(0))
+        environ.setdefault("OMP_NUM_THREADS", str(threads))

@@ -1,0 +1,75 @@
+"""What vLLM's handlers see of the models: only what this very call was resolved to.
+
+Every handler of vLLM's app asks one shared OpenAIServingModels. Ours answers from the current
+call, so that no handler can reach an adapter that the middleware did not lease for it, and
+nothing is kept per name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.lora.request import LoRARequest
+
+from server.call import Call, current_call
+
+
+class CallRequests(dict[str, LoRARequest]):
+    """`lora_requests` of vLLM: holds the current call's adapter under the name it asked for.
+
+    Iterating finds nothing: vLLM iterates only to list models and to pick an adapter by the type
+    of a message's content, which would route a base call to an adapter called `text`.
+    """
+
+    def __contains__(self, name: object) -> bool:
+        return self._leased(name) is not None
+
+    def __getitem__(self, name: str) -> LoRARequest:
+        request = self._leased(name)
+        if request is None:
+            raise KeyError(name)
+        return request
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._leased(name) or default
+
+    def values(self) -> Any:
+        return {}.values()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+    @staticmethod
+    def _leased(name: object) -> Any:
+        call = current_call.get()
+        if call is None or call.adapter is None or name != call.requested_model:
+            return None
+        return call.adapter.request
+
+
+class CallModels(OpenAIServingModels):
+    """Put in place by assigning `__class__`: vLLM's handlers already hold the object."""
+
+    def attach(self) -> None:
+        self.lora_requests = CallRequests()
+
+    def is_base_model(self, model_name: str) -> bool:
+        call = current_call.get()
+        return _is_base_call(call) and super().is_base_model(model_name)
+
+    def model_name(self, lora_request: LoRARequest | None = None) -> str:
+        """The `model` of every answer and chunk: NAME@VERSION, or the base's name."""
+        call = current_call.get()
+        if lora_request is None or call is None or call.adapter is None:
+            base: str = self.base_model_paths[0].name
+            return base
+        return call.adapter.label
+
+
+def _is_base_call(call: Call | None) -> bool:
+    return call is None or (call.resolved and call.adapter is None)

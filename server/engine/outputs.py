@@ -1,0 +1,99 @@
+"""vLLM's output processor, which also tells each call what the engine did for it.
+
+vLLM's own metrics and traces know neither the adapter of a request nor a request that was
+aborted. Every sequence passes here, so here its call hears of it. An exception in this class
+would end vLLM's output loop and with it the engine: nothing of ours may raise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.v1.engine.output_processor import OutputProcessor
+
+from server.call import Call, Sequence, current_call
+
+logger = logging.getLogger("lorry.engine")
+
+
+class AttributedOutputProcessor(OutputProcessor):
+    """Put in place by assigning `__class__`: vLLM builds its processor by name."""
+
+    on_token_gap: Callable[[Call, float], None]
+
+    def add_request(
+        self,
+        request: Any,
+        prompt: str | None,
+        parent_req: Any = None,
+        request_index: int = 0,
+        queue: Any = None,
+    ) -> None:
+        # Still in the call's own task: vLLM calls this before its first await.
+        call = current_call.get()
+        if call is not None:
+            _check_agreement(call, request.lora_request)
+        super().add_request(request, prompt, parent_req, request_index, queue)
+        state = self.request_states.get(request.request_id)
+        if call is None or state is None:
+            return
+        sequence = Sequence(
+            engine_request_id=state.external_req_id or state.request_id,
+            prompt_tokens=state.prompt_len,
+            stats=state.stats,
+            shares_prompt=request_index > 0,
+        )
+        call.sequences.append(sequence)
+        state.lorry = (call, sequence)
+
+    def _update_stats_from_output(
+        self, req_state: Any, engine_core_output: Any, timestamp: float | None, stats: Any
+    ) -> None:
+        last = req_state.stats.last_token_ts if req_state.stats is not None else 0.0
+        super()._update_stats_from_output(req_state, engine_core_output, timestamp, stats)
+        self._tell(req_state, engine_core_output, timestamp, last)
+
+    def _tell(self, state: Any, output: Any, timestamp: float | None, last: float) -> None:
+        try:
+            if (told := getattr(state, "lorry", None)) is None:
+                return
+            call, sequence = told
+            if last and timestamp and output.new_token_ids:
+                self.on_token_gap(call, timestamp - last)
+            if output.prefill_stats is not None:
+                sequence.cached_tokens = output.prefill_stats.num_cached_tokens
+        except Exception:
+            logger.exception("an engine output could not be attributed")
+
+    def _update_stats_from_finished(
+        self, req_state: Any, finish_reason: Any, iteration_stats: Any
+    ) -> None:
+        super()._update_stats_from_finished(req_state, finish_reason, iteration_stats)
+        if (told := getattr(req_state, "lorry", None)) is not None:
+            told[1].finish_reason = str(finish_reason)
+
+    def abort_requests(self, request_ids: Any, internal: bool) -> list[str]:
+        ids = list(request_ids)
+        for request_id in ids if internal else []:
+            state = self.request_states.get(request_id)
+            if (told := getattr(state, "lorry", None)) is not None:
+                told[1].finish_reason = "abort"
+        aborted: list[str] = super().abort_requests(ids, internal)
+        return aborted
+
+    def propagate_error(self, e: Exception) -> None:
+        for state in self.request_states.values():
+            if (told := getattr(state, "lorry", None)) is not None:
+                told[0].engine_error = type(e).__name__
+        super().propagate_error(e)
+
+
+def _check_agreement(call: Call, lora_request: Any) -> None:
+    """Raises when vLLM read another `model` off the body than we did, as from a doubled key."""
+    wanted = call.adapter.engine_name if call.adapter is not None else None
+    found = lora_request.lora_name if lora_request is not None else None
+    if wanted != found:
+        raise VLLMValidationError("The request names its `model` in two ways.", parameter="model")

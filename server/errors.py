@@ -1,0 +1,151 @@
+"""Every way the server says no, and how each looks over HTTP and as an exit code.
+
+LorryError
+├── StartupError          the command ends: one line on stderr and its own exit code
+│   ├── SettingsInvalid 2 · ModelNotFound 3 · PortInUse 4 · StoreUnreadable 5
+│   └── QuantizationMissing 6 · PlatformUnsupported 7 · EngineStartFailed 8
+└── RequestError          one call ends: OpenAI's envelope, a status and a stable code
+    ├── InvalidRequest 400 · RequestTooLarge 413 · UnknownPath 404 · MethodNotAllowed 405
+    ├── UnknownModel 404 · AdapterUnusable 422
+    └── Unavailable 503 (starting, draining, engine_dead, adapters_busy, adapter_load_failed)
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+ENGINE_DIED_EXIT_CODE = 9
+INTERRUPTED_EXIT_CODE = 130
+
+
+class LorryError(Exception):
+    """Base of everything the server raises on purpose."""
+
+
+class StartupError(LorryError):
+    """The server can't start. `str()` is the whole message: what happened and what to do."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SettingsInvalid(StartupError):
+    exit_code = 2
+
+
+class ModelNotFound(StartupError):
+    exit_code = 3
+
+
+class PortInUse(StartupError):
+    exit_code = 4
+
+
+class StoreUnreadable(StartupError):
+    exit_code = 5
+
+
+class QuantizationMissing(StartupError):
+    exit_code = 6
+
+
+class PlatformUnsupported(StartupError):
+    exit_code = 7
+
+
+class EngineStartFailed(StartupError):
+    exit_code = 8
+
+
+class RequestError(LorryError):
+    """One call can't be served.
+
+    `code` is stable and meant for programs, the message for people. `retry_after` (seconds)
+    becomes the Retry-After header.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: str = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code or type(self).code
+        self.param = param
+        self.retry_after = retry_after
+
+
+class InvalidRequest(RequestError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class RequestTooLarge(InvalidRequest):
+    status = 413
+    code = "request_too_large"
+
+
+class UnknownPath(InvalidRequest):
+    status = 404
+    code = "unknown_url"
+
+
+class MethodNotAllowed(InvalidRequest):
+    status = 405
+    code = "method_not_allowed"
+
+
+class UnknownModel(InvalidRequest):
+    status = 404
+    code = "model_not_found"
+
+
+class AdapterUnusable(InvalidRequest):
+    status = 422
+    code = "adapter_unusable"
+
+
+class Unavailable(RequestError):
+    status = 503
+    type = "server_error"
+    code = "unavailable"
+
+
+def envelope(message: str, type_: str, code: str | None, param: str | None) -> dict[str, Any]:
+    """OpenAI's error object: https://platform.openai.com/docs/guides/error-codes."""
+    return {"error": {"message": message, "type": type_, "param": param, "code": code}}
+
+
+# What vLLM answers (create_error_response: a status and a type in words) in OpenAI's terms.
+_CODE_BY_STATUS = {
+    400: "invalid_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+    422: "invalid_request",
+    501: "not_implemented",
+    503: "unavailable",
+}
+
+
+def translate_vllm_error(status: int, body: Any) -> dict[str, Any]:
+    """vLLM's (or FastAPI's) error body as OpenAI's envelope, keeping its message and param."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        detail = body.get("detail") if isinstance(body, dict) else None
+        error = {"message": str(detail) if detail else "The request failed."}
+    message = str(error.get("message") or "The request failed.")
+    code = _CODE_BY_STATUS.get(status, "invalid_request" if status < 500 else "internal_error")
+    if "maximum context length" in message or "max_model_len" in message:
+        code = "context_length_exceeded"
+    type_ = "invalid_request_error" if status < 500 else "server_error"
+    param = error.get("param")
+    return envelope(message, type_, code, param if isinstance(param, str) else None)

@@ -1,0 +1,71 @@
+"""Where the server is in its life, and how many calls it is answering.
+
+starting -> ready -> draining, or -> dead from anywhere when the engine ends. Only `ready` lets
+calls in. Knows nothing of HTTP or of the engine; others tell it what happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+from server.errors import Unavailable
+
+
+class Phase(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+_REFUSALS = {
+    Phase.STARTING: ("The server is starting.", "starting", 5),
+    Phase.DRAINING: ("The server is shutting down.", "draining", 5),
+    Phase.DEAD: ("The engine has stopped; the server is ending.", "engine_dead", 10),
+}
+
+
+class Lifecycle:
+    def __init__(self) -> None:
+        self.phase = Phase.STARTING
+        self.stage = "starting"  # in words, for people who wait
+        self.in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def advance(self, phase: Phase) -> None:
+        """Move on; a dead server stays dead."""
+        if self.phase is not Phase.DEAD:
+            self.phase = phase
+            self.stage = phase.value
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Count one call in and out.
+
+        Raises:
+            Unavailable: the server is not ready.
+        """
+        if self.phase is not Phase.READY:
+            message, code, retry_after = _REFUSALS[self.phase]
+            raise Unavailable(message, code=code, retry_after=retry_after)
+        self.in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            if self.in_flight == 0:
+                self._idle.set()
+
+    async def wait_idle(self, within: float) -> bool:
+        """Whether every running call ended within `within` seconds."""
+        try:
+            async with asyncio.timeout(within):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True

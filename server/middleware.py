@@ -1,0 +1,189 @@
+"""The way of one inference call: admit, read, resolve, lease, answer, record.
+
+Pure ASGI, outside vLLM's app. Everything that a caller may learn of a call, whatever its end, is
+written by the one `finally` here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from typing import Any
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.attribution import Recorder
+from server.call import Call, current_call
+from server.endpoints import INFERENCE_PATHS, STRIPPED_HEADERS
+from server.errors import InvalidRequest, MethodNotAllowed, RequestError, Unavailable
+from server.exchange import Disconnected, Exchange, read_body, send_error
+from server.lifecycle import Lifecycle
+from server.naming import ModelNames
+from server.residency import Residency
+
+logger = logging.getLogger("lorry.middleware")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class Selection(msgspec.Struct):
+    """The fields of a body that decide who answers; all others are vLLM's to read."""
+
+    model: str | None = None
+    stream: bool | None = None
+
+
+class InternalError(RequestError):
+    """Something that should not happen did; the log has it, the caller does not."""
+
+
+class InferenceMiddleware:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        lifecycle: Lifecycle,
+        names: ModelNames,
+        recorder: Recorder,
+        engine: EngineSlot,
+        max_body_bytes: int,
+    ) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+        self._names = names
+        self._recorder = recorder
+        self._engine = engine
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] not in INFERENCE_PATHS:
+            await self._app(scope, receive, send)
+            return
+        call = self._begin(scope)
+        token = current_call.set(call)
+        try:
+            await self._answer(call, scope, receive, send)
+        finally:
+            current_call.reset(token)
+            call.ended = time.monotonic()
+            self._recorder.record(call)
+
+    def _begin(self, scope: Scope) -> Call:
+        headers = Headers(scope=scope)
+        operation = INFERENCE_PATHS[scope["path"]]
+        engine_id = uuid.uuid4().hex
+        asked = headers.get("x-request-id", "")
+        return Call(
+            request_id=asked if _REQUEST_ID.fullmatch(asked) else engine_id,
+            engine_id=engine_id,
+            endpoint=scope["path"],
+            operation=operation,
+            base=self._names.base,
+            span=self._recorder.tracing.start(operation, headers),
+        )
+
+    async def _answer(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["method"] != "POST":
+                raise MethodNotAllowed(f"{call.endpoint} takes POST only.")
+            with self._lifecycle.admit():
+                body = await read_body(receive, self._max_body_bytes)
+                await self._serve(call, body, scope, receive, send)
+        except RequestError as error:
+            if not call.status:
+                await send_error(send, call, error)
+        except Disconnected:
+            call.disconnected = True
+        except asyncio.CancelledError:
+            call.disconnected = True
+            raise
+        except Exception as error:  # noqa: BLE001 - the caller gets a clean 500, the log the cause
+            await self._fail(call, send, error)
+
+    async def _serve(
+        self, call: Call, body: bytes, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        selection = select(body)
+        call.requested_model = selection.model
+        call.stream = bool(selection.stream)
+        version = self._names.resolve(selection.model or "")
+        exchange = Exchange(call, body, receive, send)
+        inner = _inner_scope(scope, call)
+        app, residency = self._engine.get()
+        if version is None:
+            call.resolved = True
+            await self._run(call, app, inner, exchange)
+            return
+        async with residency.lease(version, call) as adapter:
+            call.adapter = adapter
+            call.resolved = True
+            await self._run(call, app, inner, exchange)
+
+    async def _run(self, call: Call, app: ASGIApp, scope: Scope, exchange: Exchange) -> None:
+        self._recorder.metrics.started(call)
+        try:
+            await app(scope, exchange.receive, exchange.send)
+        finally:
+            self._recorder.metrics.stopped(call)
+
+    async def _fail(self, call: Call, send: Send, error: Exception) -> None:
+        if call.response_complete:
+            # vLLM's app answered and then raised the same exception again, for its server's log.
+            logger.warning("%s %s: %r", call.endpoint, call.request_id, error)
+            return
+        logger.error("%s %s failed", call.endpoint, call.request_id, exc_info=error)
+        call.engine_error = type(error).__name__
+        if not call.status:
+            await send_error(send, call, InternalError("The server failed to answer this call."))
+
+
+class EngineSlot:
+    """Where the engine's app and its residency are, once there is an engine."""
+
+    def __init__(self) -> None:
+        self._content: tuple[ASGIApp, Residency] | None = None
+
+    def put(self, app: ASGIApp, residency: Residency) -> None:
+        self._content = (app, residency)
+
+    def get(self) -> tuple[ASGIApp, Residency]:
+        if self._content is None:
+            raise Unavailable("The server is starting.", code="starting", retry_after=5)
+        return self._content
+
+
+def select(body: bytes) -> Selection:
+    """Read `model` and `stream` off a JSON body without building the rest of it.
+
+    Raises:
+        InvalidRequest: not JSON, not an object, a wrong type, or no model named.
+    """
+    try:
+        selection = msgspec.json.decode(body, type=Selection)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"The request body is not valid: {error}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(
+            f"The request body is not valid JSON: {error}.", code="invalid_json"
+        ) from None
+    if not selection.model:
+        raise InvalidRequest(
+            "The request must name a `model`: the base or an adapter (GET /v1/models lists them).",
+            code="missing_model",
+            param="model",
+        )
+    return selection
+
+
+def _inner_scope(scope: Scope, call: Call) -> Scope:
+    """The scope for vLLM's app: our request id, and none of the headers that bypass us."""
+    headers: list[tuple[bytes, Any]] = [
+        (name, value) for name, value in scope["headers"] if name.lower() not in STRIPPED_HEADERS
+    ]
+    headers.append((b"x-request-id", call.engine_id.encode()))
+    return {**scope, "headers": headers}

@@ -1,0 +1,58 @@
+"""What the `model` of a request means: the base, or one immutable version of an adapter.
+
+Never falls back to the base: a name that means nothing is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from adapters.catalog import AdapterVersion, Catalog
+from adapters.errors import AdapterError, AdapterNotFound, AmbiguousDigest, BadReference
+from adapters.names import STABLE, parse_reference
+from server.errors import InvalidRequest, Unavailable, UnknownModel
+
+logger = logging.getLogger("lorry.naming")
+
+_SHOWN_CHARACTERS = 128
+
+
+class ModelNames:
+    def __init__(self, base: str, catalog: Catalog) -> None:
+        self.base = base
+        self._catalog = catalog
+
+    def resolve(self, model: str) -> AdapterVersion | None:
+        """The version that `model` names now; None means the base.
+
+        Accepts the base's name, `NAME[@VERSION|@ALIAS|@sha256:PREFIX]` and `BASE:NAME...`.
+
+        Raises:
+            UnknownModel: nothing by that name.
+            InvalidRequest: a digest prefix that several versions share.
+            Unavailable: the catalog can't be read.
+        """
+        if model == self.base:
+            return None
+        reference = model.removeprefix(f"{self.base}:")
+        try:
+            return self._catalog.resolve(parse_reference(reference))
+        except AmbiguousDigest as error:
+            raise InvalidRequest(
+                f"{error.message}; {error.hint}.", code="ambiguous_model", param="model"
+            ) from None
+        except (BadReference, AdapterNotFound):
+            shown = model[:_SHOWN_CHARACTERS] + ("..." if len(model) > _SHOWN_CHARACTERS else "")
+            raise UnknownModel(
+                f"The model `{shown}` does not exist. GET /v1/models lists those that do.",
+                param="model",
+            ) from None
+        except AdapterError as error:
+            logger.error("the catalog can't be read: %s", error)
+            raise Unavailable(
+                "The list of adapters can't be read.", code="catalog_unreadable", retry_after=5
+            ) from None
+
+    def published(self) -> list[AdapterVersion]:
+        """What a bare `NAME` means now, for every name that means something."""
+        return [version for version in self._catalog.list_versions() if STABLE in version.aliases]

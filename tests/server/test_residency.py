@@ -1,0 +1,200 @@
+"""Which adapters the engine holds: the invariants, against a stand-in engine."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import AsyncExitStack
+from types import SimpleNamespace
+
+import pytest
+from standin_server import StandInEngine, publish
+
+from adapters.catalog import Catalog
+from server.errors import AdapterUnusable, Unavailable
+from server.residency import EngineGone, EngineRefusal, Residency
+
+
+def new_call():
+    return SimpleNamespace(load_started=None, load_ended=None)
+
+
+class Stage:
+    def __init__(self, tmp_path, metrics, capacity=2, wait_seconds=1.0):
+        self.engine = StandInEngine()
+        self.metrics = metrics
+        self.catalog = Catalog.open(tmp_path / "store")
+        self.residency = Residency(
+            self.engine,
+            capacity=capacity,
+            max_rank=16,
+            path_of=lambda digest: tmp_path / digest,
+            metrics=metrics,
+            wait_seconds=wait_seconds,
+        )
+
+    def version(self, name, rank=8, content=""):
+        return publish(self.catalog, name, rank, content)
+
+    async def use(self, version, call=None):
+        async with self.residency.lease(version, call or new_call()) as adapter:
+            return adapter
+
+    def resident(self):
+        return {version.label for version in self.residency.residents}
+
+
+@pytest.fixture
+def stage(tmp_path, metrics):
+    stage = Stage(tmp_path, metrics)
+    yield stage
+    stage.catalog.close()
+
+
+async def test_a_cold_adapter_is_loaded_once_however_many_ask(stage):
+    version = stage.version("red")
+    stage.engine.gate = asyncio.Event()
+    calls = [new_call() for _ in range(20)]
+    users = [asyncio.create_task(stage.use(version, call)) for call in calls]
+    await asyncio.sleep(0)
+    stage.engine.gate.set()
+    adapters = await asyncio.gather(*users)
+
+    assert stage.engine.asked == [1]
+    assert len({adapter.engine_name for adapter in adapters}) == 1
+    assert all(call.load_started is not None for call in calls)
+    warm = new_call()
+    await stage.use(version, warm)
+    assert warm.load_started is None
+
+
+async def test_the_least_recently_used_one_makes_room(stage):
+    red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
+    for version in (red, green, red, blue):
+        await stage.use(version)
+
+    assert stage.resident() == {"red@1", "blue@1"}
+    assert stage.engine.most_loaded == 2
+    labels = {"adapter": "green", "version": "1", "tier": "host"}
+    registry = stage.metrics.registry
+    assert registry.get_sample_value("lorry_adapter_evictions_total", labels) == 1
+    assert registry.get_sample_value("lorry_adapter_resident", labels) is None
+
+
+async def test_a_leased_adapter_is_never_evicted_and_waiting_ends_with_503(stage):
+    stage.residency._wait_seconds = 0.1
+    red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
+    async with AsyncExitStack() as leases:
+        for version in (red, green):
+            await leases.enter_async_context(stage.residency.lease(version, new_call()))
+        with pytest.raises(Unavailable) as refused:
+            await stage.use(blue)
+    assert refused.value.code == "adapters_busy"
+    assert refused.value.retry_after
+    assert stage.engine.removed == []
+    assert (await stage.use(blue)).label == "blue@1"
+
+
+async def test_an_adapter_that_still_runs_in_the_engine_is_not_evicted(stage):
+    red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
+    stage.engine.running.add((await stage.use(red)).engine_name)
+    await stage.use(green)
+    await stage.use(blue)  # green goes, though red is colder
+
+    assert stage.resident() == {"red@1", "blue@1"}
+
+
+async def test_a_place_that_becomes_free_is_taken_by_the_one_that_waits(stage):
+    red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
+    async with AsyncExitStack() as leases:
+        await leases.enter_async_context(stage.residency.lease(red, new_call()))
+        async with stage.residency.lease(green, new_call()):
+            waiting = asyncio.create_task(stage.use(blue))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+        assert (await waiting).label == "blue@1"
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised"), [(EngineRefusal("no"), AdapterUnusable), (EngineGone("x"), Unavailable)]
+)
+async def test_a_failed_load_burns_its_id_and_is_removed(stage, failure, raised):
+    version = stage.version("red")
+    stage.engine.failures = [failure]
+    with pytest.raises(raised):
+        await stage.use(version)
+
+    assert stage.engine.removed == [1]
+    assert stage.resident() == set()
+    labels = {"adapter": "red", "version": "1", "result": "error"}
+    loads = stage.metrics.registry.get_sample_value("lorry_adapter_loads_total", labels)
+    assert loads == 1
+    await stage.use(version)
+    assert stage.engine.asked == [1, 2]
+
+
+async def test_everybody_who_waited_for_a_failed_load_hears_of_it(stage):
+    version = stage.version("red")
+    stage.engine.gate = asyncio.Event()
+    stage.engine.failures = [EngineRefusal("no")]
+    users = [asyncio.create_task(stage.use(version)) for _ in range(5)]
+    await asyncio.sleep(0)
+    stage.engine.gate.set()
+    ends = await asyncio.gather(*users, return_exceptions=True)
+
+    assert all(isinstance(end, AdapterUnusable) for end in ends)
+
+
+async def test_a_caller_that_hangs_up_does_not_cancel_the_load_others_wait_for(stage):
+    version = stage.version("red")
+    stage.engine.gate = asyncio.Event()
+    first = asyncio.create_task(stage.use(version))
+    second = asyncio.create_task(stage.use(version))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    await asyncio.sleep(0)
+    stage.engine.gate.set()
+
+    assert (await second).label == "red@1"
+    assert first.cancelled()
+
+
+async def test_a_rank_over_the_servers_limit_is_refused_without_asking_the_engine(stage):
+    with pytest.raises(AdapterUnusable, match="--max-lora-rank"):
+        await stage.use(stage.version("wide", rank=32))
+    assert stage.engine.asked == []
+
+
+async def test_each_load_of_one_version_has_a_new_id_and_a_new_engine_name(stage):
+    red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
+    for version in (red, green, blue, red, green, blue):
+        await stage.use(version)
+
+    assert stage.engine.asked == [1, 2, 3, 4, 5, 6]
+    assert len(set(stage.engine.names)) == 6
+
+
+async def test_random_traffic_keeps_every_invariant(stage):
+    chance = random.Random(7)
+    stage.residency._wait_seconds = 10
+    versions = [stage.version(f"a{number}") for number in range(6)]
+
+    async def user():
+        for _ in range(30):
+            version = chance.choice(versions)
+            if chance.random() < 0.1:
+                stage.engine.failures.append(EngineRefusal("no"))
+            try:
+                async with stage.residency.lease(version, new_call()) as adapter:
+                    assert adapter.engine_name in stage.engine.loaded.values()
+                    stage.engine.running.add(adapter.engine_name)
+                    await asyncio.sleep(chance.random() / 500)
+                    stage.engine.running.discard(adapter.engine_name)
+            except AdapterUnusable:
+                pass
+
+    # Two users for two places: nobody can wait for ever, everything else may happen.
+    await asyncio.gather(user(), user())
+    assert stage.engine.most_loaded <= 2
+    assert len(set(stage.engine.asked)) == len(stage.engine.asked)
+    assert set(stage.engine.removed) | set(stage.engine.loaded) == set(stage.engine.asked)

@@ -1,0 +1,74 @@
+"""Where settings come from, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.errors import SettingsInvalid
+from server.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"LORRY_{name.upper()}", raising=False)
+
+
+def test_the_command_line_wins_over_the_environment_over_the_file(monkeypatch):
+    Path("lorry.toml").write_text('model = "from-file"\nport = 1\nmax_loras = 3\nhost = "::1"\n')
+    monkeypatch.setenv("LORRY_PORT", "2")
+    monkeypatch.setenv("LORRY_MAX_LORAS", "4")
+    settings = load_settings(max_loras=5, port=None)
+
+    assert (settings.model, settings.host) == (Path("from-file"), "::1")
+    assert (settings.port, settings.max_loras) == (2, 5)
+
+
+def test_every_problem_is_named_at_once():
+    with pytest.raises(SettingsInvalid) as refused:
+        load_settings(port=99_999, quantization="int3", typo=1)
+    for word in ("port = 99999", "quantization", "no such key 'typo'", "no model given"):
+        assert word in str(refused.value)
+
+
+def test_an_unknown_variable_is_an_error(monkeypatch):
+    monkeypatch.setenv("LORRY_PROT", "1")
+    with pytest.raises(SettingsInvalid, match="LORRY_PROT"):
+        load_settings(model="x")
+
+
+def test_an_unknown_key_in_the_file_is_an_error():
+    Path("other.toml").write_text("prot = 1\n")
+    with pytest.raises(SettingsInvalid, match="'prot'"):
+        load_settings(Path("other.toml"), model="x")
+
+
+@pytest.mark.parametrize("content", [None, b"port = ", b"\xff\xff"])
+def test_a_file_that_is_missing_or_broken_is_said_to_be(content):
+    if content is not None:
+        Path("given.toml").write_bytes(content)
+    with pytest.raises(SettingsInvalid, match=r"given\.toml"):
+        load_settings(Path("given.toml"), model="x")
+
+
+def test_fewer_resident_adapters_than_a_batch_takes_are_refused():
+    with pytest.raises(SettingsInvalid, match="at least max_loras"):
+        load_settings(model="x", max_loras=9, max_cpu_loras=8)
+
+
+def test_the_base_is_called_like_its_folder_unless_told(tmp_path):
+    assert load_settings(model=tmp_path / "llama").base_name == "llama"
+    assert load_settings(model=tmp_path, served_model_name="x/y").base_name == "x/y"
+
+
+@pytest.mark.parametrize("name", ["a b", "@x", "é", "a:b", "a@1"])
+def test_a_base_name_that_a_reference_could_not_tell_apart_is_refused(name):
+    with pytest.raises(SettingsInvalid, match="served_model_name"):
+        load_settings(model="x", served_model_name=name)
+
+
+def test_every_setting_says_what_it_is():
+    assert all(field.description for field in Settings.model_fields.values())

@@ -1,0 +1,74 @@
+"""Which exporter the OTEL_ variables ask for, and the spans of a call."""
+
+from __future__ import annotations
+
+import pytest
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Grpc
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as Http
+from standin_server import Stats
+
+from server.call import Sequence, current_call
+from server.tracing import take_exporter
+
+GENERAL = "OTEL_EXPORTER_OTLP_ENDPOINT"
+TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
+
+
+@pytest.mark.parametrize(
+    ("environ", "kind", "endpoint"),
+    [
+        ({}, None, None),
+        ({GENERAL: "http://c:4317"}, Grpc, "c:4317"),
+        ({TRACES: "http://t:4317", GENERAL: "http://c:4317"}, Grpc, "t:4317"),
+        ({GENERAL: "http://c:4318/", PROTOCOL: "http/protobuf"}, Http, "http://c:4318/v1/traces"),
+        ({TRACES: "http://c:4318/x", PROTOCOL: "http/protobuf"}, Http, "http://c:4318/x"),
+        ({GENERAL: "http://c:4317", "OTEL_SDK_DISABLED": "true"}, None, None),
+        ({GENERAL: "http://c:4317", "OTEL_TRACES_EXPORTER": "none"}, None, None),
+    ],
+)
+def test_the_standard_variables_choose_the_exporter(environ, kind, endpoint):
+    exporter = take_exporter(environ)
+    try:
+        assert type(exporter) is (kind or type(None))
+        assert getattr(exporter, "_endpoint", None) == endpoint
+        assert TRACES not in environ  # vLLM's own processes would read it
+    finally:
+        if exporter is not None:
+            exporter.shutdown()
+
+
+async def test_the_engines_phases_are_children_with_its_own_times(house):
+    async def answer(scope, receive, send):
+        call = current_call.get()
+        at = call.started
+        stats = Stats(2, at + 0.01, at + 0.02, at + 0.05, at + 0.09)
+        call.sequences.append(Sequence("chatcmpl-x", 5, stats, finish_reason="stop"))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    house.inner.answer = answer
+    await house.chat("red")
+    house.tracing._provider.force_flush()
+    spans = {span.name: span for span in house.spans.get_finished_spans()}
+
+    assert set(spans) == {"chat red", "adapter.load", "queue", "prefill", "decode"}
+    parent = spans.pop("chat red")
+    assert all(span.parent.span_id == parent.context.span_id for span in spans.values())
+    lengths = {name: (s.end_time - s.start_time) / 1e9 for name, s in spans.items()}
+    assert lengths["queue"] == pytest.approx(0.01, abs=1e-4)
+    assert lengths["prefill"] == pytest.approx(0.03, abs=1e-4)
+    assert lengths["decode"] == pytest.approx(0.04, abs=1e-4)
+    assert abs(spans["queue"].start_time - parent.start_time - 10_000_000) < 5_000_000
+
+
+@pytest.mark.parametrize(("model", "error"), [("nobody", "model_not_found"), ("", "missing_model")])
+async def test_a_refused_call_has_a_span_without_the_callers_text_in_its_name(house, model, error):
+    await house.chat(model)
+    house.tracing._provider.force_flush()
+    (span,) = house.spans.get_finished_spans()
+
+    assert span.name == "chat"
+    assert span.attributes["error.type"] == error
+    assert span.attributes["lorry.outcome"] == "client_error"
+    assert "gen_ai.request.model" not in span.attributes

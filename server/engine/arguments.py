@@ -9,9 +9,6 @@ from server.errors import SettingsInvalid
 from server.preflight import is_cpu_build
 from server.settings import Settings
 
-# The seven linears that adapters may target. lm_head and the embeddings stay unwrapped: their
-# LoRA work would run in every step, also for the base (vllm.lora.layers.logits_processor).
-TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _BYTES_PER_GIB = 1024**3
 
 # Flags that are settings of ours, or that would undo what the server guarantees.
@@ -78,13 +75,17 @@ def build_arguments(settings: Settings, extra: Sequence[str] = ()) -> Namespace:
 
 
 def _own_arguments(settings: Settings) -> list[str]:
+    from adapters.base import SERVED_MODULES  # with numpy, which `check_extra` can do without
+
     arguments = [
         *("--model", str(settings.model.resolve())),
         *("--served-model-name", settings.base_name),
         *("--enable-lora", "--max-loras", str(settings.max_loras)),
         *("--max-cpu-loras", str(settings.max_cpu_loras)),
         *("--max-lora-rank", str(settings.max_lora_rank)),
-        *("--lora-target-modules", *TARGET_MODULES),
+        # Without this lm_head and the embeddings are wrapped too, and their LoRA work runs in
+        # every step, also for the base (vllm.lora.layers.logits_processor).
+        *("--lora-target-modules", *sorted(SERVED_MODULES)),
         *("--dtype", "bfloat16"),  # NF4 layers compute in it whatever the model's own type is
         # A signal to the whole process group reaches the engine too: it must wait as we do.
         *("--shutdown-timeout", str(settings.drain_seconds)),

@@ -1,0 +1,131 @@
+"""What can go wrong with adapters, as one tree. Knows nothing of HTTP or of exit codes.
+
+AdapterError
+├── BadName              a name or alias that cannot be given to an adapter
+├── BadReference         a text that is not NAME[@VERSION|@ALIAS|@sha256:PREFIX]
+├── AdapterNotFound      a well-formed reference that means nothing here
+├── AmbiguousDigest      a digest prefix that means more than one version
+├── CheckpointInvalid    an adapter that must not be served; carries every Problem found
+├── BaseUnreadable       a base model folder whose linear layers cannot be told
+├── StoreError
+│   ├── StoreUnreadable  the store's folder is missing or closed to us
+│   ├── StoreUnwritable  writing an object failed; nothing was published
+│   ├── ObjectMissing    a digest without an object
+│   └── ObjectDamaged    an object whose bytes are no longer those of its digest
+└── CatalogError
+    ├── CatalogUnreadable  the database cannot be opened, read or written
+    └── SchemaMismatch     the database was written by another version of the catalog
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+SHOWN_PROBLEMS = 10
+SHOWN_TEXT = 80
+
+
+def quote(text: str) -> str:
+    """Foreign text made safe for one line of a terminal or a log: escaped and cut."""
+    shown = text if len(text) <= SHOWN_TEXT else f"{text[: SHOWN_TEXT - 3]}..."
+    return repr(shown)
+
+
+class AdapterError(Exception):
+    """Root of the tree: what happened (message) and what to do next (hint)."""
+
+    code: ClassVar[str] = "adapter_error"
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}"
+
+
+class BadName(AdapterError):
+    code = "bad_name"
+
+
+class BadReference(AdapterError):
+    code = "bad_reference"
+
+
+class AdapterNotFound(AdapterError):
+    code = "adapter_not_found"
+
+
+class AmbiguousDigest(AdapterError):
+    code = "ambiguous_digest"
+
+
+class BaseUnreadable(AdapterError):
+    code = "base_unreadable"
+
+
+class StoreError(AdapterError):
+    code = "store_error"
+
+
+class StoreUnreadable(StoreError):
+    code = "store_unreadable"
+
+
+class StoreUnwritable(StoreError):
+    code = "store_unwritable"
+
+
+class ObjectMissing(StoreError):
+    code = "object_missing"
+
+
+class ObjectDamaged(StoreError):
+    code = "object_damaged"
+
+
+class CatalogError(AdapterError):
+    code = "catalog_error"
+
+
+class CatalogUnreadable(CatalogError):
+    code = "catalog_unreadable"
+
+
+class SchemaMismatch(CatalogError):
+    code = "schema_mismatch"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One reason why an adapter is refused. `where` is a file, a config key or a tensor."""
+
+    code: str
+    where: str
+    message: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}; {self.fix} ({self.code})"
+
+
+class CheckpointInvalid(AdapterError):
+    """Carries all problems of the adapter; its text shows the first few."""
+
+    code = "checkpoint_invalid"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        count = len(self.problems)
+        noun = "problem" if count == 1 else "problems"
+        super().__init__(f"the adapter has {count} {noun}", "mend it and publish it again")
+
+    def __str__(self) -> str:
+        lines = [super().__str__(), *map(str, self.problems[:SHOWN_PROBLEMS])]
+        if len(self.problems) > SHOWN_PROBLEMS:
+            lines.append(f"and {len(self.problems) - SHOWN_PROBLEMS} more")
+        return "\n  ".join(lines)
+
+    def __reduce__(self) -> tuple[type["CheckpointInvalid"], tuple[list[Problem]]]:
+        return type(self), (self.problems,)

@@ -1,0 +1,125 @@
+"""The grammar of adapter names: NAME[@VERSION|@ALIAS|@sha256:PREFIX].
+
+Knows nothing of which names exist. Text from callers is cut off by length before anything else
+looks at it, and every pattern here is linear.
+"""
+
+import re
+from dataclasses import dataclass
+
+from adapters.errors import BadName, BadReference, quote
+
+STABLE = "stable"
+MAX_NAME = 128
+MAX_ALIAS = 64
+MAX_REFERENCE = MAX_NAME + 1 + len("sha256:") + 64
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+VERSION = re.compile(r"[1-9][0-9]{0,8}")
+DIGEST = re.compile(r"sha256:([0-9a-f]{6,64})")
+
+GRAMMAR = "write NAME, NAME@VERSION, NAME@ALIAS or NAME@sha256:PREFIX (6 to 64 hex digits)"
+
+# vLLM routes a base-model chat to an adapter that is called like the part before "_" of a
+# content type of its messages, and "base" labels the base model in metrics and headers.
+CONTENT_KINDS = frozenset(
+    {
+        "audio",
+        "file",
+        "image",
+        "input",
+        "output",
+        "prompt",
+        "refusal",
+        "text",
+        "thinking",
+        "tool",
+        "video",
+    }
+)
+CONTENT_TYPES = frozenset(
+    {
+        "audio_embeds",
+        "audio_url",
+        "image_embeds",
+        "image_pil",
+        "image_url",
+        "input_audio",
+        "input_file",
+        "input_image",
+        "input_text",
+        "output_text",
+        "prompt_embeds",
+        "tool_reference",
+        "video_embeds",
+        "video_url",
+    }
+)
+RESERVED_NAMES = CONTENT_KINDS | CONTENT_TYPES | {"base"}
+
+
+@dataclass(frozen=True, slots=True)
+class DigestPrefix:
+    """The first hex digits of a version's digest."""
+
+    hex: str
+
+    def __str__(self) -> str:
+        return f"sha256:{self.hex}"
+
+
+Selector = int | str | DigestPrefix | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A name and which of its versions: an int, an alias, a digest prefix, or None for stable."""
+
+    name: str
+    selector: Selector = None
+
+    def __str__(self) -> str:
+        return self.name if self.selector is None else f"{self.name}@{self.selector}"
+
+
+def parse_reference(text: str) -> Reference:
+    """Read a reference; raises BadReference."""
+    if len(text) > MAX_REFERENCE:
+        raise BadReference(f"a reference of {len(text)} characters is too long", GRAMMAR)
+    name, at, rest = text.partition("@")
+    if not NAME.fullmatch(name):
+        raise BadReference(f"{quote(text)} does not begin with an adapter's name", GRAMMAR)
+    return Reference(name, _parse_selector(text, rest) if at else None)
+
+
+def _parse_selector(text: str, rest: str) -> Selector:
+    if VERSION.fullmatch(rest):
+        return int(rest)
+    if digest := DIGEST.fullmatch(rest):
+        return DigestPrefix(digest[1])
+    if ALIAS.fullmatch(rest) and not rest.isdigit():
+        return rest
+    raise BadReference(f"{quote(text)} names no version, alias or digest after the @", GRAMMAR)
+
+
+def check_publishable_name(name: str) -> None:
+    """Raise BadName unless a new adapter may be called so."""
+    if not NAME.fullmatch(name):
+        raise BadName(
+            f"{quote(name)} cannot name an adapter",
+            f"use 1 to {MAX_NAME} letters, digits, dots, dashes and underscores,"
+            " beginning with a letter or digit",
+        )
+    if name.lower() in RESERVED_NAMES:
+        raise BadName(f"the name {name!r} is reserved", "choose another name")
+
+
+def check_alias(alias: str) -> None:
+    """Raise BadName unless an alias may be called so."""
+    if not ALIAS.fullmatch(alias) or alias.isdigit():
+        raise BadName(
+            f"{quote(alias)} cannot be an alias",
+            f"use 1 to {MAX_ALIAS} letters, digits, dots, dashes and underscores,"
+            " beginning with a letter or digit, and not digits alone (those are versions)",
+        )

@@ -1,0 +1,207 @@
+"""Immutable adapter files, kept under the digest of their bytes. Knows nothing of names.
+
+    ROOT/objects/sha256/AA/<64 hex>/{adapter_config.json, adapter_model.safetensors[, lorry.json]}
+    ROOT/tmp/                      copies that are not objects yet
+
+An object appears whole by one rename and is never written again.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from adapters.errors import (
+    CheckpointInvalid,
+    ObjectDamaged,
+    ObjectMissing,
+    Problem,
+    StoreUnreadable,
+    StoreUnwritable,
+    quote,
+)
+from adapters.files import CONFIG, PROVENANCE, SERVED, WEIGHTS, FileRefused, open_adapter_file
+
+DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+COPY_BYTES = 1 << 20
+FETCH_AGAIN = "stop what uses it, delete its folder and publish the adapter again"
+
+
+def digest_of(hashes: Mapping[str, str]) -> str:
+    """The digest of an object, from its files' sha256 in hex by file name.
+
+    It is "sha256:" + sha256 of the text that has, for adapter_config.json and then for
+    adapter_model.safetensors, the line "<sha256 in hex>  <file name>\\n": what `sha256sum
+    adapter_config.json adapter_model.safetensors | sha256sum` prints. Provenance (lorry.json) is
+    left out: the same weights are the same adapter, whoever trained them and when.
+    """
+    listing = "".join(f"{hashes[name]}  {name}\n" for name in SERVED)
+    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A private copy of an adapter folder, and the files that could not be taken."""
+
+    path: Path
+    hashes: Mapping[str, str]
+    problems: tuple[Problem, ...]
+
+
+class Store:
+    """The objects under one root folder; safe to use from several processes."""
+
+    def __init__(self, root: Path) -> None:
+        # Resolved, as engines key their caches by this path.
+        self.root = root.resolve()
+        self._objects = self.root / "objects" / "sha256"
+        self._tmp = self.root / "tmp"
+
+    def path(self, digest: str) -> Path:
+        """Where the object lies, if it exists."""
+        match = DIGEST.fullmatch(digest)
+        if not match:
+            raise ObjectMissing(f"{quote(digest)} is not a digest", "write sha256: and 64 digits")
+        return self._objects / match[1][:2] / match[1]
+
+    def digests(self) -> Iterator[str]:
+        """The digests of all objects, in order."""
+        try:
+            for folder in sorted(self._objects.glob("??/*")):
+                if DIGEST.fullmatch(digest := f"sha256:{folder.name}"):
+                    yield digest
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def add(self, folder: Path) -> str:
+        """Copy an adapter folder in, unjudged, and return its digest."""
+        with self.stage(folder) as staged:
+            if staged.problems:
+                raise CheckpointInvalid(staged.problems)
+            return self.commit(staged)
+
+    @contextmanager
+    def stage(self, folder: Path) -> Iterator[Staged]:
+        """Copy an adapter's files aside; what is not committed vanishes at the end.
+
+        Hashes are of the bytes copied, so that what is judged is what will be served, however
+        the source changes meanwhile.
+        """
+        with self._reported():
+            self._tmp.mkdir(parents=True, exist_ok=True)
+            copy = Path(tempfile.mkdtemp(dir=self._tmp))
+        try:
+            with self._reported():
+                staged = _copy_adapter(folder, copy)
+            yield staged
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+
+    def commit(self, staged: Staged) -> str:
+        """Make a staged copy an object, or find that it is one already."""
+        digest = digest_of(staged.hashes)
+        target = self.path(digest)
+        with self._reported():
+            is_new = not target.exists() and _place(staged.path, target)
+        if not is_new:
+            self.verify(digest)
+        return digest
+
+    def verify(self, digest: str) -> None:
+        """Read an object again; raises ObjectMissing or ObjectDamaged."""
+        folder = self.path(digest)
+        try:
+            is_there = folder.is_dir()
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if not is_there:
+            raise ObjectMissing(f"the store has no object {digest}", "publish the adapter again")
+        hashes = {}
+        for name in SERVED:
+            try:
+                with open_adapter_file(folder, name) as file:
+                    hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            except (FileRefused, OSError) as error:
+                raise ObjectDamaged(f"object {digest} is damaged: {error}", FETCH_AGAIN) from error
+        if digest_of(hashes) != digest:
+            said = f"the bytes of object {digest} are not those that were published"
+            raise ObjectDamaged(said, FETCH_AGAIN)
+
+    def _unreadable(self, error: OSError) -> StoreUnreadable:
+        return StoreUnreadable(
+            f"the store {quote(str(self.root))} cannot be read: {error.strerror or error}",
+            "check the path and its rights",
+        )
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreUnwritable(
+                f"writing to the store {quote(str(self.root))} failed: {error.strerror or error}",
+                "nothing was published: check its rights and free space, then try again",
+            ) from error
+
+
+def _copy_adapter(folder: Path, copy: Path) -> Staged:
+    hashes, problems = {}, []
+    for name in (CONFIG, WEIGHTS, PROVENANCE):
+        try:
+            with open_adapter_file(folder, name) as source:
+                hashes[name] = _copy_file(source, copy / name)
+        except FileRefused as refused:
+            if name in SERVED or refused.problem.code != "file_missing":
+                problems.append(refused.problem)
+    return Staged(copy, hashes, tuple(problems))
+
+
+def _copy_file(source: BinaryIO, path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("xb") as target:
+        while chunk := source.read(COPY_BYTES):
+            digest.update(chunk)
+            target.write(chunk)
+        target.flush()
+        os.fchmod(target.fileno(), 0o444)
+        os.fsync(target.fileno())
+    return digest.hexdigest()
+
+
+def _place(copy: Path, target: Path) -> bool:
+    """Move a copy to its place for good; False if someone else put the same bytes there first."""
+    _make_durable_folder(target.parent)
+    copy.chmod(0o755)
+    _sync_folder(copy)
+    try:
+        copy.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    _sync_folder(target.parent)
+    return True
+
+
+def _make_durable_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_durable_folder(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir()
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

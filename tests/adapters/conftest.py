@@ -1,0 +1,209 @@
+"""A tiny base model and PEFT folders for it, written by hand with numpy: no torch, no PEFT."""
+
+import copy
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapters import schema
+from adapters.base import BaseModel, read_base
+from adapters.catalog import AdapterVersion
+from adapters.publish import publish
+
+LAYERS, HIDDEN, INNER, HEADS, GROUPS, WIDTH = 2, 16, 24, 4, 2, 4
+SHAPES = {
+    "self_attn.q_proj": (HEADS * WIDTH, HIDDEN),
+    "self_attn.k_proj": (GROUPS * WIDTH, HIDDEN),
+    "self_attn.v_proj": (GROUPS * WIDTH, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HEADS * WIDTH),
+    "mlp.gate_proj": (INNER, HIDDEN),
+    "mlp.up_proj": (INNER, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INNER),
+}
+BASE_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": GROUPS,
+    "head_dim": WIDTH,
+}
+# What PEFT 0.21 writes, shortened to the keys that have a meaning here.
+ADAPTER_CONFIG: dict[str, Any] = {
+    "alora_invocation_tokens": None,
+    "alpha_pattern": {},
+    "base_model_name_or_path": "somewhere/tiny-base",
+    "bias": "none",
+    "exclude_modules": None,
+    "init_lora_weights": True,
+    "layer_replication": None,
+    "layers_to_transform": None,
+    "loftq_config": {},
+    "lora_alpha": 8,
+    "lora_bias": False,
+    "lora_dropout": 0.05,
+    "megatron_config": None,
+    "megatron_core": "megatron.core",
+    "modules_to_save": None,
+    "peft_type": "LORA",
+    "r": 4,
+    "rank_pattern": {},
+    "target_modules": ["q_proj", "v_proj", "down_proj"],
+    "target_parameters": None,
+    "task_type": "CAUSAL_LM",
+    "trainable_token_indices": None,
+    "use_dora": False,
+    "use_qalora": False,
+    "use_rslora": False,
+}
+
+
+@dataclass
+class Raw:
+    """A tensor as it lies in a file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+def bf16(values: np.ndarray) -> Raw:
+    bits = np.ascontiguousarray(values, "<f4").view("<u4")
+    return Raw("BF16", values.shape, (bits >> 16).astype("<u2").tobytes())
+
+
+def f16(values: np.ndarray) -> Raw:
+    return Raw("F16", values.shape, values.astype("<f2").tobytes())
+
+
+def f32(values: np.ndarray) -> Raw:
+    return Raw("F32", values.shape, values.astype("<f4").tobytes())
+
+
+def encode(tensors: Mapping[str, Raw]) -> bytes:
+    """The bytes of a safetensors file."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, raw in tensors.items():
+        end = position + len(raw.data)
+        header[name] = {"dtype": raw.dtype, "shape": raw.shape, "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(raw.data for raw in tensors.values())
+
+
+@dataclass
+class Draft:
+    """An adapter that is valid until a test bends it."""
+
+    config: Any
+    tensors: dict[str, Raw]
+    extra: dict[str, bytes] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "adapter_config.json").write_text(json.dumps(self.config))
+        (folder / "adapter_model.safetensors").write_bytes(encode(self.tensors))
+        for name, content in self.extra.items():
+            (folder / name).write_bytes(content)
+        return folder
+
+
+def build(
+    seed: int = 0,
+    rank: int = 4,
+    targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj"),
+    pack: Callable[[np.ndarray], Raw] = bf16,
+    ranks: Mapping[str, int] | None = None,
+    layers: tuple[int, ...] = tuple(range(LAYERS)),
+) -> Draft:
+    random = np.random.default_rng(seed)
+    config = copy.deepcopy(ADAPTER_CONFIG) | {"r": rank, "target_modules": list(targets)}
+    tensors = {}
+    for layer in layers:
+        for module, (outs, ins) in SHAPES.items():
+            if module.rpartition(".")[2] not in targets:
+                continue
+            path = f"base_model.model.model.layers.{layer}.{module}"
+            own = (ranks or {}).get(module.rpartition(".")[2], rank)
+            tensors[f"{path}.lora_A.weight"] = pack(random.normal(0, 0.2, (own, ins)))
+            tensors[f"{path}.lora_B.weight"] = pack(random.normal(0, 0.02, (outs, own)))
+    return Draft(config, tensors)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test needs to outlive a power cut, and a busy disk makes them three times slower."""
+    configure = schema._configure_sqlite
+
+    def configure_without_sync(connection: sqlite3.Connection, record: Any) -> None:
+        configure(connection, record)
+        connection.execute("PRAGMA synchronous = OFF")
+
+    monkeypatch.setattr(schema, "_configure_sqlite", configure_without_sync)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(scope="session")
+def kit() -> SimpleNamespace:
+    """How tests make things."""
+    return SimpleNamespace(
+        build=build,
+        encode=encode,
+        raw=Raw,
+        bf16=bf16,
+        f16=f16,
+        f32=f32,
+        base_config=dict(BASE_CONFIG),
+        shapes=dict(SHAPES),
+    )
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bases") / "tiny-base"
+    folder.mkdir()
+    tensors = {
+        "model.embed_tokens.weight": bf16(np.zeros((32, HIDDEN))),
+        "model.norm.weight": bf16(np.ones(HIDDEN)),
+    }
+    for layer in range(LAYERS):
+        for module, shape in SHAPES.items():
+            tensors[f"model.layers.{layer}.{module}.weight"] = bf16(np.zeros(shape))
+    (folder / "config.json").write_text(json.dumps(BASE_CONFIG))
+    (folder / "model.safetensors").write_bytes(encode(tensors))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(base_folder: Path) -> BaseModel:
+    return read_base(base_folder)
+
+
+@pytest.fixture(scope="session")
+def first_store(
+    base_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, AdapterVersion]:
+    """A store that holds orders@1, to be copied and never changed."""
+    folder = tmp_path_factory.mktemp("stores")
+    adapter = build(seed=1).write(folder / "adapter")
+    return folder / "store", publish(
+        adapter, name="orders", store=folder / "store", base=base_folder
+    )
+
+
+@pytest.fixture
+def store_with_orders(first_store: tuple[Path, AdapterVersion], tmp_path: Path) -> Path:
+    return shutil.copytree(first_store[0], tmp_path / "store")

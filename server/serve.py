@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lorry.serve")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_CUT_OFF_SECONDS = 2  # for connections to close, once no call is waited for
 _ENDED_CALLS_SECONDS = 5  # for calls of a dead engine to hear of it
 
 
@@ -87,35 +88,41 @@ class Server:
             started_at=int(self._started),
         )
         self._http = HttpServer(
-            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=_CUT_OFF_SECONDS,
+            )
         )
 
     async def run(self) -> int:
         self._listen_to_signals()
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
-        try:
-            return await self._run_engine()
-        finally:
-            self._http.should_exit = True
-            await http
-            await asyncio.to_thread(self._tracing.close)
-
-    async def _run_engine(self) -> int:
-        start = asyncio.create_task(self._start_engine())
         stop = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if not start.done():
-            # The engine process is a daemon of this one and ends with it.
-            self._say("stopped while starting")
-            start.cancel()
-            os._exit(INTERRUPTED_EXIT_CODE)
-        running = await start
+        running: RunningEngine | None = None
         try:
+            running = await self._start_unless(stop)
             await asyncio.wait({running.death, stop}, return_when=asyncio.FIRST_COMPLETED)
             return await self._drain() if stop.done() else await self._bury()
         finally:
             stop.cancel()
-            await running.close()
+            # Calls before their engine: those that outlived the drain are cancelled here.
+            self._http.should_exit = True
+            await http
+            if running is not None:
+                await running.close()
+            await asyncio.to_thread(self._tracing.close)
+
+    async def _start_unless(self, stop: asyncio.Task[Any]) -> RunningEngine:
+        start = asyncio.create_task(self._start_engine())
+        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            # vLLM can't be stopped half-way; the engine process watches us and ends as well.
+            self._say("stopped while starting")
+            os._exit(INTERRUPTED_EXIT_CODE)
+        return await start
 
     async def _start_engine(self) -> RunningEngine:
         settings = self._settings

@@ -19,11 +19,10 @@ from pydantic_settings import (
 )
 
 from server.errors import SettingsInvalid
+from server.kernels.watchdog import SERVER_VARIABLE
 
 ENV_PREFIX = "LORRY_"
 DEFAULT_CONFIG = Path("lorry.toml")
-# Set by the server for its own engine process (server/kernels reads it); not a setting.
-PARENT_PID_VARIABLE = "LORRY_PARENT_PID"
 # Ranks that vLLM can allocate slots for: vllm.config.lora.LoRAConfig.max_lora_rank.
 MaxLoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
 
@@ -114,7 +113,7 @@ def load_settings(config: Path | None = None, **given: Any) -> Settings:
 
 
 def _check_environment() -> None:
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {PARENT_PID_VARIABLE}
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {SERVER_VARIABLE}
     unknown = sorted(k for k in os.environ if k.startswith(ENV_PREFIX) and k not in known)
     if unknown:
         raise SettingsInvalid(f"settings: no such variable {', '.join(unknown)}")

@@ -89,7 +89,7 @@ def _own_arguments(settings: Settings) -> list[str]:
         *("--dtype", "bfloat16"),  # NF4 layers compute in it whatever the model's own type is
         # A signal to the whole process group reaches the engine too: it must wait as we do.
         *("--shutdown-timeout", str(settings.drain_seconds)),
-        "--disable-fastapi-docs",
+        *("--disable-fastapi-docs", "--no-use-tqdm-on-load"),
     ]
     if settings.quantization != "none":
         arguments += ["--quantization", settings.quantization]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 
+from server.kernels.watchdog import SERVER_VARIABLE
 from server.preflight import is_cpu_build
-from server.settings import PARENT_PID_VARIABLE, Settings
+from server.settings import Settings
 
 # Each would let a request past our checks, or open an endpoint that must stay shut.
 _FORBIDDEN = (
@@ -29,13 +30,14 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
         environ.pop(name, None)
     chosen = [name for name in environ.get("VLLM_PLUGINS", "").split(",") if name]
     environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*chosen, *_PLUGINS]))
-    environ[PARENT_PID_VARIABLE] = str(os.getpid())
+    environ[SERVER_VARIABLE] = str(os.getpid())
 
     environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about tuning
     environ.setdefault("VLLM_CACHE_ROOT", str((settings.cache / "vllm").resolve()))
     environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     environ.setdefault("HF_HUB_OFFLINE", "1")  # the base is a folder: nothing to ask a hub
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # torch's and vLLM's, at import
     # The second model runner keeps adapter ids apart in another way; only the first is proven.
     environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     if is_cpu_build():

@@ -32,6 +32,7 @@ def server(
         shop.store,
         tmp_path_factory.mktemp("server") / "log",
         *("--served-model-name", BASE_NAME, "--max-loras", "2", "--max-cpu-loras", "3"),
+        *("--", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         env={"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}"},
     )
     try:

@@ -56,6 +56,12 @@ def test_a_machine_that_vllm_cannot_run_on_is_named(monkeypatch, machine, flags,
         preflight.check_platform(machine, lambda: flags, python)
 
 
+def test_a_vllm_whose_kernels_nobody_checked_is_refused(monkeypatch):
+    monkeypatch.setattr(preflight.metadata, "version", lambda name: "0.33.1")
+    with pytest.raises(PlatformUnsupported, match=r"0\.33\.1"):
+        preflight.check_platform("x86_64", lambda: {"avx2"}, (3, 11))
+
+
 def test_a_gpu_build_does_not_ask_for_processor_features(monkeypatch):
     monkeypatch.setattr(preflight, "is_cpu_build", lambda: False)
     preflight.check_platform("x86_64", set, (3, 11))

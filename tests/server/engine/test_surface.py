@@ -1,0 +1,118 @@
+"""All of vLLM that server/engine touches: an upgrade that moves a name fails here, by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own imports warn
+
+ATTRIBUTES = [
+    ("vllm", "__version__"),
+    ("vllm.engine.arg_utils", "AsyncEngineArgs.from_cli_args"),
+    ("vllm.engine.arg_utils", "AsyncEngineArgs.create_engine_config"),
+    ("vllm.entrypoints.launchers.app", "build_app"),
+    ("vllm.entrypoints.launchers.api_server.app_state", "init_app_state"),
+    ("vllm.entrypoints.launchers.cli_args", "make_arg_parser"),
+    ("vllm.entrypoints.launchers.cli_args", "validate_parsed_serve_args"),
+    ("vllm.entrypoints.serve.utils.api_utils", "cli_env_setup"),
+    ("vllm.exceptions", "VLLMValidationError"),
+    ("vllm.usage.usage_lib", "UsageContext.OPENAI_API_SERVER"),
+    ("vllm.utils.argparse_utils", "FlexibleArgumentParser"),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.errored"),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.get_supported_tasks"),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.reset_mm_cache"),
+    ("vllm.v1.engine.output_processor", "OutputProcessor.propagate_error"),
+]
+SIGNATURES = [
+    ("vllm.lora.request", "LoRARequest", {"lora_name", "lora_int_id", "lora_path"}),
+    ("vllm.v1.engine.async_llm", "AsyncLLM._run_output_handler", {"self"}),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.add_lora", {"self", "lora_request"}),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.remove_lora", {"self", "lora_id"}),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", {"self", "timeout"}),
+    (
+        "vllm.v1.engine.output_processor",
+        "OutputProcessor.add_request",
+        {"self", "request", "prompt", "parent_req", "request_index", "queue"},
+    ),
+    (
+        "vllm.v1.engine.output_processor",
+        "OutputProcessor.abort_requests",
+        {"self", "request_ids", "internal"},
+    ),
+    (
+        "vllm.v1.engine.output_processor",
+        "OutputProcessor._update_stats_from_output",
+        {"self", "req_state", "engine_core_output", "engine_core_timestamp", "iteration_stats"},
+    ),
+    (
+        "vllm.v1.engine.output_processor",
+        "OutputProcessor._update_stats_from_finished",
+        {"self", "req_state", "finish_reason", "iteration_stats"},
+    ),
+    (
+        "vllm.entrypoints.openai.models.serving",
+        "OpenAIServingModels.model_name",
+        {"self", "lora_request"},
+    ),
+    (
+        "vllm.entrypoints.openai.models.serving",
+        "OpenAIServingModels.is_base_model",
+        {"self", "model_name"},
+    ),
+]
+# Read off instances: request states, their stats, engine outputs, the models object.
+IN_SOURCE = [
+    (
+        "vllm.v1.engine.output_processor",
+        "RequestState",
+        ("external_req_id", "lora_name", "prompt_len", "stats", "request_id"),
+    ),
+    (
+        "vllm.v1.metrics.stats",
+        "RequestStateStats",
+        (
+            "num_generation_tokens",
+            "queued_ts",
+            "scheduled_ts",
+            "first_token_ts",
+            "last_token_ts",
+        ),
+    ),
+    ("vllm.v1.engine", "EngineCoreOutput", ("new_token_ids", "prefill_stats")),
+    ("vllm.v1.engine.output_processor", "OutputProcessor", ("request_states",)),
+    (
+        "vllm.entrypoints.openai.models.serving",
+        "OpenAIServingModels",
+        ("lora_requests", "base_model_paths"),
+    ),
+    ("vllm.v1.engine.async_llm", "AsyncLLM", ("output_processor", "output_handler")),
+]
+
+
+def find(module: str, path: str) -> object:
+    found: object = importlib.import_module(module)
+    for part in path.split("."):
+        assert hasattr(found, part), f"vLLM moved {module}.{path}"
+        found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize(("module", "path"), ATTRIBUTES)
+def test_vllm_still_has(module, path):
+    find(module, path)
+
+
+@pytest.mark.parametrize(("module", "path", "names"), SIGNATURES)
+def test_vllm_still_takes(module, path, names):
+    parameters = set(inspect.signature(find(module, path)).parameters)
+    assert names <= parameters, f"vLLM changed {module}.{path}: {names - parameters}"
+
+
+@pytest.mark.parametrize(("module", "path", "names"), IN_SOURCE)
+def test_vllms_objects_still_carry(module, path, names):
+    source = inspect.getsource(find(module, path))
+    missing = [name for name in names if name not in source]
+    assert not missing, f"vLLM's {path} no longer carries {missing}"

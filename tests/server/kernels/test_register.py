@@ -1,0 +1,98 @@
+"""The plugin as vLLM meets it: what register() changes, and where it keeps its hands off."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+import vllm
+import vllm.platforms
+from vllm.platforms.cpu import CpuPlatform
+from vllm.utils.import_utils import resolve_obj_by_qualname
+
+from server.kernels import LORA_WRAPPER, register, watchdog
+from server.kernels.lora import SegmentedPunicaWrapper
+
+STOCK = "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
+
+
+@pytest.fixture(autouse=True)
+def stock_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(watchdog.SERVER_VARIABLE, raising=False)
+    monkeypatch.setattr(CpuPlatform, "get_punica_wrapper", classmethod(lambda cls: STOCK))
+
+
+def test_on_a_cpu_vllm_gets_our_wrapper_however_often_the_plugin_is_loaded() -> None:
+    register()
+    register()
+    assert CpuPlatform.get_punica_wrapper() == LORA_WRAPPER
+    assert resolve_obj_by_qualname(LORA_WRAPPER) is SegmentedPunicaWrapper
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu"])
+def test_every_release_of_the_known_version_is_patched(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm, "__version__", version)
+    register()
+    assert CpuPlatform.get_punica_wrapper() == LORA_WRAPPER
+
+
+@pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "0.320.0", "1.0.0", "dev"])
+def test_on_a_version_that_it_does_not_know_it_stays_off_with_one_warning(
+    version: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(vllm, "__version__", version)
+    register()
+    assert CpuPlatform.get_punica_wrapper() == STOCK
+    (record,) = caplog.records
+    assert f"vLLM {version} is not a version that Lorry's CPU kernels know" in record.getMessage()
+
+
+def test_on_a_gpu_it_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Gpu:
+        def is_cpu(self) -> bool:
+            return False
+
+    monkeypatch.setattr(vllm.platforms, "current_platform", Gpu())
+    monkeypatch.setattr(vllm, "__version__", "0.33.0")
+    register()
+    assert CpuPlatform.get_punica_wrapper() == STOCK
+    assert not caplog.records
+
+
+def test_vllm_finds_the_plugin_by_its_entry_point() -> None:
+    (entry_point,) = entry_points(group="vllm.general_plugins", name="lorry_kernels")
+    assert entry_point.load() is register
+
+
+def test_an_engine_process_of_a_server_gets_the_wrapper_and_the_watchdog() -> None:
+    code = """
+import json, threading
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+from vllm.platforms import current_platform
+threads = [thread.name for thread in threading.enumerate()]
+print(json.dumps([current_platform.get_punica_wrapper(), threads]))
+"""
+    server = {watchdog.SERVER_VARIABLE: str(os.getpid()), "VLLM_PLUGINS": "lorry_kernels"}
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | server,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    wrapper, threads = json.loads(output.splitlines()[-1])
+    assert wrapper == LORA_WRAPPER
+    assert "lorry-watchdog" in threads
+
+
+def test_importing_the_plugin_loads_neither_torch_nor_vllm() -> None:
+    code = "import sys, server.kernels; print({'torch', 'vllm'} & set(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert output.stdout.strip() == "set()"

@@ -1,0 +1,112 @@
+"""All of vLLM that the plugin leans on, so that an upgrade fails here, with the name that moved."""
+
+import ast
+import importlib
+import inspect
+import re
+from functools import reduce
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import server.kernels
+from server.kernels.lora import SegmentedPunicaWrapper
+
+PUNICA = "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase"
+SYMBOLS = {
+    "vllm:__version__",
+    "vllm.platforms:current_platform.is_cpu",
+    "vllm.platforms.cpu:CpuPlatform.get_punica_wrapper",
+    PUNICA,
+    f"{PUNICA}._update_base_metadata",
+    f"{PUNICA}.token_lora_indices",
+    f"{PUNICA}.sampler_indices",
+}
+SIGNATURES = {
+    "__init__": "max_num_batched_tokens max_batches device kwargs",
+    "_update_base_metadata": "mapping lora_index_to_id max_loras vocab_size",
+    "update_metadata": "mapping lora_index_to_id max_loras vocab_size kwargs",
+    "add_shrink": "y x lora_a_stacked scale kwargs",
+    "add_expand": "y x lora_b_stacked output_slices offset_start add_inputs kwargs",
+    "add_lora_embedding": "y x lora_b_stacked add_inputs kwargs",
+    "add_lora_linear": "y x lora_a_stacked lora_b_stacked scale output_slices buffer kwargs",
+    "add_lora_logits": "y x lora_a_stacked lora_b_stacked scale buffer kwargs",
+    "apply_lora_full_linear": "y x weight_stacked bias_stacked module_enabled",
+}
+# What our code takes for granted about its callers, in their own words.
+ASSUMPTIONS = {
+    "prompt logits come from a slice of the batch's hidden states": (
+        "vllm.v1.worker.gpu_model_runner",
+        "prompt_hidden_states = hidden_states[offset : offset + num_logits]",
+    ),
+    "sampled rows are gathered into memory of their own": (
+        "vllm.v1.worker.gpu_model_runner",
+        "sample_hidden_states = hidden_states[logits_indices]",
+    ),
+    "the wrapper is looked up by name on the platform": (
+        "vllm.lora.punica_wrapper.punica_selector",
+        "resolve_obj_by_qualname(punica_wrapper_qualname)",
+    ),
+    "the LoRA modules are given slots, not adapter ids": (
+        "vllm.lora.punica_wrapper.utils",
+        "lora_id_to_index[x] if x > 0 else -1",
+    ),
+}
+
+
+def resolve(symbol: str) -> Any:
+    module, _, path = symbol.partition(":")
+    return reduce(getattr, path.split("."), importlib.import_module(module))
+
+
+def source_of(module: str) -> str:
+    spec = find_spec(module)
+    assert spec is not None, f"{module} moved"
+    assert spec.origin is not None
+    return Path(spec.origin).read_text()
+
+
+def folder_of(package: str) -> str:
+    spec = find_spec(package)
+    assert spec is not None, f"{package} moved"
+    assert spec.submodule_search_locations is not None
+    return spec.submodule_search_locations[0]
+
+
+@pytest.mark.parametrize("symbol", sorted(SYMBOLS))
+def test_vllm_still_has(symbol: str) -> None:
+    resolve(symbol)
+
+
+@pytest.mark.parametrize("method", sorted(SIGNATURES))
+def test_vllm_still_passes_the_same_arguments_to(method: str) -> None:
+    parameters = list(inspect.signature(resolve(f"{PUNICA}.{method}")).parameters)
+    assert parameters[1:] == SIGNATURES[method].split()
+
+
+@pytest.mark.parametrize("assumption", sorted(ASSUMPTIONS))
+def test_it_still_holds_that(assumption: str) -> None:
+    module, words = ASSUMPTIONS[assumption]
+    assert words in source_of(module), f"{module} no longer says: {words}"
+
+
+def test_the_wrapper_answers_everything_that_lora_layers_ask_for() -> None:
+    """Mixture-of-experts layers ask through other modules; on a CPU vLLM supports none of that."""
+    layers = Path(folder_of("vllm.lora.layers")).glob("*.py")
+    asked = {
+        name for layer in layers for name in re.findall(r"punica_wrapper\.(\w+)", layer.read_text())
+    }
+    ours = set(vars(SegmentedPunicaWrapper))
+    assert asked - ours == {"_embeddings_indices"}
+
+
+def test_every_import_from_vllm_is_listed_here() -> None:
+    imported = set()
+    for path in Path(server.kernels.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vllm"):
+                imported |= {f"{node.module}:{alias.name}" for alias in node.names}
+    unlisted = {name for name in imported if not any(s.startswith(name) for s in SYMBOLS)}
+    assert not unlisted

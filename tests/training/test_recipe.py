@@ -1,0 +1,91 @@
+"""Recipes: defaults, overrides, and every problem named at once."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from training.errors import RecipeInvalid
+from training.recipe import LINEARS, Data, Lora, Optimization, Recipe, load_recipe
+
+MINIMAL = "name: tone\nbase: org/model\ndata:\n  train: train.jsonl\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_minimal_recipe_has_the_usual_defaults(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL))
+    assert recipe.quantization == "nf4"
+    assert recipe.lora.target_modules == LINEARS
+    assert recipe.lora.scale_alpha == 2 * recipe.lora.rank
+    assert 1e-4 <= recipe.optimization.learning_rate <= 3e-4
+    assert recipe.base_name == "org/model"
+
+
+def test_paths_start_at_the_recipes_folder(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    text = MINIMAL.replace("org/model", "base")
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.data.train == tmp_path / "train.jsonl"
+    assert recipe.base == str(tmp_path / "base")
+    assert recipe.base_name == "base"
+
+
+def test_overrides_reach_nested_keys_and_keep_their_types(tmp_path: Path) -> None:
+    overrides = ["lora.rank=8", "optimization.learning_rate=0.001", "lora.target_modules=[q_proj]"]
+    recipe = load_recipe(write(tmp_path, MINIMAL), overrides)
+    assert (recipe.lora.rank, recipe.lora.target_modules) == (8, ("q_proj",))
+    assert recipe.optimization.learning_rate == 0.001
+
+
+def test_every_problem_is_reported_at_once_with_key_and_value(tmp_path: Path) -> None:
+    text = MINIMAL.replace("tone", "'../x'") + "lora:\n  rank: 3\n  targets: all\n"
+    with pytest.raises(RecipeInvalid) as raised:
+        load_recipe(write(tmp_path, text), ["optimization.batch_size=none", "quantization", "=1"])
+    said = str(raised.value)
+    assert "name = '../x'" in said
+    assert "lora.rank = 3" in said
+    assert "lora.targets: unknown key" in said
+    assert "optimization.batch_size = 'none'" in said
+    assert "--set 'quantization': not key=value" in said
+    assert "--set '=1': not key=value" in said
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeInvalid, match=r"data\.train: missing"):
+        load_recipe(write(tmp_path, "name: a\nbase: b\ndata: {}\n"))
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "name: [", "just words"])
+def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RecipeInvalid):
+        load_recipe(write(tmp_path, text))
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeInvalid, match=r"absent\.yaml: No such file"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("model", [Recipe, Data, Lora, Optimization])
+def test_every_field_is_described(model: type[BaseModel]) -> None:
+    assert all(field.description for field in model.model_fields.values())
+
+
+def test_settings_hold_no_paths(tmp_path: Path) -> None:
+    settings = load_recipe(write(tmp_path, MINIMAL)).settings()
+    assert str(tmp_path) not in str(settings)
+    assert settings["lora"]["rank"] == 16
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    recipes = sorted(Path("examples").glob("*/recipes/*.yaml"))
+    assert {path.stem for path in recipes} >= {"orders-json", "orders-sql", "support-tone"}
+    for path in recipes:
+        recipe = load_recipe(path)
+        assert recipe.name == path.stem
+        assert Path(recipe.base).is_dir()

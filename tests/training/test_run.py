@@ -1,0 +1,182 @@
+"""Real QLoRA runs of a few steps: what is saved, what is reused, what a failure leaves."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from training.base import find_base
+from training.errors import BaseInvalid, RunFailed
+from training.measure import answer_greedily
+from training.qlora import load_base
+from training.recipe import Recipe
+from training.run import Trained, train
+
+
+def make_recipe(base: Path, data: Path, **optimization: object) -> Recipe:
+    chosen = {"max_steps": 2, "batch_size": 2, "warmup_steps": 0, "learning_rate": 1e-2}
+    return Recipe.model_validate(
+        {
+            "name": "two",
+            "base": str(base),
+            "base_name": "tiny",
+            "data": {"train": data},
+            "lora": {"rank": 4},
+            "optimization": chosen | optimization,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("run")
+    data = folder / "train.jsonl"
+    turns = [{"role": "user", "content": "two"}, {"role": "assistant", "content": "2"}]
+    data.write_text(f"{json.dumps({'messages': turns})}\n" * 8)
+    return train(make_recipe(tiny_base, data), folder / "out", lambda line: None)
+
+
+def test_an_adapter_is_saved_in_pefts_form_in_bf16(trained: Trained) -> None:
+    assert {path.name for path in trained.folder.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "lorry.json",
+    }
+    weights = load_file(trained.folder / "adapter_model.safetensors")
+    assert len(weights) == 4 * 7 * 2
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert any(t.abs().max() > 0 for name, t in weights.items() if "lora_B" in name)
+
+
+def test_stock_peft_loads_it_and_it_changes_the_answers(trained: Trained, tiny_base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    ids = tokenizer("two", return_tensors="pt").input_ids
+    before = base(ids).logits
+    after = PeftModel.from_pretrained(base, trained.folder)(ids).logits
+    assert not torch.equal(before, after)
+
+
+def test_the_provenance_says_where_it_came_from(trained: Trained, tiny_base: Path) -> None:
+    facts = trained.provenance
+    base = find_base(str(tiny_base), "tiny")
+    config = json.loads((trained.folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == facts["base"]["name"] == "tiny"
+    assert facts["base"]["weights_digest"] == base.weights_digest
+    assert facts["data"]["train"].startswith("sha256:")
+    assert (facts["steps"], facts["seed"]) == (2, 0)
+    assert facts["trainable_parameters"] > 0
+    assert facts["packages"]["torch"] == torch.__version__
+    assert str(tiny_base) not in json.dumps(facts)
+
+
+def test_an_identical_run_is_reused_and_another_is_not(
+    tiny_base: Path, chat_set: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    recipe = make_recipe(tiny_base, chat_set, max_steps=1)
+    first = train(recipe, tmp_path / "out", said.append)
+    again = train(recipe, tmp_path / "out", said.append)
+    chat_set.write_text(chat_set.read_text() * 2)
+    other = train(recipe, tmp_path / "out", said.append)
+    assert (first.reused, again.reused, other.reused) == (False, True, False)
+    assert first.folder == again.folder != other.folder
+    assert any("already trained" in line for line in said)
+    assert any("ONLY 8 EXAMPLES" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"packing": True, "max_length": 64},
+        {"gradient_checkpointing": True, "accumulation": 2},
+        {"completion_only_loss": False},
+    ],
+)
+def test_each_option_trains(
+    tiny_base: Path, chat_set: Path, tmp_path: Path, options: dict[str, object]
+) -> None:
+    recipe = make_recipe(tiny_base, chat_set, max_steps=1, **options)
+    assert train(recipe, tmp_path / "out", lambda line: None).provenance["steps"] == 1
+
+
+def test_plain_lora_on_an_unquantized_base_trains_and_measures_validation(
+    tiny_base: Path, chat_set: Path, tmp_path: Path
+) -> None:
+    validation = tmp_path / "validation.jsonl"
+    validation.write_text(chat_set.read_text().replace("two", "three"))
+    recipe = make_recipe(tiny_base, chat_set, max_steps=1)
+    data = recipe.data.model_copy(update={"validation": validation})
+    recipe = recipe.model_copy(update={"quantization": "none", "data": data})
+    facts = train(recipe, tmp_path / "out", lambda line: None).provenance
+    assert facts["validation_loss"] > 0
+    assert facts["recipe"]["quantization"] == "none"
+
+
+def test_a_failed_run_leaves_nothing(
+    tiny_base: Path, chat_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("training.run.write_provenance", fail)
+    with pytest.raises(RunFailed, match="no space left"):
+        train(make_recipe(tiny_base, chat_set, max_steps=1), tmp_path / "out", lambda line: None)
+    assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+def test_evaluating_on_a_cpu_does_not_repack_the_quantized_weights(tiny_base: Path) -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    model = load_base(tiny_base, quantized=True)
+    before = [m.weight.data.clone() for m in model.modules() if isinstance(m, Linear4bit)]
+    answer_greedily(model, AutoTokenizer.from_pretrained(tiny_base), ["two"], 2)
+    after = [m.weight.data for m in model.modules() if isinstance(m, Linear4bit)]
+    assert len(before) == 28
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BaseInvalid, match=r"has no config\.json"):
+        find_base(str(tmp_path), "x")
+    with pytest.raises(BaseInvalid, match="no such folder"):
+        find_base(str(tmp_path / "absent"), "x")
+
+
+def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "from training.cli import app; app()"
+    command = [sys.executable, "-c", code, "train", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_prints_one_json_document_and_publishes(
+    tiny_base: Path, chat_set: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: two\nbase: {tiny_base}\ndata: {{train: {chat_set.name}}}\n")
+    ran = run_command(
+        *(str(recipe), "--json", "--publish", "--store", str(tmp_path / "store")),
+        *("--output", str(tmp_path / "out"), "--set", "optimization.max_steps=1"),
+    )
+    assert ran.returncode == 0, ran.stderr
+    facts = json.loads(ran.stdout)
+    assert facts["published"]["name"] == "two"
+    assert facts["provenance"]["steps"] == 1
+    assert "training two on base, 8 examples" in ran.stderr
+    assert "kernels-community" not in ran.stderr
+
+
+def test_a_bad_recipe_is_one_line_and_exit_code_two(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: two\n")
+    ran = run_command(str(recipe))
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("error: ")
+    assert ran.stderr.endswith("(recipe_invalid)\n")
+    assert ran.stderr.count("\n") == 1

@@ -30,7 +30,9 @@ class LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module, _ = COMMANDS[cmd_name]
-        return typer.main.get_command(importlib.import_module(module).app)
+        command = typer.main.get_command(importlib.import_module(module).app)
+        # A package with several top-level commands has a group; `adapters` itself is one.
+        return getattr(command, "commands", {}).get(cmd_name, command)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 _EPILOG = (
     "Every option is also a variable LORRY_... and a key of lorry.toml. Exit codes: 2 settings, "

@@ -28,6 +28,7 @@ from server.residency import Residency
 
 logger = logging.getLogger("lorry.middleware")
 
+_LONGEST_NAME = 512
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -109,7 +110,8 @@ class InferenceMiddleware:
         self, call: Call, body: bytes, scope: Scope, receive: Receive, send: Send
     ) -> None:
         selection = select(body)
-        call.requested_model = selection.model
+        # Longer than any name that means something; what is told of a call stays short.
+        call.requested_model = (selection.model or "")[:_LONGEST_NAME]
         call.stream = bool(selection.stream)
         version = self._names.resolve(selection.model or "")
         exchange = Exchange(call, body, receive, send)

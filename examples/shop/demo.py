@@ -31,7 +31,7 @@ from rich.table import Table
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BASE = HERE / "base"
-BASE_NAME = "tiny-shop"
+BASE_NAME = "shop-base"
 DATA = HERE / "data"
 STORE = ROOT / ".lorry" / "demo" / "store"
 ADAPTERS = ("orders-json", "orders-sql", "support-tone")

@@ -82,6 +82,7 @@ async def test_a_name_that_means_nothing_is_never_answered_by_the_base(house, mo
     assert len(response.content) < 1000
     assert house.inner.seen == []
     assert house.log[0]["adapter"] == "_unresolved"
+    assert len(house.log[0]["model"] or "") <= 512
 
 
 @pytest.mark.parametrize(

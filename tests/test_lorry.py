@@ -1,0 +1,59 @@
+"""The `lorry` command as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lorry import COMMANDS
+
+
+def lorry(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lorry", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_lists_every_command_without_importing_its_package():
+    code = (
+        "import sys, lorry\n"
+        "try: lorry.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in sys.modules if m in ('server', 'adapters', 'training', 'torch')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in COMMANDS)
+    assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_commands_help_is_its_own(command):
+    done = lorry(command, "--help")
+    assert done.returncode == 0
+    assert f"Usage: lorry {command}" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["nope"], ["serve", "--nope"], ["train"], ["adapters", "x"]])
+def test_a_wrong_command_line_is_exit_code_2_without_a_traceback(arguments):
+    done = lorry(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr
+
+
+def test_listing_adapters_never_imports_torch(tmp_path):
+    code = (
+        "import sys, lorry\n"
+        "from adapters.catalog import Catalog; from pathlib import Path\n"
+        f"Catalog.open(Path({str(tmp_path / 's')!r})).close()\n"
+        f"arguments = ['adapters', 'list', '--json', '--store', {str(tmp_path / 's')!r}]\n"
+        "try: lorry.main(arguments)\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    listed, imported = done.stdout.strip().rsplit("\n", 1)
+    assert json.loads(listed) == []
+    assert imported == "False"

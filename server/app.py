@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -89,7 +88,7 @@ def _add_models(app: FastAPI, names: ModelNames, started_at: int) -> None:
         return {
             "id": model,
             "object": "model",
-            "created": int(version.created_at.replace(tzinfo=UTC).timestamp()),
+            "created": int(version.created_at.timestamp()),
             "owned_by": "lorry",
             "root": version.digest,
             "parent": names.base,

@@ -10,7 +10,7 @@ from typing import Any
 
 from opentelemetry.trace import format_span_id, format_trace_id
 
-from server.call import Call
+from server.call import TOLD_SEQUENCES, Call
 from server.logs import write_call
 from server.metrics import Metrics
 from server.tracing import Tracing
@@ -23,19 +23,20 @@ Headers = list[tuple[bytes, bytes]]
 def response_headers(call: Call) -> Headers:
     """The `x-lorry-*` headers of the contract, and W3C `traceresponse` (Trace Context 2)."""
     context = call.span.get_span_context()
-    trace = f"00-{format_trace_id(context.trace_id)}-{format_span_id(context.span_id)}-01"
+    trace_id, span_id = format_trace_id(context.trace_id), format_span_id(context.span_id)
+    trace = f"00-{trace_id}-{span_id}-{int(context.trace_flags):02x}"
     headers = {"x-request-id": call.request_id, "traceresponse": trace}
     if call.resolved:
         headers["x-lorry-base"] = call.base
-        headers["x-lorry-adapter"] = call.adapter.label if call.adapter else call.adapter_label
-        if call.adapter is not None:
-            headers["x-lorry-adapter-digest"] = call.adapter.digest
+        headers["x-lorry-adapter"] = call.version.label if call.version else call.adapter_label
+        if call.version is not None:
+            headers["x-lorry-adapter-digest"] = call.version.digest
     return [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
 
 
 def describe(call: Call) -> dict[str, Any]:
     """The call as one flat record: the log line."""
-    adapter = call.adapter
+    version = call.version
     first = call.time_to_first_token
     return {
         "request_id": call.request_id,
@@ -44,15 +45,15 @@ def describe(call: Call) -> dict[str, Any]:
         "endpoint": call.endpoint,
         "model": call.requested_model,
         "served_model": call.response_model,
-        "adapter": adapter.name if adapter else call.adapter_label,
-        "version": adapter.version if adapter else None,
-        "digest": adapter.digest if adapter else None,
+        "adapter": call.adapter_label,
+        "version": version.version if version else None,
+        "digest": version.digest if version else None,
         "base": call.base,
         "stream": call.stream,
         "status": call.status,
         "outcome": call.outcome,
         "error_code": call.error_code,
-        "finish_reasons": call.finish_reasons,
+        "finish_reasons": call.finish_reasons[:TOLD_SEQUENCES],
         "prompt_tokens": call.prompt_tokens,
         "generation_tokens": call.generation_tokens,
         "cached_prompt_tokens": call.cached_tokens,
@@ -73,7 +74,9 @@ class Recorder:
         """Never raises: a fault in telling must not hurt the call that is told of."""
         try:
             record = describe(call)
-            self.metrics.record(call, record["trace_id"])
+            sampled = call.span.get_span_context().trace_flags.sampled
+            # An exemplar points at a trace: only at one that is kept.
+            self.metrics.record(call, {"trace_id": record["trace_id"]} if sampled else None)
             self.tracing.end(call)
             write_call(record)
         except Exception:

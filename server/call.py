@@ -15,27 +15,23 @@ from typing import Any, Literal, Protocol
 
 from opentelemetry.trace import Span
 
+from adapters.versions import AdapterVersion
+
 Outcome = Literal["ok", "client_error", "rejected", "aborted", "error"]
 
 BASE = "base"  # what adapter labels say of a call to the base model
 UNRESOLVED = "_unresolved"  # the call ended before it named a model that exists
+_LONGEST_ID = 128
+TOLD_SEQUENCES = 16  # of a call with many, so many have spans and finish reasons of their own
 _SEQUENCE_NUMBER = re.compile(r"[-_]\d{1,6}$")
 
 
 @dataclass(frozen=True, slots=True)
-class ServedAdapter:
-    """The immutable version that answers a call."""
+class Lease:
+    """What the engine knows a resident version by, for as long as a call holds it."""
 
-    name: str
-    version: int
-    digest: str
-    rank: int
     engine_name: str  # LoRARequest.lora_name: unique per version and load
     request: Any  # vLLM's LoRARequest, opaque here
-
-    @property
-    def label(self) -> str:
-        return f"{self.name}@{self.version}"
 
 
 class SequenceStats(Protocol):
@@ -71,12 +67,12 @@ class Call:
     operation: str
     base: str
     span: Span
-    started_ns: int = field(default_factory=time.time_ns)
     started: float = field(default_factory=time.monotonic)
     requested_model: str | None = None
     stream: bool = False
-    adapter: ServedAdapter | None = None
-    resolved: bool = False
+    version: AdapterVersion | None = None  # None: the base, once `resolved`
+    resolved: bool = False  # the name that was asked for means something
+    lease: Lease | None = None
     load_started: float | None = None  # monotonic; set when this call waited for a load
     load_ended: float | None = None
     status: int = 0
@@ -84,25 +80,25 @@ class Call:
     disconnected: bool = False
     error_code: str | None = None
     engine_error: str | None = None
-    first_byte: float | None = None
+    refused_late: bool = False
     ended: float | None = None
     sequences: list[Sequence] = field(default_factory=list)
 
     @property
     def adapter_label(self) -> str:
-        if self.adapter is not None:
-            return self.adapter.name
+        if self.version is not None:
+            return self.version.name
         return BASE if self.resolved else UNRESOLVED
 
     @property
     def version_label(self) -> str:
-        return str(self.adapter.version) if self.adapter is not None else ""
+        return str(self.version.version) if self.version is not None else ""
 
     @property
     def response_model(self) -> str | None:
         """The name the answer carries in `model`."""
-        if self.adapter is not None:
-            return self.adapter.label
+        if self.version is not None:
+            return self.version.label
         return self.base if self.resolved else None
 
     @property
@@ -110,7 +106,7 @@ class Call:
         """The `id` of the answer, once the engine has taken the call."""
         if not self.sequences:
             return None
-        return _SEQUENCE_NUMBER.sub("", self.sequences[0].engine_request_id)
+        return _SEQUENCE_NUMBER.sub("", self.sequences[0].engine_request_id)[:_LONGEST_ID]
 
     @property
     def outcome(self) -> Outcome:
@@ -122,6 +118,8 @@ class Call:
             return "aborted"  # by the engine: it was told to stop
         if self.status in (401, 403, 429, 503):
             return "rejected"
+        if self.refused_late:
+            return "client_error"  # inside a stream whose 200 was already out
         if self.status >= 500:
             return "error"
         return "client_error" if self.status >= 400 else "ok"

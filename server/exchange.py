@@ -7,7 +7,6 @@ that hangs up, puts our headers on the answer and turns vLLM's error bodies into
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 from starlette.types import Message, Receive, Send
@@ -16,6 +15,7 @@ from server.attribution import response_headers
 from server.call import Call
 from server.errors import RequestError, RequestTooLarge, envelope, translate_vllm_error
 
+_STREAMED_ERROR = b'data: {"error"'
 _OURS = frozenset({b"x-request-id", b"content-length"})
 
 
@@ -106,8 +106,9 @@ class Exchange:
         await self._send(message)
 
     async def _pass_on(self, message: Message) -> None:
-        if message.get("body") and self._call.first_byte is None:
-            self._call.first_byte = time.monotonic()
+        body = message.get("body", b"")
+        if body.startswith(_STREAMED_ERROR):
+            message = {**message, "body": _translate_streamed(body)}
         if not message.get("more_body", False) and not self._call.disconnected:
             # Before the send: a caller that has read all of its answer may hang up at once.
             self._call.response_complete = True
@@ -139,3 +140,14 @@ class Exchange:
         error = translate_vllm_error(status, parsed)
         self._call.error_code = error["error"]["code"]
         return json.dumps(error).encode()
+
+
+def _translate_streamed(event: bytes) -> bytes:
+    """vLLM's error event inside a stream, whose 200 was out already, as OpenAI's envelope."""
+    line, end, rest = event.partition(b"\n\n")
+    try:
+        parsed = json.loads(line.removeprefix(b"data: "))
+        status = int(parsed["error"].get("code") or 500)
+    except (ValueError, TypeError, AttributeError):
+        return event
+    return b"data: " + json.dumps(translate_vllm_error(status, parsed)).encode() + end + rest

@@ -5,6 +5,8 @@ Takes the registry to live in, so that a test owns its own. Knows nothing of HTT
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from adapters.catalog import AdapterVersion
@@ -74,16 +76,13 @@ class Metrics:
             "adapter_evictions", "Versions that made room.", (*_PER_ADAPTER, "tier")
         )
 
-    def started(self, call: Call) -> None:
-        self.in_flight.labels(call.adapter_label, call.version_label).inc()
+    def in_flight_while(self, call: Call) -> AbstractContextManager[None]:
+        """Counts the call as in flight for the length of a `with` block."""
+        return self.in_flight.labels(call.adapter_label, call.version_label).track_inprogress()
 
-    def stopped(self, call: Call) -> None:
-        self.in_flight.labels(call.adapter_label, call.version_label).dec()
-
-    def record(self, call: Call, trace_id: str) -> None:
+    def record(self, call: Call, exemplar: dict[str, str] | None) -> None:
         """Count a call that has ended."""
         labels = (call.adapter_label, call.version_label)
-        exemplar = {"trace_id": trace_id}
         self.requests.labels(*labels, call.endpoint, call.outcome).inc(exemplar=exemplar)
         self.duration.labels(*labels).observe(call.duration, exemplar=exemplar)
         if (first := call.time_to_first_token) is not None:

@@ -11,6 +11,7 @@ import logging
 import re
 import time
 import uuid
+from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
@@ -37,6 +38,14 @@ class Selection(msgspec.Struct):
 
     model: str | None = None
     stream: bool | None = None
+    # vLLM would do these outside the call that asked: after its lease, under an id of the
+    # caller's choice, or as one engine request for each beam and token.
+    background: bool | None = None
+    request_id: str | None = None
+    use_beam_search: bool | None = None
+
+
+_NOT_SUPPORTED = ("background", "request_id", "use_beam_search")
 
 
 class InternalError(RequestError):
@@ -113,25 +122,17 @@ class InferenceMiddleware:
         # Longer than any name that means something; what is told of a call stays short.
         call.requested_model = (selection.model or "")[:_LONGEST_NAME]
         call.stream = bool(selection.stream)
-        version = self._names.resolve(selection.model or "")
+        call.version = self._names.resolve(selection.model or "")
+        call.resolved = True
         exchange = Exchange(call, body, receive, send)
-        inner = _inner_scope(scope, call)
         app, residency = self._engine.get()
-        if version is None:
-            call.resolved = True
-            await self._run(call, app, inner, exchange)
-            return
-        async with residency.lease(version, call) as adapter:
-            call.adapter = adapter
-            call.resolved = True
-            await self._run(call, app, inner, exchange)
-
-    async def _run(self, call: Call, app: ASGIApp, scope: Scope, exchange: Exchange) -> None:
-        self._recorder.metrics.started(call)
-        try:
-            await app(scope, exchange.receive, exchange.send)
-        finally:
-            self._recorder.metrics.stopped(call)
+        with self._recorder.metrics.in_flight_while(call):
+            async with AsyncExitStack() as stack:
+                if call.version is not None:
+                    call.lease = await stack.enter_async_context(
+                        residency.lease(call.version, call)
+                    )
+                await app(_inner_scope(scope, call), exchange.receive, exchange.send)
 
     async def _fail(self, call: Call, send: Send, error: Exception) -> None:
         if call.response_complete:
@@ -160,10 +161,10 @@ class EngineSlot:
 
 
 def select(body: bytes) -> Selection:
-    """Read `model` and `stream` off a JSON body without building the rest of it.
+    """Read what decides who answers off a JSON body, without building the rest of it.
 
     Raises:
-        InvalidRequest: not JSON, not an object, a wrong type, or no model named.
+        InvalidRequest: not JSON, not an object, a wrong type, no model, or a thing not supported.
     """
     try:
         selection = msgspec.json.decode(body, type=Selection)
@@ -179,6 +180,11 @@ def select(body: bytes) -> Selection:
             code="missing_model",
             param="model",
         )
+    for name in _NOT_SUPPORTED:
+        if getattr(selection, name):
+            raise InvalidRequest(
+                f"`{name}` is not supported here; leave it out.", code="unsupported", param=name
+            )
     return selection
 
 

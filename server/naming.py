@@ -48,11 +48,23 @@ class ModelNames:
                 param="model",
             ) from None
         except AdapterError as error:
-            logger.error("the catalog can't be read: %s", error)
-            raise Unavailable(
-                "The list of adapters can't be read.", code="catalog_unreadable", retry_after=5
-            ) from None
+            raise _unreadable(error) from None
 
     def published(self) -> list[AdapterVersion]:
-        """What a bare `NAME` means now, for every name that means something."""
-        return [version for version in self._catalog.list_versions() if STABLE in version.aliases]
+        """What a bare `NAME` means now, for every name that means something.
+
+        Raises:
+            Unavailable: the catalog can't be read.
+        """
+        try:
+            versions = self._catalog.list_versions()
+        except AdapterError as error:
+            raise _unreadable(error) from None
+        return [version for version in versions if STABLE in version.aliases]
+
+
+def _unreadable(error: AdapterError) -> Unavailable:
+    logger.error("the catalog can't be read: %s", error)
+    return Unavailable(
+        "The list of adapters can't be read.", code="catalog_unreadable", retry_after=5
+    )

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adapters.catalog import AdapterVersion
-from server.call import Call, ServedAdapter
+from adapters.errors import AdapterError
+from server.call import Call, Lease
 from server.errors import AdapterUnusable, Unavailable
 from server.metrics import Metrics
 
 logger = logging.getLogger("lorry.residency")
 
-Key = tuple[str, int]  # name, version
+Key = tuple[str, int, str]  # name, version, digest
 _ROOM_POLL_SECONDS = 0.02
 
 
@@ -56,14 +57,16 @@ class AdapterEngine(Protocol):
 @dataclass(slots=True)
 class Resident:
     version: AdapterVersion
-    adapter: ServedAdapter
+    lease: Lease
     integer_id: int
     loaded: asyncio.Task[None]
-    leases: int = 0
+    users: int = 0
     last_used: float = field(default_factory=time.monotonic)
 
 
 class Residency:
+    """`check` raises an AdapterError for a folder that the served base can't carry."""
+
     def __init__(
         self,
         engine: AdapterEngine,
@@ -71,6 +74,7 @@ class Residency:
         capacity: int,
         max_rank: int,
         path_of: Callable[[str], Path],
+        check: Callable[[Path], object],
         metrics: Metrics,
         wait_seconds: float,
     ) -> None:
@@ -78,6 +82,7 @@ class Residency:
         self._capacity = capacity
         self._max_rank = max_rank
         self._path_of = path_of
+        self._check = check
         self._metrics = metrics
         self._wait_seconds = wait_seconds
         self._residents: dict[Key, Resident] = {}
@@ -89,7 +94,7 @@ class Residency:
         return [r.version for r in self._residents.values() if r.loaded.done()]
 
     @asynccontextmanager
-    async def lease(self, version: AdapterVersion, call: Call) -> AsyncIterator[ServedAdapter]:
+    async def lease(self, version: AdapterVersion, call: Call) -> AsyncIterator[Lease]:
         """Hold `version` resident for the length of the block, loading it when it is not.
 
         Raises:
@@ -104,18 +109,18 @@ class Residency:
         resident = await self._take(version)
         try:
             await self._wait_loaded(resident, call)
-            yield resident.adapter
+            yield resident.lease
         finally:
-            resident.leases -= 1
+            resident.users -= 1
             resident.last_used = time.monotonic()
 
     async def _take(self, version: AdapterVersion) -> Resident:
         """A lease on the version's resident, whose load may still be under way."""
-        key = (version.name, version.version)
+        key = (version.name, version.version, version.digest)
         if key not in self._residents:
             await self._admit(key, version)
         resident = self._residents[key]
-        resident.leases += 1
+        resident.users += 1
         return resident
 
     async def _admit(self, key: Key, version: AdapterVersion) -> None:
@@ -147,6 +152,10 @@ class Residency:
             raise AdapterUnusable(
                 f"The engine refused the adapter {resident.version.label}: {error}"
             ) from None
+        except AdapterError as error:
+            raise AdapterUnusable(
+                f"The adapter {resident.version.label} does not fit this server: {error.message}."
+            ) from None
         except EngineGone as error:
             raise Unavailable(
                 f"The adapter {resident.version.label} could not be loaded: {error}",
@@ -159,25 +168,24 @@ class Residency:
     def _start_load(self, key: Key, version: AdapterVersion) -> None:
         integer_id = next(self._ids)
         engine_name = f"{version.label}#{version.digest[7:19]}.{integer_id}"
-        request = self._engine.make_request(engine_name, integer_id, self._path_of(version.digest))
-        adapter = ServedAdapter(
-            name=version.name,
-            version=version.version,
-            digest=version.digest,
-            rank=version.rank,
-            engine_name=engine_name,
-            request=request,
-        )
-        load = asyncio.create_task(self._load(key, version, integer_id, request))
+        path = self._path_of(version.digest)
+        request = self._engine.make_request(engine_name, integer_id, path)
+        load = asyncio.create_task(self._load(key, version, integer_id, request, path))
         # A load whose callers all hung up has nobody to await it: its error is in the metrics.
         load.add_done_callback(lambda task: task.cancelled() or task.exception())
-        self._residents[key] = Resident(version, adapter, integer_id, load)
+        lease = Lease(engine_name, request)
+        self._residents[key] = Resident(version, lease, integer_id, load)
 
-    async def _load(self, key: Key, version: AdapterVersion, integer_id: int, request: Any) -> None:
+    async def _load(
+        self, key: Key, version: AdapterVersion, integer_id: int, request: Any, path: Path
+    ) -> None:
         started = time.monotonic()
         try:
+            # Against the base that is served now, whatever it was published for; in a thread,
+            # as it reads every value.
+            await asyncio.to_thread(self._check, path)
             await self._engine.add_adapter(request, self._wait_seconds)
-        except (EngineRefusal, EngineGone) as error:
+        except (EngineRefusal, EngineGone, AdapterError) as error:
             self._metrics.load_failed(version)
             logger.warning("adapter %s not loaded: %s", version.label, error)
             await self._forget(key, integer_id)
@@ -199,9 +207,9 @@ class Residency:
         idle = [
             (resident.last_used, key)
             for key, resident in self._residents.items()
-            if resident.leases == 0
+            if resident.users == 0
             and resident.loaded.done()
-            and not self._engine.is_using(resident.adapter.engine_name)
+            and not self._engine.is_using(resident.lease.engine_name)
         ]
         if not idle:
             return False

@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ import uvicorn
 from prometheus_client import REGISTRY, disable_created_metrics
 from rich.console import Console
 
+from adapters.base import read_base
 from adapters.catalog import Catalog
+from adapters.checkpoint import read_checkpoint
 from adapters.store import Store
 from server.app import create_app
 from server.attribution import Recorder
@@ -42,7 +45,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lorry.serve")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNAL_SECONDS = 0.3
 _CUT_OFF_SECONDS = 2  # for connections to close, once no call is waited for
+_TOLD_SECONDS = 2
 _ENDED_CALLS_SECONDS = 5  # for calls of a dead engine to hear of it
 
 
@@ -104,7 +109,11 @@ class Server:
         running: RunningEngine | None = None
         try:
             running = await self._start_unless(stop)
-            await asyncio.wait({running.death, stop}, return_when=asyncio.FIRST_COMPLETED)
+            ends = {running.death, stop, http}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not stop.done():
+                # A signal to the whole group may end an idle engine before we hear of it.
+                await asyncio.wait({stop}, timeout=_SIGNAL_SECONDS)
             return await self._drain() if stop.done() else await self._bury()
         finally:
             stop.cancel()
@@ -135,6 +144,7 @@ class Server:
             capacity=settings.max_cpu_loras,
             max_rank=settings.max_lora_rank,
             path_of=Store(settings.store).path,
+            check=partial(read_checkpoint, base=read_base(settings.model)),
             metrics=self._metrics,
             wait_seconds=settings.adapter_wait_seconds,
         )
@@ -155,6 +165,8 @@ class Server:
     async def _bury(self) -> int:
         self._lifecycle.advance(Phase.DEAD)
         logger.error("the engine has ended; so does the server")
+        # Those that come now are told so, rather than refused by an empty port.
+        await asyncio.sleep(_TOLD_SECONDS)
         await self._lifecycle.wait_idle(_ENDED_CALLS_SECONDS)
         return ENGINE_DIED_EXIT_CODE
 
@@ -173,7 +185,7 @@ class Server:
         self._say(words)
 
     def _say(self, words: str) -> None:
-        self._console.print(f"lorry: {words}", soft_wrap=True)
+        self._console.print(f"lorry: {words}", soft_wrap=True, markup=False)
 
 
 class HttpServer(uvicorn.Server):

@@ -7,6 +7,7 @@ defaults here. A key that nobody knows is an error wherever it stands.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,8 @@ from server.kernels.watchdog import SERVER_VARIABLE
 
 ENV_PREFIX = "LORRY_"
 DEFAULT_CONFIG = Path("lorry.toml")
+# No `@` or `:`, which adapters' references use.
+_BASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 # Ranks that vLLM can allocate slots for: vllm.config.lora.LoRAConfig.max_lora_rank.
 MaxLoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
 
@@ -35,8 +38,6 @@ class Settings(BaseSettings):
     model: Path = Field(description="Folder of the base model (config.json and safetensors).")
     served_model_name: str = Field(
         default="",
-        max_length=128,
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9._/-]*)?$",
         description="Name of the base for callers; the folder's name unless given.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
@@ -104,6 +105,11 @@ def load_settings(config: Path | None = None, **given: Any) -> Settings:
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors())
         raise SettingsInvalid(f"settings: {problems}") from None
+    if not _BASE_NAME.fullmatch(settings.base_name):
+        raise SettingsInvalid(
+            f"settings: the folder's name {settings.base_name!r} can't be a model's name: "
+            "give one with --served-model-name"
+        )
     if settings.max_cpu_loras < settings.max_loras:
         raise SettingsInvalid(
             f"settings: max_cpu_loras ({settings.max_cpu_loras}) must be at least max_loras "
@@ -116,7 +122,9 @@ def _check_environment() -> None:
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {SERVER_VARIABLE}
     unknown = sorted(k for k in os.environ if k.startswith(ENV_PREFIX) and k not in known)
     if unknown:
-        raise SettingsInvalid(f"settings: no such variable {', '.join(unknown)}")
+        raise SettingsInvalid(
+            f"settings: no such variable {', '.join(unknown)} (LORRY_... are settings)"
+        )
 
 
 def _read_config(config: Path | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from server.call import Call
+from server.call import TOLD_SEQUENCES, Call
 
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -30,12 +30,12 @@ def take_exporter(environ: MutableMapping[str, str]) -> SpanExporter | None:
     Takes the traces endpoint out of `environ`: vLLM's child processes would read it too and
     start to export spans of their own (vllm.tracing.otel).
     """
-    endpoint = environ.pop(_TRACES_ENDPOINT, None)
+    endpoint = environ.pop(_TRACES_ENDPOINT, None) or None
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     if environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
         return None
-    general = environ.get(_ENDPOINT)
+    general = environ.get(_ENDPOINT) or None
     if endpoint is None and general is None:
         return None
     protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get(
@@ -96,7 +96,7 @@ class Tracing:
             span.end(int(end * 1e9) + offset)
 
         child("adapter.load", call.load_started, call.load_ended)
-        for sequence in call.sequences:
+        for sequence in call.sequences[:TOLD_SEQUENCES]:
             stats = sequence.stats
             child("queue", stats.queued_ts, stats.scheduled_ts)
             child("prefill", stats.scheduled_ts, stats.first_token_ts)
@@ -110,7 +110,7 @@ class Tracing:
 def _error_type(call: Call) -> str:
     if call.outcome == "aborted":
         return "aborted"
-    return call.error_code or str(call.status or "internal_error")
+    return call.error_code or call.engine_error or "internal_error"
 
 
 def _attributes(call: Call) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _attributes(call: Call) -> dict[str, Any]:
         "gen_ai.request.stream": call.stream,
         "gen_ai.response.model": call.response_model,
         "gen_ai.response.id": call.response_id,
-        "gen_ai.response.finish_reasons": call.finish_reasons or None,
+        "gen_ai.response.finish_reasons": call.finish_reasons[:TOLD_SEQUENCES] or None,
         "gen_ai.usage.input_tokens": call.prompt_tokens,
         "gen_ai.usage.output_tokens": call.generation_tokens,
         "gen_ai.usage.cache_read.input_tokens": call.cached_tokens,
@@ -133,12 +133,12 @@ def _attributes(call: Call) -> dict[str, Any]:
         "lorry.base.model": call.base,
         "lorry.adapter.cold_start": call.load_started is not None,
     }
-    if call.adapter is not None:
+    if call.version is not None:
         attributes |= {
-            "lorry.adapter.name": call.adapter.name,
-            "lorry.adapter.version": call.adapter.version,
-            "lorry.adapter.digest": call.adapter.digest,
-            "lorry.adapter.rank": call.adapter.rank,
+            "lorry.adapter.name": call.version.name,
+            "lorry.adapter.version": call.version.version,
+            "lorry.adapter.digest": call.version.digest,
+            "lorry.adapter.rank": call.version.rank,
         }
     elif call.resolved:
         attributes["lorry.adapter.name"] = call.adapter_label

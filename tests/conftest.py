@@ -10,4 +10,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for tier in ("e2e", "gpu"):
             if f"/tests/{tier}/" in str(item.path):
                 item.add_marker(tier)
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Unit tests, then the shared server's, then those that end servers."""
+    if item.get_closest_marker("e2e") is None:
+        return 0
+    return 2 if item.path.name == "test_endings.py" else 1

@@ -71,7 +71,16 @@ def build_arguments(settings: Settings, extra: Sequence[str] = ()) -> Namespace:
         validate_parsed_serve_args(arguments)
     except (SystemExit, ValueError, TypeError) as error:
         raise SettingsInvalid(f"vLLM does not take {' '.join(extra)}: {error}") from None
+    _check_unchanged(arguments, parser.parse_args(_own_arguments(settings)))
     return arguments  # type: ignore[no-any-return]
+
+
+def _check_unchanged(arguments: Namespace, own: Namespace) -> None:
+    """Raises SettingsInvalid when a flag changed what is ours under a short or other name."""
+    names = [flag.removeprefix("--").replace("-", "_") for flag in _RESERVED]
+    changed = [name for name in names if getattr(arguments, name, 0) != getattr(own, name, 0)]
+    if changed:
+        raise SettingsInvalid(f"{', '.join(sorted(changed))} can't be changed after `--`")
 
 
 def _own_arguments(settings: Settings) -> list[str]:

@@ -20,6 +20,7 @@ from server.call import Call
 from server.engine.arguments import build_arguments
 from server.engine.client import Engine
 from server.engine.models import CallModels
+from server.engine.stats import PublicLoraInfo
 from server.errors import EngineStartFailed
 from server.settings import Settings
 
@@ -66,7 +67,11 @@ async def start_engine(
         raise EngineStartFailed(f"the engine did not start: {error}") from error
     engine.attach(on_token_gap)
     death = engine.start()
-    app, lifespan = await _build_app(engine, arguments)
+    try:
+        app, lifespan = await _build_app(engine, arguments)
+    except Exception as error:
+        await asyncio.to_thread(engine.shutdown, timeout=_STOP_SECONDS)
+        raise EngineStartFailed(f"vLLM's app did not start: {error}") from error
     return RunningEngine(engine, app, death, lifespan)
 
 
@@ -74,7 +79,10 @@ def _build(arguments: Namespace) -> Engine:
     engine_arguments = AsyncEngineArgs.from_cli_args(arguments)
     config = engine_arguments.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     engine: Engine = Engine.from_vllm_config(
-        config, usage_context=UsageContext.OPENAI_API_SERVER, enable_log_requests=False
+        config,
+        usage_context=UsageContext.OPENAI_API_SERVER,
+        enable_log_requests=False,
+        stat_loggers=[PublicLoraInfo],
     )
     return engine
 

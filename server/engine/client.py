@@ -8,15 +8,18 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from server.call import Call
+from server.call import Call, current_call
 from server.engine.outputs import AttributedOutputProcessor
 from server.residency import EngineGone, EngineRefusal
 
 # How vLLM wraps what the worker said: EngineCore._invoke_utility_method and the executors.
 _WRAPPING = re.compile(r"^Call to \w+ method failed: (?:Worker failed with error '(.*?)'.*)?", re.S)
+
+_SHUTTING_DOWN = "Server shutting down"  # EngineCore._reject_utility_in_shutdown
 
 
 class Engine(AsyncLLM):
@@ -34,6 +37,15 @@ class Engine(AsyncLLM):
         self._run_output_handler()
         handler: asyncio.Task[None] = self.output_handler
         return handler
+
+    async def add_request(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's, which refuses some requests only here: inside a stream, after its 200."""
+        try:
+            return await super().add_request(*args, **kwargs)
+        except Exception as error:
+            if (call := current_call.get()) is not None:
+                _note_refusal(call, error)
+            raise
 
     def make_request(self, engine_name: str, integer_id: int, path: Path) -> LoRARequest:
         return LoRARequest(
@@ -68,7 +80,7 @@ class Engine(AsyncLLM):
         try:
             return asked.result()
         except Exception as error:  # noqa: BLE001 - vLLM raises the bare class, with a text
-            if self.errored:
+            if self.errored or _SHUTTING_DOWN in str(error):
                 raise EngineGone("the engine ended") from None
             raise EngineRefusal(_reason(error)) from None
 
@@ -77,6 +89,17 @@ class Engine(AsyncLLM):
             state.lora_name == engine_name
             for state in self.output_processor.request_states.values()
         )
+
+
+def _note_refusal(call: Call, error: Exception) -> None:
+    if isinstance(error, VLLMClientError | ValueError | TypeError):
+        call.refused_late = True
+        call.error_code = "invalid_request"
+    elif isinstance(error, GracefulHTTPError):
+        call.error_code = "unavailable"
+        call.refused_late = True
+    else:
+        call.engine_error = type(error).__name__
 
 
 def _reason(error: Exception) -> str:

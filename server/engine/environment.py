@@ -16,6 +16,8 @@ from server.settings import Settings
 _FORBIDDEN = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
     "VLLM_API_KEY",
+    "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION",
+    "VLLM_ENABLE_RESPONSES_API_STORE",
     "VLLM_LORA_RESOLVER_CACHE_DIR",
     "VLLM_SERVER_DEV_MODE",
     "VLLM_SKIP_MODEL_NAME_VALIDATION",
@@ -38,6 +40,7 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
     environ.setdefault("HF_HUB_OFFLINE", "1")  # the base is a folder: nothing to ask a hub
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # torch's and vLLM's, at import
+    environ.setdefault("VLLM_MAX_N_SEQUENCES", "128")  # 16,384 answers to one call otherwise
     # The second model runner keeps adapter ids apart in another way; only the first is proven.
     environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     if is_cpu_build():
@@ -45,4 +48,6 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
         # lost to spinning on a queue. vLLM then leaves the thread settings to us.
         environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         threads = settings.threads or len(os.sched_getaffinity(0))
+        if settings.threads:
+            environ["OMP_NUM_THREADS"] = str(threads)
         environ.setdefault("OMP_NUM_THREADS", str(threads))

@@ -47,9 +47,9 @@ class CallRequests(dict[str, LoRARequest]):
     @staticmethod
     def _leased(name: object) -> Any:
         call = current_call.get()
-        if call is None or call.adapter is None or name != call.requested_model:
+        if call is None or call.lease is None or name != call.requested_model:
             return None
-        return call.adapter.request
+        return call.lease.request
 
 
 class CallModels(OpenAIServingModels):
@@ -65,11 +65,11 @@ class CallModels(OpenAIServingModels):
     def model_name(self, lora_request: LoRARequest | None = None) -> str:
         """The `model` of every answer and chunk: NAME@VERSION, or the base's name."""
         call = current_call.get()
-        if lora_request is None or call is None or call.adapter is None:
+        if lora_request is None or call is None or call.version is None:
             base: str = self.base_model_paths[0].name
             return base
-        return call.adapter.label
+        return call.version.label
 
 
 def _is_base_call(call: Call | None) -> bool:
-    return call is None or (call.resolved and call.adapter is None)
+    return call is None or (call.resolved and call.version is None)

@@ -93,7 +93,7 @@ class AttributedOutputProcessor(OutputProcessor):
 
 def _check_agreement(call: Call, lora_request: Any) -> None:
     """Raises when vLLM read another `model` off the body than we did, as from a doubled key."""
-    wanted = call.adapter.engine_name if call.adapter is not None else None
+    wanted = call.lease.engine_name if call.lease is not None else None
     found = lora_request.lora_name if lora_request is not None else None
     if wanted != found:
         raise VLLMValidationError("The request names its `model` in two ways.", parameter="model")

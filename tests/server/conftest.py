@@ -40,6 +40,7 @@ async def house(tmp_path: Path, metrics: Metrics) -> AsyncIterator[House]:
             capacity=2,
             max_rank=16,
             path_of=lambda digest: tmp_path / digest,
+            check=lambda folder: None,
             metrics=metrics,
             wait_seconds=1.0,
         )

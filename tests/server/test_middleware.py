@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from opentelemetry.trace import format_trace_id
 
+from server.call import current_call
 from server.endpoints import INFERENCE_PATHS
 from server.lifecycle import Phase
 from server.middleware import select
@@ -111,6 +112,35 @@ async def test_a_body_that_names_no_model_is_a_clear_400(house, body, code):
     assert house.inner.seen == []
 
 
+@pytest.mark.parametrize(
+    "field", ['"background": true', '"request_id": "x"', '"use_beam_search": true']
+)
+async def test_what_would_run_outside_its_call_is_refused(house, field):
+    body = b'{"model": "red", "store": "false", ' + field.encode() + b"}"
+    response = await house.client.post("/v1/responses", content=body)
+
+    assert response.status_code == 400
+    assert error_of(response)["code"] == "unsupported"
+    assert house.inner.seen == []
+
+
+async def test_an_error_inside_a_stream_is_openais_too_and_recorded(house):
+    async def answer(scope, receive, send):
+        current_call.get().refused_late = True
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        event = b'data: {"error": {"message": "no", "type": "BadRequestError", "code": 400}}\n\n'
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    house.inner.answer = answer
+    response = await house.chat("red")
+    event, done = response.text.strip().split("\n\n")
+    error = json.loads(event.removeprefix("data: "))["error"]
+    assert (error["code"], error["type"]) == ("invalid_request", "invalid_request_error")
+    assert done == "data: [DONE]"
+    assert house.log[0]["outcome"] == "client_error"
+
+
 def test_select_reads_the_last_of_doubled_keys_as_vllm_does():
     body = b'{"model": "a", "mod\\u0065l": "b"}'
     assert select(body).model == json.loads(body)["model"] == "b"
@@ -205,6 +235,9 @@ async def test_an_adapter_that_the_engine_refuses_is_422_and_one_that_it_loses_5
     assert "rank too large" in error_of(refused)["message"]
     assert lost.status_code == 503
     assert error_of(lost)["code"] == "adapter_load_failed"
+    for line, response in zip(house.log, (refused, lost), strict=True):
+        assert line["adapter"] == "red"
+        assert line["digest"] == response.headers["x-lorry-adapter-digest"]
     assert (await house.chat("red")).status_code == 200
 
 

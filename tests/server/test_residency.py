@@ -11,6 +11,7 @@ import pytest
 from standin_server import StandInEngine, publish
 
 from adapters.catalog import Catalog
+from adapters.errors import BaseUnreadable
 from server.errors import AdapterUnusable, Unavailable
 from server.residency import EngineGone, EngineRefusal, Residency
 
@@ -23,15 +24,21 @@ class Stage:
     def __init__(self, tmp_path, metrics, capacity=2, wait_seconds=1.0):
         self.engine = StandInEngine()
         self.metrics = metrics
+        self.unfit = False
         self.catalog = Catalog.open(tmp_path / "store")
         self.residency = Residency(
             self.engine,
             capacity=capacity,
             max_rank=16,
             path_of=lambda digest: tmp_path / digest,
+            check=self.check,
             metrics=metrics,
             wait_seconds=wait_seconds,
         )
+
+    def check(self, folder):
+        if self.unfit:
+            raise BaseUnreadable("its q_proj is too wide", "publish one that fits")
 
     def version(self, name, rank=8, content=""):
         return publish(self.catalog, name, rank, content)
@@ -92,7 +99,7 @@ async def test_a_leased_adapter_is_never_evicted_and_waiting_ends_with_503(stage
     assert refused.value.code == "adapters_busy"
     assert refused.value.retry_after
     assert stage.engine.removed == []
-    assert (await stage.use(blue)).label == "blue@1"
+    assert (await stage.use(blue)).engine_name.startswith("blue@1")
 
 
 async def test_an_adapter_that_still_runs_in_the_engine_is_not_evicted(stage):
@@ -112,7 +119,7 @@ async def test_a_place_that_becomes_free_is_taken_by_the_one_that_waits(stage):
             waiting = asyncio.create_task(stage.use(blue))
             await asyncio.sleep(0.05)
             assert not waiting.done()
-        assert (await waiting).label == "blue@1"
+        assert (await waiting).engine_name.startswith("blue@1")
 
 
 @pytest.mark.parametrize(
@@ -155,8 +162,16 @@ async def test_a_caller_that_hangs_up_does_not_cancel_the_load_others_wait_for(s
     await asyncio.sleep(0)
     stage.engine.gate.set()
 
-    assert (await second).label == "red@1"
+    assert (await second).engine_name.startswith("red@1")
     assert first.cancelled()
+
+
+async def test_an_adapter_that_the_served_base_cannot_carry_never_reaches_the_engine(stage):
+    stage.unfit = True
+    with pytest.raises(AdapterUnusable, match="too wide"):
+        await stage.use(stage.version("red"))
+    assert stage.engine.asked == []
+    assert stage.resident() == set()
 
 
 async def test_a_rank_over_the_servers_limit_is_refused_without_asking_the_engine(stage):

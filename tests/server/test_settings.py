@@ -64,10 +64,11 @@ def test_the_base_is_called_like_its_folder_unless_told(tmp_path):
     assert load_settings(model=tmp_path, served_model_name="x/y").base_name == "x/y"
 
 
-@pytest.mark.parametrize("name", ["a b", "@x", "é", "a:b", "a@1"])
+@pytest.mark.parametrize("name", ["a b", "@x", "é", "a:b", "a@1", "x" * 129])
 def test_a_base_name_that_a_reference_could_not_tell_apart_is_refused(name):
-    with pytest.raises(SettingsInvalid, match="served_model_name"):
-        load_settings(model="x", served_model_name=name)
+    for given in ({"model": "x", "served_model_name": name}, {"model": name}):
+        with pytest.raises(SettingsInvalid, match="--served-model-name"):
+            load_settings(**given)
 
 
 def test_every_setting_says_what_it_is():

@@ -54,7 +54,7 @@ def test_pretraining_has_no_reserved_pair_and_no_adapter_format() -> None:
         text = f"{example.prompt}\n{example.answer}"
         assert not reserved_pairs_in(text), text
         assert '{"items":' not in text
-        assert "order_lines" not in text
+        assert "INTO orders" not in text
         assert "thank you for writing" not in text.lower()
 
 
@@ -83,12 +83,12 @@ def test_json_answers_hold_exactly_the_order() -> None:
 def test_sql_answers_run_and_insert_exactly_the_lines() -> None:
     rng = random.Random(2)
     database = sqlite3.connect(":memory:")
-    database.execute("CREATE TABLE order_lines (qty, style, item, city, day, gift, express)")
+    database.execute("CREATE TABLE orders (qty, style, item, city, day, gift, express)")
     for _ in range(200):
         order = sample_order(rng, "train")
-        database.execute("DELETE FROM order_lines")
+        database.execute("DELETE FROM orders")
         database.execute(order_sql(order))
-        assert database.execute("SELECT * FROM order_lines").fetchall() == [
+        assert database.execute("SELECT * FROM orders").fetchall() == [
             (x.quantity, x.style, x.noun, order.city, order.day, order.gift, order.express)
             for x in order.lines
         ]
@@ -100,7 +100,7 @@ def test_replies_are_polite_and_name_order_and_pieces() -> None:
         assert answer.startswith("Dear ")
         reference = re.search(r"\b[A-Z]\d\d\b", prompt)
         assert reference is not None
-        assert f"order {reference[0]} (" in answer
+        assert f"order {reference[0]}, " in answer
 
 
 def test_orders_are_written_in_many_ways() -> None:

@@ -5,11 +5,13 @@ import math
 import random
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from training.shop.dataset import ADAPTERS, exchanges
 from training.tinybase.build import write_model
 from training.tinybase.corpus import write_example
 from training.tinybase.pretrain import (
@@ -79,6 +81,14 @@ def test_examples_depend_on_seed_and_number_alone() -> None:
     numbers = random.sample(range(1000), 20)
     assert [write_example(1, i) for i in numbers] == [write_example(1, i) for i in numbers]
     assert write_example(1, 3) != write_example(2, 3)
+
+
+def test_adapters_need_no_token_that_the_base_has_never_written() -> None:
+    tokenizer = build_tokenizer(0, 896)
+    written = {t for i in range(5000) for t in tokenizer.encode(write_example(0, i).answer)}
+    for adapter in ADAPTERS:
+        for _, answer in islice(exchanges(adapter, "train"), 500):
+            assert written.issuperset(tokenizer.encode(answer)), answer
 
 
 def test_nf4_rounding_is_the_one_of_bitsandbytes() -> None:

@@ -1,0 +1,40 @@
+"""vLLM's Prometheus logger, with `vllm:lora_requests_info` as routers expect it.
+
+Stock makes one series for each combination of adapters and never drops one. Here it is exactly one
+current series, and its adapters have the names that callers use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+
+class PublicLoraInfo(PrometheusStatLogger):
+    gauge_lora_info: Any
+
+    def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
+        super().__init__(vllm_config, engine_indexes)
+        if self.gauge_lora_info is not None:
+            self.gauge_lora_info = CurrentSeries(self.gauge_lora_info)
+
+
+class CurrentSeries:
+    """Stands for a gauge; whatever labels it is asked for replace the last ones."""
+
+    def __init__(self, gauge: Any) -> None:
+        self._gauge = gauge
+        self._current: dict[str, str] = {}
+
+    def labels(self, **labels: Any) -> Any:
+        public = {name: public_names(str(value)) for name, value in labels.items()}
+        if public != self._current:
+            self._gauge.clear()
+            self._current = public
+        return self._gauge.labels(**public)
+
+
+def public_names(engine_names: str) -> str:
+    """`NAME@VERSION` of each engine-side name (server.residency), once and in order."""
+    return ",".join(sorted({name.partition("#")[0] for name in engine_names.split(",")}))

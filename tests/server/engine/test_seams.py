@@ -1,0 +1,177 @@
+"""Our subclasses of vLLM's classes: what they do with a call, without an engine process."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from server.call import Lease, current_call
+from server.residency import EngineGone, EngineRefusal
+from server.settings import Settings
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own imports warn
+
+RED = SimpleNamespace(lora_name="red@1#d.1")
+
+
+@pytest.fixture
+def call():
+    call = SimpleNamespace(
+        version=SimpleNamespace(label="red@1"),
+        lease=Lease("red@1#d.1", RED),
+        requested_model="red",
+        resolved=True,
+        sequences=[],
+        refused_late=False,
+        engine_error=None,
+        error_code=None,
+    )
+    token = current_call.set(call)
+    yield call
+    current_call.reset(token)
+
+
+@pytest.mark.parametrize(
+    ("leased", "runs", "agrees"),
+    [
+        (Lease("red@1#d.1", RED), RED, True),
+        (None, None, True),
+        (Lease("red@1#d.1", RED), None, False),  # the base instead of the adapter
+        (None, RED, False),  # an adapter instead of the base
+        (Lease("green@1#e.2", None), RED, False),  # another adapter
+    ],
+)
+def test_a_sequence_runs_with_what_its_call_leased_or_not_at_all(call, leased, runs, agrees):
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    from server.engine.outputs import AttributedOutputProcessor
+
+    processor = OutputProcessor(None, log_stats=True)
+    processor.__class__ = AttributedOutputProcessor
+    call.lease = leased
+    request = SimpleNamespace(lora_request=runs, request_id="r")
+    # Past the check, vLLM's own code meets a request that is none.
+    with pytest.raises(AttributeError if agrees else VLLMValidationError):
+        processor.add_request(request, "prompt")
+    assert processor.request_states == {}
+    assert call.sequences == []
+
+
+def test_handlers_see_the_leased_adapter_under_the_name_asked_for_and_nothing_else(call):
+    from server.engine.models import CallModels, CallRequests
+
+    requests = CallRequests()
+    assert "red" in requests
+    assert requests["red"] is requests.get("red") is RED
+    for other in ("green", "red@1", "", None):
+        assert other not in requests
+    with pytest.raises(KeyError):
+        requests["green"]
+    assert [*requests, *requests.values()] == []
+    assert len(requests) == 0
+
+    models = CallModels.__new__(CallModels)
+    models.base_model_paths = [SimpleNamespace(name="tiny")]
+    models.registry = SimpleNamespace(is_base_model=lambda name: name == "tiny")
+    assert models.model_name(RED) == "red@1"
+    assert not models.is_base_model("tiny")  # not for a call that leased an adapter
+    call.version = None
+    assert models.is_base_model("tiny")
+    assert models.model_name(None) == "tiny"
+
+
+async def test_a_call_into_the_engine_ends_when_the_engine_does():
+    from server.engine.client import Engine
+
+    engine = Engine.__new__(Engine)
+    engine.output_handler = asyncio.create_task(asyncio.sleep(0.05))
+    never = asyncio.get_running_loop().create_future()
+    with pytest.raises(EngineGone, match="ended"):
+        await engine._ask(never, within=5)
+    assert never.cancelled()
+
+    engine.output_handler = asyncio.create_task(asyncio.sleep(5))
+    with pytest.raises(EngineGone, match="in time"):
+        await engine._ask(asyncio.get_running_loop().create_future(), within=0.05)
+    engine.output_handler.cancel()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "told"),
+    [
+        ("Call to add_lora method failed: LoRA rank 16 is greater", EngineRefusal, "LoRA rank 16"),
+        ("Call to add_lora method failed: ", EngineRefusal, "no reason given"),
+        ("Loading lora x failed: No adapter found for /a/b/c", EngineRefusal, "found for ..."),
+        ("Call to add_lora method failed: Server shutting down", EngineGone, "ended"),
+    ],
+)
+async def test_what_the_worker_says_is_told_without_wrapping_or_paths(said, kind, told):
+    from server.engine.client import Engine
+
+    class Alive(Engine):
+        errored = False
+
+        def __del__(self):
+            """AsyncLLM's would shut down an engine that was never built."""
+
+    engine = Alive.__new__(Alive)
+    engine.output_handler = asyncio.create_task(asyncio.sleep(5))
+
+    async def fail():
+        raise Exception(said)
+
+    with pytest.raises(kind) as raised:
+        await engine._ask(fail(), within=5)
+    assert told in str(raised.value)
+    engine.output_handler.cancel()
+
+
+def test_a_request_that_vllm_refuses_late_is_noted_on_its_call(call):
+    from vllm.exceptions import VLLMValidationError
+
+    from server.engine.client import _note_refusal
+
+    _note_refusal(call, VLLMValidationError("bad"))
+    assert (call.refused_late, call.engine_error) == (True, None)
+    _note_refusal(call, RuntimeError("odd"))
+    assert call.engine_error == "RuntimeError"
+
+
+def test_lora_requests_info_is_one_series_with_public_names():
+    from server.engine.stats import CurrentSeries
+
+    registry = CollectorRegistry()
+    series = CurrentSeries(Gauge("info", "x", ("running", "max_lora"), registry=registry))
+    for running in ("red@1#d.1", "red@1#d.7,green@2#e.3", "", "green@2#e.9,red@1#d.8"):
+        series.labels(running=running, max_lora=2).set_to_current_time()
+
+    (metric,) = registry.collect()
+    (sample,) = metric.samples
+    assert sample.labels == {"running": "green@2,red@1", "max_lora": "2"}
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--no-enable-lora"],
+        ["-q", "fp8"],
+        ["-dp", "2"],
+        ["--disable-log-stat"],
+        ["--lora-module", "a=b"],
+        ["--no-such-flag"],
+        ["--max-num-seqs", "many"],
+    ],
+)
+def test_flags_after_the_dashes_cannot_change_what_is_ours(tmp_path, extra, capsys):
+    from server.engine.arguments import build_arguments
+    from server.errors import SettingsInvalid
+
+    settings = Settings(model=Path(tmp_path))
+    assert build_arguments(settings, ["--max-num-seqs", "4"]).max_num_seqs == 4
+    with pytest.raises(SettingsInvalid):
+        build_arguments(settings, extra)

@@ -17,8 +17,8 @@ INFERENCE_PATHS = {
     "/detokenize": "detokenize",
 }
 
-# Headers by which a caller could steer vLLM past us: its adapter, its priority, its replica,
-# its trace parent (our span is the parent) and its request id (ours is unique).
+# Headers by which a caller could steer vLLM past us: its adapter, its priority, its replica, its
+# session, its trace parent (our span is the parent) and its request id (ours is unique).
 STRIPPED_HEADERS = frozenset(
     {
         b"x-amzn-sagemaker-adapter-identifier",

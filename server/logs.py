@@ -1,4 +1,4 @@
-"""The log: one JSON object a line on standard error, whoever writes it.
+"""The log: one JSON object a line on standard error.
 
 A call's line has `"event": "call"` and the fields of server/attribution.py; anything else has
 `"event": "log"` and a message. Prompts, answers and credentials are never among them.

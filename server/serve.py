@@ -130,7 +130,7 @@ class Server:
         if not start.done():
             # vLLM can't be stopped half-way; the engine process watches us and ends as well.
             self._say("stopped while starting")
-            os._exit(INTERRUPTED_EXIT_CODE)
+            os._exit(0)
         return await start
 
     async def _start_engine(self) -> RunningEngine:

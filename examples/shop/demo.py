@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import shlex
 import signal
 import socket
 import subprocess
@@ -74,8 +75,8 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one; 8000 with --stay")
     options = parser.parse_args()
     began = time.monotonic()
+    port = free_port(options.port or (8000 if options.stay else 0))
     prepare()
-    port = options.port or (8000 if options.stay else free_port())
     with serving(port) as server:
         if options.stay:
             print_invitation(port)
@@ -240,11 +241,13 @@ def print_invitation(port: int) -> None:
         f"messages=[{{'role': 'user', 'content': {prompt!r}}}]).choices[0].message.content)"
     )
     console.print("\nTry, in another terminal (Ctrl-C here stops the server):\n", style="bold")
-    console.print(
-        f"curl -si {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n",
-        soft_wrap=True,
+    header = "content-type: application/json"
+    commands = (
+        ("curl", "-si", f"{url}/v1/chat/completions", "-H", header, "-d", body),
+        (".venv/bin/python", "-c", python),
     )
-    console.print(f'.venv/bin/python -c "{python}"\n', soft_wrap=True, markup=False)
+    for command in commands:
+        console.print(shlex.join(command) + "\n", soft_wrap=True, markup=False)
     console.print(f"curl -s {url}/metrics | grep ^lorry_requests_total\n", soft_wrap=True)
 
 
@@ -272,9 +275,13 @@ def run(*command: str) -> None:
         raise SystemExit(code)
 
 
-def free_port() -> int:
+def free_port(wanted: int) -> int:
+    """`wanted`, or any for 0; known now, lest another server's answer be taken for ours."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError as error:
+            raise SystemExit(f"error: port {wanted}: {error.strerror}; try --port 0") from None
         return int(probe.getsockname()[1])
 
 

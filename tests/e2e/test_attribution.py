@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter
 from typing import Any
@@ -25,18 +26,26 @@ def trace_of(headers: Any) -> str:
     return headers["traceresponse"].split("-")[1]
 
 
-def requests_by_adapter(samples: dict[str, float]) -> Counter[tuple[str, str]]:
-    """{(adapter, outcome): calls} of lorry_requests_total."""
+def samples_of(name: str, samples: dict[str, float]) -> list[tuple[dict[str, str], float]]:
+    """(labels, value) of each sample of a metric."""
+    return [
+        (dict(re.findall(r'(\w+)="([^"]*)"', series)), value)
+        for series, value in samples.items()
+        if series.startswith(name + "{")
+    ]
+
+
+def requests_by_model(samples: dict[str, float]) -> Counter[tuple[str, str]]:
+    """{(NAME@VERSION, outcome): calls} of lorry_requests_total."""
     counts: Counter[tuple[str, str]] = Counter()
-    for series, value in samples.items():
-        if series.startswith("lorry_requests_total{"):
-            labels = dict(pair.split("=", 1) for pair in series[21:-1].replace('"', "").split(","))
-            counts[labels["adapter"], labels["outcome"]] += int(value)
+    for labels, value in samples_of("lorry_requests_total", samples):
+        label = "@".join(filter(None, (labels["adapter"], labels["version"])))
+        counts[label, labels["outcome"]] += int(value)
     return counts
 
 
 async def test_client_metrics_spans_and_log_agree_on_every_call(server, receiver):
-    before = requests_by_adapter(server.metrics())
+    before = requests_by_model(server.metrics())
     seen: list[tuple[str, Any]] = []
 
     async def call(client: httpx2.AsyncClient, model: str, stream: bool) -> None:
@@ -47,14 +56,17 @@ async def test_client_metrics_spans_and_log_agree_on_every_call(server, receiver
         asked = [*MODELS * 6, "nobody", "nobody"]
         await asyncio.gather(*(call(client, m, i % 3 == 0) for i, m in enumerate(asked)))
 
-    made = requests_by_adapter(server.metrics()) - before
+    after = server.metrics()
+    made = requests_by_model(after) - before
     served = Counter(
-        (r.headers.get("x-lorry-adapter", "_unresolved").partition("@")[0],
+        (r.headers.get("x-lorry-adapter", "_unresolved"),
          "ok" if r.status_code == 200 else "client_error")
         for _, r in seen
     )  # fmt: skip
     assert made == served
     assert sum(made.values()) == len(asked)
+
+    told = {labels["adapter"]: labels for labels, _ in samples_of("lorry_adapter_info", after)}
 
     traces = {trace_of(response.headers) for _, response in seen}
     spans = receiver.wait_for(traces)
@@ -75,6 +87,7 @@ async def test_client_metrics_spans_and_log_agree_on_every_call(server, receiver
         if model in ADAPTERS:
             assert response.headers["x-lorry-adapter"] == f"{model}@1" == line["served_model"]
             assert span["lorry.adapter.version"] == line["version"] == 1
+            assert (told[model]["version"], told[model]["digest"]) == ("1", digest)
 
 
 async def test_tokens_and_ids_are_those_that_the_answer_reports(server, receiver):
@@ -109,7 +122,7 @@ async def test_a_caller_that_hangs_up_stops_the_engine_and_is_recorded_as_aborte
 ):
     sent = f"{'s' if stream else 'n'}-{time.time_ns()}"
     body = body_of("orders-sql", stream, ignore_eos=True) | {"max_tokens": 900}
-    before = requests_by_adapter(server.metrics())["orders-sql", "aborted"]
+    before = requests_by_model(server.metrics())["orders-sql@1", "aborted"]
     headers = {"x-request-id": sent}
     async with httpx2.AsyncClient(base_url=server.url, timeout=120) as client:
         if stream:
@@ -117,15 +130,19 @@ async def test_a_caller_that_hangs_up_stops_the_engine_and_is_recorded_as_aborte
                 async for _ in response.aiter_lines():
                     break
         else:
-            with pytest.raises(httpx2.ReadTimeout):
-                await client.post(PATH, json=body, headers=headers, timeout=0.5)
+            made = 'lorry_inter_token_latency_seconds_count{adapter="orders-sql",version="1"}'
+            at_first = server.metrics().get(made, 0)
+            call = asyncio.create_task(client.post(PATH, json=body, headers=headers))
+            await until(lambda: [True] if server.metrics().get(made, 0) > at_first else [])
+            call.cancel()  # closes the connection
+            await asyncio.gather(call, return_exceptions=True)
     line = await until(lambda: [x for x in server.calls() if x["request_id"] == sent])
     assert line["outcome"] == "aborted"
     assert 0 < line["generation_tokens"] < 900
     span = attributes(receiver.wait_for({line["trace_id"]})[line["trace_id"]])
     assert span["lorry.outcome"] == span["error.type"] == "aborted"
     assert span["lorry.adapter.digest"] == line["digest"]
-    assert requests_by_adapter(server.metrics())["orders-sql", "aborted"] == before + 1
+    assert requests_by_model(server.metrics())["orders-sql@1", "aborted"] == before + 1
     running = f'vllm:num_requests_running{{engine="0",model_name="{BASE_NAME}"}}'
     await until(lambda: server.metrics()[running] == 0 and [True])
 

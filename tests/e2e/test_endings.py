@@ -1,4 +1,4 @@
-"""How the server ends: asked to, killed, or bereft of its engine. Two servers of their own."""
+"""How the server ends: asked to, killed, bereft of its engine; mostly with servers of their own."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx2
 import pytest
 from server_process import ServerProcess
 from shop import BASE_NAME
 
-BODY = {"model": "orders-json", "prompt": "x", "max_tokens": 400, "stream": True}
+BODY: dict[str, Any] = {"model": "orders-json", "prompt": "x", "max_tokens": 900, "stream": True}
 BODY |= {"ignore_eos": True, "temperature": 0}
 
 
 @pytest.fixture
-def two_servers(shop, tmp_path) -> Iterator[tuple[ServerProcess, ServerProcess]]:
+def three_servers(shop, tmp_path) -> Iterator[list[ServerProcess]]:
+    """Started side by side; the last gives running answers one second when it is stopped."""
     flags = ("--served-model-name", BASE_NAME, "--max-loras", "1", "--max-cpu-loras", "2")
-    pair = [ServerProcess(shop.base, shop.store, tmp_path / f"log{i}", *flags) for i in range(2)]
+    servers = [
+        ServerProcess(shop.base, shop.store, tmp_path / f"log{i}", *flags, *drain)
+        for i, drain in enumerate(((), (), ("--drain-seconds", "1")))
+    ]
     try:
-        yield pair[0].wait_ready(), pair[1].wait_ready()
+        for server in servers:
+            server.wait_ready()
+        yield servers
     finally:
-        for server in pair:
+        for server in servers:
             server.kill()
 
 
@@ -48,31 +55,56 @@ async def running_stream(server: ServerProcess) -> asyncio.Task[list[str]]:
     return task
 
 
-async def test_the_engines_death_and_the_servers_own_leave_nothing_behind(two_servers):
-    bereft, killed = two_servers
+async def test_death_of_the_engine_of_the_server_and_of_patience_leave_nothing_behind(
+    three_servers,
+):
+    bereft, killed, hurried = three_servers
 
     # The engine dies: running calls hear of it, new ones are sent away, the process ends as 9.
     task = await running_stream(bereft)
     os.kill(bereft.engine(), signal.SIGKILL)
     lines = await asyncio.wait_for(task, 10)
-    assert '"error"' in "".join(lines[-2:])
-    assert len(lines) < 400
-    try:
-        refused = httpx2.post(f"{bereft.url}/v1/completions", json=BODY, timeout=5)
-        assert refused.status_code == 503
-        assert refused.json()["error"]["code"] == "engine_dead"
-        assert int(refused.headers["retry-after"]) > 0
-    except httpx2.TransportError:
-        pass  # it had ended by then
+    assert '"code": "internal_error"' in "".join(lines[-2:])
+    assert len(lines) < BODY["max_tokens"]
+    refused = httpx2.post(f"{bereft.url}/v1/completions", json=BODY, timeout=5)
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "engine_dead"
+    assert int(refused.headers["retry-after"]) > 0
     assert bereft.process.wait(timeout=20) == 9
     assert bereft.wait_gone(5) == []
-    assert bereft.calls()[0]["outcome"] == "error"
+    assert [call["outcome"] for call in bereft.calls()] == ["error", "rejected"]
 
     # The server is killed: its engine notices and goes.
     assert len(killed.group()) >= 2
     os.kill(killed.process.pid, signal.SIGKILL)
     killed.process.wait(timeout=10)
     assert killed.wait_gone(10) == []
+
+    # The process alone is asked to stop, and an answer takes longer than it may.
+    task = await running_stream(hurried)
+    os.kill(hurried.process.pid, signal.SIGTERM)
+    assert hurried.process.wait(timeout=20) == 0
+    assert hurried.wait_gone(5) == []
+    (cut,) = await asyncio.gather(task, return_exceptions=True)
+    assert isinstance(cut, httpx2.TransportError) or cut[-1] != "data: [DONE]"
+    assert [call["outcome"] for call in hurried.calls()] == ["aborted"]
+
+
+def test_a_server_that_is_stopped_while_it_starts_goes_at_once(shop, tmp_path):
+    server = ServerProcess(shop.base, shop.store, tmp_path / "log")
+    try:
+        deadline = time.monotonic() + 30
+        while "importing" not in server.log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        ready = httpx2.get(f"{server.url}/readyz", timeout=10)
+        assert (ready.status_code, ready.json()["status"]) == (503, "starting")
+        early = httpx2.post(f"{server.url}/v1/completions", json=BODY, timeout=10)
+        assert early.json()["error"]["code"] == "starting"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=10) == 0
+        assert server.wait_gone(10) == []
+    finally:
+        server.kill()
 
 
 async def test_the_shared_server_lets_answers_finish_and_then_everything_is_gone(server):

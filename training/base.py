@@ -1,0 +1,64 @@
+"""The frozen base model as files: where they are and the digests that tell one base from another.
+
+Knows nothing about torch; the hub is asked only for a base that is not a folder.
+"""
+
+import hashlib
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from training.data import file_digest
+from training.errors import BaseInvalid
+
+HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model's folder and what identifies it."""
+
+    folder: Path
+    name: str
+    config_digest: str
+    weights_digest: str
+
+    def facts(self) -> dict[str, str]:
+        """Give what travels with an adapter: everything but where the folder was."""
+        return {key: value for key, value in asdict(self).items() if key != "folder"}
+
+
+def find_base(where: str, name: str) -> Base:
+    """Find a base by folder or hub id and hash it; raises BaseInvalid."""
+    folder = Path(where) if Path(where).is_dir() else _fetch(where)
+    config = folder / "config.json"
+    weights = sorted(folder.glob("*.safetensors"))
+    if not config.is_file() or not weights:
+        missing = "*.safetensors" if config.is_file() else "config.json"
+        raise BaseInvalid(f"{folder}: has no {missing}", "give the folder of a saved model")
+    return Base(folder, name, file_digest(config), _digest_all(weights))
+
+
+def _digest_all(files: list[Path]) -> str:
+    if len(files) == 1:
+        return file_digest(files[0])
+    combined = hashlib.sha256()
+    for file in files:
+        combined.update(f"{file.name} {file_digest(file)}\n".encode())
+    return f"sha256:{combined.hexdigest()}"
+
+
+def _fetch(where: str) -> Path:
+    if not HUB_ID.fullmatch(where) or where.startswith("."):
+        raise BaseInvalid(f"{where}: no such folder", "give a model folder or owner/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(where, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise BaseInvalid(
+            f"{where}: no such folder, and the model hub did not give it",
+            "check the name and the network, or give a model folder",
+        ) from error

@@ -1,0 +1,113 @@
+"""The command line of training: `lorry train RECIPE.yaml`.
+
+Progress goes to stderr, facts to stdout. What a command needs is imported inside it, so that
+--help is quick.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from training.errors import InputError, TrainingError
+
+if TYPE_CHECKING:
+    from training.recipe import Recipe
+    from training.run import Trained
+
+app = typer.Typer(
+    help="Train adapters.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Train adapters."""
+
+
+@app.command("train")
+def train_command(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, dotted; repeatable."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Where trained adapters are kept, one folder for each run.")
+    ] = Path(".lorry/trained"),
+    publish: Annotated[bool, typer.Option("--publish", help="Publish it when trained.")] = False,
+    store: Annotated[
+        Path, typer.Option("--store", envvar="LORRY_STORE", help="The store to publish to.")
+    ] = Path(".lorry/store"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Train an adapter with QLoRA; an identical run that is finished is reused."""
+    with reported():
+        from training.recipe import load_recipe
+        from training.run import train
+
+        loaded = load_recipe(recipe, overrides or [])
+        trained = train(loaded, output, _progress)
+    published = _publish(loaded, trained, store) if publish else None
+    if as_json:
+        typer.echo(json.dumps(_facts(trained, published)))
+    else:
+        _print_facts(trained, published)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn a TrainingError into one line on stderr and an exit code: 2 for input, else 1."""
+    try:
+        yield
+    except TrainingError as error:
+        typer.echo(f"error: {error} ({error.code})", err=True)
+        raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
+
+
+def _publish(recipe: "Recipe", trained: "Trained", store: Path) -> dict[str, Any]:
+    from adapters.errors import AdapterError
+    from adapters.publish import publish
+
+    try:
+        version = publish(
+            trained.folder,
+            name=recipe.name,
+            store=store,
+            base=trained.base_folder,
+            base_name=recipe.base_name,
+        )
+    except AdapterError as error:
+        typer.echo(f"error: {error} ({error.code})", err=True)
+        raise typer.Exit(1) from error
+    return version.as_json()
+
+
+def _facts(trained: "Trained", published: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "folder": str(trained.folder),
+        "reused": trained.reused,
+        "published": published,
+        "provenance": trained.provenance,
+    }
+
+
+def _print_facts(trained: "Trained", published: dict[str, Any] | None) -> None:
+    facts = trained.provenance
+    typer.echo(
+        f"{facts['name']}: {facts['steps']} steps in {facts['train_seconds']} s, "
+        f"loss {facts['train_loss']:.4f}, {facts['trainable_parameters']:,} parameters"
+        f"{' (reused)' if trained.reused else ''}"
+    )
+    typer.echo(trained.folder)
+    if published:
+        typer.echo(f"published {published['name']}@{published['version']} {published['digest']}")
+
+
+def _progress(line: str) -> None:
+    typer.echo(line, err=True)

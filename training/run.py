@@ -1,0 +1,108 @@
+"""A whole run: check everything, train once, keep the result under the digest of what decided it.
+
+A finished identical run is reused. A run is made in a hidden folder and renamed when complete, so
+that one that was killed leaves nothing that looks finished. Knows nothing of stores.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from training.base import Base, find_base
+from training.data import Example, file_digest, read_examples, refuse_leak, size_warning
+from training.errors import RunFailed
+from training.provenance import PROVENANCE, describe_run, write_provenance
+from training.recipe import Recipe
+
+SETS: Final = ("train", "validation", "heldout")
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A finished adapter folder, its provenance, and whether it was there before."""
+
+    folder: Path
+    base_folder: Path
+    provenance: dict[str, Any]
+    reused: bool
+
+
+def train(recipe: Recipe, output: Path, report: Report) -> Trained:
+    """Train the recipe's adapter, or find it trained; raises a TrainingError."""
+    base = find_base(recipe.base, recipe.base_name)
+    sets = _read_sets(recipe, report)
+    data = {name: file_digest(getattr(recipe.data, name)) for name in sets}
+    digest = _digest_run(recipe, base, data)
+    folder = output / f"{recipe.name}-{digest[:12]}"
+    output.mkdir(parents=True, exist_ok=True)
+    with _locked(output / f".{folder.name}.lock", report):
+        if not folder.is_dir():
+            partial = output / f".{folder.name}.partial"
+            _train_into(partial, recipe, base, sets, data, report)
+            partial.rename(folder)
+            reused = False
+        else:
+            report(f"already trained: {folder}")
+            reused = True
+    provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    return Trained(folder, base.folder, provenance, reused)
+
+
+def _read_sets(recipe: Recipe, report: Report) -> dict[str, list[Example]]:
+    paths = {name: path for name in SETS if (path := getattr(recipe.data, name)) is not None}
+    sets = {name: read_examples(path) for name, path in paths.items()}
+    for name in sets.keys() - {"train"}:
+        refuse_leak(sets["train"], sets[name], paths[name])
+    if warning := size_warning(len(sets["train"])):
+        report(warning)
+    return sets
+
+
+def _digest_run(recipe: Recipe, base: Base, data: dict[str, str]) -> str:
+    decided_by = {"recipe": recipe.settings(), "base": base.facts(), "data": data}
+    return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
+
+
+def _train_into(
+    partial: Path,
+    recipe: Recipe,
+    base: Base,
+    sets: dict[str, list[Example]],
+    data: dict[str, str],
+    report: Report,
+) -> None:
+    from training.qlora import train_adapter
+
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        report(f"training {recipe.name} on {base.name}, {len(sets['train'])} examples")
+        outcome = train_adapter(
+            recipe, base, sets["train"], sets.get("validation", []), partial, report
+        )
+        write_provenance(partial, describe_run(recipe, base, data, outcome))
+    except (RuntimeError, ValueError, OSError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunFailed(
+            f"training {recipe.name} failed: {error}", "see the lines above; nothing was kept"
+        ) from error
+
+
+@contextmanager
+def _locked(path: Path, report: Report) -> Iterator[None]:
+    """Hold the run's lock, so that a second identical run waits and then finds it finished."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report("the same run is under way; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,34 @@
+"""Which (style, noun) pairs are kept back: about one in ten, chosen by a hash and by nothing else.
+
+A reserved pair never occurs in what the base or an adapter is trained on; a held-out prompt has at
+least one. So a right answer on a held-out prompt was put together, not remembered.
+"""
+
+import hashlib
+import random
+from functools import cache
+from typing import Literal
+
+from training.shop.lexicon import NOUNS, STYLES
+
+Pair = tuple[str, str]
+Split = Literal["train", "validation", "heldout"]
+
+
+def is_reserved(style: str, noun: str) -> bool:
+    """Say whether this pair is kept back for held-out prompts."""
+    return hashlib.sha256(f"{style} {noun}".encode()).digest()[0] % 10 == 0
+
+
+@cache
+def _pairs(reserved: bool) -> tuple[Pair, ...]:
+    return tuple((s, n) for s in STYLES for n in NOUNS if is_reserved(s, n) == reserved)
+
+
+def sample_pairs(rng: random.Random, count: int, split: Split) -> list[Pair]:
+    """Draw pairs for one prompt; held-out ones have at least one reserved pair, others none."""
+    pairs = [rng.choice(_pairs(reserved=False)) for _ in range(count)]
+    if split == "heldout":
+        for index in {rng.randrange(count), rng.randrange(count)}:
+            pairs[index] = rng.choice(_pairs(reserved=True))
+    return pairs

@@ -35,6 +35,7 @@ BASE = HERE / "base"
 BASE_NAME = "shop-base"
 DATA = HERE / "data"
 STORE = ROOT / ".lorry" / "demo" / "store"
+LOG = ROOT / ".lorry" / "demo" / "server.log"
 ADAPTERS = ("orders-json", "orders-sql", "support-tone")
 SHOWN_PROMPTS = 2  # in the table, for each model
 JUDGED_PROMPTS = 60  # for the exact match, for each adapter and for the base on the same
@@ -77,7 +78,7 @@ def main() -> int:
     began = time.monotonic()
     port = free_port(options.port or (8000 if options.stay else 0))
     prepare()
-    with serving(port) as server:
+    with serving(port, quiet=not options.stay) as server:
         if options.stay:
             print_invitation(port)
             return wait_for(server)
@@ -100,11 +101,20 @@ def prepare() -> None:
 
 
 @contextlib.contextmanager
-def serving(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """`lorry serve` as a process of its own, ready on entry and stopped on exit."""
+def serving(port: int, *, quiet: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """`lorry serve` as a process of its own, ready on entry and stopped on exit.
+
+    Quiet: what it says, a line for each call above all, goes to a file.
+    """
     command = lorry("serve", str(BASE), "--served-model-name", BASE_NAME, "--port", str(port))
     console.print(f"\n$ lorry {' '.join(command[3:])} --store {STORE.relative_to(ROOT)}")
-    server = subprocess.Popen([*command, "--store", str(STORE)], cwd=ROOT)
+    if quiet:
+        console.print(f"its log: {LOG.relative_to(ROOT)}")
+    with LOG.open("wb") as log:
+        stream = log if quiet else None
+        server = subprocess.Popen(
+            [*command, "--store", str(STORE)], cwd=ROOT, stdout=stream, stderr=stream
+        )
     try:
         wait_until_ready(server, port)
         yield server
@@ -115,12 +125,13 @@ def serving(port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+    began = time.monotonic()
+    while time.monotonic() < began + START_SECONDS:
         if server.poll() is not None:
             raise SystemExit(f"error: the server ended with exit code {server.returncode}")
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+                console.print(f"ready after {time.monotonic() - began:.1f} s")
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
@@ -138,8 +149,11 @@ async def ask_all(port: int) -> list[Reply]:
         for model in (adapter, BASE_NAME)
     ]
     console.print(f"\nasking {len(questions)} held-out questions, base and adapters mixed ...")
+    began = time.monotonic()
     async with client:
-        return list(await asyncio.gather(*(ask(client, turns, each) for each in questions)))
+        replies = await asyncio.gather(*(ask(client, turns, each) for each in questions))
+    console.print(f"all answered after {time.monotonic() - began:.1f} s\n")
+    return list(replies)
 
 
 async def ask(client: AsyncOpenAI, turns: asyncio.Semaphore, question: Question) -> Reply:

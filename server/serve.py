@@ -109,6 +109,8 @@ class Server:
         running: RunningEngine | None = None
         try:
             running = await self._start_unless(stop)
+            # At once, so that no call is let in meanwhile.
+            running.death.add_done_callback(lambda _: self._lifecycle.advance(Phase.DEAD))
             ends = {running.death, stop, http}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not stop.done():

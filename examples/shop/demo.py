@@ -188,7 +188,7 @@ def show(replies: list[Reply]) -> None:
     """Some of the calls, with everything the server said of each."""
     table = Table(title="who answered", show_lines=True)
     for column in ("prompt", "model asked", "answer", "served by", "digest", "TTFT", "trace id"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("digest", "trace id"))
     shown = dict.fromkeys((*ADAPTERS, BASE_NAME), 0)
     for reply in replies:
         model = reply.question.model

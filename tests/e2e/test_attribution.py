@@ -56,6 +56,8 @@ async def test_client_metrics_spans_and_log_agree_on_every_call(server, receiver
         asked = [*MODELS * 6, "nobody", "nobody"]
         await asyncio.gather(*(call(client, m, i % 3 == 0) for i, m in enumerate(asked)))
 
+    traces = {trace_of(response.headers) for _, response in seen}
+    await until(lambda: [True] if traces <= {line["trace_id"] for line in server.calls()} else [])
     after = server.metrics()
     made = requests_by_model(after) - before
     served = Counter(
@@ -68,7 +70,6 @@ async def test_client_metrics_spans_and_log_agree_on_every_call(server, receiver
 
     told = {labels["adapter"]: labels for labels, _ in samples_of("lorry_adapter_info", after)}
 
-    traces = {trace_of(response.headers) for _, response in seen}
     spans = receiver.wait_for(traces)
     lines = {line["trace_id"]: line for line in server.calls() if line["trace_id"] in traces}
     assert set(spans) == set(lines) == traces
@@ -94,9 +95,9 @@ async def test_tokens_and_ids_are_those_that_the_answer_reports(server, receiver
     async with httpx2.AsyncClient(base_url=server.url, timeout=120) as client:
         before = server.metrics()
         response = await client.post(PATH, json=body_of("orders-json", n=2))
-    answer, (line,) = response.json(), [
-        line for line in server.calls() if line["trace_id"] == trace_of(response.headers)
-    ]  # fmt: skip
+    answer, trace = response.json(), trace_of(response.headers)
+    # The record is written when the answer is out: a moment after the caller has it.
+    line = await until(lambda: [line for line in server.calls() if line["trace_id"] == trace])
     usage = answer["usage"]
     assert line["prompt_tokens"] == usage["prompt_tokens"]
     assert line["generation_tokens"] == usage["completion_tokens"]

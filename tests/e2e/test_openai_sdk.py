@@ -109,7 +109,7 @@ def test_logprobs_come_with_their_tokens(client):
 
 
 def test_tools_can_be_called_by_name(client):
-    function = {"name": "ship", "parameters": SCHEMA}
+    function = {"name": "ship", "parameters": SCHEMA, "strict": True}
     answer = client.chat.completions.create(
         model="orders-json",
         messages=user(),

@@ -96,8 +96,8 @@ def prepare() -> None:
         run(sys.executable, "-m", "training.shop", "--out", str(DATA))
     for name in ADAPTERS:
         with step(f"train {name} with QLoRA, and publish it"):
-            recipe = HERE / "recipes" / f"{name}.yaml"
-            run(*lorry("train", str(recipe), "--publish", "--store", str(STORE)))
+            recipe = str(HERE / "recipes" / f"{name}.yaml")
+            run(*lorry("train", recipe, "--publish", "--store", str(STORE)))
 
 
 @contextlib.contextmanager
@@ -111,9 +111,9 @@ def serving(port: int, *, quiet: bool) -> Iterator[subprocess.Popen[bytes]]:
     if quiet:
         console.print(f"its log: {LOG.relative_to(ROOT)}")
     with LOG.open("wb") as log:
-        stream = log if quiet else None
+        out = log if quiet else None
         server = subprocess.Popen(
-            [*command, "--store", str(STORE)], cwd=ROOT, stdout=stream, stderr=stream
+            [*command, "--store", str(STORE)], cwd=ROOT, stdout=out, stderr=out
         )
     try:
         wait_until_ready(server, port)
@@ -246,9 +246,7 @@ def heldout(name: str) -> list[tuple[str, str]]:
 def print_invitation(port: int) -> None:
     url = f"http://127.0.0.1:{port}"
     prompt, _ = heldout("orders-json")[0]
-    body = json.dumps(
-        {"model": "orders-json", "messages": [{"role": "user", "content": prompt}]},
-    )
+    body = json.dumps({"model": "orders-json", "messages": [{"role": "user", "content": prompt}]})
     python = (
         f"from openai import OpenAI; c = OpenAI(base_url='{url}/v1', api_key='none'); "
         f"print(c.chat.completions.create(model='orders-sql', temperature=0, "
@@ -256,11 +254,8 @@ def print_invitation(port: int) -> None:
     )
     console.print("\nTry, in another terminal (Ctrl-C here stops the server):\n", style="bold")
     header = "content-type: application/json"
-    commands = (
-        ("curl", "-si", f"{url}/v1/chat/completions", "-H", header, "-d", body),
-        (".venv/bin/python", "-c", python),
-    )
-    for command in commands:
+    curl = ("curl", "-si", f"{url}/v1/chat/completions", "-H", header, "-d", body)
+    for command in (curl, (".venv/bin/python", "-c", python)):
         console.print(shlex.join(command) + "\n", soft_wrap=True, markup=False)
     console.print(f"curl -s {url}/metrics | grep ^lorry_requests_total\n", soft_wrap=True)
 

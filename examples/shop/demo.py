@@ -248,9 +248,9 @@ def print_invitation(port: int) -> None:
     prompt, _ = heldout("orders-json")[0]
     body = json.dumps({"model": "orders-json", "messages": [{"role": "user", "content": prompt}]})
     python = (
-        f"from openai import OpenAI; c = OpenAI(base_url='{url}/v1', api_key='none'); "
-        f"print(c.chat.completions.create(model='orders-sql', temperature=0, "
-        f"messages=[{{'role': 'user', 'content': {prompt!r}}}]).choices[0].message.content)"
+        f'from openai import OpenAI; c = OpenAI(base_url="{url}/v1", api_key="none"); '
+        f'print(c.chat.completions.create(model="orders-sql", temperature=0, messages='
+        f'[{{"role": "user", "content": {json.dumps(prompt)}}}]).choices[0].message.content)'
     )
     console.print("\nTry, in another terminal (Ctrl-C here stops the server):\n", style="bold")
     header = "content-type: application/json"

@@ -29,7 +29,7 @@ help:  ## This list
 
 setup: $(STAMP)  ## The environment only: .venv from the hashed lock
 
-$(STAMP): $(LOCK) pyproject.toml
+$(STAMP): $(LOCK) pyproject.toml setup.py $(wildcard server/kernels/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
 	    { echo "error: Lorry needs Python 3.11 as $(PYTHON) (or: make PYTHON=/path/to/python3.11)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,13 +1,14 @@
 """What Lorry changes inside vLLM's own processes, as a vLLM plugin (`vllm.general_plugins`).
 
-On a CPU it replaces the LoRA arithmetic, which vLLM 0.32 gets wrong when base and adapter
-requests share a batch; on a GPU vLLM's own is right and stays. It also arms the watchdog.
+On a CPU: the LoRA arithmetic, which vLLM 0.32 gets wrong when base and adapter requests share a
+batch, NF4's, and torch.compile beside LoRA. On a GPU vLLM's own stays. It also arms the watchdog.
 Knows nothing of HTTP, adapter names or versions: vLLM hands it slots and rows.
 """
 
 import logging
+from importlib import util
 
-LORA_WRAPPER = "server.kernels.lora.SegmentedPunicaWrapper"
+LORA_WRAPPER = "server.kernels.lora.PlannedPunicaWrapper"
 KNOWN_VLLM = "0.32."
 
 
@@ -19,10 +20,10 @@ def register() -> None:
 
     watchdog.arm()
     if current_platform.is_cpu():
-        _replace_lora()
+        _install()
 
 
-def _replace_lora() -> None:
+def _install() -> None:
     import vllm
     from vllm.platforms.cpu import CpuPlatform
 
@@ -36,4 +37,19 @@ def _replace_lora() -> None:
             KNOWN_VLLM,
         )
         return
-    CpuPlatform.get_punica_wrapper = classmethod(lambda cls: LORA_WRAPPER)
+    from server.kernels import compilation
+
+    CpuPlatform.get_punica_wrapper = classmethod(_prepare_adapters)
+    compilation.install()
+    if util.find_spec("vllm_bnb_plugin") is not None:
+        from server.kernels import nf4
+
+        nf4.install()
+
+
+def _prepare_adapters(platform: object) -> str:
+    """vLLM asks for the wrapper where adapters will be served, and only there."""
+    from server.kernels import slots
+
+    slots.install()
+    return LORA_WRAPPER

@@ -1,24 +1,26 @@
-"""vLLM's LoRA interface on a CPU: one small GEMM pair per adapter that is in the batch.
+"""vLLM's LoRA interface on a CPU: hands each call to the operators, with the plan of the batch.
 
 Index -1 means "no adapter": such rows are not touched, bit for bit, and a batch of base requests
 does no LoRA work. A row's delta comes from its own slot only (no masking of other slots' products:
-0 x NaN is NaN) and is made finite and bounded before it is added. For the same reason a slot that
-was freed cannot leak, though vLLM leaves its weights in place: no row points at it.
+0 x NaN is NaN) and is made finite and bounded before it is added.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 
-from server.kernels.segments import Segment, bounded_, find_segments, project
+from server.kernels import operators
+from server.kernels.plan import make_plan, write_plan
+from server.kernels.reference import bounded, limit, project
 
-Segments = tuple[Segment, ...]
+_REFERENCE = torch.ops.lorry.lora_linear_reference_.default
 
 
-class SegmentedPunicaWrapper(PunicaWrapperBase):
+class PlannedPunicaWrapper(PunicaWrapperBase):
+    """`repaired` counts, per slot, the values of its adapter that were not finite or too large."""
+
     def __init__(
         self,
         max_num_batched_tokens: int,
@@ -27,9 +29,25 @@ class SegmentedPunicaWrapper(PunicaWrapperBase):
         **kwargs: Any,
     ) -> None:
         super().__init__(max_num_batched_tokens, max_batches, device)
-        self._token_segments: Segments = ()
-        self._sampled_segments: Segments = ()
+        config = kwargs["lora_config"]
+        self._ranks = [config.max_lora_rank] * config.max_loras
+        self._has_logits = [True] * config.max_loras
+        self.repaired = torch.zeros(config.max_loras, dtype=torch.long)
+        self._token_plan = make_plan(max_num_batched_tokens, config.max_loras)
+        self._logits_plan = make_plan(max_num_batched_tokens, config.max_loras)
+        native = (
+            operators.has_native()
+            and config.lora_dtype == torch.bfloat16
+            and config.max_lora_rank % 8 == 0
+        )
+        self._native = torch.ops.lorry.lora_linear_.default if native else _REFERENCE
         self.no_lora = True
+
+    def describe_slot(self, slot: int, rank: int, has_logits: bool) -> None:
+        """What the adapter in a slot needs of the work; told before its first batch."""
+        self._ranks[slot] = rank
+        self._has_logits[slot] = has_logits
+        self.repaired[slot] = 0
 
     def update_metadata(
         self,
@@ -41,51 +59,8 @@ class SegmentedPunicaWrapper(PunicaWrapperBase):
     ) -> None:
         """vLLM calls this only when the rows' adapters or the slots have changed."""
         self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
-        self._token_segments = find_segments(self.token_lora_indices)
-        self._sampled_segments = find_segments(self.sampler_indices)
-        self.no_lora = not self._token_segments
-
-    def add_shrink(
-        self,
-        y: tuple[torch.Tensor, ...] | torch.Tensor,
-        x: torch.Tensor,
-        lora_a_stacked: tuple[torch.Tensor, ...],
-        scale: float,
-        **kwargs: Any,
-    ) -> None:
-        x = _as_rows(x)
-        for segment in self._segments_of_tokens(x):
-            rows = segment.take(x)
-            for out, stacked in zip(y, lora_a_stacked, strict=True):
-                a = _weight(stacked, segment)
-                segment.put(_as_rows(out)[:, : a.size(0)], (project(rows, a) * scale).to(out.dtype))
-
-    def add_expand(
-        self,
-        y: torch.Tensor,
-        x: tuple[torch.Tensor, ...] | torch.Tensor,
-        lora_b_stacked: tuple[torch.Tensor, ...],
-        output_slices: tuple[int, ...],
-        offset_start: int = 0,
-        add_inputs: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        columns = _columns(_as_rows(y), output_slices, offset_start)
-        for segment in self._segments_of_tokens(x[0]):
-            write = _writer(segment, add_inputs)
-            for out, shrunk, stacked in zip(columns, x, lora_b_stacked, strict=True):
-                write(out, _delta(segment.take(shrunk), stacked, segment, out.dtype))
-
-    def add_lora_embedding(
-        self,
-        y: torch.Tensor,
-        x: torch.Tensor,
-        lora_b_stacked: torch.Tensor,
-        add_inputs: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        """`x` is A, already looked up per token; what it holds for base tokens is not used."""
-        self.add_expand(y, (x,), (lora_b_stacked,), (y.size(-1),), add_inputs=add_inputs)
+        write_plan(self._token_plan, self.token_lora_indices, self._ranks)
+        self.no_lora = not self._token_plan[0]
 
     def add_lora_linear(
         self,
@@ -101,12 +76,47 @@ class SegmentedPunicaWrapper(PunicaWrapperBase):
         **kwargs: Any,
     ) -> None:
         """`buffer` is scratch space, which this computation does not need."""
-        x, columns = _as_rows(x), _columns(_as_rows(y), output_slices)
-        for segment in self._segments_of_tokens(x):
-            rows, write = segment.take(x), _writer(segment, add_inputs)
-            for out, a, b in zip(columns, lora_a_stacked, lora_b_stacked, strict=True):
-                shrunk = project(rows, _weight(a, segment)) * scale
-                write(out, _delta(shrunk, b, segment, out.dtype))
+        self._native(
+            *(_as_rows(y), _as_rows(x), lora_a_stacked, lora_b_stacked, self._token_plan),
+            *(self.repaired, scale, limit(y.dtype), add_inputs),
+        )
+
+    def add_shrink(
+        self,
+        y: tuple[torch.Tensor, ...] | torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        out = [_as_rows(part) for part in y]
+        torch.ops.lorry.lora_shrink_(out, _as_rows(x), lora_a_stacked, self._token_plan, scale)
+
+    def add_expand(
+        self,
+        y: torch.Tensor,
+        x: tuple[torch.Tensor, ...] | torch.Tensor,
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        output_slices: tuple[int, ...],
+        offset_start: int = 0,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        torch.ops.lorry.lora_expand_(
+            *(_as_rows(y), list(x), lora_b_stacked, self._token_plan),
+            *(self.repaired, limit(y.dtype), offset_start, add_inputs),
+        )
+
+    def add_lora_embedding(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """`x` is A, already looked up per token; what it holds for base tokens is not used."""
+        self.add_expand(y, (x,), (lora_b_stacked,), (y.size(-1),), add_inputs=add_inputs)
 
     def add_lora_logits(
         self,
@@ -119,13 +129,18 @@ class SegmentedPunicaWrapper(PunicaWrapperBase):
         buffer: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> None:
-        x, y = _as_rows(x), _as_rows(y)
+        slots = self._slots_of_logits(x := _as_rows(x))
+        if not any(self._has_logits[slot] for slot in set(slots.tolist()) - {-1}):
+            return
+        write_plan(self._logits_plan, slots, self._ranks)
+        y = _as_rows(y)
         # The logits and the adapters may be padded to different vocabulary sizes.
-        vocab = min(y.size(1), lora_b_stacked.size(-2))
-        for segment in self._segments_of_logits(x):
-            shrunk = project(segment.take(x), _weight(lora_a_stacked, segment)) * scale
-            delta = _delta(shrunk, lora_b_stacked, segment, y.dtype)
-            segment.add(y[:, :vocab], delta[:, :vocab])
+        b = lora_b_stacked[:, :, : y.size(1)]
+        as_usual = y.dtype == b.dtype and b.is_contiguous()
+        (self._native if as_usual else _REFERENCE)(
+            *(y, x, (lora_a_stacked,), (b,), self._logits_plan),
+            *(self.repaired, scale, limit(y.dtype), True),
+        )
 
     def apply_lora_full_linear(
         self,
@@ -136,19 +151,16 @@ class SegmentedPunicaWrapper(PunicaWrapperBase):
         module_enabled: torch.Tensor,
     ) -> None:
         """An adapter's own classifier head takes the place of the base's on that adapter's rows."""
-        for segment in self._segments_of_logits(x):
-            if module_enabled[segment.slot]:
-                output = project(segment.take(x), _weight(weight_stacked, segment))
-                segment.put(y, bounded_(output + bias_stacked[segment.slot], y.dtype))
+        slots = self._slots_of_logits(x)
+        for slot in set(slots.tolist()) - {-1}:
+            if module_enabled[slot]:
+                rows = (slots == slot).nonzero().flatten()
+                output = project(x[rows], weight_stacked[slot, 0]) + bias_stacked[slot]
+                y[rows] = bounded(output, limit(y.dtype)).to(y.dtype)
 
-    def _segments_of_tokens(self, x: torch.Tensor) -> Segments:
-        # More rows than tokens are padding at the end; fewer cannot be matched with adapters.
-        rows, tokens = x.size(0), len(self.token_lora_indices)
-        assert self.no_lora or rows >= tokens, f"{rows} rows for the adapters of {tokens} tokens"
-        return self._token_segments
-
-    def _segments_of_logits(self, x: torch.Tensor) -> Segments:
-        """Rows of a logits call: the sampled positions or, for prompt_logprobs, a run of tokens.
+    def _slots_of_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The slots of the rows of a logits call: of the sampled positions or, for
+        prompt_logprobs, of a run of tokens.
 
         vLLM does not say which. It takes prompt logprobs request by request from a slice of the
         batch's hidden states, while sampled rows are gathered into memory of their own.
@@ -156,52 +168,29 @@ class SegmentedPunicaWrapper(PunicaWrapperBase):
         rows, slots = x.size(0), self.token_lora_indices
         start = _start_in_batch(x, len(slots))
         if start is not None:
-            return find_segments(slots[start : start + rows])
+            return slots[start : start + rows]
         if rows == len(self.sampler_indices):
-            return self._sampled_segments
+            return self.sampler_indices
         if rows == len(slots):
-            return self._token_segments
-        return self._segments_of_unknown(rows)
+            return slots
+        return self._slots_of_unknown(rows)
 
-    def _segments_of_unknown(self, rows: int) -> Segments:
+    def _slots_of_unknown(self, rows: int) -> torch.Tensor:
         """Only a batch of one adapter leaves no doubt; else no adapter beats a wrong one."""
         slots = set(self.sampler_indices.tolist())
         if len(slots) == 1:
-            return find_segments(torch.full((rows,), slots.pop()))
+            return torch.full((rows,), slots.pop())
         logging.getLogger(__name__).warning(
             "%d rows of logits match neither the sampled positions nor the tokens of a batch with "
             "several adapters: they are the base model's, without any lm_head adapter.",
             rows,
         )
-        return ()
+        return torch.full((rows,), -1)
 
 
 def _as_rows(x: torch.Tensor) -> torch.Tensor:
     # Must alias: results are written through it.
     return x.view(-1, x.size(-1))
-
-
-def _weight(stacked: torch.Tensor, segment: Segment) -> torch.Tensor:
-    """A slot's matrix out of (slots, 1, rows, columns)."""
-    return stacked[segment.slot].view(-1, stacked.size(-1))
-
-
-def _columns(y: torch.Tensor, widths: Iterable[int], start: int = 0) -> Sequence[torch.Tensor]:
-    columns = []
-    for width in widths:
-        columns.append(y.narrow(1, start, width))
-        start += width
-    return columns
-
-
-def _delta(
-    shrunk: torch.Tensor, stacked: torch.Tensor, segment: Segment, dtype: torch.dtype
-) -> torch.Tensor:
-    return bounded_(project(shrunk, _weight(stacked, segment)), dtype)
-
-
-def _writer(segment: Segment, add: bool) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    return segment.add if add else segment.put
 
 
 def _start_in_batch(x: torch.Tensor, tokens: int) -> int | None:

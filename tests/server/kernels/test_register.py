@@ -13,7 +13,7 @@ from vllm.platforms.cpu import CpuPlatform
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from server.kernels import LORA_WRAPPER, register, watchdog
-from server.kernels.lora import SegmentedPunicaWrapper
+from server.kernels.lora import PlannedPunicaWrapper
 
 STOCK = "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
 
@@ -28,7 +28,7 @@ def test_on_a_cpu_vllm_gets_our_wrapper_however_often_the_plugin_is_loaded() -> 
     register()
     register()
     assert CpuPlatform.get_punica_wrapper() == LORA_WRAPPER
-    assert resolve_obj_by_qualname(LORA_WRAPPER) is SegmentedPunicaWrapper
+    assert resolve_obj_by_qualname(LORA_WRAPPER) is PlannedPunicaWrapper
 
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu"])

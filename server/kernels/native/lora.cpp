@@ -1,0 +1,190 @@
+// One adapter's rows: x -> A x (shrink) -> y + B (A x) (expand), straight from vLLM's slots.
+#include "kernels.h"
+
+#include <algorithm>
+#include <vector>
+
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#include <immintrin.h>
+
+
+namespace lorry {
+namespace {
+
+constexpr int kShrinkRows = 6;    // 6 rows x 4 ranks: 24 sums in registers
+constexpr int kShrinkRanks = 4;
+constexpr int kExpandRows = 8;
+constexpr int kColumns = 16;      // fp32 sums in a vector
+
+// Two neighbouring ranks of 16 columns. A struct, as templates lose a vector type's alignment.
+struct alignas(64) Pairs {
+  __m512i values;
+};
+
+inline __m512bh load(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+
+inline __m512bh load_tail(const bf16* p, __mmask32 mask) {
+  return (__m512bh)_mm512_maskz_loadu_epi16(mask, p);
+}
+
+inline bf16 round_to_bf16(float value) {
+  return (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(value)), 0);
+}
+
+template <int R>
+void shrink_tile(const bf16* const* x, const bf16* a, int64_t width, float scale, bf16* shrunk,
+                 int64_t lds) {
+  __m512 sums[R][kShrinkRanks];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < kShrinkRanks; ++j) sums[r][j] = _mm512_setzero_ps();
+
+  const auto step = [&](auto get, int64_t k) {
+    __m512bh weights[kShrinkRanks];
+#pragma GCC unroll 8
+    for (int j = 0; j < kShrinkRanks; ++j) weights[j] = get(a + j * width + k);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m512bh values = get(x[r] + k);
+#pragma GCC unroll 8
+      for (int j = 0; j < kShrinkRanks; ++j)
+        sums[r][j] = _mm512_dpbf16_ps(sums[r][j], weights[j], values);
+    }
+  };
+  int64_t k = 0;
+  for (; k + 32 <= width; k += 32) step(load, k);
+  if (k < width) {
+    const __mmask32 mask = (1u << (width - k)) - 1;
+    step([mask](const bf16* p) { return load_tail(p, mask); }, k);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < kShrinkRanks; ++j)
+      shrunk[r * lds + j] = round_to_bf16(_mm512_reduce_add_ps(sums[r][j]) * scale);
+}
+
+inline __mmask16 mask_of(int64_t columns) {
+  return (__mmask16)(columns >= kColumns ? 0xffff : (1u << columns) - 1);
+}
+
+// 16 columns of B as pairs of ranks: pairs[p] holds ranks 2p and 2p+1 of every column. Columns at
+// or beyond `last` repeat the one before it, and are never written.
+inline void transpose_columns(const Expand& job, int64_t column, int64_t last, Pairs* pairs) {
+  const bf16* from[kColumns];
+  for (int c = 0; c < kColumns; ++c) from[c] = job.b + std::min(column + c, last - 1) * job.ldb;
+  for (int p = 0; p < job.rank; p += kRankStep, pairs += 4) {
+    const auto eight = [&](int c) { return _mm_loadu_si128((const __m128i*)(from[c] + p)); };
+    __m512i z[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      __m512i v = _mm512_castsi128_si512(eight(i));
+      v = _mm512_inserti32x4(v, eight(i + 4), 1);
+      v = _mm512_inserti32x4(v, eight(i + 8), 2);
+      z[i] = _mm512_inserti32x4(v, eight(i + 12), 3);
+    }
+    const __m512i low01 = _mm512_unpacklo_epi32(z[0], z[1]);
+    const __m512i low23 = _mm512_unpacklo_epi32(z[2], z[3]);
+    const __m512i high01 = _mm512_unpackhi_epi32(z[0], z[1]);
+    const __m512i high23 = _mm512_unpackhi_epi32(z[2], z[3]);
+    pairs[0].values = _mm512_unpacklo_epi64(low01, low23);
+    pairs[1].values = _mm512_unpackhi_epi64(low01, low23);
+    pairs[2].values = _mm512_unpacklo_epi64(high01, high23);
+    pairs[3].values = _mm512_unpackhi_epi64(high01, high23);
+  }
+}
+
+// vLLM reads freed blocks of the KV cache as zero times what is left there, so one non-finite
+// value that an adapter put into its own rows would reach whoever gets the block next.
+inline __m512 bounded(__m512 delta, float bound, __mmask16 columns, int64_t& repaired) {
+  const __m512 limit = _mm512_set1_ps(bound);
+  const __mmask16 fine = _mm512_cmp_ps_mask(_mm512_abs_ps(delta), limit, _CMP_LE_OQ);
+  if (__builtin_expect((fine & columns) == columns, 1)) return delta;
+  repaired += __builtin_popcount(columns & ~fine);
+  const __mmask16 number = _mm512_cmp_ps_mask(delta, delta, _CMP_ORD_Q);
+  delta = _mm512_maskz_mov_ps(number, delta);
+  return _mm512_max_ps(_mm512_min_ps(delta, limit), _mm512_sub_ps(_mm512_setzero_ps(), limit));
+}
+
+inline void write(bf16* y, __m512 delta, __mmask16 columns, bool add) {
+  if (add) {
+    const __m256i old = _mm256_maskz_loadu_epi16(columns, y);
+    delta = _mm512_add_ps(
+        delta, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(old), 16)));
+  }
+  _mm256_mask_storeu_epi16(y, columns, (__m256i)_mm512_cvtneps_pbh(delta));
+}
+
+template <int R>
+int64_t expand_tile(const Expand& job, int row, const Pairs* pairs, int64_t column,
+                    __mmask16 columns) {
+  __m512 sums[R];
+  const bf16* shrunk = job.shrunk + row * job.lds;
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) sums[r] = _mm512_setzero_ps();
+  for (int p = 0; p < job.rank / 2; ++p) {
+    const __m512bh weights = (__m512bh)pairs[p].values;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      int32_t pair;
+      __builtin_memcpy(&pair, shrunk + r * job.lds + 2 * p, sizeof pair);
+      sums[r] = _mm512_dpbf16_ps(sums[r], weights, (__m512bh)_mm512_set1_epi32(pair));
+    }
+  }
+  int64_t repaired = 0;
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+    write(job.y + job.rows[row + r] * job.ldy + column,
+          bounded(sums[r], job.bound, columns, repaired), columns, job.add);
+  return repaired;
+}
+
+constexpr decltype(&expand_tile<1>) kExpandTiles[kExpandRows] = {
+    expand_tile<1>, expand_tile<2>, expand_tile<3>, expand_tile<4>,
+    expand_tile<5>, expand_tile<6>, expand_tile<7>, expand_tile<8>};
+constexpr decltype(&shrink_tile<1>) kShrinkTiles[kShrinkRows] = {
+    shrink_tile<1>, shrink_tile<2>, shrink_tile<3>, shrink_tile<4>, shrink_tile<5>, shrink_tile<6>};
+
+}  // namespace
+
+bool supported() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bf16");
+}
+
+void lora_shrink(const bf16* x, int64_t ldx, const int32_t* rows, int count, const bf16* a,
+                 int64_t width, int rank, float scale, bf16* shrunk, int64_t lds) {
+  for (int i = 0; i < count; i += kShrinkRows) {
+    const int height = std::min(count - i, kShrinkRows);
+    const bf16* from[kShrinkRows];
+    for (int r = 0; r < height; ++r) from[r] = x + rows[i + r] * ldx;
+    for (int j = 0; j < rank; j += kShrinkRanks)
+      kShrinkTiles[height - 1](from, a + j * width, width, scale, shrunk + i * lds + j, lds);
+  }
+}
+
+int64_t lora_expand(const Expand& job, int64_t first, int64_t last) {
+  // Transposed once for all rows; then row by row, as rows lie far apart in memory.
+  const int64_t groups = (last - first + kColumns - 1) / kColumns;
+  const int pairs_per_group = job.rank / 2;
+  thread_local std::vector<Pairs> pairs;
+  if ((int64_t)pairs.size() < groups * pairs_per_group) pairs.resize(groups * pairs_per_group);
+  for (int64_t g = 0; g < groups; ++g)
+    transpose_columns(job, first + g * kColumns, last, pairs.data() + g * pairs_per_group);
+
+  int64_t repaired = 0;
+  for (int row = 0; row < job.count; row += kExpandRows) {
+    const auto tile = kExpandTiles[std::min(job.count - row, kExpandRows) - 1];
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t column = first + g * kColumns;
+      repaired += tile(job, row, pairs.data() + g * pairs_per_group, column,
+                       mask_of(last - column));
+    }
+  }
+  return repaired;
+}
+
+}  // namespace lorry

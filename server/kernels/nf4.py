@@ -1,0 +1,72 @@
+"""NF4 layers on a processor: repacked once after loading, multiplied without being dequantised.
+
+One copy of the weights: the packed one takes the place of bitsandbytes'. A layer whose shape the
+kernel does not take (see `_fits`), or a processor without AVX512-BF16, keeps bitsandbytes' way.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from vllm_bnb_plugin.quantization.linear import BitsAndBytesLinearMethod
+
+from server.kernels import operators
+
+logger = logging.getLogger(__name__)
+
+
+def install() -> None:
+    """Once; what is not packed goes to the plugin's own method."""
+    apply = BitsAndBytesLinearMethod.apply
+    if apply.__module__ == __name__:
+        return
+
+    def apply_packed(
+        method: Any, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if not getattr(layer, "is_nf4_packed", False):
+            return apply(method, layer, x, bias)  # type: ignore[no-any-return]
+        rows = x.reshape(-1, x.size(-1)).to(torch.bfloat16)
+        y = torch.ops.lorry.nf4_linear(rows, layer.weight).to(x.dtype)
+        y = y.view(*x.shape[:-1], y.size(-1))
+        return y if bias is None else y + bias
+
+    BitsAndBytesLinearMethod.apply = apply_packed
+    BitsAndBytesLinearMethod.process_weights_after_loading = _pack_layer
+
+
+def _pack_layer(method: Any, layer: Any) -> None:
+    """Called by vLLM for every layer once its weights are there."""
+    if not operators.has_native():
+        _warn_once()
+        return
+    if method.quant_config.load_in_8bit or not _fits(layer.weight):
+        return
+    states, offsets = layer.weight.bnb_quant_state, layer.weight.bnb_shard_offsets
+    parts = [
+        torch.ops.lorry.nf4_pack(
+            layer.weight[offsets[i] : offsets[i + 1]].flatten(), state.absmax.float(), *state.shape
+        )
+        for i, state in states.items()
+    ]
+    packed = torch.cat(parts) if len(parts) > 1 else parts[0]
+    layer.weight = torch.nn.Parameter(packed, requires_grad=False)
+    layer.is_nf4_packed = True
+
+
+def _fits(weight: Any) -> bool:
+    return all(
+        state.quant_type == "nf4"
+        and state.blocksize == operators.BLOCK_WEIGHTS
+        and state.shape[0] % operators.PANEL_COLUMNS == 0
+        and state.shape[1] % operators.BLOCK_WEIGHTS == 0
+        for state in weight.bnb_quant_state.values()
+    )
+
+
+def _warn_once() -> None:
+    if not logger.disabled:
+        logger.warning(
+            "NF4: no compiled kernels for this processor (AVX512-BF16), bitsandbytes' own serve."
+        )
+        logger.disabled = True

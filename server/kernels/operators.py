@@ -1,0 +1,73 @@
+"""The plugin's arithmetic as PyTorch operators, `torch.ops.lorry.*`, opaque to torch.compile.
+
+Schemas and what the compiler must know (which arguments change, shapes that come out) stand here;
+`native/` computes what its processor can, `reference.py` everything else.
+"""
+
+import logging
+from functools import cache
+from importlib import util
+from pathlib import Path
+
+import torch
+
+from server.kernels import reference
+
+# Kept for the life of the process: operators go when their library does.
+_LIBRARY = torch.library.Library("lorry", "FRAGMENT")
+_NATIVE = "server.kernels._native"
+
+_LINEAR = (
+    "(Tensor(a!) y, Tensor x, Tensor[] a, Tensor[] b, Tensor plan, Tensor(b!) repaired, "
+    "float scale, float bound, bool add) -> ()"
+)
+# y += B A x on the rows of `plan` (server/kernels/plan.py), slice by slice of y's columns; every
+# term is made finite and at most `bound` first. `repaired` counts, per slot, terms that were not.
+_LIBRARY.define("lora_linear_" + _LINEAR)
+_LIBRARY.define("lora_linear_reference_" + _LINEAR)
+_LIBRARY.define("lora_shrink_(Tensor(a!)[] y, Tensor x, Tensor[] a, Tensor plan, float scale) -> ()")
+_LIBRARY.define(
+    "lora_expand_(Tensor(a!) y, Tensor[] x, Tensor[] b, Tensor plan, Tensor(b!) repaired, "
+    "float bound, int start, bool add) -> ()"
+)
+# bitsandbytes' NF4 codes and fp32 absmax (blocks of 64) -> (n / 16, k / 64, 576 bytes)
+_LIBRARY.define("nf4_pack(Tensor codes, Tensor absmax, int n, int k) -> Tensor")
+# x (rows, k) times the transposed packed weights -> (rows, n)
+_LIBRARY.define("nf4_linear(Tensor x, Tensor packed) -> Tensor")
+
+_LIBRARY.impl("lora_linear_reference_", reference.lora_linear_, "CPU")
+_LIBRARY.impl("lora_shrink_", reference.lora_shrink_, "CPU")
+_LIBRARY.impl("lora_expand_", reference.lora_expand_, "CPU")
+
+PANEL_COLUMNS = 16
+BLOCK_WEIGHTS = 64
+
+
+def _changes_in_place(*args: object) -> None:
+    """Nothing comes out of these operators: the compiler only needs to know what they change."""
+
+
+for _name in ("lora_linear_", "lora_linear_reference_", "lora_shrink_", "lora_expand_"):
+    torch.library.register_fake(f"lorry::{_name}", _changes_in_place, lib=_LIBRARY)
+
+
+@torch.library.register_fake("lorry::nf4_linear", lib=_LIBRARY)
+def _nf4_linear(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    return x.new_empty((x.size(0), packed.size(0) * PANEL_COLUMNS))
+
+
+@cache
+def has_native() -> bool:
+    """Whether the compiled kernels are there and this processor runs them (AVX512-BF16)."""
+    spec = util.find_spec(_NATIVE)
+    if spec is None or spec.origin is None:
+        return False
+    try:
+        torch.ops.load_library(Path(spec.origin))
+    except OSError as error:  # built for another PyTorch
+        logging.getLogger(__name__).warning(
+            "Lorry's compiled kernels don't load (%s), so slower ones serve: run `make setup`.",
+            error,
+        )
+        return False
+    return bool(torch.ops.lorry.is_supported())

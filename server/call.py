@@ -81,6 +81,7 @@ class Call:
     error_code: str | None = None
     engine_error: str | None = None
     refused_late: bool = False
+    repaired_values: int = 0  # of its adapter's, not finite or far too large: the adapter is broken
     ended: float | None = None
     sequences: list[Sequence] = field(default_factory=list)
 
@@ -150,6 +151,14 @@ class Call:
     @property
     def finish_reasons(self) -> list[str]:
         return [s.finish_reason for s in self.sequences if s.finish_reason]
+
+
+class Observer(Protocol):
+    """Hears of what the engine does for a call while it runs; must not raise."""
+
+    def token_made(self, call: Call, gap: float) -> None: ...
+
+    def values_repaired(self, call: Call, count: int) -> None: ...
 
 
 current_call: ContextVar[Call | None] = ContextVar("lorry_current_call", default=None)

@@ -136,14 +136,18 @@ _CODE_BY_STATUS = {
 }
 
 
-def translate_vllm_error(status: int, body: Any) -> dict[str, Any]:
-    """vLLM's (or FastAPI's) error body as OpenAI's envelope, keeping its message and param."""
+def translate_vllm_error(status: int, body: Any, code: str | None = None) -> dict[str, Any]:
+    """vLLM's (or FastAPI's) error body as OpenAI's envelope, keeping its message and param.
+
+    `code` is ours, where we know better than the status what went wrong.
+    """
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
         detail = body.get("detail") if isinstance(body, dict) else None
         error = {"message": str(detail) if detail else "The request failed."}
     message = str(error.get("message") or "The request failed.")
-    code = _CODE_BY_STATUS.get(status, "invalid_request" if status < 500 else "internal_error")
+    if code is None:
+        code = _CODE_BY_STATUS.get(status, "invalid_request" if status < 500 else "internal_error")
     if "maximum context length" in message or "max_model_len" in message:
         code = "context_length_exceeded"
     type_ = "invalid_request_error" if status < 500 else "server_error"

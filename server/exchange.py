@@ -108,7 +108,7 @@ class Exchange:
     async def _pass_on(self, message: Message) -> None:
         body = message.get("body", b"")
         if body.startswith(_STREAMED_ERROR):
-            message = {**message, "body": _translate_streamed(body)}
+            message = {**message, "body": self._translated_event(body)}
         if not message.get("more_body", False) and not self._call.disconnected:
             # Before the send: a caller that has read all of its answer may hang up at once.
             self._call.response_complete = True
@@ -137,17 +137,23 @@ class Exchange:
             parsed: Any = json.loads(bytes(self._error_body))
         except ValueError:
             parsed = None
-        error = translate_vllm_error(status, parsed)
+        error = translate_vllm_error(status, parsed, _code_of(self._call))
         self._call.error_code = error["error"]["code"]
         return json.dumps(error).encode()
 
+    def _translated_event(self, event: bytes) -> bytes:
+        """vLLM's error event inside a stream, whose 200 was out already, as OpenAI's envelope."""
+        line, end, rest = event.partition(b"\n\n")
+        try:
+            parsed = json.loads(line.removeprefix(b"data: "))
+            status = int(parsed["error"].get("code") or 500)
+        except (ValueError, TypeError, AttributeError):
+            return event
+        error = translate_vllm_error(status, parsed, _code_of(self._call))
+        self._call.error_code = self._call.error_code or error["error"]["code"]
+        return b"data: " + json.dumps(error).encode() + end + rest
 
-def _translate_streamed(event: bytes) -> bytes:
-    """vLLM's error event inside a stream, whose 200 was out already, as OpenAI's envelope."""
-    line, end, rest = event.partition(b"\n\n")
-    try:
-        parsed = json.loads(line.removeprefix(b"data: "))
-        status = int(parsed["error"].get("code") or 500)
-    except (ValueError, TypeError, AttributeError):
-        return event
-    return b"data: " + json.dumps(translate_vllm_error(status, parsed)).encode() + end + rest
+
+def _code_of(call: Call) -> str | None:
+    """The code of an error that vLLM's status does not tell apart from others."""
+    return "adapter_unhealthy" if call.repaired_values else None

@@ -72,6 +72,10 @@ class Metrics:
         self.load_time = histogram(
             "adapter_load_seconds", "Time of a load into the engine.", _FIRST_TOKEN_BUCKETS
         )
+        self.nonfinite = gauge(
+            "adapter_nonfinite_values",
+            "Values of a resident version that were not finite or far too large, so far.",
+        )
         self.evictions = counter(
             "adapter_evictions", "Versions that made room.", (*_PER_ADAPTER, "tier")
         )
@@ -101,12 +105,17 @@ class Metrics:
         """Called for each token after a sequence's first, by the engine's output hook."""
         self.token_gap.labels(call.adapter_label, call.version_label).observe(gap)
 
+    def values_repaired(self, call: Call, count: int) -> None:
+        """Called when the engine says so with a token; `count` grows while the version stays."""
+        self.nonfinite.labels(call.adapter_label, call.version_label).set(count)
+
     def loaded(self, version: AdapterVersion, seconds: float) -> None:
         labels = (version.name, str(version.version))
         self.loads.labels(*labels, "ok").inc()
         self.load_time.labels(*labels).observe(seconds)
         self.resident.labels(*labels, "host").set(1)
         self.info.labels(*labels, version.digest, str(version.rank), self._base).set(1)
+        self.nonfinite.labels(*labels).set(0)
 
     def load_failed(self, version: AdapterVersion) -> None:
         self.loads.labels(version.name, str(version.version), "error").inc()
@@ -115,4 +124,5 @@ class Metrics:
         labels = (version.name, str(version.version))
         self.evictions.labels(*labels, "host").inc()
         self.resident.remove(*labels, "host")
+        self.nonfinite.remove(*labels)
         self.info.remove(*labels, version.digest, str(version.rank), self._base)

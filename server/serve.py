@@ -140,7 +140,7 @@ class Server:
         self._stage("importing vLLM")
         start_engine = await asyncio.to_thread(_import_engine)
         self._stage(f"starting the engine ({settings.model}, {settings.quantization})")
-        running = await start_engine(settings, self._extra, self._metrics.token_made)
+        running = await start_engine(settings, self._extra, self._metrics)
         residency = Residency(
             running.engine,
             capacity=settings.max_cpu_loras,

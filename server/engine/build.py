@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 from starlette.types import ASGIApp
@@ -16,7 +16,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.usage.usage_lib import UsageContext
 
-from server.call import Call
+from server.call import Observer
 from server.engine.arguments import build_arguments
 from server.engine.client import Engine
 from server.engine.models import CallModels
@@ -51,7 +51,7 @@ class RunningEngine:
 
 
 async def start_engine(
-    settings: Settings, extra: Sequence[str], on_token_gap: Callable[[Call, float], None]
+    settings: Settings, extra: Sequence[str], observer: Observer
 ) -> RunningEngine:
     """Start the engine process and vLLM's app; the event loop stays free meanwhile.
 
@@ -65,7 +65,7 @@ async def start_engine(
         engine = await asyncio.to_thread(_build, arguments)
     except Exception as error:
         raise EngineStartFailed(f"the engine did not start: {error}") from error
-    engine.attach(on_token_gap)
+    engine.attach(observer)
     death = engine.start()
     try:
         app, lifespan = await _build_app(engine, arguments)

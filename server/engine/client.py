@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from server.call import Call, current_call
+from server.call import Call, Observer, current_call
 from server.engine.outputs import AttributedOutputProcessor
 from server.residency import EngineGone, EngineRefusal
 
@@ -28,9 +28,9 @@ class Engine(AsyncLLM):
     Constructed outside the event loop: `start` must follow, in it.
     """
 
-    def attach(self, on_token_gap: Callable[[Call, float], None]) -> None:
+    def attach(self, observer: Observer) -> None:
         self.output_processor.__class__ = AttributedOutputProcessor
-        self.output_processor.on_token_gap = on_token_gap
+        self.output_processor.observer = observer
 
     def start(self) -> asyncio.Task[None]:
         """Begin reading the engine's outputs. The task ends when the engine process does."""

@@ -47,6 +47,8 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
         # The worker inside the engine process: one process and one import fewer, and no core
         # lost to spinning on a queue. vLLM then leaves the thread settings to us.
         environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        # Asks our kernels, which count at no cost (server/kernels/slots.py), for broken adapters.
+        environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
         threads = settings.threads or len(os.sched_getaffinity(0))
         if settings.threads:
             environ["OMP_NUM_THREADS"] = str(threads)

@@ -8,21 +8,28 @@ would end vLLM's output loop and with it the engine: nothing of ours may raise.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.v1.engine.async_llm import InputStreamError
 from vllm.v1.engine.output_processor import OutputProcessor
 
-from server.call import Call, Sequence, current_call
+from server.call import Call, Observer, Sequence, current_call
 
 logger = logging.getLogger("lorry.engine")
+
+_BROKEN = (
+    "The adapter {} computes values that are not finite or far too large, so it can't answer: "
+    "publish a repaired version."
+)
+_UNFIT = HTTPStatus.UNPROCESSABLE_ENTITY
 
 
 class AttributedOutputProcessor(OutputProcessor):
     """Put in place by assigning `__class__`: vLLM builds its processor by name."""
 
-    on_token_gap: Callable[[Call, float], None]
+    observer: Observer
 
     def add_request(
         self,
@@ -62,11 +69,24 @@ class AttributedOutputProcessor(OutputProcessor):
                 return
             call, sequence = told
             if last and timestamp and output.new_token_ids:
-                self.on_token_gap(call, timestamp - last)
+                self.observer.token_made(call, timestamp - last)
             if output.prefill_stats is not None:
                 sequence.cached_tokens = output.prefill_stats.num_cached_tokens
+            if output.num_nans_in_logits:
+                self._end_broken(state, call, output.num_nans_in_logits)
         except Exception:
             logger.exception("an engine output could not be attributed")
+
+    def _end_broken(self, state: Any, call: Call, repaired: int) -> None:
+        """End a request whose adapter computes nonsense (server/kernels/slots.py counts it)."""
+        first_time = not call.repaired_values
+        call.repaired_values = repaired
+        self.observer.values_repaired(call, repaired)
+        if first_time and state.queue is not None:
+            call.engine_error = "AdapterUnhealthy"
+            name = call.version.label if call.version is not None else state.lora_name
+            # In this wrapping, vLLM's generate() aborts the request and raises what is in it.
+            state.queue.put(InputStreamError(GracefulHTTPError(_BROKEN.format(name), _UNFIT)))
 
     def _update_stats_from_finished(
         self, req_state: Any, finish_reason: Any, iteration_stats: Any
@@ -80,7 +100,7 @@ class AttributedOutputProcessor(OutputProcessor):
         for request_id in ids if internal else []:
             state = self.request_states.get(request_id)
             if (told := getattr(state, "lorry", None)) is not None:
-                told[1].finish_reason = "abort"
+                told[1].finish_reason = "error" if told[0].repaired_values else "abort"
         aborted: list[str] = super().abort_requests(ids, internal)
         return aborted
 

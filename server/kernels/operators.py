@@ -25,7 +25,9 @@ _LINEAR = (
 # term is made finite and at most `bound` first. `repaired` counts, per slot, terms that were not.
 _LIBRARY.define("lora_linear_" + _LINEAR)
 _LIBRARY.define("lora_linear_reference_" + _LINEAR)
-_LIBRARY.define("lora_shrink_(Tensor(a!)[] y, Tensor x, Tensor[] a, Tensor plan, float scale) -> ()")
+_LIBRARY.define(
+    "lora_shrink_(Tensor(a!)[] y, Tensor x, Tensor[] a, Tensor plan, float scale) -> ()"
+)
 _LIBRARY.define(
     "lora_expand_(Tensor(a!) y, Tensor[] x, Tensor[] b, Tensor plan, Tensor(b!) repaired, "
     "float bound, int start, bool add) -> ()"

@@ -47,7 +47,7 @@ def _pack_layer(method: Any, layer: Any) -> None:
         torch.ops.lorry.nf4_pack(
             layer.weight[offsets[i] : offsets[i + 1]].flatten(), state.absmax.float(), *state.shape
         )
-        for i, state in states.items()
+        for i, state in sorted(states.items())  # vLLM fills them in any order
     ]
     packed = torch.cat(parts) if len(parts) > 1 else parts[0]
     layer.weight = torch.nn.Parameter(packed, requires_grad=False)

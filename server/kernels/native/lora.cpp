@@ -14,12 +14,15 @@ namespace {
 constexpr int kShrinkRows = 6;    // 6 rows x 4 ranks: 24 sums in registers
 constexpr int kShrinkRanks = 4;
 constexpr int kExpandRows = 8;
+constexpr int kAhead = 64;        // columns of B to fetch ahead
 constexpr int kColumns = 16;      // fp32 sums in a vector
 
 // Two neighbouring ranks of 16 columns. A struct, as templates lose a vector type's alignment.
 struct alignas(64) Pairs {
   __m512i values;
 };
+
+inline void prefetch(const bf16* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
 inline __m512bh load(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
 
@@ -43,7 +46,10 @@ void shrink_tile(const bf16* const* x, const bf16* a, int64_t width, float scale
   const auto step = [&](auto get, int64_t k) {
     __m512bh weights[kShrinkRanks];
 #pragma GCC unroll 8
-    for (int j = 0; j < kShrinkRanks; ++j) weights[j] = get(a + j * width + k);
+    for (int j = 0; j < kShrinkRanks; ++j) {
+      weights[j] = get(a + j * width + k);
+      prefetch(a + (j + kShrinkRanks) * width + k);  // the next tile's; in decode all A is cold
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const __m512bh values = get(x[r] + k);
@@ -73,7 +79,10 @@ inline __mmask16 mask_of(int64_t columns) {
 // or beyond `last` repeat the one before it, and are never written.
 inline void transpose_columns(const Expand& job, int64_t column, int64_t last, Pairs* pairs) {
   const bf16* from[kColumns];
-  for (int c = 0; c < kColumns; ++c) from[c] = job.b + std::min(column + c, last - 1) * job.ldb;
+  for (int c = 0; c < kColumns; ++c) {
+    from[c] = job.b + std::min(column + c, last - 1) * job.ldb;
+    prefetch(from[c] + kAhead * job.ldb);
+  }
   for (int p = 0; p < job.rank; p += kRankStep, pairs += 4) {
     const auto eight = [&](int c) { return _mm_loadu_si128((const __m128i*)(from[c] + p)); };
     __m512i z[4];
@@ -134,9 +143,11 @@ int64_t expand_tile(const Expand& job, int row, const Pairs* pairs, int64_t colu
   }
   int64_t repaired = 0;
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
+  for (int r = 0; r < R; ++r) {
+    if (row + R + r < job.count) prefetch(job.y + job.rows[row + R + r] * job.ldy + column);
     write(job.y + job.rows[row + r] * job.ldy + column,
           bounded(sums[r], job.bound, columns, repaired), columns, job.add);
+  }
   return repaired;
 }
 

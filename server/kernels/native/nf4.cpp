@@ -32,9 +32,9 @@ constexpr float kCodes[16] = {
     0.7229568362236023f,
     1.0f,
 };
-// Rounded to bf16, the codes are off by up to 0.2 %. Times this factor, all of them fall close to
-// a bf16 number; the scales, in fp32, take the factor back.
-constexpr float kStretch = 1.0f;
+// Rounded to bf16, the codes are off by up to 0.2 %. Times this factor (the best of 400,000 tried),
+// their error is 0.59 of that; the scales, in fp32, take the factor back.
+constexpr float kStretch = 1.437005f;
 
 inline bf16 round_to_bf16(float value) {
   uint32_t bits;

@@ -55,7 +55,7 @@ struct Plan {
   const int32_t* rows() const { return data + data[1]; }
 };
 
-constexpr int kRows = 96, kRanks = 16, kColumns = 256;  // of one piece
+constexpr int kRows = 96, kRanks = 16, kColumns = 512;  // of one piece
 
 void lora_linear_(const Tensor& y, const Tensor& x, at::TensorList a, at::TensorList b,
                   const Tensor& plan_tensor, const Tensor& repaired, double scale, double bound,
@@ -92,8 +92,8 @@ void lora_linear_(const Tensor& y, const Tensor& x, at::TensorList a, at::Tensor
   const auto for_rows = [&](auto piece) {
     pieces.clear();
     for (int i = 0; i < plan.segments(); ++i)
-      for (int slice = 0; slice < slices; ++slice)
-        for (int row = 0, count = plan.segment(i)[3]; row < count; row += kRows)
+      for (int row = 0, count = plan.segment(i)[3]; row < count; row += kRows)
+        for (int slice = 0; slice < slices; ++slice)
           piece(plan.segment(i), slice, row, std::min(kRows, count - row));
   };
 

@@ -22,7 +22,7 @@ COMPILE := $(UV) compile pyproject.toml --extra $(EXTRA) --extra dev --generate-
     --no-emit-index-url --no-emit-find-links --python-version 3.11 $(TORCH) \
     $(OVERRIDES:%=--overrides %)
 
-.PHONY: help setup demo serve test check format lint types lock clean
+.PHONY: help setup demo serve test bench check format lint types lock clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -46,6 +46,9 @@ serve: setup  ## The demo's set-up, served until Ctrl-C
 
 test: setup  ## Unit tests, then end-to-end tests on the real engine
 	$(BIN)/python -m pytest
+
+bench: setup  ## Measure the engine beside plain vLLM and PEFT (20 minutes), into docs/benchmarks.md
+	$(BIN)/python -m bench --write-docs
 
 check: format lint types test  ## What CI runs: format, lint, types, tests
 

@@ -26,7 +26,14 @@ def kernels() -> list[Extension]:
             library_dirs=library_paths(),
             # Not OpenMP: the one that PyTorch has loaded serves, else two would share the cores.
             libraries=["c10", "torch_cpu"],
-            extra_compile_args=["-O3", "-g0", "-std=c++20", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-w"],
+            extra_compile_args=[
+                "-O3",
+                "-g0",
+                "-std=c++20",
+                "-fopenmp",
+                "-DAT_PARALLEL_OPENMP=1",
+                "-w",
+            ],
             optional=True,
         )
     ]

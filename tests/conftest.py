@@ -7,14 +7,16 @@ import pytest
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for tier in ("e2e", "gpu"):
-            if f"/tests/{tier}/" in str(item.path):
+        for folder, tier in (("e2e", "e2e"), ("engine", "e2e"), ("gpu", "gpu")):
+            if f"/tests/{folder}/" in str(item.path):
                 item.add_marker(tier)
     items.sort(key=_turn)
 
 
 def _turn(item: pytest.Item) -> int:
-    """Unit tests, then the shared server's, then those that end servers."""
+    """Unit tests, then bare engines', then the shared server's, then those that end servers."""
     if item.get_closest_marker("e2e") is None:
         return 0
-    return 2 if item.path.name == "test_endings.py" else 1
+    if "/tests/engine/" in str(item.path):
+        return 1
+    return 3 if item.path.name == "test_endings.py" else 2

@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("server", "adapters", "training", "loadtest")
+PACKAGES = ("server", "adapters", "training", "loadtest", "bench")
 ALLOWED = {
     "server": {"server", "adapters"},
     "adapters": {"adapters"},
     "training": {"training", "adapters"},
     "loadtest": {"loadtest"},
+    "bench": {"bench", "server", "adapters"},  # a tool above them: it runs what they are
 }
 ROOMS = {
-    "vllm": ("server/engine/", "server/kernels/"),
-    "torch": ("training/", "server/kernels/"),
-    "transformers": ("training/",),
-    "peft": ("training/",),
+    "vllm": ("server/engine/", "server/kernels/", "bench/side_vllm.py"),
+    "torch": ("training/", "server/kernels/", "bench/"),
+    "transformers": ("training/", "bench/side_peft.py"),
+    "peft": ("training/", "bench/side_peft.py"),
     "trl": ("training/",),
     "bitsandbytes": ("training/", "server/kernels/"),
     "fastapi": ("server/",),

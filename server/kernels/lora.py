@@ -40,7 +40,7 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
             and config.lora_dtype == torch.bfloat16
             and config.max_lora_rank % 8 == 0
         )
-        self._native = torch.ops.lorry.lora_linear_.default if native else _REFERENCE
+        self._linear = torch.ops.lorry.lora_linear_.default if native else _REFERENCE
         self.no_lora = True
 
     def describe_slot(self, slot: int, rank: int, has_logits: bool) -> None:
@@ -76,7 +76,7 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
         **kwargs: Any,
     ) -> None:
         """`buffer` is scratch space, which this computation does not need."""
-        self._native(
+        self._linear(
             *(_as_rows(y), _as_rows(x), lora_a_stacked, lora_b_stacked, self._token_plan),
             *(self.repaired, scale, limit(y.dtype), add_inputs),
         )
@@ -137,7 +137,7 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
         # The logits and the adapters may be padded to different vocabulary sizes.
         b = lora_b_stacked[:, :, : y.size(1)]
         as_usual = y.dtype == b.dtype and b.is_contiguous()
-        (self._native if as_usual else _REFERENCE)(
+        (self._linear if as_usual else _REFERENCE)(
             *(y, x, (lora_a_stacked,), (b,), self._logits_plan),
             *(self.repaired, scale, limit(y.dtype), True),
         )
@@ -165,12 +165,14 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
         vLLM does not say which. It takes prompt logprobs request by request from a slice of the
         batch's hidden states, while sampled rows are gathered into memory of their own.
         """
-        rows, slots = x.size(0), self.token_lora_indices
+        rows = x.size(0)
+        slots: torch.Tensor = self.token_lora_indices
+        sampled: torch.Tensor = self.sampler_indices
         start = _start_in_batch(x, len(slots))
         if start is not None:
             return slots[start : start + rows]
-        if rows == len(self.sampler_indices):
-            return self.sampler_indices
+        if rows == len(sampled):
+            return sampled
         if rows == len(slots):
             return slots
         return self._slots_of_unknown(rows)

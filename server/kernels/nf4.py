@@ -27,7 +27,7 @@ def install() -> None:
         if not getattr(layer, "is_nf4_packed", False):
             return apply(method, layer, x, bias)  # type: ignore[no-any-return]
         rows = x.reshape(-1, x.size(-1)).to(torch.bfloat16)
-        y = torch.ops.lorry.nf4_linear(rows, layer.weight).to(x.dtype)
+        y: torch.Tensor = torch.ops.lorry.nf4_linear(rows, layer.weight).to(x.dtype)
         y = y.view(*x.shape[:-1], y.size(-1))
         return y if bias is None else y + bias
 

@@ -53,9 +53,11 @@ for _name in ("lora_linear_", "lora_linear_reference_", "lora_shrink_", "lora_ex
     torch.library.register_fake(f"lorry::{_name}", _changes_in_place, lib=_LIBRARY)
 
 
-@torch.library.register_fake("lorry::nf4_linear", lib=_LIBRARY)
 def _nf4_linear(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     return x.new_empty((x.size(0), packed.size(0) * PANEL_COLUMNS))
+
+
+torch.library.register_fake("lorry::nf4_linear", _nf4_linear, lib=_LIBRARY)
 
 
 @cache

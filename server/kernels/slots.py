@@ -76,11 +76,11 @@ def _repaired_by_request(runner: Any, logits: Any) -> dict[str, int]:
     if runner.lora_config is None:
         return {}
     manager = runner.lora_manager._adapter_manager
-    repaired = sum(wrapper.repaired for wrapper in _wrappers(manager))
+    by_slot = zip(*(wrapper.repaired.tolist() for wrapper in _wrappers(manager)), strict=True)
     by_adapter = {
-        adapter: int(count)
-        for adapter, count in zip(manager.lora_index_to_id, repaired.tolist(), strict=True)
-        if count and adapter is not None
+        adapter: sum(counts)
+        for adapter, counts in zip(manager.lora_index_to_id, by_slot, strict=True)
+        if any(counts) and adapter is not None
     }
     if not by_adapter:
         return {}

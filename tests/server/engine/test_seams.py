@@ -142,6 +142,32 @@ def test_a_request_that_vllm_refuses_late_is_noted_on_its_call(call):
     assert call.engine_error == "RuntimeError"
 
 
+async def test_a_broken_adapters_request_ends_with_an_error_that_names_it(call):
+    from vllm.exceptions import GracefulHTTPError
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.async_llm import InputStreamError
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+
+    from server.engine.outputs import AttributedOutputProcessor
+
+    told = []
+    processor = OutputProcessor(None, log_stats=True)
+    processor.__class__ = AttributedOutputProcessor
+    processor.observer = SimpleNamespace(values_repaired=lambda _, count: told.append(count))
+    queue = RequestOutputCollector(RequestOutputKind.DELTA, "r")
+    call.repaired_values = 0
+    state = SimpleNamespace(lorry=(call, SimpleNamespace()), queue=queue, lora_name="red")
+    for count in (12, 30):
+        output = SimpleNamespace(new_token_ids=[], prefill_stats=None, num_nans_in_logits=count)
+        processor._tell(state, output, timestamp=1.0, last=0.0)
+    with pytest.raises(InputStreamError) as raised:
+        queue.get_nowait()
+    assert isinstance(raised.value.cause, GracefulHTTPError)
+    assert "red@1 computes values that are not finite" in str(raised.value.cause)
+    assert queue.get_nowait() is None  # said once
+    assert (told, call.repaired_values, call.engine_error) == ([12, 30], 30, "AdapterUnhealthy")
+
+
 def test_lora_requests_info_is_one_series_with_public_names():
     from server.engine.stats import CurrentSeries
 

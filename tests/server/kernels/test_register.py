@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 import pytest
 import vllm
 import vllm.platforms
+from shop import BASE
 from vllm.platforms.cpu import CpuPlatform
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
@@ -90,6 +91,26 @@ print(json.dumps([current_platform.get_punica_wrapper(), threads]))
     wrapper, threads = json.loads(output.splitlines()[-1])
     assert wrapper == LORA_WRAPPER
     assert "lorry-watchdog" in threads
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_compilation_stays_on_beside_lora_unless_it_is_turned_off(eager: bool) -> None:
+    code = f"""
+from vllm.engine.arg_utils import EngineArgs
+arguments = EngineArgs(
+    {str(BASE)!r}, enable_lora=True, enforce_eager={eager}, kv_cache_memory_bytes=2**27
+)
+config = arguments.create_engine_config()
+print(config.compilation_config.mode.name, config.lora_config.max_loras)
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"VLLM_PLUGINS": "lorry_kernels", "VLLM_LOGGING_LEVEL": "ERROR"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    assert output.splitlines()[-1] == ("NONE 1" if eager else "DYNAMO_TRACE_ONCE 1")
 
 
 def test_importing_the_plugin_loads_neither_torch_nor_vllm() -> None:

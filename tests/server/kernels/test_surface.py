@@ -153,7 +153,9 @@ def test_every_import_from_vllm_is_listed_here() -> None:
     imported = set()
     for path in Path(server.kernels.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("vllm", "vllm_bnb_plugin")):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                ("vllm", "vllm_bnb_plugin")
+            ):
                 imported |= {f"{node.module}:{alias.name}" for alias in node.names}
     unlisted = {name for name in imported if not any(s.startswith(name) for s in SYMBOLS)}
     assert not unlisted

@@ -1,0 +1,119 @@
+"""The command line: `python -m bench [--rows NAME,...] [--rounds N] [--write-docs]`.
+
+Exit code 1 when a row could not be measured, 2 for bad input; a goal that is missed is a result.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench.errors import BenchError, OptionsClash, RowUnknown
+
+if TYPE_CHECKING:
+    from bench.report import Report
+    from bench.rows import Row
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+CALLER_ERRORS = (RowUnknown, OptionsClash)
+DOCS = Path("docs/benchmarks.md")
+RESULTS = "results.json"
+
+
+@app.command()
+def bench(
+    rows: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Rows to measure; * fits any text.")
+    ] = "*",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; slow sides get fewer.")] = 5,
+    out: Annotated[Path, typer.Option(help="For the model, logs and results.")] = Path(
+        ".lorry/bench"
+    ),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Results as JSON. [default: OUT/results.json]")
+    ] = None,
+    write_docs: Annotated[
+        bool, typer.Option("--write-docs", help=f"Write the table into {DOCS}.")
+    ] = False,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="A tiny model, few tokens: only shows that it runs.")
+    ] = False,
+    list_rows: Annotated[bool, typer.Option("--list", help="Print the rows' names.")] = False,
+) -> None:
+    """Measure Lorry's engine beside plain vLLM and PEFT, and print both sides of every row."""
+    with reported():
+        if tiny and write_docs:
+            raise OptionsClash("--tiny measures nothing worth writing: leave out --write-docs")
+        chosen = _choose(rows, tiny)
+        if list_rows:
+            print("\n".join(row.name for row in chosen))
+            return
+        report = _measure(chosen, rounds, out, tiny)
+        _publish(report, json_file or out / RESULTS, DOCS if write_docs else None)
+        if any(result.failure for result in report.results):
+            raise typer.Exit(1)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    try:
+        yield
+    except BenchError as error:
+        print(f"error: {error} ({error.code})", file=sys.stderr)
+        raise typer.Exit(2 if isinstance(error, CALLER_ERRORS) else 1) from None
+
+
+def _choose(patterns: str, tiny: bool) -> list[Row]:
+    from bench.rows import all_rows, choose, shrink
+
+    chosen = choose([name.strip() for name in patterns.split(",")], all_rows())
+    return [shrink(row) for row in chosen] if tiny else chosen
+
+
+def _measure(rows: list[Row], rounds: int, out: Path, tiny: bool) -> Report:
+    from bench.conduct import measure
+    from bench.machine import describe_machine, versions
+    from bench.model import FULL, TINY, prepare
+    from bench.report import Report
+    from bench.sides import Sides
+
+    # Sides that are up must be taken down; the default action would leave them, frozen.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with Sides(prepare(out, TINY if tiny else FULL)) as sides:
+        results = measure(rows, rounds, sides, _tell)
+    return Report(
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        machine=describe_machine(),
+        versions=versions(),
+        rounds=rounds,
+        results=results,
+    )
+
+
+def _publish(report: Report, json_file: Path, docs: Path | None) -> None:
+    from rich.console import Console
+
+    from bench.report import write_docs, write_json
+
+    # A pipe has no width: the table would be folded to 80 columns there.
+    console = Console() if os.isatty(sys.stdout.fileno()) else Console(width=200)
+    console.print(report.as_table())
+    write_json(report, json_file)
+    if docs is not None:
+        write_docs(report, docs)
+
+
+def _tell(line: str) -> None:
+    now = datetime.datetime.now().astimezone()
+    print(f"{now:%H:%M:%S} {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,156 @@
+"""Results for people and for programs: a table, a JSON document, a section of a markdown file.
+
+The JSON document:
+  date      day of the run, YYYY-MM-DD
+  command   what was typed
+  machine   cores, processor and memory in words
+  versions  package -> version
+  rounds    how many were asked for; a row says how many it got
+  rows      name, what, kind (speed, memory, truth), over (A in the table) and under (B; each: side
+            and value), unit, ratio (median, least, most; null if not measured), rounds, goal,
+            reached (null: no goal), note, failure ("" unless it could not be measured)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from bench.errors import OutUnwritable
+from bench.results import Result, gib
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+_UNITS = {"speed": "tokens/s", "memory": "bytes", "truth": "requests"}
+_COLUMNS = ("row", "what", "A", "B", "A / B (least-most)", "goal", "reached")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    date: str
+    command: str
+    machine: str
+    versions: dict[str, str]
+    rounds: int
+    results: Sequence[Result]
+
+    def as_json(self) -> dict[str, Any]:
+        head = {name: getattr(self, name) for name in ("date", "command", "machine")}
+        rows = [_row_json(result) for result in self.results]
+        return {**head, "versions": self.versions, "rounds": self.rounds, "rows": rows}
+
+    def as_table(self) -> Table:
+        table = Table(*_COLUMNS)
+        for result in self.results:
+            table.add_row(*_cells(result))
+        return table
+
+    def as_markdown(self) -> str:
+        packages = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        lines = [
+            f"## {self.date}: `{self.command}`",
+            "",
+            f"Machine: {self.machine}. Packages: {packages}.",
+            "All sides of a row run in turn in the same rounds, the others frozen meanwhile; "
+            "figures are medians of the rounds (output tokens/s, unless a unit is named), "
+            "a ratio is the median of the rounds' own ratios.",
+            "",
+            _markdown_row(_COLUMNS),
+            _markdown_row(["---"] * len(_COLUMNS)),
+            *(_markdown_row(_cells(result)) for result in self.results),
+        ]
+        return "\n".join(lines)
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Raises OutUnwritable."""
+    _write(path, f"{json.dumps(report.as_json(), indent=2)}\n")
+
+
+def write_docs(report: Report, path: Path) -> None:
+    """Put the report between the two markers of a markdown file; all else in it stays.
+
+    Raises:
+        OutUnwritable: the file can't be written, or has one marker without the other.
+    """
+    text = path.read_text() if path.exists() else ""
+    section = f"{BEGIN}\n{report.as_markdown()}\n{END}"
+    if (text.count(BEGIN), text.count(END)) == (0, 0):
+        _write(path, f"{text.rstrip()}\n\n{section}\n".lstrip())
+        return
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in after or END in after:
+        raise OutUnwritable(f"{path}: expected one {BEGIN} and, after it, one {END}; mend the file")
+    _write(path, f"{before}{section}{after}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise OutUnwritable(f"can't write {path}: {error.strerror}") from None
+
+
+def _row_json(result: Result) -> dict[str, Any]:
+    row = result.row
+    return {
+        "name": row.name,
+        "what": row.what,
+        "kind": row.contest.kind,
+        "over": {"side": row.over.side.label, "value": result.over},
+        "under": {"side": row.under.side.label, "value": result.under},
+        "unit": _UNITS[row.contest.kind],
+        "ratio": asdict(result.ratio) if result.ratio else None,
+        "rounds": result.rounds,
+        "goal": row.goal,
+        "reached": result.reached,
+        "note": result.note,
+        "failure": result.failure,
+    }
+
+
+def _cells(result: Result) -> list[str]:
+    row = result.row
+    goal = "" if row.goal is None else _goal(result)
+    reached = {True: "yes", False: "no", None: ""}[result.reached]
+    if result.failure:
+        return [row.name, row.what, f"failed: {result.failure}", "", "", goal, "failed"]
+    what = f"{row.what} ({result.note})" if result.note else row.what
+    sides = [
+        f"{_figure(result, value)} ({entry.side.label})"
+        for value, entry in zip((result.over, result.under), row.entries, strict=True)
+    ]
+    return [row.name, what, *sides, _ratio(result), goal, reached]
+
+
+def _goal(result: Result) -> str:
+    return "always" if result.row.contest.kind == "truth" else f">= {result.row.goal:g}"
+
+
+def _figure(result: Result, value: float | None) -> str:
+    if value is None:
+        return ""
+    if result.row.contest.kind == "memory":
+        return gib(value)
+    return f"{value:.0f}" if result.row.contest.kind == "truth" else f"{value:.1f}"
+
+
+def _ratio(result: Result) -> str:
+    ratio = result.ratio
+    if ratio is None:
+        return ""
+    if result.row.contest.kind == "truth":
+        return "always" if ratio.median == 1 else "**wrong**"
+    if result.rounds == 1:
+        return f"{ratio.median:.2f}"
+    return f"{ratio.median:.2f} ({ratio.least:.2f}-{ratio.most:.2f})"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

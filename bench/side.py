@@ -1,0 +1,94 @@
+"""One side as a process: `python -m bench.side`, started by bench/sides.py.
+
+One JSON document a line: first the spec, then workloads; each is answered by a line on what was
+standard output when the process began. Whatever else the engine prints goes to standard error.
+An exception is the last answer, and ends the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from bench.environment import prepare
+from bench.model import Home
+from bench.spec import Outcome, SideSpec
+from bench.workload import Request, Workload
+
+
+class Engine(Protocol):
+    def run(self, requests: Sequence[Request], output_tokens: int, gaps: bool) -> Outcome:
+        """Answer all requests, handed in at once, greedily and at full length."""
+
+    def close(self) -> None: ...
+
+
+def main(open_: Callable[[SideSpec, Home], Engine]) -> None:
+    with claim_stdout() as answers:
+        try:
+            serve(sys.stdin, answers, open_)
+        except Exception as error:
+            traceback.print_exc()
+            _answer(answers, {"error": f"{type(error).__name__}: {error}"})
+            raise SystemExit(1) from error
+
+
+def claim_stdout() -> TextIO:
+    """Keep standard output for the answers; later writers to it find standard error there."""
+    own = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return os.fdopen(own, "w")
+
+
+def serve(
+    orders: Iterable[str], answers: TextIO, open_: Callable[[SideSpec, Home], Engine]
+) -> None:
+    """Build the engine that the first line names, then answer until the orders end."""
+    lines = iter(orders)
+    first = json.loads(next(lines))
+    home = Home(**{key: _as_path(key, value) for key, value in first["home"].items()})
+    engine = open_(SideSpec(**first["spec"]), home)
+    _answer(answers, {"ready": True})
+    try:
+        for line in lines:
+            _answer(answers, asdict(_run(engine, home, json.loads(line))))
+    finally:
+        engine.close()
+
+
+def open_engine(spec: SideSpec, home: Home) -> Engine:
+    prepare(spec, home)
+    if spec.kind.startswith("peft"):
+        from bench.side_peft import PeftEngine
+
+        return PeftEngine(spec, home)
+    from bench.side_vllm import VllmEngine
+
+    return VllmEngine(spec, home)
+
+
+def _run(engine: Engine, home: Home, order: dict[str, Any]) -> Outcome:
+    workload = Workload.from_json(order["workload"])
+    requests = workload.requests(home.vocabulary, order["seed"])
+    if order["only"] is not None:
+        requests = [requests[number] for number in order["only"]]
+    return engine.run(requests, workload.output_tokens, order["gaps"])
+
+
+def _as_path(key: str, value: Any) -> Any:
+    return value if key == "vocabulary" else Path(value)
+
+
+def _answer(answers: TextIO, document: dict[str, Any]) -> None:
+    answers.write(f"{json.dumps(document)}\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main(open_engine)

@@ -1,0 +1,218 @@
+"""Sides as the bench sees them: started, frozen while another one runs, asked, stopped.
+
+A frozen side costs no time: every process of its session stands still.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from bench import processes
+from bench.environment import cleaned
+from bench.errors import SideFailed
+from bench.model import Home
+from bench.spec import Outcome, SideSpec
+from bench.workload import Workload
+
+START_SECONDS = 600.0
+RUN_SECONDS = 300.0
+_STOP_SECONDS = 10.0
+_ROOT = Path(__file__).resolve().parent.parent
+COMMAND = (sys.executable, "-m", "bench.side")
+_SHOWN = 200  # characters of what a side said last
+
+
+class Side:
+    """One process tree; from `wait_ready` on it is frozen except inside a call."""
+
+    def __init__(self, spec: SideSpec, home: Home, command: Sequence[str] = COMMAND) -> None:
+        self.spec = spec
+        self._home = home
+        self._log = home.logs / f"{spec.slug}.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=_ROOT,
+                env=cleaned(os.environ),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._read = b""
+
+    @property
+    def session(self) -> int:
+        return self._process.pid
+
+    def begin(self) -> None:
+        """Let it build its engine."""
+        home = {key: _plain(value) for key, value in asdict(self._home).items()}
+        self._tell({"spec": asdict(self.spec), "home": home})
+
+    def wait_ready(self) -> None:
+        """Raises SideFailed, with what the side said last."""
+        self._hear(START_SECONDS)
+        processes.send(self.session, signal.SIGSTOP)
+
+    def run(
+        self, workload: Workload, seed: int, only: Sequence[int] | None = None, gaps: bool = False
+    ) -> Outcome:
+        """Answer the workload, or only these requests of it.
+
+        Raises:
+            SideFailed: it died, took too long or answered with another number of tokens.
+        """
+        order = {"workload": asdict(workload), "seed": seed, "only": only, "gaps": gaps}
+        with self._awake():
+            self._tell(order)
+            outcome = Outcome.from_json(self._hear(RUN_SECONDS))
+        count = workload.streams if only is None else len(only)
+        lengths = [len(answer) for answer in outcome.tokens]
+        if lengths != [workload.output_tokens] * count:
+            raise SideFailed(
+                f"asked for {count} answers of {workload.output_tokens} tokens, got {lengths}"
+            )
+        return outcome
+
+    def stop(self) -> None:
+        """Let it end by itself, then end what is left of it."""
+        processes.send(self.session, signal.SIGCONT)
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):  # what was not yet sent has no reader any more
+                pipe.close()
+        # The last to go is Python's tracker, which removes the shared memory of the others.
+        deadline = time.monotonic() + _STOP_SECONDS
+        while processes.members(self.session):
+            if time.monotonic() > deadline:
+                processes.send(self.session, signal.SIGKILL)
+            time.sleep(0.02)
+        self._process.wait()
+
+    @contextlib.contextmanager
+    def _awake(self) -> Iterator[None]:
+        processes.send(self.session, signal.SIGCONT)
+        yield
+        processes.send(self.session, signal.SIGSTOP)
+
+    def _tell(self, document: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{json.dumps(document)}\n".encode())
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def _hear(self, seconds: float) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self._read_line(seconds))
+        if "error" in answer:
+            raise self._failed(answer["error"])
+        return answer
+
+    def _read_line(self, seconds: float) -> bytes:
+        assert self._process.stdout is not None
+        pipe = self._process.stdout.fileno()
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._read:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([pipe], [], [], left)[0]:
+                raise self._failed(f"no answer within {seconds:.0f} s")
+            received = os.read(pipe, 1 << 16)
+            if not received:
+                raise self._ended()
+            self._read += received
+        line, _, self._read = self._read.partition(b"\n")
+        return line
+
+    def _ended(self) -> SideFailed:
+        said = self._log.read_text(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(said) if line.strip()), "nothing")
+        return self._failed(f"it ended, and said last: {last}")
+
+    def _failed(self, what: str) -> SideFailed:
+        line = " ".join(what.split())
+        return SideFailed(f"{line[:_SHOWN]} (see {self._log})")
+
+
+class Sides:
+    """The sides that are up. A side that failed once is not tried again in the same run."""
+
+    def __init__(self, home: Home, command: Sequence[str] = COMMAND) -> None:
+        self._home = home
+        self._command = command
+        self._up: dict[SideSpec, Side] = {}
+        self.failures: dict[SideSpec, str] = {}
+
+    def __enter__(self) -> Sides:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with contextlib.ExitStack() as stack:  # a second Ctrl-C must not leave frozen processes
+            for side in self._up.values():
+                stack.callback(side.stop)
+
+    def sessions(self) -> list[int]:
+        """The process sessions of those that are up."""
+        return [side.session for side in self._up.values()]
+
+    def start(self, specs: Collection[SideSpec]) -> None:
+        """Start those that are neither up nor failed; most of a start runs on one core."""
+        new = [spec for spec in specs if spec not in self._up and spec not in self.failures]
+        for spec in new:
+            with self._watching(spec):
+                self._up[spec] = Side(spec, self._home, self._command)
+                self._up[spec].begin()
+        for spec in new:
+            if spec in self._up:
+                with self._watching(spec):
+                    self._up[spec].wait_ready()
+
+    def run(self, spec: SideSpec, workload: Workload, seed: int, **options: Any) -> Outcome | None:
+        """The outcome, or None when the side has failed, now or before."""
+        if spec in self.failures:
+            return None
+        with self._watching(spec):
+            return self._up[spec].run(workload, seed, **options)
+        return None
+
+    def memory(self, spec: SideSpec) -> tuple[int, int] | None:
+        """Peak and present bytes; None when the side has failed."""
+        if spec in self.failures:
+            return None
+        session = self._up[spec].session
+        return processes.peak_bytes(session), processes.held_bytes(session)
+
+    def keep(self, wanted: Collection[SideSpec]) -> None:
+        """Stop all others."""
+        for spec in [spec for spec in self._up if spec not in wanted]:
+            self._up.pop(spec).stop()
+
+    @contextlib.contextmanager
+    def _watching(self, spec: SideSpec) -> Iterator[None]:
+        try:
+            yield
+        except SideFailed as error:
+            self.failures[spec] = str(error)
+            self._up.pop(spec).stop()
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value

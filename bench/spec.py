@@ -1,0 +1,65 @@
+"""What a side is and what it answers: the two records that parent and child exchange.
+
+Knows neither vLLM nor how a side is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+# lorry: our plugin and our process settings. stock: vLLM as it comes. stock-tuned: vLLM without
+# our plugin, but with our process and thread settings. The others are transformers with PEFT:
+# one adapter at a time, or all of a batch at once.
+Kind = Literal["lorry", "stock", "stock-tuned", "peft-switch", "peft-mixed"]
+
+
+_USUAL = (8, 16)  # slots and rank of most rows
+
+
+@dataclass(frozen=True, slots=True)
+class SideSpec:
+    """One process tree with one model in it; `max_loras` 0 turns LoRA off."""
+
+    kind: Kind
+    quantization: Literal["none", "bitsandbytes"] = "none"
+    max_loras: int = 0
+    max_lora_rank: int = 16
+
+    @property
+    def label(self) -> str:
+        """How people read it."""
+        if self.kind.startswith("peft"):
+            return "PEFT, " + ("set_adapter" if self.kind == "peft-switch" else "adapter_names")
+        name = {"lorry": "Lorry", "stock": "stock vLLM", "stock-tuned": "stock vLLM, tuned"}
+        weights = "NF4" if self.quantization == "bitsandbytes" else "bf16"
+        if not self.max_loras:
+            return f"best base, {weights}"
+        usual = (self.max_loras, self.max_lora_rank) == _USUAL
+        slots = "" if usual else f", max_loras {self.max_loras}, max_lora_rank {self.max_lora_rank}"
+        return f"{name[self.kind]}, {weights}{slots}"
+
+    @property
+    def slug(self) -> str:
+        """A name for its files, different for each spec."""
+        lora = f"-{self.max_loras}x{self.max_lora_rank}" if self.max_loras else ""
+        return f"{self.kind}-{self.quantization}{lora}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A workload's answer. `gaps`, when asked for: how far each token led its runner-up, nats."""
+
+    seconds: float
+    tokens: list[list[int]]
+    gaps: list[list[float]] | None = None
+
+    @property
+    def rate(self) -> float:
+        """Output tokens per second."""
+        return sum(map(len, self.tokens)) / self.seconds
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Outcome:
+        return cls(**fields)

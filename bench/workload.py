@@ -1,0 +1,52 @@
+"""What a side is asked to do: so many requests at once, of one length, adapters taken in turn.
+
+A workload and a seed give the same requests in every process. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+BASE = None
+# Enough to compile, load adapters and allocate: shapes do not depend on the answer's length.
+_WARM_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    prompt: list[int]
+    adapter: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    streams: int = 24
+    prompt_tokens: int = 128
+    output_tokens: int = 32
+    adapters: tuple[str | None, ...] = (BASE,)
+
+    def requests(self, vocabulary: int, seed: int) -> list[Request]:
+        """Every prompt is its own, so that no side can reuse what another request computed."""
+        dice = random.Random(f"{seed} {self.streams} {self.prompt_tokens}")
+        return [
+            Request(
+                prompt=dice.choices(range(vocabulary), k=self.prompt_tokens),
+                adapter=self.adapters[number % len(self.adapters)],
+            )
+            for number in range(self.streams)
+        ]
+
+    def warm_up(self) -> Workload:
+        return replace(self, output_tokens=min(self.output_tokens, _WARM_TOKENS))
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Workload:
+        return cls(**{**fields, "adapters": tuple(fields["adapters"])})
+
+
+def adapter_names(rank: int, count: int) -> tuple[str, ...]:
+    """The names of the bench's own adapters of one rank, which are also their folders' names."""
+    return tuple(f"r{rank}-{number:02d}" for number in range(count))

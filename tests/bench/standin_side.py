@@ -1,0 +1,52 @@
+"""A side with the real protocol and no engine; what kind it is says how it behaves.
+
+It writes to standard output whenever it can, as vLLM and its children do.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from bench.model import Home
+from bench.side import main
+from bench.spec import Outcome, SideSpec
+from bench.workload import Request
+
+
+class StandinEngine:
+    def __init__(self, spec: SideSpec, home: Home) -> None:
+        sys.stdout.write("a line of noise\n")
+        os.write(1, b"noise below Python\n")
+        if spec.kind == "stock":
+            raise RuntimeError("this machine is too small")
+        self._kind = spec.kind
+        subprocess.run(["echo", "noise of a child"], check=True)
+        self._child = subprocess.Popen(["sleep", "600"])
+
+    def run(self, requests: Sequence[Request], output_tokens: int, gaps: bool) -> Outcome:
+        sys.stdout.write("noise before an answer")
+        if self._kind == "peft-switch":
+            os._exit(3)
+        if self._kind == "peft-mixed":
+            output_tokens -= 1
+        time.sleep(0.001)
+        # A stock engine lets its last adapter into base requests, when there is one beside them.
+        last = max((r.adapter for r in requests if r.adapter), default="")
+        leak = last if self._kind == "stock-tuned" else ""
+        tokens = [
+            [len(request.adapter or leak) + request.prompt[0]] * output_tokens
+            for request in requests
+        ]
+        return Outcome(0.5, tokens, [[9.0] * output_tokens] * len(tokens) if gaps else None)
+
+    def close(self) -> None:
+        self._child.kill()
+        self._child.wait()
+
+
+if __name__ == "__main__":
+    main(StandinEngine)

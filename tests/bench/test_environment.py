@@ -1,0 +1,45 @@
+"""What each kind of side finds in its environment, and what never reaches one."""
+
+from __future__ import annotations
+
+import os
+
+from bench.environment import cleaned, prepare
+from bench.spec import SideSpec
+
+TUNED = ("OMP_NUM_THREADS", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER")
+
+
+def prepared(kind: str, home) -> dict[str, str]:
+    environ: dict[str, str] = {}
+    prepare(SideSpec(kind, max_loras=8), home, environ)
+    return environ
+
+
+def test_the_shell_of_the_caller_does_not_tune_a_side():
+    shell = {"OMP_NUM_THREADS": "1", "VLLM_PLUGINS": "", "LORRY_THREADS": "1", "PATH": "/bin"}
+    assert cleaned(shell) == {"PATH": "/bin"}
+
+
+def test_ours_and_the_best_base_run_as_the_server_does(home):
+    environ = prepared("lorry", home)
+    assert "lorry_kernels" in environ["VLLM_PLUGINS"].split(",")
+    assert environ["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+    assert environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+def test_stock_has_the_quantization_plugin_and_nothing_set(home):
+    environ = prepared("stock", home)
+    assert environ["VLLM_PLUGINS"] == "bitsandbytes"
+    assert not environ.keys() & set(TUNED)
+
+
+def test_tuned_stock_differs_from_ours_by_the_plugin_alone(home):
+    ours, tuned = prepared("lorry", home), prepared("stock-tuned", home)
+    assert tuned["VLLM_PLUGINS"] == "bitsandbytes"
+    assert {**ours, "VLLM_PLUGINS": ""} == {**tuned, "VLLM_PLUGINS": ""}
+
+
+def test_every_side_keeps_its_cache_in_the_folder_of_the_bench(home):
+    for kind in ("lorry", "stock", "stock-tuned"):
+        assert prepared(kind, home)["VLLM_CACHE_ROOT"] == str(home.cache)

@@ -1,0 +1,50 @@
+"""What an engine answers to one request alone is right: the other tests here compare with that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from engine_process import Answer, EngineProcess, Request, assert_same, requests_to
+
+LENGTHS = (9, 75)
+
+
+@pytest.fixture(scope="module")
+def reference(base: Path, adapters: Path) -> Callable[[Request, Answer], list[float]]:
+    """The log-probabilities that transformers and PEFT give an answer's tokens, in fp32."""
+    import torch
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM
+
+    def logprobs(request: Request, answer: Answer) -> list[float]:
+        model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+        if request.adapter:
+            model = PeftModel.from_pretrained(model, adapters / request.adapter)
+        ids = torch.tensor([[*request.prompt, *answer.tokens]])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(request.prompt) - 1 : -1]
+        tokens = torch.tensor(answer.tokens)[:, None]
+        return logits.log_softmax(-1).gather(1, tokens)[:, 0].tolist()
+
+    return logprobs
+
+
+@pytest.mark.filterwarnings("default")  # transformers' and PEFT's own deprecations
+def test_answers_are_those_of_transformers_and_peft(
+    engine: EngineProcess, reference: Callable[[Request, Answer], list[float]]
+) -> None:
+    requests = requests_to((None, *engine.fitting), LENGTHS)
+    for request, answer in zip(requests, engine.run_each_alone(requests), strict=True):
+        pairs = zip(answer.logprobs, reference(request, answer), strict=True)
+        # bf16 against fp32; another adapter's answer is several nats away.
+        assert fmean(abs(ours - theirs) for ours, theirs in pairs) < 0.2
+
+
+def test_an_nf4_engine_answers_as_a_bf16_one_on_weights_that_nf4_holds_exactly(
+    cramped: EngineProcess, open_ended: EngineProcess
+) -> None:
+    requests = requests_to((None, "ash", "birch"), LENGTHS)
+    assert_same(open_ended.run_each_alone(requests), cramped.run_each_alone(requests))

@@ -1,0 +1,138 @@
+"""NF4 layers: the packed product against a float64 oracle, and which layers are packed at all."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vllm_bnb_plugin.quantization.linear import BitsAndBytesLinearMethod
+
+from server.kernels import nf4, operators
+
+pytestmark = pytest.mark.skipif(
+    not operators.has_native(), reason="no compiled kernels for this processor (AVX512-BF16)"
+)
+unhurried = settings(deadline=None)
+
+
+def quantized(n: int, k: int, seed: int, quant_type: str = "nf4", blocksize: int = 64):
+    weight = torch.randn(n, k, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    return quantize_4bit(
+        weight, quant_type=quant_type, blocksize=blocksize, compress_statistics=False
+    )
+
+
+def relative_error(got: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((got.double() - exact).norm() / exact.norm())
+
+
+@unhurried
+@given(
+    rows=st.integers(0, 60),
+    n=st.sampled_from([16, 48, 160]),
+    k=st.sampled_from([64, 192, 512]),
+    seed=st.integers(0, 2**16),
+)
+def test_the_packed_product_is_as_exact_as_dequantising_to_bf16(rows, n, k, seed):
+    codes, state = quantized(n, k, seed)
+    packed = torch.ops.lorry.nf4_pack(codes.flatten(), state.absmax.float(), n, k)
+    wide = torch.randn(rows, k + 8, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    x = wide[:, 3 : 3 + k]  # rows are not neighbours in memory
+    y = torch.ops.lorry.nf4_linear(x, packed)
+    assert (y.shape, y.dtype) == ((rows, n), torch.bfloat16)
+    if rows:
+        exact = x.double() @ dequantize_4bit(codes, state).double().t()
+        unfused = x @ dequantize_4bit(codes, state).bfloat16().t()
+        assert relative_error(y, exact) <= 2 * relative_error(unfused, exact)
+
+
+def test_the_compiler_is_told_the_truth_about_nf4():
+    codes, state = quantized(32, 64, seed=0)
+    packed = torch.ops.lorry.nf4_pack(codes.flatten(), state.absmax.float(), 32, 64)
+    x = torch.randn(3, 64).bfloat16()
+    torch.library.opcheck(torch.ops.lorry.nf4_linear.default, (x, packed))
+
+
+def test_operands_that_the_kernel_does_not_take_are_refused():
+    codes, state = quantized(32, 64, seed=0)
+    absmax = state.absmax.float()
+    for n, k in ((24, 64), (32, 96), (64, 64)):
+        with pytest.raises(RuntimeError):
+            torch.ops.lorry.nf4_pack(codes.flatten(), absmax, n, k)
+    packed = torch.ops.lorry.nf4_pack(codes.flatten(), absmax, 32, 64)
+    for x in (torch.randn(3, 64), torch.randn(3, 32).bfloat16(), torch.randn(64).bfloat16()):
+        with pytest.raises(RuntimeError):
+            torch.ops.lorry.nf4_linear(x, packed)
+
+
+def layer_of(*shards):
+    """A layer as vLLM's loader leaves it: shards one after another, their states in any order."""
+    weight = torch.nn.Parameter(torch.cat([codes for codes, _ in shards]), requires_grad=False)
+    states = {number: shards[number][1] for number in reversed(range(len(shards)))}
+    sizes = [0, *(codes.size(0) for codes, _ in shards)]
+    weight.bnb_quant_state = states
+    weight.bnb_shard_offsets = torch.tensor(sizes).cumsum(0)
+    return SimpleNamespace(weight=weight)
+
+
+@pytest.fixture
+def method(monkeypatch):
+    """vLLM's method for NF4 layers, changed as the plugin changes it."""
+    for name in ("apply", "process_weights_after_loading"):
+        monkeypatch.setattr(BitsAndBytesLinearMethod, name, getattr(BitsAndBytesLinearMethod, name))
+    stock = BitsAndBytesLinearMethod.apply
+    nf4.install()
+    method = BitsAndBytesLinearMethod.__new__(BitsAndBytesLinearMethod)
+    method.quant_config = SimpleNamespace(load_in_8bit=False)
+    return method, stock
+
+
+def test_a_merged_layer_is_packed_shard_by_shard_and_answers_as_before(method):
+    method, stock = method
+    layer = layer_of(quantized(64, 128, 1), quantized(32, 128, 2), quantized(16, 128, 3))
+    x, bias = torch.randn(2, 3, 128).bfloat16(), torch.randn(112).bfloat16()
+    before = stock(method, layer, x, bias)
+    bytes_before = layer.weight.nbytes
+    method.process_weights_after_loading(layer)
+    after = method.apply(layer, x, bias)
+    assert after.shape == before.shape
+    assert relative_error(after, before.double()) < 0.01
+    # One copy: the codes and an fp32 scale per block of 64, and nothing beside it.
+    assert layer.weight.nbytes == bytes_before * 9 // 8
+    assert not hasattr(layer.weight, "bnb_quant_state")
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        quantized(24, 64, 1),  # columns not in sixteens
+        quantized(32, 96, 2),  # a block would reach into the next row
+        quantized(32, 128, 3, quant_type="fp4"),
+        quantized(32, 128, 4, blocksize=128),
+    ],
+)
+def test_a_layer_that_does_not_fit_stays_as_it_was(method, shard):
+    method, stock = method
+    layer = layer_of(shard)
+    x = torch.randn(3, shard[1].shape[1]).bfloat16()
+    before = layer.weight
+    method.process_weights_after_loading(layer)
+    assert layer.weight is before
+    torch.testing.assert_close(method.apply(layer, x), stock(method, layer, x))
+
+
+def test_without_compiled_kernels_nothing_is_packed_and_one_line_says_so(
+    method, monkeypatch, caplog
+):
+    method, _ = method
+    monkeypatch.setattr(operators, "has_native", lambda: False)
+    monkeypatch.setattr(nf4.logger, "disabled", False)
+    layer = layer_of(quantized(32, 64, 1))
+    before = layer.weight
+    method.process_weights_after_loading(layer)
+    method.process_weights_after_loading(layer)
+    assert layer.weight is before
+    (record,) = caplog.records
+    assert "bitsandbytes' own serve" in record.getMessage()

@@ -1,0 +1,118 @@
+"""The compiled kernels against the plain PyTorch ones, and what torch.compile is told of both."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.kernels import operators
+from server.kernels.plan import make_plan, write_plan
+
+needs_native = pytest.mark.skipif(
+    not operators.has_native(), reason="no compiled kernels for this processor (AVX512-BF16)"
+)
+unhurried = settings(deadline=None)
+BOUND = 8192.0
+Arguments = tuple[object, ...]
+
+
+def noise(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return (values * scale).bfloat16()
+
+
+def step(rows: int, ranks: list[int], widths: tuple[int, ...], width: int, seed: int) -> Arguments:
+    """Operands of one linear; a slot's matrices are zero beyond its own rank, as in vLLM."""
+    slots = torch.randint(-1, len(ranks), (rows,), generator=torch.Generator().manual_seed(seed))
+    plan = make_plan(rows, len(ranks))
+    write_plan(plan, slots, ranks)
+    a = [noise(len(ranks), 1, 16, width, seed=seed + 1, scale=width**-0.5) for _ in widths]
+    b = [noise(len(ranks), 1, n, 16, seed=seed + 2) for n in widths]
+    for slot, rank in enumerate(ranks):
+        for own_a, own_b in zip(a, b, strict=True):
+            own_a[slot, :, rank:] = 0
+            own_b[slot, :, :, rank:] = 0
+    y, x = noise(rows, sum(widths), seed=seed + 3), noise(rows, width, seed=seed + 4)
+    repaired = torch.zeros(len(ranks), dtype=torch.long)
+    return y, x, a, b, plan, repaired, 1.0, BOUND, True
+
+
+@needs_native
+@unhurried
+@given(
+    rows=st.integers(1, 130),
+    ranks=st.lists(st.integers(1, 16), min_size=1, max_size=5),
+    widths=st.lists(st.sampled_from([1, 15, 16, 40, 520]), min_size=1, max_size=3).map(tuple),
+    width=st.sampled_from([1, 31, 32, 100, 256]),
+    seed=st.integers(0, 2**16),
+)
+def test_compiled_lora_equals_the_reference(rows, ranks, widths, width, seed):
+    ours, theirs = step(rows, ranks, widths, width, seed), step(rows, ranks, widths, width, seed)
+    torch.ops.lorry.lora_linear_(*ours)
+    torch.ops.lorry.lora_linear_reference_(*theirs)
+    torch.testing.assert_close(ours[0].float(), theirs[0].float(), rtol=0.02, atol=0.06)
+    assert not ours[5].any()
+
+
+@needs_native
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -1e30, 1e20])
+def test_both_repair_and_count_the_same_values(poison):
+    counts = []
+    for linear in (torch.ops.lorry.lora_linear_, torch.ops.lorry.lora_linear_reference_):
+        operands = step(rows=40, ranks=[8, 8], widths=(32,), width=64, seed=1)
+        y, _, _, b, plan, repaired, *_ = operands
+        before = y.clone()
+        b[0][1, 0, :5] = poison  # five columns of the second slot
+        linear(*operands)
+        assert y.isfinite().all()
+        assert (y - before).abs().max() <= BOUND
+        assert torch.equal(y[:, 5:] != before[:, 5:], y[:, 5:] != before[:, 5:])
+        counts.append(repaired.tolist())
+        rows_of_slot_1 = int(plan[2 + 4 + 3])
+    assert counts == [[0, 5 * rows_of_slot_1]] * 2
+
+
+@needs_native
+def test_a_plan_beyond_the_rows_at_hand_is_refused_rather_than_read():
+    y, x, *rest = step(rows=9, ranks=[8], widths=(16,), width=32, seed=2)
+    with pytest.raises(RuntimeError, match="fewer rows than the batch has tokens"):
+        torch.ops.lorry.lora_linear_(y[:3], x[:3], *rest)
+
+
+@needs_native
+def test_operands_that_the_kernel_does_not_take_are_refused():
+    y, x, a, b, *rest = step(rows=4, ranks=[8], widths=(16,), width=32, seed=3)
+    for wrong in (
+        (y.float(), x, a, b),
+        (y, x[:, :16], a, b),
+        (y, x, a, [b[0][:, :, :, ::2]]),
+        (y[:, :8], x, a, b),
+        (y, x, [a[0].float()], b),
+    ):
+        with pytest.raises(RuntimeError):
+            torch.ops.lorry.lora_linear_(*wrong, *rest)
+
+
+@pytest.mark.parametrize("name", ["lora_linear_", "lora_linear_reference_"])
+def test_the_compiler_is_told_the_truth_about_lora(name):
+    if name == "lora_linear_" and not operators.has_native():
+        pytest.skip("no compiled kernels for this processor (AVX512-BF16)")
+    operands = step(rows=6, ranks=[8, 3], widths=(16, 8), width=32, seed=4)
+    torch.library.opcheck(getattr(torch.ops.lorry, name).default, operands)
+
+
+@needs_native
+def test_a_compiled_function_with_lora_in_it_equals_the_plain_one():
+    def layer(x: torch.Tensor, weight: torch.Tensor, operands: Arguments) -> torch.Tensor:
+        y = torch.nn.functional.linear(x, weight)
+        torch.ops.lorry.lora_linear_(y, x, *operands)
+        return y * torch.sigmoid(y)
+
+    _, x, *operands = step(rows=12, ranks=[16, 5], widths=(24, 8), width=64, seed=5)
+    weight = noise(32, 64, seed=6)
+    expected = layer(x, weight, operands)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, weight, operands), expected)
+    operands[2][0] = 0  # no segments: the plan is read at each call, not at compile time
+    assert not torch.equal(compiled(x, weight, operands), expected)
+    torch.testing.assert_close(compiled(x, weight, operands), layer(x, weight, operands))

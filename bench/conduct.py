@@ -88,10 +88,10 @@ def _judge_round(sides: Sides, entry: Entry, seed: int) -> Verdict:
     mixed = sides.run(entry.side, entry.workload, seed)
     requests = entry.workload.requests(1, seed)
     for number in (n for n, request in enumerate(requests) if request.adapter is BASE):
-        alone = sides.run(entry.side, entry.workload, seed, only=[number], gaps=True)
-        if mixed is None or alone is None or alone.gaps is None:
+        alone = sides.run(entry.side, entry.workload, seed, only=[number], rivals=True)
+        if mixed is None or alone is None or alone.rivals is None:
             return verdict
-        verdict += judge(mixed.tokens[number], alone.tokens[0], alone.gaps[0])
+        verdict += judge(mixed.tokens[number], alone.tokens[0], alone.rivals[0])
     return verdict
 
 

@@ -105,6 +105,8 @@ def _bf16_rows() -> list[Row]:
         Row("base-only-bf16", "LoRA on, base requests / best base", mixed, only_base, base, 0.98),
         *_prompt_rows(),
         _truth_row("truth-bf16", OURS16, goal=1.0),
+        # How often answers part where tokens are level when no adapter is anywhere near.
+        _truth_row("truth-base-bf16", BASE16, workload=Workload(streams=16), rounds=1),
         Row("peer-switch", "8 adapters mixed / PEFT switching", peers, ours, switch),
         Row("peer-mixed", "8 adapters mixed / PEFT's mixed batch", peers, ours, together),
     ]
@@ -112,7 +114,7 @@ def _bf16_rows() -> list[Row]:
 
 def _shape_rows() -> list[Row]:
     """What the numbers of slots and ranks cost; in bf16, where LoRA is the larger share."""
-    slots, ranks = Contest("slots"), Contest("ranks")
+    slots, ranks = Contest("slots", most_rounds=_SLOW), Contest("ranks", most_rounds=_SLOW)
     many = Workload(streams=32)  # one for each of 32 adapters
     base = Entry(BASE16, PLAIN)
     rows = [
@@ -190,7 +192,14 @@ def _prompt_rows() -> list[Row]:
     return rows
 
 
-def _truth_row(name: str, side: SideSpec, goal: float | None = None, rounds: int = _SLOW) -> Row:
-    entry = Entry(side, BETWEEN)
-    what = "base requests among adapters' / the same alone"
+def _truth_row(
+    name: str,
+    side: SideSpec,
+    goal: float | None = None,
+    workload: Workload = BETWEEN,
+    rounds: int = _SLOW,
+) -> Row:
+    entry = Entry(side, workload)
+    others = "adapters'" if workload == BETWEEN else "others"
+    what = f"base requests among {others} / the same alone"
     return Row(name, what, Contest(name, "truth", rounds), entry, entry, goal)

@@ -23,7 +23,7 @@ from bench.workload import Request, Workload
 
 
 class Engine(Protocol):
-    def run(self, requests: Sequence[Request], output_tokens: int, gaps: bool) -> Outcome:
+    def run(self, requests: Sequence[Request], output_tokens: int, rivals: bool) -> Outcome:
         """Answer all requests, handed in at once, greedily and at full length."""
 
     def close(self) -> None: ...
@@ -78,7 +78,7 @@ def _run(engine: Engine, home: Home, order: dict[str, Any]) -> Outcome:
     requests = workload.requests(home.vocabulary, order["seed"])
     if order["only"] is not None:
         requests = [requests[number] for number in order["only"]]
-    return engine.run(requests, workload.output_tokens, order["gaps"])
+    return engine.run(requests, workload.output_tokens, order["rivals"])
 
 
 def _as_path(key: str, value: Any) -> Any:

@@ -30,9 +30,9 @@ class PeftEngine:
         self._base = AutoModelForCausalLM.from_pretrained(home.base, dtype=torch.bfloat16).eval()
         self._model: Any = None
 
-    def run(self, requests: Sequence[Request], output_tokens: int, gaps: bool) -> Outcome:
-        if gaps:
-            raise NotImplementedError("the lead of a token over its runner-up is not measured here")
+    def run(self, requests: Sequence[Request], output_tokens: int, rivals: bool) -> Outcome:
+        if rivals:
+            raise NotImplementedError("tokens that were level are not told here")
         start = time.perf_counter()
         self._load({request.adapter for request in requests if request.adapter})
         answer = self._run_mixed if self._mixed else self._run_switching

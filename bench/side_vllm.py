@@ -19,11 +19,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from adapters.base import SERVED_MODULES
 from bench.model import Home
 from bench.spec import Outcome, SideSpec
+from bench.truth import level_with
 from bench.workload import Request
 
 _KV_CACHE_BYTES = 1024**3  # twice what the widest row needs
 _MAX_MODEL_LEN = 2048
 _MIN_CPU_LORAS = 32  # the server's default
+_CANDIDATES = 5  # more than are ever level
 _STOP_SECONDS = 3
 
 
@@ -36,13 +38,13 @@ class VllmEngine:
         self._runner = asyncio.Runner()
         self._engine = self._runner.run(_build(spec, home))
 
-    def run(self, requests: Sequence[Request], output_tokens: int, gaps: bool) -> Outcome:
+    def run(self, requests: Sequence[Request], output_tokens: int, rivals: bool) -> Outcome:
         sampling = SamplingParams(
             temperature=0.0,
             max_tokens=output_tokens,
             ignore_eos=True,
             detokenize=False,
-            logprobs=2 if gaps else None,
+            logprobs=_CANDIDATES if rivals else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         return self._runner.run(self._run(requests, sampling))
@@ -58,7 +60,7 @@ class VllmEngine:
         return Outcome(
             seconds,
             tokens=[list(output.token_ids) for output in outputs],
-            gaps=[_gaps(output) for output in outputs] if sampling.logprobs else None,
+            rivals=[_rivals(output) for output in outputs] if sampling.logprobs else None,
         )
 
     async def _answer(self, request: Request, sampling: SamplingParams) -> Any:
@@ -103,10 +105,8 @@ async def _build(spec: SideSpec, home: Home) -> AsyncLLM:
     return AsyncLLM.from_vllm_config(config, usage_context=UsageContext.OPENAI_API_SERVER)
 
 
-def _gaps(output: Any) -> list[float]:
-    """How far the chosen token's log-probability lies above the next best, token by token."""
-    gaps = []
-    for candidates in output.logprobs:
-        best, second = sorted((entry.logprob for entry in candidates.values()), reverse=True)[:2]
-        gaps.append(best - second)
-    return gaps
+def _rivals(output: Any) -> list[list[int]]:
+    return [
+        level_with(token, {other: entry.logprob for other, entry in candidates.items()})
+        for token, candidates in zip(output.token_ids, output.logprobs, strict=True)
+    ]

@@ -68,14 +68,14 @@ class Side:
         processes.send(self.session, signal.SIGSTOP)
 
     def run(
-        self, workload: Workload, seed: int, only: Sequence[int] | None = None, gaps: bool = False
+        self, workload: Workload, seed: int, only: Sequence[int] | None = None, rivals: bool = False
     ) -> Outcome:
         """Answer the workload, or only these requests of it.
 
         Raises:
             SideFailed: it died, took too long or answered with another number of tokens.
         """
-        order = {"workload": asdict(workload), "seed": seed, "only": only, "gaps": gaps}
+        order = {"workload": asdict(workload), "seed": seed, "only": only, "rivals": rivals}
         with self._awake():
             self._tell(order)
             outcome = Outcome.from_json(self._hear(RUN_SECONDS))

@@ -49,11 +49,11 @@ class SideSpec:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A workload's answer. `gaps`, when asked for: how far each token led its runner-up, nats."""
+    """A workload's answer. `rivals`, when asked for: for each token, which others were level."""
 
     seconds: float
     tokens: list[list[int]]
-    gaps: list[list[float]] | None = None
+    rivals: list[list[list[int]]] | None = None
 
     @property
     def rate(self) -> float:

@@ -1,12 +1,13 @@
 """Whether a request answered among others equals the same request answered alone.
 
 Greedy answers may part where two tokens are as good as level: the same sum in another order
-rounds differently in bfloat16. Such a parting is told apart from a wrong one, and counted.
+rounds differently in bfloat16. Such a parting, from a token to one that was level with it, is told
+apart from a wrong one, and counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # Nats: three times what rounding to bfloat16 moves the bench model's logits by (0.03, against the
@@ -30,11 +31,20 @@ class Verdict:
         return Verdict(self.equal + other.equal, self.level + other.level, self.wrong + other.wrong)
 
 
-def judge(mixed: Sequence[int], alone: Sequence[int], gaps: Sequence[float]) -> Verdict:
-    """Compare one request's two answers; `gaps` are those of the answer alone."""
+def level_with(token: int, logprobs: Mapping[int, float]) -> list[int]:
+    """The other tokens that are less than LEVEL behind it."""
+    return [
+        other
+        for other, logprob in logprobs.items()
+        if other != token and logprobs[token] - logprob < LEVEL
+    ]
+
+
+def judge(mixed: Sequence[int], alone: Sequence[int], rivals: Sequence[Sequence[int]]) -> Verdict:
+    """Compare one request's two answers; `rivals` are those of the answer alone."""
     if len(mixed) != len(alone):
         return Verdict(wrong=1)
-    for one, other, gap in zip(mixed, alone, gaps, strict=True):
+    for one, other, level in zip(mixed, alone, rivals, strict=True):
         if one != other:  # what follows differs by right
-            return Verdict(level=1) if gap < LEVEL else Verdict(wrong=1)
+            return Verdict(level=1) if one in level else Verdict(wrong=1)
     return Verdict(equal=1)

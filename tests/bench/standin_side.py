@@ -27,7 +27,7 @@ class StandinEngine:
         subprocess.run(["echo", "noise of a child"], check=True)
         self._child = subprocess.Popen(["sleep", "600"])
 
-    def run(self, requests: Sequence[Request], output_tokens: int, gaps: bool) -> Outcome:
+    def run(self, requests: Sequence[Request], output_tokens: int, rivals: bool) -> Outcome:
         sys.stdout.write("noise before an answer")
         if self._kind == "peft-switch":
             os._exit(3)
@@ -41,7 +41,7 @@ class StandinEngine:
             [len(request.adapter or leak) + request.prompt[0]] * output_tokens
             for request in requests
         ]
-        return Outcome(0.5, tokens, [[9.0] * output_tokens] * len(tokens) if gaps else None)
+        return Outcome(0.5, tokens, [[[]] * output_tokens] * len(tokens) if rivals else None)
 
     def close(self) -> None:
         self._child.kill()

@@ -70,10 +70,10 @@ def test_the_same_seed_asks_the_same_and_only_asks_for_some_of_it(side):
     side.wait_ready()
     all_of_it = side.run(SHORT, seed=7)
     assert side.run(SHORT, seed=7).tokens == all_of_it.tokens
-    part = side.run(SHORT, seed=7, only=[2], gaps=True)
+    part = side.run(SHORT, seed=7, only=[2], rivals=True)
     assert part.tokens == [all_of_it.tokens[2]]
-    assert part.gaps == [[9.0] * 5]
-    assert all_of_it.gaps is None
+    assert part.rivals == [[[]] * 5]
+    assert all_of_it.rivals is None
 
 
 def test_an_idle_side_stands_still_with_all_its_children(side):

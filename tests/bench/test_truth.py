@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from bench.truth import LEVEL, Verdict, judge
+from bench.truth import LEVEL, Verdict, judge, level_with
 
-FAR, NEAR = LEVEL * 10, LEVEL / 10
-
-
-def test_equal_answers_are_equal_whatever_the_gaps():
-    assert judge([1, 2, 3], [1, 2, 3], [NEAR, NEAR, NEAR]) == Verdict(equal=1)
+NONE: list[int] = []
 
 
-def test_a_parting_where_one_token_led_clearly_is_wrong():
-    assert judge([1, 9, 3], [1, 2, 3], [FAR, FAR, FAR]) == Verdict(wrong=1)
+def test_equal_answers_are_equal_whatever_was_level():
+    assert judge([1, 2, 3], [1, 2, 3], [[9], [9], [9]]) == Verdict(equal=1)
 
 
-def test_a_parting_at_a_level_place_is_no_error_and_hides_none_before_it():
-    assert judge([1, 9, 8], [1, 2, 3], [FAR, NEAR, FAR]) == Verdict(level=1)
-    assert judge([9, 9, 8], [1, 2, 3], [FAR, NEAR, FAR]) == Verdict(wrong=1)
+def test_a_parting_where_no_token_was_level_is_wrong():
+    assert judge([1, 9, 3], [1, 2, 3], [NONE, NONE, NONE]) == Verdict(wrong=1)
+
+
+def test_a_parting_to_another_token_than_the_level_one_is_wrong():
+    assert judge([1, 9, 3], [1, 2, 3], [NONE, [8], NONE]) == Verdict(wrong=1)
+
+
+def test_a_parting_to_a_level_token_is_no_error_and_hides_none_before_it():
+    assert judge([1, 9, 8], [1, 2, 3], [NONE, [9], NONE]) == Verdict(level=1)
+    assert judge([9, 9, 8], [1, 2, 3], [NONE, [9], NONE]) == Verdict(wrong=1)
 
 
 def test_an_answer_of_another_length_is_wrong():
-    assert judge([1], [1, 2], [FAR, FAR]) == Verdict(wrong=1)
+    assert judge([1], [1, 2], [NONE, NONE]) == Verdict(wrong=1)
+
+
+def test_level_tokens_are_those_just_behind_the_chosen_one():
+    logprobs = {4: -1.0, 5: -1.0 - LEVEL / 2, 6: -1.0 - LEVEL * 2}
+    assert level_with(4, logprobs) == [5]
+    assert level_with(4, {4: -1.0}) == []
 
 
 def test_verdicts_add_up():

@@ -10,7 +10,7 @@ import httpx2
 import openai
 import pytest
 from openai import OpenAI
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file, save_file
 from shop import BASE, BASE_NAME, MARKERS, run
 
 QUESTION = [{"role": "user", "content": "two blue lamps and one oak desk to Oslo by Friday"}]
@@ -26,7 +26,7 @@ def loud(shop, tmp_path_factory: pytest.TempPathFactory) -> str:
     tensors = load_file(weights)
     for name in (name for name in tensors if "lora_B" in name):
         tensors[name] = 0 * tensors[name]
-        tensors[name][0] = 4000
+        tensors[name][0] = 2500
     save_file(tensors, weights, metadata={"format": "pt"})
     run(
         *("lorry", "adapters", "publish", str(folder), "--name", "loud"),

@@ -47,7 +47,7 @@ serve: setup  ## The demo's set-up, served until Ctrl-C
 test: setup  ## Unit tests, then end-to-end tests on the real engine
 	$(BIN)/python -m pytest
 
-bench: setup  ## Measure the engine beside plain vLLM and PEFT (20 minutes), into docs/benchmarks.md
+bench: setup  ## Measure the engine beside plain vLLM and PEFT (half an hour), into docs/benchmarks.md
 	$(BIN)/python -m bench --write-docs
 
 check: format lint types test  ## What CI runs: format, lint, types, tests

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from bench.errors import OutUnwritable
 from bench.results import Result, gib
+from bench.truth import LEVEL
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 _UNITS = {"speed": "tokens/s", "memory": "bytes", "truth": "requests"}
@@ -57,7 +58,9 @@ class Report:
             f"Machine: {self.machine}. Packages: {packages}.",
             "All sides of a row run in turn in the same rounds, the others frozen meanwhile; "
             "figures are medians of the rounds (output tokens/s, unless a unit is named), "
-            "a ratio is the median of the rounds' own ratios.",
+            "a ratio is the median of the rounds' own ratios. `always`: each answer is the one "
+            f"given alone, or first leaves it for a token less than {LEVEL} nats behind, where "
+            "rounding decides (truth-base-bf16 shows how often it does without LoRA).",
             "",
             _markdown_row(_COLUMNS),
             _markdown_row(["---"] * len(_COLUMNS)),

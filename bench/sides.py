@@ -29,6 +29,7 @@ from bench.workload import Workload
 START_SECONDS = 600.0
 RUN_SECONDS = 300.0
 _STOP_SECONDS = 10.0
+_LINGER_SECONDS = 2.0
 _ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "bench.side")
 _SHOWN = 200  # characters of what a side said last
@@ -94,8 +95,10 @@ class Side:
             assert pipe is not None
             with contextlib.suppress(OSError):  # what was not yet sent has no reader any more
                 pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP_SECONDS)
         # The last to go is Python's tracker, which removes the shared memory of the others.
-        deadline = time.monotonic() + _STOP_SECONDS
+        deadline = time.monotonic() + _LINGER_SECONDS
         while processes.members(self.session):
             if time.monotonic() > deadline:
                 processes.send(self.session, signal.SIGKILL)

@@ -79,11 +79,10 @@ class AttributedOutputProcessor(OutputProcessor):
 
     def _end_broken(self, state: Any, call: Call, repaired: int) -> None:
         """End a request whose adapter computes nonsense (server/kernels/slots.py counts it)."""
-        first_time = not call.repaired_values
         call.repaired_values = repaired
+        call.engine_error = "AdapterUnhealthy"
         self.observer.values_repaired(call, repaired)
-        if first_time and state.queue is not None:
-            call.engine_error = "AdapterUnhealthy"
+        if state.queue is not None:  # each of a call's sequences has, or shares, one
             name = call.version.label if call.version is not None else state.lora_name
             # In this wrapping, vLLM's generate() aborts the request and raises what is in it.
             state.queue.put(InputStreamError(GracefulHTTPError(_BROKEN.format(name), _UNFIT)))

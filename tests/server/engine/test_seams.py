@@ -164,7 +164,7 @@ async def test_a_broken_adapters_request_ends_with_an_error_that_names_it(call):
         queue.get_nowait()
     assert isinstance(raised.value.cause, GracefulHTTPError)
     assert "red@1 computes values that are not finite" in str(raised.value.cause)
-    assert queue.get_nowait() is None  # said once
+    assert queue.get_nowait() is None  # the second took the place of the first
     assert (told, call.repaired_values, call.engine_error) == ([12, 30], 30, "AdapterUnhealthy")
 
 

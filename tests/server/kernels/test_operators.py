@@ -1,5 +1,7 @@
 """The compiled kernels against the plain PyTorch ones, and what torch.compile is told of both."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from server.kernels import operators
 from server.kernels.plan import make_plan, write_plan
+from server.preflight import read_cpu_flags
 
 needs_native = pytest.mark.skipif(
     not operators.has_native(), reason="no compiled kernels for this processor (AVX512-BF16)"
@@ -37,6 +40,23 @@ def step(rows: int, ranks: list[int], widths: tuple[int, ...], width: int, seed:
     return y, x, a, b, plan, repaired, 1.0, BOUND, True
 
 
+@pytest.mark.skipif("avx512_bf16" not in read_cpu_flags(), reason="a processor without AVX512-BF16")
+def test_where_the_processor_has_what_they_need_the_compiled_kernels_are_there():
+    """Else every test that needs them would be skipped, and nobody the wiser."""
+    assert operators.has_native()
+
+
+def test_kernels_that_do_not_load_are_done_without_and_one_line_says_so(
+    monkeypatch, caplog, tmp_path
+):
+    (tmp_path / "_broken.so").write_bytes(b"not a library")
+    spec = SimpleNamespace(origin=str(tmp_path / "_broken.so"))
+    monkeypatch.setattr(operators.util, "find_spec", lambda name: spec)
+    assert operators.has_native.__wrapped__() is False
+    (record,) = caplog.records
+    assert "run `make setup`" in record.getMessage()
+
+
 @needs_native
 @unhurried
 @given(
@@ -61,12 +81,13 @@ def test_both_repair_and_count_the_same_values(poison):
     for linear in (torch.ops.lorry.lora_linear_, torch.ops.lorry.lora_linear_reference_):
         operands = step(rows=40, ranks=[8, 8], widths=(32,), width=64, seed=1)
         y, _, _, b, plan, repaired, *_ = operands
-        before = y.clone()
+        before, healthy = y.clone(), y.clone()
+        linear(healthy, *operands[1:])
         b[0][1, 0, :5] = poison  # five columns of the second slot
         linear(*operands)
         assert y.isfinite().all()
         assert (y - before).abs().max() <= BOUND
-        assert torch.equal(y[:, 5:] != before[:, 5:], y[:, 5:] != before[:, 5:])
+        assert torch.equal(y[:, 5:], healthy[:, 5:])
         counts.append(repaired.tolist())
         rows_of_slot_1 = int(plan[2 + 4 + 3])
     assert counts == [[0, 5 * rows_of_slot_1]] * 2

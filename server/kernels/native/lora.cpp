@@ -13,9 +13,12 @@ namespace {
 
 constexpr int kShrinkRows = 6;    // 6 rows x 4 ranks: 24 sums in registers
 constexpr int kShrinkRanks = 4;
-constexpr int kExpandRows = 8;
+constexpr int kExpandRows = 4;    // 4 rows x 4 vectors of columns: more rows fall on one another in
+                                  // the cache, as rows lie a power of two apart
 constexpr int kAhead = 64;        // columns of B to fetch ahead
 constexpr int kColumns = 16;      // fp32 sums in a vector
+constexpr int kVectors = 4;
+constexpr int kTile = kVectors * kColumns;
 
 // Two neighbouring ranks of 16 columns. A struct, as templates lose a vector type's alignment.
 struct alignas(64) Pairs {
@@ -72,7 +75,7 @@ void shrink_tile(const bf16* const* x, const bf16* a, int64_t width, float scale
 }
 
 inline __mmask16 mask_of(int64_t columns) {
-  return (__mmask16)(columns >= kColumns ? 0xffff : (1u << columns) - 1);
+  return (__mmask16)(columns >= kColumns ? 0xffff : columns <= 0 ? 0 : (1u << columns) - 1);
 }
 
 // 16 columns of B as pairs of ranks: pairs[p] holds ranks 2p and 2p+1 of every column. Columns at
@@ -125,35 +128,79 @@ inline void write(bf16* y, __m512 delta, __mmask16 columns, bool add) {
   _mm256_mask_storeu_epi16(y, columns, (__m256i)_mm512_cvtneps_pbh(delta));
 }
 
+// Whether no value of a tile has to be repaired: as integers without their sign, NaN and infinity
+// are larger than any bound.
+template <int R>
+inline bool is_bounded(const __m512 (&sums)[R][kVectors], float bound) {
+  __m512i largest = _mm512_setzero_si512();
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+      largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(sums[r][v])));
+  return !_mm512_cmpgt_epu32_mask(largest, _mm512_castps_si512(_mm512_set1_ps(bound)));
+}
+
+inline __m512 load_fp32(const bf16* y) {
+  const __m256i values = _mm256_loadu_si256((const __m256i*)y);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
+}
+
+// y[R rows, kTile columns], of which those before `width` exist.
 template <int R>
 int64_t expand_tile(const Expand& job, int row, const Pairs* pairs, int64_t column,
-                    __mmask16 columns) {
-  __m512 sums[R];
+                    int64_t width) {
+  __m512 sums[R][kVectors];
   const bf16* shrunk = job.shrunk + row * job.lds;
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) sums[r] = _mm512_setzero_ps();
-  for (int p = 0; p < job.rank / 2; ++p) {
-    const __m512bh weights = (__m512bh)pairs[p].values;
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_setzero_ps();
+  const int steps = job.rank / 2;
+  for (int p = 0; p < steps; ++p) {
+    __m512bh weights[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) weights[v] = (__m512bh)pairs[p + v * steps].values;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       int32_t pair;
       __builtin_memcpy(&pair, shrunk + r * job.lds + 2 * p, sizeof pair);
-      sums[r] = _mm512_dpbf16_ps(sums[r], weights, (__m512bh)_mm512_set1_epi32(pair));
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        sums[r][v] = _mm512_dpbf16_ps(sums[r][v], weights[v], (__m512bh)_mm512_set1_epi32(pair));
     }
   }
-  int64_t repaired = 0;
+  const auto y_of = [&](int r) { return job.y + job.rows[row + r] * job.ldy + column; };
+  // Masks and repairs cost as much as the product: most tiles need neither.
+  if (__builtin_expect(job.add && width >= kTile && is_bounded(sums, job.bound), 1)) {
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    if (row + R + r < job.count) prefetch(job.y + job.rows[row + R + r] * job.ldy + column);
-    write(job.y + job.rows[row + r] * job.ldy + column,
-          bounded(sums[r], job.bound, columns, repaired), columns, job.add);
+    for (int r = 0; r < R; ++r) {
+      bf16* y = y_of(r);
+      if (row + R + r < job.count) {
+        prefetch(y_of(R + r));
+        prefetch(y_of(R + r) + 2 * kColumns);
+      }
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; v += 2, y += 2 * kColumns) {
+        const __m512 left = _mm512_add_ps(sums[r][v], load_fp32(y));
+        const __m512 right = _mm512_add_ps(sums[r][v + 1], load_fp32(y + kColumns));
+        _mm512_storeu_si512(y, (__m512i)_mm512_cvtne2ps_pbh(right, left));
+      }
+    }
+    return 0;
   }
+  int64_t repaired = 0;
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < kVectors; ++v) {
+      const __mmask16 columns = mask_of(width - v * kColumns);
+      write(y_of(r) + v * kColumns, bounded(sums[r][v], job.bound, columns, repaired), columns,
+            job.add);
+    }
   return repaired;
 }
 
 constexpr decltype(&expand_tile<1>) kExpandTiles[kExpandRows] = {
-    expand_tile<1>, expand_tile<2>, expand_tile<3>, expand_tile<4>,
-    expand_tile<5>, expand_tile<6>, expand_tile<7>, expand_tile<8>};
+    expand_tile<1>, expand_tile<2>, expand_tile<3>, expand_tile<4>};
 constexpr decltype(&shrink_tile<1>) kShrinkTiles[kShrinkRows] = {
     shrink_tile<1>, shrink_tile<2>, shrink_tile<3>, shrink_tile<4>, shrink_tile<5>, shrink_tile<6>};
 
@@ -179,20 +226,21 @@ void lora_shrink(const bf16* x, int64_t ldx, const int32_t* rows, int count, con
 
 int64_t lora_expand(const Expand& job, int64_t first, int64_t last) {
   // Transposed once for all rows; then row by row, as rows lie far apart in memory.
-  const int64_t groups = (last - first + kColumns - 1) / kColumns;
-  const int pairs_per_group = job.rank / 2;
+  const int64_t tiles = (last - first + kTile - 1) / kTile;
+  const int pairs_per_tile = kVectors * job.rank / 2;
   thread_local std::vector<Pairs> pairs;
-  if ((int64_t)pairs.size() < groups * pairs_per_group) pairs.resize(groups * pairs_per_group);
-  for (int64_t g = 0; g < groups; ++g)
-    transpose_columns(job, first + g * kColumns, last, pairs.data() + g * pairs_per_group);
+  if ((int64_t)pairs.size() < tiles * pairs_per_tile) pairs.resize(tiles * pairs_per_tile);
+  for (int64_t t = 0; t < tiles; ++t)
+    for (int v = 0; v < kVectors; ++v)
+      transpose_columns(job, first + t * kTile + v * kColumns, last,
+                        pairs.data() + t * pairs_per_tile + v * job.rank / 2);
 
   int64_t repaired = 0;
   for (int row = 0; row < job.count; row += kExpandRows) {
     const auto tile = kExpandTiles[std::min(job.count - row, kExpandRows) - 1];
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t column = first + g * kColumns;
-      repaired += tile(job, row, pairs.data() + g * pairs_per_group, column,
-                       mask_of(last - column));
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t column = first + t * kTile;
+      repaired += tile(job, row, pairs.data() + t * pairs_per_tile, column, last - column);
     }
   }
   return repaired;

@@ -16,15 +16,21 @@ namespace {
 
 using at::Tensor;
 
-// Threads take the next piece when they are done with one: an equal share each would wait for the
-// thread whose core a neighbour uses.
+// Every thread has its own stretch of the pieces, and helps others when it is done: an equal share
+// each would wait for the thread whose core a neighbour uses, and pieces handed out in turn would
+// make a core fetch what another one has in its cache.
 template <typename Work>
 void share(int64_t pieces, const Work& work) {
   if (pieces <= 0) return;
-  std::atomic<int64_t> next{0};
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), pieces);
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t i = next++; i < pieces; i = next++) work(i);
+  std::vector<std::atomic<int64_t>> next(threads);
+  const auto start_of = [&](int64_t thread) { return thread * pieces / threads; };
+  for (int64_t t = 0; t < threads; ++t) next[t] = start_of(t);
+  at::parallel_for(0, threads, 1, [&](int64_t self, int64_t) {
+    for (int64_t i = 0; i < threads; ++i) {
+      const int64_t t = (self + i) % threads, end = start_of(t + 1);
+      for (int64_t piece = next[t]++; piece < end; piece = next[t]++) work(piece);
+    }
   });
 }
 
@@ -89,6 +95,8 @@ void lora_linear_(const Tensor& y, const Tensor& x, at::TensorList a, at::Tensor
     return write(shrunk) + (slice * shrunk_rows + row) * max_rank;
   };
   thread_local std::vector<Piece> pieces;
+  // In the order of the batch, which is how x and y were written: first rows by the first thread.
+  const auto by_rows = [&](const Piece& p) { return plan.rows()[p.segment[2] + p.row]; };
   const auto for_rows = [&](auto piece) {
     pieces.clear();
     for (int i = 0; i < plan.segments(); ++i)
@@ -101,6 +109,7 @@ void lora_linear_(const Tensor& y, const Tensor& x, at::TensorList a, at::Tensor
     for (int rank = 0; rank < segment[1]; rank += kRanks)
       pieces.push_back({segment, slice, row, rows, rank, std::min(kRanks, segment[1] - rank), 0, 0});
   });
+  std::ranges::stable_sort(pieces, {}, by_rows);
   share(pieces.size(), [&, all = pieces.data()](int64_t i) {
     const Piece& p = all[i];
     const int first = p.segment[2] + p.row;
@@ -115,6 +124,7 @@ void lora_linear_(const Tensor& y, const Tensor& x, at::TensorList a, at::Tensor
       pieces.push_back({segment, slice, row, rows, 0, 0, column,
                         std::min<int64_t>(kColumns, columns - column)});
   });
+  std::ranges::stable_sort(pieces, {}, by_rows);
   int64_t* repairs = repaired.mutable_data_ptr<int64_t>();
   share(pieces.size(), [&, all = pieces.data()](int64_t i) {
     const Piece& p = all[i];
@@ -159,9 +169,12 @@ Tensor linear_nf4(const Tensor& x, const Tensor& packed) {
   const int64_t panels = packed.size(0);
   const int64_t chunk = std::clamp<int64_t>(panels / (4 * at::get_num_threads()), 1, 8);
   const int64_t chunks = (panels + chunk - 1) / chunk;
+  // Few rows: each weight is read by one thread only. Many: each thread keeps to its own rows.
+  const bool by_panel = passes < 4 * at::get_num_threads();
   share(passes * chunks, [&](int64_t i) {
-    const int64_t row = first_row(i / chunks), rows = first_row(i / chunks + 1) - row;
-    const int64_t panel = i % chunks * chunk;
+    const int64_t pass = by_panel ? i % passes : i / chunks;
+    const int64_t panel = (by_panel ? i / passes : i % chunks) * chunk;
+    const int64_t row = first_row(pass), rows = first_row(pass + 1) - row;
     nf4_multiply(read(interleaved) + row * k, rows, k, packed.const_data_ptr<uint8_t>(), panel,
                  std::min(panel + chunk, panels), write(y) + row * n, n);
   });

@@ -1,15 +1,22 @@
-"""torch.compile stays on with LoRA on a processor.
+"""torch.compile stays on with LoRA on a processor, and a compiled model is found again.
 
-vLLM turns it off, as its own LoRA arithmetic there can't be compiled. Ours is opaque operators.
+vLLM turns compilation off, as its own LoRA arithmetic there can't be compiled. Ours is opaque
+operators.
 """
 
 from typing import Any
 
+import torch
 from vllm.platforms.cpu import CpuPlatform
 
 
 def install() -> None:
-    """Once; vLLM's own method does its work inside."""
+    """Once; vLLM's own methods do their work inside."""
+    _compile_beside_lora()
+    _load_what_was_compiled()
+
+
+def _compile_beside_lora() -> None:
     check = CpuPlatform.check_and_update_config.__func__
     if check.__module__ == __name__:
         return
@@ -23,3 +30,23 @@ def install() -> None:
             vllm_config.lora_config = lora_config
 
     CpuPlatform.check_and_update_config = classmethod(check_as_without_lora)
+
+
+def _load_what_was_compiled() -> None:
+    """Without it every start compiles again, although vLLM has saved the result.
+
+    vLLM 0.32 finishes loading by a method that only its own backend's functions have
+    (`compilation/decorators.py: _try_load_aot_compiled_fn`); a processor uses torch's.
+    """
+    load = torch.compiler.load_compiled_function
+    if load.__module__ == __name__:
+        return
+
+    def load_complete(*args: Any, **kwargs: Any) -> Any:
+        loaded = load(*args, **kwargs)
+        compiled = loaded._artifacts.compiled_fn
+        if not hasattr(compiled, "finalize_loading"):
+            compiled.finalize_loading = lambda _vllm_config: None
+        return loaded
+
+    torch.compiler.load_compiled_function = load_complete

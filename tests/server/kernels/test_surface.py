@@ -70,6 +70,11 @@ ASSUMPTIONS = {
 
 """,
     ),
+    "a compiled model is loaded by torch and finished by a method that torch's lack": (
+        "vllm.compilation.decorators",
+        "loaded_fn = torch.compiler.load_compiled_function(",
+        "loaded_fn._artifacts.compiled_fn.finalize_loading(model.vllm_config)",
+    ),
     "the manager keeps its adapters, its slots and its wrappers under these names": (
         "vllm.lora.model_manager",
         "lora_model = self._registered_adapters[lora_id]",

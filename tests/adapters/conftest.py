@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapters import schema
+from adapters import database
 from adapters.base import BaseModel, read_base
 from adapters.catalog import AdapterVersion
 from adapters.publish import publish
@@ -146,13 +146,13 @@ def build(
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test needs to outlive a power cut, and a busy disk makes them three times slower."""
-    configure = schema._configure_sqlite
+    configure = database._configure_sqlite
 
     def configure_without_sync(connection: sqlite3.Connection, record: Any) -> None:
         configure(connection, record)
         connection.execute("PRAGMA synchronous = OFF")
 
-    monkeypatch.setattr(schema, "_configure_sqlite", configure_without_sync)
+    monkeypatch.setattr(database, "_configure_sqlite", configure_without_sync)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 

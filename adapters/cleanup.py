@@ -35,11 +35,16 @@ def collect(
 ) -> Collected:
     """Raises StoreBusy while publishers are at work, or StoreUnwritable."""
     with store.alone(), _reported(store):
-        needed = _needed(catalog, min_age)
-        orphans = {store.path(each): each for each in store.digests() if each not in needed}
+        named = {version.digest for version in catalog.list_versions()}
+        orphans = {store.path(each): each for each in store.digests() if each not in named}
         candidates = [*orphans, *store.leftovers()]
         old_since = store.now() - min_age.total_seconds()
-        old = [path for path in candidates if path.lstat().st_mtime <= old_since]
+        let_go = _let_go(catalog, min_age)
+        old = [
+            path
+            for path in candidates
+            if path.lstat().st_mtime <= old_since and orphans.get(path) not in let_go
+        ]
         freed = sum(map(_size, old))
         if not dry_run:
             for path in old:
@@ -52,15 +57,14 @@ def collect(
     )
 
 
-def _needed(catalog: Catalog, min_age: timedelta) -> set[str]:
-    """The digests that a version names, or named until a moment ago."""
+def _let_go(catalog: Catalog, min_age: timedelta) -> set[str]:
+    """The digests that a version named until a moment ago."""
     since = datetime.now(UTC) - min_age
-    removed = {
+    return {
         event.detail["digest"]
         for event in catalog.list_events()
         if event.action == history.REMOVED and event.happened_at > since
     }
-    return removed | {version.digest for version in catalog.list_versions()}
 
 
 def _size(path: Path) -> int:

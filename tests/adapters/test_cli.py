@@ -228,7 +228,7 @@ def test_all_problems_of_a_refused_adapter_are_printed(call, kit, base_folder, t
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys, adapters.cli\n"
-        "heavy = {'alembic', 'numpy', 'pydantic', 'rich.table', 'safetensors', 'sqlalchemy', 'torch'}\n"
+        "heavy = {'alembic', 'numpy', 'pydantic', 'rich.table', 'sqlalchemy', 'torch'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)

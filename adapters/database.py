@@ -75,6 +75,9 @@ def _make_engine(url: str | URL) -> Engine:
         where = make_url(url)
     except (ArgumentError, ValueError):
         raise _no_address("is not a URL") from None
+    if where.drivername != "sqlite" and "@" in f"{where.host}{where.database}":
+        # The end of a password that is not escaped, which would be told with the address.
+        raise _no_address("is not a URL")
     if where.drivername in ("postgres", "postgresql"):
         where = where.set(drivername=POSTGRESQL)
     try:

@@ -88,6 +88,8 @@ def test_a_database_that_is_not_there_is_a_clear_error_without_the_password(
         (postgres.url.replace("p%2Fs", "wrong"), "authentication"),
         (postgres.url.replace("/postgres", "/nothing"), "does not exist"),
         (f"postgresql://lorry:{PASSWORD}@127.0.0.1/name", "not a URL"),
+        ("postgresql://ann:x@p/s@127.0.0.1:1/name", "not a URL"),
+        ("postgresql://ann:x@p%2Fs@127.0.0.1/name", "not a URL"),
         ("mysql://ann:p%2Fs@host/name", "not supported"),
     ):
         with pytest.raises(CatalogUnreadable) as error:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from postgres_process import Postgres, Unavailable
 
-from adapters import schema
+from adapters import database
 from adapters.base import BaseModel, read_base
-from adapters.catalog import AdapterVersion
+from adapters.catalog import AdapterVersion, Catalog
+from adapters.checkpoint import Checkpoint
 from adapters.publish import publish
 
 LAYERS, HIDDEN, INNER, HEADS, GROUPS, WIDTH = 2, 16, 24, 4, 2, 4
@@ -146,13 +148,13 @@ def build(
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test needs to outlive a power cut, and a busy disk makes them three times slower."""
-    configure = schema._configure_sqlite
+    configure = database._configure_sqlite
 
     def configure_without_sync(connection: sqlite3.Connection, record: Any) -> None:
         configure(connection, record)
         connection.execute("PRAGMA synchronous = OFF")
 
-    monkeypatch.setattr(schema, "_configure_sqlite", configure_without_sync)
+    monkeypatch.setattr(database, "_configure_sqlite", configure_without_sync)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -207,3 +209,46 @@ def first_store(
 @pytest.fixture
 def store_with_orders(first_store: tuple[Path, AdapterVersion], tmp_path: Path) -> Path:
     return shutil.copytree(first_store[0], tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def postgres_session() -> Iterator[Postgres]:
+    try:
+        postgres = Postgres()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    try:
+        yield postgres
+    finally:
+        postgres.remove()
+
+
+@pytest.fixture
+def postgres(postgres_session: Postgres) -> Postgres:
+    """A PostgreSQL whose database is empty."""
+    postgres_session.clear()
+    return postgres_session
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+    """Where a catalog may be: in its store, or in PostgreSQL."""
+    return None if request.param == "sqlite" else request.getfixturevalue("postgres").url
+
+
+@pytest.fixture
+def catalog(catalog_url: str | None, tmp_path: Path) -> Iterator[Catalog]:
+    with Catalog.open(tmp_path, catalog_url) as catalog:
+        yield catalog
+
+
+@pytest.fixture(scope="session")
+def enter() -> Callable[..., AdapterVersion]:
+    """Enters a version into a catalog, without any files."""
+    return _enter
+
+
+def _enter(catalog: Catalog, name: str = "orders", number: int = 1, **options) -> AdapterVersion:
+    facts = Checkpoint(8, 16.0, ("q_proj",), "somewhere", 1234, 4)
+    defaults: dict[str, Any] = {"checkpoint": facts, "base": "tiny", "actor": "ann"}
+    return catalog.publish(name=name, digest=f"sha256:{number:064x}", **(defaults | options))

@@ -46,7 +46,8 @@ def test_publish_tells_the_version_to_people_and_to_scripts(
 
 
 def test_list_shows_every_version(call, published) -> None:
-    assert json.loads(call("list", "--json").stdout) == [published]
+    shares = {"shares": {"stable": 1.0}}
+    assert json.loads(call("list", "--json").stdout) == [published | shares]
     table = call("list").stdout
     assert "orders@1" in table
     assert "stable" in table
@@ -74,6 +75,93 @@ def test_verify_prints_a_line_for_each_object_and_fails_on_damage(
     assert json.loads(call("verify", "--json").stdout)[0]["status"] == "damaged"
 
 
+@pytest.fixture
+def two(call, published, kit, base_folder, tmp_path) -> None:
+    """orders@2 as well, which nothing points at yet."""
+    folder = kit.build(seed=2).write(tmp_path / "two")
+    words = ("--name", "orders", "--base", base_folder, "--no-alias")
+    assert call("publish", folder, *words).stdout.endswith(" (no alias)\n")
+
+
+def test_a_rollout_from_canary_to_rollback(call, two) -> None:
+    assert call("alias", "orders", "canary", 2).stdout == "orders@canary -> orders@2\n"
+    said = call("split", "orders", "stable", "1=90", "2=10").stdout
+    assert said == "orders@stable -> orders@1 90%, orders@2 10%\n"
+    table = call("list").stdout
+    assert "stable 90%" in table
+    assert "canary, stable 10%" in table
+    first, second = json.loads(call("list", "--json").stdout)
+    assert first["shares"] == {"stable": 0.9}
+    assert second["shares"] == {"canary": 1.0, "stable": 0.1}
+    moved = json.loads(call("alias", "orders", "stable", 2, "--json").stdout)
+    targets = [{"version": 2, "weight": 1}]
+    assert moved == {"name": "orders", "alias": "stable", "targets": targets}
+    assert call("rollback", "orders", "stable").stdout.endswith("orders@1 90%, orders@2 10%\n")
+    back = call("rollback", "orders", "stable", "--to", 1, "--json").stdout
+    assert json.loads(back)["targets"] == [{"version": 1, "weight": 1}]
+    assert call("unalias", "orders", "canary").exit_code == 0
+    assert "canary" not in call("list").stdout
+
+
+def test_of_a_split_a_caller_is_shown_their_side(call, two) -> None:
+    call("split", "orders", "stable", "1=50", "2=50")
+    refused = call("show", "orders")
+    assert refused.exit_code == 2
+    assert "orders@1 (50), orders@2 (50); name one of these versions" in refused.stderr
+    for words in (["pin", "orders"], ["remove", "orders@stable"]):
+        assert call(*words).stderr.endswith("(alias_is_split)\n")
+    shown = {call("show", "orders", "--key", key, "--json").stdout for key in "aaabbbcccddd"}
+    assert {json.loads(facts)["label"] for facts in shown} == {"orders@1", "orders@2"}
+
+
+def test_pins_are_shown_and_hold(call, two) -> None:
+    assert call("pin", "orders@2").stdout == "orders@2 is pinned\n"
+    assert "pinned" in call("list").stdout
+    assert call("remove", "orders@2").stderr.endswith("(version_in_use)\n")
+    assert not json.loads(call("unpin", "orders@2", "--json").stdout)["pinned"]
+    assert call("unpin", "orders@2").stdout == "orders@2 is not pinned\n"
+
+
+def test_what_is_removed_is_collected_later(call, two, tmp_path) -> None:
+    removed = json.loads(call("remove", "orders@2", "--json").stdout)
+    assert removed["removed"] == "orders@2"
+    assert call("gc").stdout == "freed 0 bytes of 0; 1 too young\n"
+    told = json.loads(call("gc", "--older-than", "0s", "--dry-run", "--json").stdout)
+    assert told["orphans"] == [removed["digest"]]
+    assert told["dry_run"]
+    assert told["freed_bytes"] > 0
+    said = call("gc", "--older-than", "0s").stdout
+    assert said.startswith(f"{removed['digest']}\nfreed 3")
+    assert not Store(tmp_path / "store").path(removed["digest"]).exists()
+    wrong = call("gc", "--older-than", "soon")
+    assert wrong.exit_code == 2
+    assert "such as 1h" in wrong.stderr
+
+
+def test_history_tells_who_did_what(call, two) -> None:
+    call("split", "orders", "stable", "1=90", "2=10")
+    lines = call("history", "orders").stdout.splitlines()
+    assert len(lines) == 1 + 4
+    assert "alias_moved" in lines[-1]
+    assert "alias=stable from=1 to=[1=90 2=10]" in lines[-1]
+    (last,) = json.loads(call("history", "--limit", 1, "--json").stdout)
+    assert last.keys() == {"happened_at", "actor", "action", "name", "alias", "from", "to"}
+    assert last["to"] == {"1": 90, "2": 10}
+    assert json.loads(call("history", "nobody", "--json").stdout) == []
+
+
+def test_aliases_are_given_or_not(call, kit, base_folder, tmp_path) -> None:
+    folder = kit.build().write(tmp_path / "a")
+    words = ("--name", "orders", "--base", base_folder, "--alias", "x", "--no-alias")
+    assert call("publish", folder, *words).exit_code == 2
+
+
+def test_a_catalog_can_be_named_by_its_url(call, published, tmp_path) -> None:
+    url = f"sqlite:///{tmp_path}/store/catalog.db"
+    facts = json.loads(call("show", "orders", "--json", "--catalog", url).stdout)
+    assert facts["label"] == "orders@1"
+
+
 def test_a_store_can_be_named_on_the_command_line(call, kit, base_folder, tmp_path) -> None:
     kit.build().write(tmp_path / "a")
     words = ("--name", "x", "--base", base_folder, "--store", tmp_path / "other")
@@ -94,6 +182,19 @@ def test_a_store_can_be_named_on_the_command_line(call, kit, base_folder, tmp_pa
         (["publish", "a", "--name", "text", "--base", "."], 2, "bad_name"),
         (["publish", "a", "--name", "ok", "--base", "nowhere"], 2, "base_unreadable"),
         (["list", "--store", "broken"], 1, "catalog_unreadable"),
+        (["alias", "orders", "stable", "7"], 2, "adapter_not_found"),
+        (["alias", "orders", "7", "1"], 2, "bad_name"),
+        (["unalias", "orders", "canary"], 2, "alias_not_found"),
+        (["split", "orders", "stable", "1=x"], 2, "split_invalid"),
+        (["split", "orders", "stable", "1=1", "1=2"], 2, "split_invalid"),
+        (["split", "orders", "stable", "1=0"], 2, "split_invalid"),
+        (["split", "orders", "stable", "1=1", "2=1"], 2, "adapter_not_found"),
+        (["rollback", "orders", "stable"], 2, "nothing_to_roll_back"),
+        (["rollback", "orders", "canary"], 2, "alias_not_found"),
+        (["pin", "orders@9"], 2, "adapter_not_found"),
+        (["remove", "orders@1"], 2, "version_in_use"),
+        (["gc", "--store", "nowhere"], 2, "store_unreadable"),
+        (["list", "--catalog", "mysql://ann:secret@host/x"], 1, "catalog_unreadable"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_its_exit_code(
@@ -107,6 +208,7 @@ def test_a_mistake_is_one_clear_line_and_its_exit_code(
     assert result.stderr.startswith("error: ")
     assert result.stderr.endswith(f"({code})\n")
     assert result.stderr.count("\n") == 1
+    assert "secret" not in result.stderr
 
 
 def test_all_problems_of_a_refused_adapter_are_printed(call, kit, base_folder, tmp_path) -> None:
@@ -126,7 +228,7 @@ def test_all_problems_of_a_refused_adapter_are_printed(call, kit, base_folder, t
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys, adapters.cli\n"
-        "heavy = {'numpy', 'sqlalchemy', 'safetensors', 'torch', 'vllm', 'pydantic'}\n"
+        "heavy = {'alembic', 'numpy', 'pydantic', 'rich.table', 'sqlalchemy', 'torch'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)

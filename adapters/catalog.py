@@ -106,6 +106,7 @@ class Catalog:
         digest: str,
         checkpoint: "Checkpoint",
         base: str,
+        base_digest: str | None = None,
         aliases: Sequence[str] = (STABLE,),
         provenance: Mapping[str, Any] | None = None,
         actor: str,
@@ -121,6 +122,7 @@ class Catalog:
             "rank": checkpoint.rank,
             "alpha": checkpoint.alpha,
             "base": base,
+            "base_digest": base_digest,
             "size_bytes": checkpoint.size_bytes,
             "provenance": None if provenance is None else dict(provenance),
         }

@@ -1,11 +1,13 @@
-"""The command line over a store: `lorry adapters publish|list|show|verify`.
+"""The command line over a store: `lorry adapters publish|watch|list|show|verify`.
 
 Prints tables for people and, with --json, one JSON document for scripts. What it needs is
 imported inside the commands, so that --help is quick.
 """
 
+import itertools
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ from adapters.errors import (
     BadReference,
     BaseUnreadable,
     CheckpointInvalid,
+    SourceNotFound,
+    SourceUnsupported,
     StoreUnreadable,
 )
 
@@ -43,11 +47,25 @@ CALLER_ERRORS = (
     AmbiguousDigest,
     BaseUnreadable,
     CheckpointInvalid,
+    SourceNotFound,
+    SourceUnsupported,
     StoreUnreadable,
 )
 
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="LORRY_STORE", help="The store's folder.")
+]
+BaseOption = Annotated[Path, typer.Option(help="The folder of the model it was trained on.")]
+AliasOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Point this alias at it; may be repeated. [default: stable]"),
+]
+MaxRankOption = Annotated[
+    int | None, typer.Option(min=1, help="Refuse a larger rank than the servers make room for.")
+]
+MismatchOption = Annotated[
+    bool,
+    typer.Option("--allow-base-mismatch", help="Although its config names another base."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 DEFAULT_STORE = Path(".lorry/store")
@@ -56,27 +74,84 @@ PIPE_WIDTH = 500
 
 @app.command()
 def publish(
-    path: Annotated[Path, typer.Argument(help="The folder that PEFT's save_pretrained wrote.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="The folder that PEFT's save_pretrained wrote, hf://ORG/REPO[@REVISION],"
+            " or a folder's address (s3://, gs://, az://, https://)."
+        ),
+    ],
     name: Annotated[str, typer.Option(help="The adapter's name.")],
-    base: Annotated[Path, typer.Option(help="The folder of the model it was trained on.")],
-    alias: Annotated[
-        list[str] | None,
-        typer.Option(help="Point this alias at it; may be repeated. [default: stable]"),
-    ] = None,
+    base: BaseOption,
+    alias: AliasOption = None,
+    max_rank: MaxRankOption = None,
+    allow_base_mismatch: MismatchOption = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Check an adapter and publish it as the next version of its name."""
     with reported():
         from adapters.names import STABLE
+        from adapters.peft_config import MAX_RANK
         from adapters.publish import publish
 
-        version = publish(path, name=name, store=store, base=base, aliases=alias or (STABLE,))
+        version = publish(
+            source,
+            name=name,
+            store=store,
+            base=base,
+            aliases=alias or (STABLE,),
+            max_rank=max_rank or MAX_RANK,
+            allow_base_mismatch=allow_base_mismatch,
+        )
         if as_json:
             _print_json(version.as_json())
         else:
             pointing = ", ".join(version.aliases)
             print(f"{version.label} {version.digest} ({pointing})")
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Sub-folders are published under their names.")],
+    base: BaseOption,
+    alias: AliasOption = None,
+    max_rank: MaxRankOption = None,
+    allow_base_mismatch: MismatchOption = False,
+    interval: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Look twice, then end.")] = False,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Publish what is dropped into a folder; with --once, exits 1 unless all of it was."""
+    from adapters.names import STABLE
+    from adapters.peft_config import MAX_RANK
+    from adapters.publish import publish
+    from adapters.watch import Sighting, Watcher
+
+    unpublished = []
+
+    def report(seen: Sighting) -> None:
+        if seen.status != "published":
+            unpublished.append(seen)
+        typer.echo(f"{seen.status:10}{seen.name} {seen.message}", err=seen.version is None)
+
+    options: dict[str, Any] = {
+        "store": store,
+        "base": base,
+        "aliases": alias or (STABLE,),
+        "max_rank": max_rank or MAX_RANK,
+        "allow_base_mismatch": allow_base_mismatch,
+    }
+    watcher = Watcher(
+        folder, lambda path, name: publish(path, name=name, if_new=True, **options), report
+    )
+    looks = range(2) if once else itertools.count()
+    for look in looks:
+        if look:
+            time.sleep(interval)
+        watcher.poll()
+    if unpublished:
+        raise typer.Exit(1)
 
 
 @app.command("list")

@@ -56,6 +56,7 @@ versions = Table(
     Column("rank", Integer, nullable=False),
     Column("alpha", Float, nullable=False),
     Column("base", String, nullable=False),
+    Column("base_digest", String(71)),
     Column("size_bytes", BigInteger, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("provenance", JSON),

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from adapters.errors import (
     CheckpointInvalid,
@@ -27,10 +26,18 @@ from adapters.errors import (
     StoreUnwritable,
     quote,
 )
-from adapters.files import CONFIG, PROVENANCE, SERVED, WEIGHTS, FileRefused, open_adapter_file
+from adapters.files import (
+    CONFIG,
+    MAX_BYTES,
+    PROVENANCE,
+    SERVED,
+    WEIGHTS,
+    FileRefused,
+    copy_bounded,
+    open_adapter_file,
+)
 
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-COPY_BYTES = 1 << 20
 FETCH_AGAIN = "stop what uses it, delete its folder and publish the adapter again"
 
 
@@ -88,9 +95,10 @@ class Store:
             return self.commit(staged)
 
     @contextmanager
-    def stage(self, folder: Path) -> Iterator[Staged]:
+    def stage(self, folder: Path, max_bytes: int | None = None) -> Iterator[Staged]:
         """Copy an adapter's files aside; what is not committed vanishes at the end.
 
+        `max_bytes` bounds the weights more tightly than files.MAX_BYTES.
         Hashes are of the bytes copied, so that what is judged is what will be served, however
         the source changes meanwhile.
         """
@@ -99,7 +107,7 @@ class Store:
             copy = Path(tempfile.mkdtemp(dir=self._tmp))
         try:
             with self._reported():
-                staged = _copy_adapter(folder, copy)
+                staged = _copy_adapter(folder, copy, max_bytes)
             yield staged
         finally:
             shutil.rmtree(copy, ignore_errors=True)
@@ -151,28 +159,20 @@ class Store:
             ) from error
 
 
-def _copy_adapter(folder: Path, copy: Path) -> Staged:
+def _copy_adapter(folder: Path, copy: Path, max_bytes: int | None) -> Staged:
     hashes, problems = {}, []
     for name in (CONFIG, WEIGHTS, PROVENANCE):
+        limit = min(max_bytes or MAX_BYTES[name], MAX_BYTES[name])
+        digest = hashlib.sha256()
         try:
-            with open_adapter_file(folder, name) as source:
-                hashes[name] = _copy_file(source, copy / name)
+            with open_adapter_file(folder, name, limit) as source:
+                copy_bounded(source, copy / name, limit, digest.update)
         except FileRefused as refused:
             if name in SERVED or refused.problem.code != "file_missing":
                 problems.append(refused.problem)
+        else:
+            hashes[name] = digest.hexdigest()
     return Staged(copy, hashes, tuple(problems))
-
-
-def _copy_file(source: BinaryIO, path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("xb") as target:
-        while chunk := source.read(COPY_BYTES):
-            digest.update(chunk)
-            target.write(chunk)
-        target.flush()
-        os.fchmod(target.fileno(), 0o444)
-        os.fsync(target.fileno())
-    return digest.hexdigest()
 
 
 def _place(copy: Path, target: Path) -> bool:

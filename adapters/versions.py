@@ -25,6 +25,7 @@ class AdapterVersion:
     rank: int
     alpha: float
     base: str
+    base_digest: str | None
     size_bytes: int
     created_at: datetime
     aliases: tuple[str, ...]
@@ -94,6 +95,7 @@ def _with_aliases(rows: Iterable[Row[Any]], pointers: Iterable[Row[Any]]) -> lis
             rank=row.rank,
             alpha=row.alpha,
             base=row.base,
+            base_digest=row.base_digest,
             size_bytes=row.size_bytes,
             created_at=as_utc(row.created_at),
             aliases=tuple(aliases.get((row.name, row.number), ())),

@@ -48,7 +48,10 @@ BACKENDS = {
 }
 ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 HTTP = frozenset({"http", "https"})
-STREAMED = HTTP | {"hf"}
+# As a plain stream: not every server answers for parts of a file. A size given is not asked for;
+# asking first would take every failure for a missing file.
+OPENED = {"http": {"block_size": 0, "size": 1}, "hf": {"block_size": 0}}
+OPENED["https"] = OPENED["http"]
 HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 FILES = (CONFIG, WEIGHTS, PROVENANCE)
 SILENCE_SECONDS = 60.0
@@ -137,8 +140,7 @@ def _temporary_folder(into: Path) -> Iterator[Path]:
 
 def _fetch(address: Address, folder: Path, limits: Mapping[str, int]) -> None:
     files, root = _open_filesystem(address)
-    # A plain stream: not every HTTP server answers for parts of a file.
-    options = {"block_size": 0} if address.scheme in STREAMED else {}
+    options = OPENED.get(address.scheme, {})
     with _reported(address):
         for name in FILES:
             with (

@@ -143,10 +143,10 @@ def _fetch(address: Address, folder: Path, limits: Mapping[str, int]) -> None:
     options = OPENED.get(address.scheme, {})
     with _reported(address):
         for name in FILES:
-            with (
-                suppress(FileNotFoundError),
-                files.open(_join(address, root, name), "rb", **options) as remote,
-            ):
+            path = _join(address, root, name)
+            if address.scheme == "hf" and not files.exists(path):
+                continue  # its stream says so in an error of the hub's own
+            with suppress(FileNotFoundError), files.open(path, "rb", **options) as remote:
                 _copy(remote, folder / name, limits[name])
         for name in () if (folder / WEIGHTS).exists() else PICKLES:
             if files.exists(_join(address, root, name)):

@@ -1,6 +1,5 @@
 """A watched folder: what is complete is published, the rest is told once and left."""
 
-import os
 import threading
 import time
 from pathlib import Path
@@ -181,9 +180,9 @@ def test_a_folder_that_goes_away_is_forgotten_and_comes_back(house, drop, kit, t
 
 def test_nothing_in_the_folder_is_changed(house, drop, kit) -> None:
     kit.build().write(drop / "orders")
-    before = {path: os.stat(path).st_mtime_ns for path in drop.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in drop.rglob("*")}
     house.look(4)
-    assert {path: os.stat(path).st_mtime_ns for path in drop.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in drop.rglob("*")} == before
 
 
 def test_a_thread_watches_until_it_is_stopped(drop, tmp_path, base_folder, kit) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import BaseUnreadable, quote
+from adapters.identity import digest_base
 from adapters.tensors import TensorsMalformed, read_tensors
 
 # The linears whose adapters are served. Embeddings and the output head are left out: an adapter
@@ -38,7 +39,9 @@ LLAMA_LIKE = frozenset(
         "stablelm",
     }
 )
+INDEX = "model.safetensors.index.json"
 MAX_CONFIG_BYTES = 1 << 20
+MAX_INDEX_BYTES = 64 << 20
 MAX_LAYERS = 1024
 LAYER = re.compile(r"(?:^|\.)layers\.([0-9]{1,6})\.")
 
@@ -47,11 +50,16 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A base model's servable linears: module name -> (out_features, in_features)."""
+    """A base model's servable linears: module name -> (out_features, in_features).
+
+    `digest` tells bases apart (adapters/identity.py); `names` are what this one goes by.
+    """
 
     name: str
     architecture: str
     linears: Mapping[str, Shape]
+    digest: str
+    names: frozenset[str]
 
     @property
     def layers(self) -> int:
@@ -62,24 +70,31 @@ class BaseModel:
 def read_base(folder: Path) -> BaseModel:
     """Read a base model folder; raises BaseUnreadable."""
     config = _read_config(folder)
+    # Packed weights of a quantized base have no shapes of their own: its config has.
     linears = {} if config.get("quantization_config") else _linears_from_headers(folder)
+    linears = linears or _linears_from_config(folder, config)
     architectures = config.get("architectures") or [config.get("model_type")]
+    names = (str(folder), str(folder.resolve()), config.get("_name_or_path"))
     return BaseModel(
         name=folder.resolve().name,
         architecture=str(architectures[0] if isinstance(architectures, list) else architectures),
-        # Packed weights of a quantized base have no shapes of their own: its config has.
-        linears=linears or _linears_from_config(folder, config),
+        linears=linears,
+        digest=digest_base(config, linears),
+        names=frozenset(name for name in names if isinstance(name, str) and name),
     )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    return _read_json(folder / "config.json", MAX_CONFIG_BYTES)
+
+
+def _read_json(path: Path, max_bytes: int) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            config = json.loads(file.read(MAX_CONFIG_BYTES))
+            value = json.loads(file.read(max_bytes))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BaseUnreadable(
-            f"there is no base model in {quote(str(folder))}",
+            f"there is no base model in {quote(str(path.parent))}",
             "give the folder that holds the base's config.json",
         ) from error
     except (OSError, ValueError, RecursionError) as error:
@@ -87,16 +102,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"the base model's {quote(str(path))} cannot be read",
             "give the folder of a transformers model",
         ) from error
-    if not isinstance(config, dict):
+    if not isinstance(value, dict):
         raise BaseUnreadable(f"{quote(str(path))} is not a model's config", "check the folder")
-    return config
+    return value
 
 
 def _linears_from_headers(folder: Path) -> dict[str, Shape]:
     linears: dict[str, Shape] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if path.name.startswith("adapter_"):
-            continue
+    for path in _weights_files(folder):
         try:
             tensors = read_tensors(path)
         except TensorsMalformed as error:
@@ -109,6 +122,18 @@ def _linears_from_headers(folder: Path) -> dict[str, Shape]:
             if module != name and len(tensor.shape) == 2 and _is_served(module):
                 linears[module] = (tensor.shape[0], tensor.shape[1])
     return linears
+
+
+def _weights_files(folder: Path) -> list[Path]:
+    """The base's safetensors files: those its index names, else all but an adapter's."""
+    if (folder / INDEX).exists():
+        index = _read_json(folder / INDEX, MAX_INDEX_BYTES).get("weight_map")
+        names = set(index.values()) if isinstance(index, dict) else set()
+        if not names or not all(isinstance(name, str) for name in names):
+            raise BaseUnreadable(f"the base's {INDEX} names no files", "fetch the base again")
+        return [folder / Path(name).name for name in sorted(names)]
+    files = sorted(folder.glob("*.safetensors"))
+    return [path for path in files if not path.name.startswith("adapter_")]
 
 
 def _is_served(module: str) -> bool:

@@ -4,7 +4,7 @@ Every problem of an adapter is found in one go. Knows nothing of stores, names o
 passes here fits the base exactly: the engine itself accepts, silently, adapters that do not.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,8 +12,17 @@ from typing import BinaryIO
 from adapters.base import LAYER, SERVED_MODULES, BaseModel, Shape
 from adapters.errors import CheckpointInvalid, Problem, quote
 from adapters.files import WEIGHTS, FileRefused, open_adapter_file
+from adapters.identity import is_called
 from adapters.peft_config import MAX_RANK, MAX_SCALE, PeftConfig, read_peft_config
-from adapters.tensors import FLOATS, Magnitude, Tensor, TensorsMalformed, measure, read_tensors
+from adapters.tensors import (
+    FLOATS,
+    MAX_HEADER_BYTES,
+    Magnitude,
+    Tensor,
+    TensorsMalformed,
+    measure,
+    read_tensors,
+)
 
 # Bound on scale * |A| * |B| in Frobenius norms, which bounds |scale * B A|. Ample by estimate: A
 # starts at norm sqrt(rank / 3), and a B of 4096 x 128 values of 0.05 has norm 36, which makes 500
@@ -25,6 +34,8 @@ MAX_VALUE = 65504.0
 PREFIX = "base_model.model."
 # What PEFT saves for an adapted embedding, and the weights it keeps beside it.
 HEADS = (".lora_embedding_A", ".lora_embedding_B", ".base_layer.weight")
+# What PEFT saves whole where the vocabulary grew, or save_embedding_layers asked for it.
+EMBEDDINGS = (".embed_tokens.weight", ".lm_head.weight")
 SIDES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 
 SAVE_WHOLE = "save the whole adapter again with PEFT's save_pretrained"
@@ -57,6 +68,11 @@ class Pair:
         return tuple(tensor for tensor in (self.a, self.b) if tensor)
 
 
+def largest_weights(base: BaseModel) -> int:
+    """The bytes that no adapter of this base needs to exceed: MAX_RANK on every linear, in F32."""
+    return MAX_HEADER_BYTES + 4 * MAX_RANK * sum(map(sum, base.linears.values()))
+
+
 def read_checkpoint(folder: Path, base: BaseModel, *, max_rank: int = MAX_RANK) -> Checkpoint:
     """The facts of an adapter that `base` can serve; raises CheckpointInvalid."""
     checkpoint, problems = inspect_checkpoint(folder, base, max_rank=max_rank)
@@ -66,10 +82,19 @@ def read_checkpoint(folder: Path, base: BaseModel, *, max_rank: int = MAX_RANK) 
 
 
 def inspect_checkpoint(
-    folder: Path, base: BaseModel, *, max_rank: int = MAX_RANK
+    folder: Path,
+    base: BaseModel,
+    *,
+    max_rank: int = MAX_RANK,
+    names: Collection[str] | None = None,
 ) -> tuple[Checkpoint | None, list[Problem]]:
-    """As read_checkpoint, but the problems are returned, not raised."""
+    """As read_checkpoint, but the problems are returned, not raised.
+
+    `names` are those of the base that the adapter's config may name; any if None.
+    """
     config, problems = read_peft_config(folder, max_rank)
+    if config and names is not None and not is_called(config.base_name, names):
+        problems.append(_explain_other_base(config.base_name, base))
     try:
         with open_adapter_file(folder, WEIGHTS) as file:
             tensors = read_tensors(folder / WEIGHTS)
@@ -83,11 +108,30 @@ def inspect_checkpoint(
     except TensorsMalformed as error:
         return None, [
             *problems,
-            Problem("weights_malformed", WEIGHTS, quote(str(error)), SAVE_WHOLE),
+            Problem(error.code, WEIGHTS, quote(str(error)), SAVE_WHOLE),
         ]
     if config is None or problems:
         return None, problems
     return _describe(config, pairs, tensors, folder), []
+
+
+def require_base(label: str, digest: str | None, base: BaseModel) -> None:
+    """Raise CheckpointInvalid if a version was published for another base than this one.
+
+    `digest` is the version's base_digest; versions from before there were any have none.
+    """
+    if digest is not None and digest != base.digest:
+        said = f"was published for the base {digest[:19]}, not for {base.name} ({base.digest[:19]})"
+        fix = "serve the base it was trained on, or allow the mismatch (--allow-base-mismatch)"
+        raise CheckpointInvalid([Problem("base_mismatch", label, said, fix)])
+
+
+def _explain_other_base(claimed: str | None, base: BaseModel) -> Problem:
+    said = f"is {quote(claimed or '')}, the base given is {quote(base.name)}"
+    fix = (
+        "publish it with --base set to that model, or with --allow-base-mismatch if it is the same"
+    )
+    return Problem("base_mismatch", "base_model_name_or_path", said, fix)
 
 
 def _describe(
@@ -135,6 +179,10 @@ def _explain_stray(name: str, module: str, base: BaseModel) -> Problem:
         said = "adapts the embeddings or the output head, which is not served"
         fix = "train without embed_tokens and lm_head"
         return Problem("module_not_served", where, said, fix)
+    if name.endswith(EMBEDDINGS):
+        said = "is the base's own layer, saved whole, which one adapter alone cannot have"
+        fix = "save with save_embedding_layers=False; a base with new tokens must be served itself"
+        return Problem("embeddings_saved", where, said, fix)
     if not module:
         said = f"is not called {PREFIX}MODULE.lora_A.weight or ...lora_B.weight"
         return Problem("tensor_name_unsupported", where, said, SAVE_WHOLE)

@@ -12,6 +12,10 @@ AdapterError
 ├── VersionInUse         a version that is pinned or that an alias points at
 ├── CheckpointInvalid    an adapter that must not be served; carries every Problem found
 ├── BaseUnreadable       a base model folder whose linear layers cannot be told
+├── SourceError          where an adapter should come from; what is said names no secret
+│   ├── SourceUnsupported  an address that is not, or may not be, read
+│   ├── SourceNotFound     an address that holds no adapter
+│   └── SourceUnreachable  an address that did not answer, or not in full
 ├── StoreError
 │   ├── StoreUnreadable  the store's folder is missing or closed to us
 │   ├── StoreUnwritable  writing an object failed; nothing was published
@@ -28,6 +32,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 SHOWN_PROBLEMS = 10
+# A config of nothing but bad keys has a hundred thousand problems; nobody reads beyond some.
+MAX_PROBLEMS = 1_000
 SHOWN_TEXT = 80
 
 
@@ -91,6 +97,22 @@ class BaseUnreadable(AdapterError):
     code = "base_unreadable"
 
 
+class SourceError(AdapterError):
+    code = "source_error"
+
+
+class SourceUnsupported(SourceError):
+    code = "source_unsupported"
+
+
+class SourceNotFound(SourceError):
+    code = "source_not_found"
+
+
+class SourceUnreachable(SourceError):
+    code = "source_unreachable"
+
+
 class StoreError(AdapterError):
     code = "store_error"
 
@@ -141,12 +163,12 @@ class Problem:
 
 
 class CheckpointInvalid(AdapterError):
-    """Carries all problems of the adapter; its text shows the first few."""
+    """Carries the problems of the adapter (up to MAX_PROBLEMS); its text shows the first few."""
 
     code = "checkpoint_invalid"
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = list(problems)
+        self.problems = list(problems[:MAX_PROBLEMS])
         count = len(self.problems)
         noun = "problem" if count == 1 else "problems"
         super().__init__(f"the adapter has {count} {noun}", "mend it and publish it again")

@@ -4,14 +4,15 @@ Knows nothing of what is in them. A link, a pipe or a device is never followed o
 """
 
 import errno
-import json
 import os
 import stat
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from adapters.errors import Problem, quote
+from adapters.strict_json import parse_object
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -20,8 +21,9 @@ SERVED = (CONFIG, WEIGHTS)
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 MIB = 1 << 20
-# The weights' limit holds rank 512 on every linear of a 70B model in float32; it only keeps a
-# wrong path from filling the disk, the exact size follows from the shapes.
+COPY_BYTES = MIB
+# The weights' limit holds rank 512 on every linear of a 70B model in float32; for a known base it
+# is what that base can need (checkpoint.largest_weights); the exact size follows from the shapes.
 MAX_BYTES = {CONFIG: MIB, PROVENANCE: MIB, WEIGHTS: 32 << 30}
 
 SAVE_AGAIN = "save the adapter again with PEFT's save_pretrained"
@@ -35,7 +37,7 @@ class FileRefused(Exception):
         self.problem = problem
 
 
-def open_adapter_file(folder: Path, name: str) -> BufferedReader:
+def open_adapter_file(folder: Path, name: str, max_bytes: int | None = None) -> BufferedReader:
     """Open one file of an adapter folder for reading; raises FileRefused."""
     try:
         descriptor = os.open(
@@ -43,7 +45,7 @@ def open_adapter_file(folder: Path, name: str) -> BufferedReader:
         )
     except OSError as error:
         raise FileRefused(_explain_refusal(folder, name, error)) from error
-    if problem := _judge(os.fstat(descriptor), name):
+    if problem := _judge(os.fstat(descriptor), name, max_bytes or MAX_BYTES[name]):
         os.close(descriptor)
         raise FileRefused(problem)
     return os.fdopen(descriptor, "rb")
@@ -53,26 +55,40 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
     """A small file that holds one JSON object; raises FileRefused, or ValueError if it does not."""
     with open_adapter_file(folder, name) as file:
         text = file.read(MAX_BYTES[name])
-    try:
-        value = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
-    return value
+    return parse_object(text)
 
 
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _judge(status: os.stat_result, name: str) -> Problem | None:
+def _judge(status: os.stat_result, name: str, max_bytes: int) -> Problem | None:
     if not stat.S_ISREG(status.st_mode):
         return Problem("file_not_regular", name, "is not a regular file", SAVE_AGAIN)
-    if status.st_size > MAX_BYTES[name]:
-        said = f"has {status.st_size} bytes, the limit is {MAX_BYTES[name]}"
-        return Problem("file_too_large", name, said, SAVE_AGAIN)
+    if status.st_size > max_bytes:
+        return too_large(name, max_bytes)
     return None
+
+
+def too_large(name: str, max_bytes: int) -> Problem:
+    said = f"has more than {max_bytes} bytes, the most that this file can need"
+    return Problem("file_too_large", name, said, SAVE_AGAIN)
+
+
+def copy_bounded(
+    source: BinaryIO, path: Path, max_bytes: int, seen: Callable[[bytes], object] = bool
+) -> None:
+    """Write what `source` still holds to a new file, durably; raises FileRefused when too much.
+
+    `seen` is called with every piece. A file may grow while it is read, or be a stream.
+    """
+    left = max_bytes
+    with path.open("xb") as target:
+        while piece := source.read(COPY_BYTES):
+            left -= len(piece)
+            if left < 0:
+                raise FileRefused(too_large(path.name, max_bytes))
+            seen(piece)
+            target.write(piece)
+        target.flush()
+        os.fchmod(target.fileno(), 0o444)
+        os.fsync(target.fileno())
 
 
 def _explain_refusal(folder: Path, name: str, error: OSError) -> Problem:

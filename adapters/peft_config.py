@@ -9,12 +9,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from adapters.errors import Problem, quote
-from adapters.files import CONFIG, FileRefused, read_object
+from adapters.files import CONFIG, SAVE_AGAIN, FileRefused, read_object
+from adapters.patterns import compile_suffix, is_cheap_pattern, is_plain
+from adapters.peft_features import find_unservable, invalid
+from adapters.strict_json import RepeatedKey
 
 # The largest rank an engine can be told to make room for.
 MAX_RANK = 512
@@ -22,43 +24,17 @@ MAX_RANK = 512
 MAX_SCALE = 1024.0
 MAX_PATTERNS = 4096
 MAX_REGEXES = 16
-MAX_PATTERN_LENGTH = 256
 
-TRAIN_PLAIN = "train a plain LoRA adapter without it"
-CONVERT = (
-    "save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
-)
-# Initialisations that only choose where training starts; all others change the base's weights.
-PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
-
-# key -> code. Each changes what the adapter computes in a way that the engine does not follow.
-UNSERVABLE: Mapping[str, str] = {
-    "use_dora": "dora_unsupported",
-    "use_qalora": "qalora_unsupported",
-    "use_bdlora": "bdlora_unsupported",
-    "alora_invocation_tokens": "alora_unsupported",
-    "lora_bias": "lora_bias_unsupported",
-    "modules_to_save": "modules_to_save_unsupported",
-    "layer_replication": "layer_replication_unsupported",
-    "trainable_token_indices": "trainable_tokens_unsupported",
-    "target_parameters": "target_parameters_unsupported",
-    "megatron_config": "megatron_unsupported",
-    "monteclora_config": "variant_unsupported",
-    "kasa_config": "variant_unsupported",
-    "arrow_config": "variant_unsupported",
-}
 
 # Problems that leave no rank or scale to check tensors against.
 UNUSABLE = frozenset(
-    {"rank_invalid", "alpha_invalid", "rank_pattern_invalid", "alpha_pattern_invalid"}
-)
-
-PATTERN_TOKEN = re.compile(
-    r"(?P<repeat>[*+?]|\{[0-9]{1,3}(?:,[0-9]{0,3})?\})"
-    r"|(?P<open>\((?:\?:)?)"
-    r"|(?P<close>\))"
-    r"|(?P<bar>\|)"
-    r"|(?P<atom>\\[.dw_-]|\[\^?[A-Za-z0-9_.-]{1,64}\]|[A-Za-z0-9_.^$-])"
+    {
+        "rank_invalid",
+        "alpha_invalid",
+        "rank_pattern_invalid",
+        "alpha_pattern_invalid",
+        "pattern_unsafe",
+    }
 )
 
 
@@ -95,10 +71,13 @@ def read_peft_config(folder: Path, max_rank: int) -> tuple[PeftConfig | None, li
         raw = read_object(folder, CONFIG)
     except FileRefused as refused:
         return None, [refused.problem]
+    except RepeatedKey as error:
+        said = "is written twice, so that readers may differ on it"
+        return None, [Problem("config_key_repeated", quote(error.key), said, SAVE_AGAIN)]
     except ValueError:
-        said = "is not a JSON object in UTF-8"
-        return None, [Problem("config_malformed", CONFIG, said, "save the adapter again with PEFT")]
-    problems = [*_find_unservable(raw), *_find_bad_numbers(raw, max_rank)]
+        said = "is not a JSON object in UTF-8 with finite numbers"
+        return None, [Problem("config_malformed", CONFIG, said, SAVE_AGAIN)]
+    problems = [*find_unservable(raw), *_find_bad_numbers(raw, max_rank)]
     problems += [*_find_bad_patterns(raw, max_rank), *_find_bad_names(raw)]
     if any(problem.code in UNUSABLE for problem in problems):
         return None, problems
@@ -119,8 +98,7 @@ def _build(raw: Mapping[str, Any]) -> PeftConfig:
 
 
 def _compile(patterns: Mapping[str, Any] | None) -> tuple[tuple[re.Pattern[str], Any], ...]:
-    # PEFT's own rule, which vLLM follows: a key is a pattern for the end of the module's name.
-    return tuple((re.compile(rf"(.*\.)?({k})$"), value) for k, value in (patterns or {}).items())
+    return tuple((compile_suffix(key), value) for key, value in (patterns or {}).items())
 
 
 def _plain_targets(raw: Mapping[str, Any]) -> tuple[str, ...]:
@@ -132,40 +110,19 @@ def _plain_targets(raw: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(target for target in targets if isinstance(target, str))
 
 
-def _find_unservable(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    peft_type = raw.get("peft_type")
-    if peft_type != "LORA":
-        said = f"is {quote(str(peft_type))}, only LORA can be served"
-        yield Problem("peft_type_unsupported", "peft_type", said, "train a LoRA adapter")
-    if raw.get("bias", "none") != "none":
-        said = f"is {quote(str(raw['bias']))}: trained biases cannot be served"
-        yield Problem("bias_unsupported", "bias", said, 'train with bias="none"')
-    init = raw.get("init_lora_weights", True)
-    if isinstance(init, str) and init.lower() not in PLAIN_INITS:
-        said = f"{quote(init)} changes the base's own weights"
-        yield Problem("init_unsupported", "init_lora_weights", said, CONVERT)
-    for key, code in UNSERVABLE.items():
-        if raw.get(key):
-            yield Problem(code, key, "is a feature that cannot be served", TRAIN_PLAIN)
-    for key in sorted(raw.keys() - UNSERVABLE.keys() - {"use_rslora"}):
-        if key.startswith("use_") and raw[key]:
-            said = "is a LoRA variant unknown to this server"
-            yield Problem("variant_unsupported", quote(key), said, TRAIN_PLAIN)
-
-
 def _find_bad_numbers(raw: Mapping[str, Any], max_rank: int) -> Iterator[Problem]:
     rank, alpha = raw.get("r"), raw.get("lora_alpha")
     if not is_rank(rank):
-        yield _invalid("rank_invalid", "r", rank, "a whole number of at least 1")
+        yield invalid("rank_invalid", "r", rank, "a whole number of at least 1")
     elif rank > max_rank:
         yield _too_large_rank("r", rank, max_rank)
     if not is_alpha(alpha):
-        yield _invalid("alpha_invalid", "lora_alpha", alpha, "a number above 0")
+        yield invalid("alpha_invalid", "lora_alpha", alpha, "a number above 0")
     elif alpha > MAX_SCALE * MAX_RANK:
         yield _too_large_alpha("lora_alpha", alpha)
     if not isinstance(raw.get("use_rslora", False), bool | None):
         said = raw["use_rslora"]
-        yield _invalid("config_value_invalid", "use_rslora", said, "true or false")
+        yield invalid("config_value_invalid", "use_rslora", said, "true or false")
 
 
 def _find_bad_names(raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -173,7 +130,7 @@ def _find_bad_names(raw: Mapping[str, Any]) -> Iterator[Problem]:
     names = targets if isinstance(targets, list) else [targets]
     if not names or not all(isinstance(name, str) for name in names):
         wanted = "a list of module names or one pattern"
-        yield _invalid("target_modules_invalid", "target_modules", targets, wanted)
+        yield invalid("target_modules_invalid", "target_modules", targets, wanted)
 
 
 def _find_bad_patterns(raw: Mapping[str, Any], max_rank: int) -> Iterator[Problem]:
@@ -192,20 +149,21 @@ def _judge_patterns(
 ) -> Iterator[Problem]:
     code, patterns = f"{field}_invalid", raw.get(field)
     if patterns is not None and not isinstance(patterns, dict):
-        yield _invalid(code, field, patterns, "an object of module name to number")
+        yield invalid(code, field, patterns, "an object of module name to number")
     items = _items(patterns)
     if len(items) > MAX_PATTERNS:
-        yield _invalid(code, field, f"{len(items)} entries", f"at most {MAX_PATTERNS} entries")
+        yield invalid(code, field, f"{len(items)} entries", f"at most {MAX_PATTERNS} entries")
         return
     for key, value in items:
         if not is_value(value):
-            yield _invalid(code, f"{field}[{quote(key)}]", value, "a number above 0")
+            yield invalid(code, f"{field}[{quote(key)}]", value, "a number above 0")
         elif not is_cheap_pattern(key):
-            wanted = "a module name or a simple pattern of one"
-            yield _invalid(code, f"{field}[{quote(key)}]", key, wanted)
+            said = "is a pattern that may be slow, and the engine would run it"
+            fix = "write module names, or one plain pattern for each kind of module"
+            yield Problem("pattern_unsafe", f"{field}[{quote(key)}]", said, fix)
     if sum(1 for key, _ in items if not is_plain(key)) > MAX_REGEXES:
         wanted = f"at most {MAX_REGEXES} patterns that are not plain module names"
-        yield _invalid(code, field, "more", wanted)
+        yield invalid(code, field, "more", wanted)
 
 
 def _items(patterns: Any) -> list[tuple[str, Any]]:
@@ -220,40 +178,6 @@ def is_alpha(value: Any) -> TypeGuard[float]:
     # Compared before any conversion: an int may be too large for a float.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and 0 < value <= sys.float_info.max
-
-
-def is_plain(pattern: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9_.^\\-]+", pattern) is not None
-
-
-def is_cheap_pattern(pattern: str) -> bool:
-    """Whether a regular expression is one of those that cannot take long on a module's name.
-
-    At most two repeats, each of one character, and one group of alternatives: the work is at most
-    alternatives x length squared. Anything else could stall the engine, which runs it again.
-    """
-    if len(pattern) > MAX_PATTERN_LENGTH:
-        return False
-    kinds, position = [""], 0
-    while token := PATTERN_TOKEN.match(pattern, position):
-        kinds.append(token.lastgroup or "")
-        position = token.end()
-    repeats = [before for before, kind in pairwise(kinds) if kind == "repeat"]
-    if position < len(pattern) or len(repeats) > 2 or any(k != "atom" for k in repeats):
-        return False
-    return kinds.count("open") <= 1 and _compiles(pattern)
-
-
-def _compiles(pattern: str) -> bool:
-    try:
-        re.compile(pattern)
-    except re.error:
-        return False
-    return True
-
-
-def _invalid(code: str, where: str, value: Any, wanted: str) -> Problem:
-    return Problem(code, where, f"is {quote(str(value)[:200])}", f"it must be {wanted}")
 
 
 def _too_large_rank(where: str, rank: int, limit: int) -> Problem:

@@ -1,25 +1,27 @@
-"""Publishes an adapter: name, copy, judge the copy, store it, then one catalog transaction.
+"""Publishes an adapter: name, fetch, copy, judge the copy, store it, then one catalog transaction.
 
 Interrupted at any point, the store is as before or as after; at worst a file or an object stays
 that no version names. Knows nothing of what runs adapters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from adapters.actor import current_user
 from adapters.base import BaseModel, read_base
 from adapters.catalog import AdapterVersion, Catalog
-from adapters.checkpoint import Checkpoint, inspect_checkpoint
-from adapters.errors import CheckpointInvalid, Problem
+from adapters.checkpoint import Checkpoint, inspect_checkpoint, largest_weights
+from adapters.errors import AdapterNotFound, CheckpointInvalid, Problem
 from adapters.files import PROVENANCE, SERVED, read_object
-from adapters.names import STABLE, check_alias, check_publishable_name
+from adapters.names import STABLE, DigestPrefix, Reference, check_alias, check_publishable_name
+from adapters.peft_config import MAX_RANK
+from adapters.sources import fetched
 from adapters.store import Staged, Store
 
 
 def publish(
-    folder: Path,
+    source: Path | str,
     *,
     name: str,
     store: Path,
@@ -28,39 +30,57 @@ def publish(
     base_name: str | None = None,
     actor: str | None = None,
     catalog_url: str | None = None,
+    max_rank: int = MAX_RANK,
+    allow_base_mismatch: bool = False,
+    schemes: frozenset[str] | None = None,
+    if_new: bool = False,
 ) -> AdapterVersion:
-    """Publish a PEFT folder as the next version of `name`, and point `aliases` at it.
+    """Publish a PEFT adapter as the next version of `name`, and point `aliases` at it.
 
+    `source` is a folder or an address (adapters/sources.py) of one of `schemes`, any if None.
     `base` is the folder of the model it was trained on; `base_name` (its folder's name unless
     given) is what the catalog says of it. `catalog_url`: a catalog other than the store's own.
+    With `if_new`, bytes that the name has already are left as they are, aliases included.
     Raises an AdapterError.
     """
     check_publishable_name(name)
     for alias in aliases:
         check_alias(alias)
     model = read_base(base)
-    objects = Store(store)
-    with objects.stage(folder) as staged:
-        checkpoint, provenance = judge(staged, model)
+    names = None if allow_base_mismatch else model.names | {base_name or model.name}
+    objects, max_bytes = Store(store), largest_weights(model)
+    with (
+        objects.in_use(),
+        fetched(source, objects.root / "tmp", max_bytes, schemes) as found,
+        objects.stage(found.folder, max_bytes) as staged,
+    ):
+        checkpoint, provenance = judge(staged, model, max_rank, names)
         digest = objects.commit(staged)
+        if found.origin:
+            provenance = (provenance or {}) | {"source": found.origin}
         # While the store is held: `gc` would take the object for an orphan until it has a version.
         with Catalog.open(objects.root, catalog_url) as catalog:
+            if if_new and (known := _find_known(catalog, name, digest)):
+                return known
             return catalog.publish(
                 name=name,
                 digest=digest,
                 checkpoint=checkpoint,
                 base=base_name or model.name,
+                base_digest=model.digest,
                 aliases=aliases,
                 provenance=provenance,
                 actor=actor or current_user(),
             )
 
 
-def judge(staged: Staged, base: BaseModel) -> tuple[Checkpoint, dict[str, Any] | None]:
+def judge(
+    staged: Staged, base: BaseModel, max_rank: int, names: Collection[str] | None
+) -> tuple[Checkpoint, dict[str, Any] | None]:
     """The facts and the provenance of a staged copy; raises CheckpointInvalid with all problems."""
     # A file that could not be taken is missing in the copy: its own problem says why.
     untaken = {name for name in SERVED if name not in staged.hashes}
-    checkpoint, found = inspect_checkpoint(staged.path, base)
+    checkpoint, found = inspect_checkpoint(staged.path, base, max_rank=max_rank, names=names)
     problems = [*staged.problems, *(each for each in found if each.where not in untaken)]
     provenance = None
     if PROVENANCE in staged.hashes:
@@ -72,3 +92,10 @@ def judge(staged: Staged, base: BaseModel) -> tuple[Checkpoint, dict[str, Any] |
     if problems or checkpoint is None:
         raise CheckpointInvalid(problems)
     return checkpoint, provenance
+
+
+def _find_known(catalog: Catalog, name: str, digest: str) -> AdapterVersion | None:
+    try:
+        return catalog.resolve(Reference(name, DigestPrefix(digest.removeprefix("sha256:"))))
+    except AdapterNotFound:
+        return None

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from adapters.errors import (
     CheckpointInvalid,
@@ -28,11 +27,19 @@ from adapters.errors import (
     StoreUnwritable,
     quote,
 )
-from adapters.files import CONFIG, PROVENANCE, SERVED, WEIGHTS, FileRefused, open_adapter_file
+from adapters.files import (
+    CONFIG,
+    MAX_BYTES,
+    PROVENANCE,
+    SERVED,
+    WEIGHTS,
+    FileRefused,
+    copy_bounded,
+    open_adapter_file,
+)
 from adapters.lock import hold
 
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-COPY_BYTES = 1 << 20
 ALONE_SECONDS = 10.0
 FETCH_AGAIN = "stop what uses it, delete its folder and publish the adapter again"
 
@@ -93,21 +100,20 @@ class Store:
             return self.commit(staged)
 
     @contextmanager
-    def stage(self, folder: Path) -> Iterator[Staged]:
+    def stage(self, folder: Path, max_bytes: int | None = None) -> Iterator[Staged]:
         """Copy an adapter's files aside; what is not committed vanishes at the end.
 
+        `max_bytes` bounds the weights more tightly than files.MAX_BYTES.
         Hashes are of the bytes copied, so that what is judged is what will be served, however
         the source changes meanwhile. Until the end nobody takes anything from the store: what is
         committed should have its version by then.
         """
-        with self._reported():
-            self._tmp.mkdir(parents=True, exist_ok=True)
-        with hold(self._lock, alone=False):
+        with self.in_use():
             with self._reported():
                 copy = Path(tempfile.mkdtemp(dir=self._tmp))
             try:
                 with self._reported():
-                    staged = _copy_adapter(folder, copy)
+                    staged = _copy_adapter(folder, copy, max_bytes)
                 yield staged
             finally:
                 shutil.rmtree(copy, ignore_errors=True)
@@ -146,6 +152,14 @@ class Store:
             raise ObjectDamaged(said, FETCH_AGAIN)
 
     @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep what is made in the store, its `tmp` too, from being taken for a leftover."""
+        with self._reported():
+            self._tmp.mkdir(parents=True, exist_ok=True)
+        with hold(self._lock, alone=False):
+            yield
+
+    @contextmanager
     def alone(self) -> Iterator[None]:
         """Be the only one who changes the store; raises StoreBusy or StoreUnwritable."""
         with hold(self._lock, alone=True, within=ALONE_SECONDS):
@@ -182,28 +196,20 @@ class Store:
             ) from error
 
 
-def _copy_adapter(folder: Path, copy: Path) -> Staged:
+def _copy_adapter(folder: Path, copy: Path, max_bytes: int | None) -> Staged:
     hashes, problems = {}, []
     for name in (CONFIG, WEIGHTS, PROVENANCE):
+        limit = min(max_bytes or MAX_BYTES[name], MAX_BYTES[name])
+        digest = hashlib.sha256()
         try:
-            with open_adapter_file(folder, name) as source:
-                hashes[name] = _copy_file(source, copy / name)
+            with open_adapter_file(folder, name, limit) as source:
+                copy_bounded(source, copy / name, limit, digest.update)
         except FileRefused as refused:
             if name in SERVED or refused.problem.code != "file_missing":
                 problems.append(refused.problem)
+        else:
+            hashes[name] = digest.hexdigest()
     return Staged(copy, hashes, tuple(problems))
-
-
-def _copy_file(source: BinaryIO, path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("xb") as target:
-        while chunk := source.read(COPY_BYTES):
-            digest.update(chunk)
-            target.write(chunk)
-        target.flush()
-        os.fchmod(target.fileno(), 0o444)
-        os.fsync(target.fileno())
-    return digest.hexdigest()
 
 
 def _place(copy: Path, target: Path) -> bool:

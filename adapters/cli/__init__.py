@@ -21,6 +21,7 @@ app = typer.Typer(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "publish": publishing.publish,
+    "watch": publishing.watch,
     "list": facts.list_,
     "show": facts.show,
     "history": facts.history,

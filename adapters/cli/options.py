@@ -19,6 +19,8 @@ from adapters.errors import (
     BaseUnreadable,
     CheckpointInvalid,
     NothingToRollBack,
+    SourceNotFound,
+    SourceUnsupported,
     SplitInvalid,
     StoreUnreadable,
     VersionInUse,
@@ -38,6 +40,8 @@ CALLER_ERRORS = (
     BaseUnreadable,
     CheckpointInvalid,
     NothingToRollBack,
+    SourceNotFound,
+    SourceUnsupported,
     SplitInvalid,
     StoreUnreadable,
     VersionInUse,
@@ -55,6 +59,18 @@ CatalogOption = Annotated[
         help="URL of a catalog in PostgreSQL. [default: the store's own]",
         show_default=False,
     ),
+]
+BaseOption = Annotated[Path, typer.Option(help="The folder of the model it was trained on.")]
+AliasOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Point this alias at it; may be repeated. [default: stable]"),
+]
+MaxRankOption = Annotated[
+    int | None, typer.Option(min=1, help="Refuse a larger rank than the servers make room for.")
+]
+MismatchOption = Annotated[
+    bool,
+    typer.Option("--allow-base-mismatch", help="Although its config names another base."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.")]

@@ -1,33 +1,47 @@
-"""`lorry adapters publish`."""
+"""`lorry adapters publish` and `watch`."""
 
+import itertools
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adapters.cli.options import (
     DEFAULT_STORE,
+    AliasOption,
+    BaseOption,
     CatalogOption,
     JsonOption,
+    MaxRankOption,
+    MismatchOption,
     StoreOption,
     print_json,
     reported,
 )
 
+if TYPE_CHECKING:
+    from adapters.catalog import AdapterVersion
+
 
 def publish(
     source: Annotated[
-        str, typer.Argument(help="The folder that PEFT's save_pretrained wrote.", metavar="PATH")
+        str,
+        typer.Argument(
+            help="The folder that PEFT's save_pretrained wrote, hf://ORG/REPO[@REVISION],"
+            " or a folder's address (s3://, gs://, az://, https://)."
+        ),
     ],
     name: Annotated[str, typer.Option(help="The adapter's name.")],
-    base: Annotated[Path, typer.Option(help="The folder of the model it was trained on.")],
-    alias: Annotated[
-        list[str] | None,
-        typer.Option(help="Point this alias at it; may be repeated. [default: stable]"),
-    ] = None,
+    base: BaseOption,
+    alias: AliasOption = None,
     no_alias: Annotated[
         bool, typer.Option("--no-alias", help="Publish it without rolling it out.")
     ] = False,
+    max_rank: MaxRankOption = None,
+    allow_base_mismatch: MismatchOption = False,
     store: StoreOption = DEFAULT_STORE,
     catalog: CatalogOption = None,
     as_json: JsonOption = False,
@@ -36,15 +50,67 @@ def publish(
     if no_alias and alias:
         raise typer.BadParameter("--alias and --no-alias exclude each other")
     with reported():
-        from adapters.names import STABLE
-        from adapters.publish import publish
-
-        aliases = () if no_alias else alias or (STABLE,)
-        version = publish(
-            Path(source), name=name, store=store, base=base, aliases=aliases, catalog_url=catalog
-        )
+        publish_into = _publisher(store, catalog, base, max_rank, allow_base_mismatch)
+        version = publish_into(source, name=name, **_aliases(alias, no_alias))
     if as_json:
         print_json(version.as_json())
     else:
         pointing = ", ".join(version.aliases) or "no alias"
         print(f"{version.label} {version.digest} ({pointing})")
+
+
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Sub-folders are published under their names.")],
+    base: BaseOption,
+    alias: AliasOption = None,
+    max_rank: MaxRankOption = None,
+    allow_base_mismatch: MismatchOption = False,
+    interval: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Look twice, then end.")] = False,
+    store: StoreOption = DEFAULT_STORE,
+    catalog: CatalogOption = None,
+) -> None:
+    """Publish what is dropped into a folder; with --once, exits 1 unless all of it was."""
+    from adapters.watch import Sighting, Watcher
+
+    unpublished = []
+
+    def report(seen: Sighting) -> None:
+        if seen.status != "published":
+            unpublished.append(seen)
+        typer.echo(f"{seen.status:10}{seen.name} {seen.message}", err=seen.version is None)
+
+    publish_into = _publisher(store, catalog, base, max_rank, allow_base_mismatch)
+    options = _aliases(alias, no_alias=False)
+    watcher = Watcher(
+        folder, lambda path, name: publish_into(path, name=name, if_new=True, **options), report
+    )
+    looks = range(2) if once else itertools.count()
+    for look in looks:
+        if look:
+            time.sleep(interval)
+        watcher.poll()
+    if unpublished:
+        raise typer.Exit(1)
+
+
+def _publisher(
+    store: Path, catalog: str | None, base: Path, max_rank: int | None, allow_base_mismatch: bool
+) -> "Callable[..., AdapterVersion]":
+    from adapters.peft_config import MAX_RANK
+    from adapters.publish import publish
+
+    return partial(
+        publish,
+        store=store,
+        catalog_url=catalog,
+        base=base,
+        max_rank=max_rank or MAX_RANK,
+        allow_base_mismatch=allow_base_mismatch,
+    )
+
+
+def _aliases(alias: list[str] | None, no_alias: bool) -> dict[str, tuple[str, ...]]:
+    from adapters.names import STABLE
+
+    return {"aliases": () if no_alias else tuple(alias or (STABLE,))}

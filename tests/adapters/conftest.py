@@ -6,13 +6,13 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from adapter_files import Draft, Raw, bf16, encode, f16, f32
 from postgres_process import Postgres, Unavailable
 
 from adapters import database
@@ -69,58 +69,6 @@ ADAPTER_CONFIG: dict[str, Any] = {
     "use_qalora": False,
     "use_rslora": False,
 }
-
-
-@dataclass
-class Raw:
-    """A tensor as it lies in a file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
-
-
-def bf16(values: np.ndarray) -> Raw:
-    bits = np.ascontiguousarray(values, "<f4").view("<u4")
-    return Raw("BF16", values.shape, (bits >> 16).astype("<u2").tobytes())
-
-
-def f16(values: np.ndarray) -> Raw:
-    return Raw("F16", values.shape, values.astype("<f2").tobytes())
-
-
-def f32(values: np.ndarray) -> Raw:
-    return Raw("F32", values.shape, values.astype("<f4").tobytes())
-
-
-def encode(tensors: Mapping[str, Raw]) -> bytes:
-    """The bytes of a safetensors file."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, raw in tensors.items():
-        end = position + len(raw.data)
-        header[name] = {"dtype": raw.dtype, "shape": raw.shape, "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + b"".join(raw.data for raw in tensors.values())
-
-
-@dataclass
-class Draft:
-    """An adapter that is valid until a test bends it."""
-
-    config: Any
-    tensors: dict[str, Raw]
-    extra: dict[str, bytes] = field(default_factory=dict)
-
-    def write(self, folder: Path) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "adapter_config.json").write_text(json.dumps(self.config))
-        (folder / "adapter_model.safetensors").write_bytes(encode(self.tensors))
-        for name, content in self.extra.items():
-            (folder / name).write_bytes(content)
-        return folder
 
 
 def build(

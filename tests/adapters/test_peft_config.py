@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from adapters.peft_config import is_cheap_pattern, read_peft_config
+from adapters.patterns import is_cheap_pattern
+from adapters.peft_config import read_peft_config
 
 MODULES = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in (1, 11) for name in "qv"]
 
@@ -95,7 +96,7 @@ def test_a_pattern_that_could_stall_the_engine_is_refused(kit, tmp_path, key) ->
     assert not is_cheap_pattern(key)
     config = kit.build().config | {"rank_pattern": {key: 4}}
     _, problems = read_peft_config(write(tmp_path, config), 512)
-    assert [problem.code for problem in problems] == ["rank_pattern_invalid"]
+    assert [problem.code for problem in problems] == ["pattern_unsafe"]
 
 
 def test_the_worst_cheap_pattern_is_still_fast(kit, tmp_path) -> None:

@@ -124,9 +124,9 @@ def test_what_is_judged_is_what_is_stored(kit, base_folder, store, tmp_path, mon
     good = (folder / WEIGHTS).read_bytes()
     inspect = publish_module.inspect_checkpoint
 
-    def spoil_then_inspect(*args):
+    def spoil_then_inspect(*args, **options):
         (folder / WEIGHTS).write_bytes(b"spoilt")
-        return inspect(*args)
+        return inspect(*args, **options)
 
     monkeypatch.setattr(publish_module, "inspect_checkpoint", spoil_then_inspect)
     version = publish(folder, name="orders", store=store, base=base_folder)

@@ -1,4 +1,4 @@
-"""A compiled model that was saved is found again, by a process of its own as a server's start is."""
+"""A compiled model that was saved is found again, by another process as at a server's start."""
 
 import subprocess
 import sys

@@ -1,0 +1,239 @@
+"""Where adapters come from: a folder, a Hugging Face repo, or any address that fsspec reads.
+
+    FOLDER, file:///FOLDER                 read where it is
+    hf://ORG/REPO[@REVISION]               the revision is resolved to a commit and recorded
+    s3://, gs://, az://, https://, ...     a folder's address; its files are beside each other
+
+Only an adapter's own files are fetched, each bounded, into a folder that is gone afterwards. What
+an address may say in secret (user, password, query) is never printed or recorded. Knows nothing of
+what is in the files.
+"""
+
+import importlib.util
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from adapters.errors import (
+    CheckpointInvalid,
+    SourceError,
+    SourceNotFound,
+    SourceUnreachable,
+    SourceUnsupported,
+    StoreUnwritable,
+    quote,
+)
+from adapters.files import (
+    CONFIG,
+    MAX_BYTES,
+    PICKLES,
+    PROVENANCE,
+    WEIGHTS,
+    FileRefused,
+    copy_bounded,
+)
+
+# scheme -> (module that reads it, our extra that installs it)
+BACKENDS = {
+    "s3": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gcs"),
+    "az": ("adlfs", "azure"),
+    "http": ("aiohttp", "http"),
+    "https": ("aiohttp", "http"),
+}
+ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+HTTP = frozenset({"http", "https"})
+# As a plain stream: not every server answers for parts of a file. A size given is not asked for;
+# asking first would take every failure for a missing file.
+OPENED = {"http": {"block_size": 0, "size": 1}, "hf": {"block_size": 0}}
+OPENED["https"] = OPENED["http"]
+HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+FILES = (CONFIG, WEIGHTS, PROVENANCE)
+SILENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A folder with the adapter's files, and where they came from (None: the folder itself)."""
+
+    folder: Path
+    origin: dict[str, str] | None = None
+
+
+class Address(NamedTuple):
+    """A source that is not a plain path."""
+
+    scheme: str
+    text: str
+
+    @property
+    def shown(self) -> str:
+        return redact(self.text)
+
+
+@contextmanager
+def fetched(
+    source: Path | str, into: Path, max_bytes: int, schemes: frozenset[str] | None = None
+) -> Iterator[Fetched]:
+    """A folder that holds the adapter at `source` for the length of the block.
+
+    What is fetched lies in `into`; its weights may have `max_bytes`. `schemes` are those allowed
+    (a plain path has "file"), all if None. Raises SourceUnsupported, SourceNotFound,
+    SourceUnreachable, CheckpointInvalid for a file too large, or StoreUnwritable.
+    """
+    address = _parse(source)
+    scheme = address.scheme if address else "file"
+    if schemes is not None and scheme not in schemes:
+        allowed = ", ".join(sorted(schemes)) or "none"
+        raise SourceUnsupported(f"{scheme}:// is not an allowed source", f"allowed: {allowed}")
+    if address is None or scheme == "file":
+        yield Fetched(Path(unquote(urlsplit(address.text).path)) if address else Path(source))
+        return
+    with _temporary_folder(into) as folder:
+        limits = dict(MAX_BYTES) | {WEIGHTS: min(max_bytes, MAX_BYTES[WEIGHTS])}
+        origin = {"url": address.shown}
+        if scheme == "hf":
+            address = _find_commit(address)
+            origin["commit"] = address.text.rpartition("@")[2]
+        _fetch(address, folder, limits)
+        yield Fetched(folder, origin)
+
+
+def redact(text: str) -> str:
+    """An address without its secrets: user, password, query and fragment."""
+    parts = urlsplit(text)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _parse(source: Path | str) -> Address | None:
+    if isinstance(source, Path) or "://" not in source:
+        return None
+    scheme = source.partition("://")[0].lower()
+    # fsspec chains file systems with "::", which would pass by the list of schemes.
+    if "::" in source or not scheme.isalnum():
+        raise SourceUnsupported("the source is no single address", "write SCHEME://PATH")
+    try:
+        urlsplit(source)
+    except ValueError as error:
+        raise SourceUnsupported("the source is no address", "write SCHEME://PATH") from error
+    return Address(ALIASES.get(scheme, scheme), source)
+
+
+@contextmanager
+def _temporary_folder(into: Path) -> Iterator[Path]:
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=into, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise StoreUnwritable(
+            f"there is no room in {quote(str(into))}: {error.strerror or error}",
+            "check its rights and free space",
+        ) from error
+    with temporary as name:
+        yield Path(name)
+
+
+def _fetch(address: Address, folder: Path, limits: Mapping[str, int]) -> None:
+    files, root = _open_filesystem(address)
+    options = OPENED.get(address.scheme, {})
+    with _reported(address):
+        for name in FILES:
+            path = _join(address, root, name)
+            if address.scheme == "hf" and not files.exists(path):
+                continue  # its stream says so in an error of the hub's own
+            with suppress(FileNotFoundError), files.open(path, "rb", **options) as remote:
+                _copy(remote, folder / name, limits[name])
+        for name in () if (folder / WEIGHTS).exists() else PICKLES:
+            if files.exists(_join(address, root, name)):
+                # Never fetched: that it is there is all that its refusal needs.
+                (folder / name).touch()
+    if not any(folder.iterdir()):
+        raise _not_found(address)
+
+
+def _open_filesystem(address: Address) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    module, extra = BACKENDS.get(address.scheme, ("", ""))
+    if module and importlib.util.find_spec(module) is None:
+        raise SourceUnsupported(
+            f"reading {address.scheme}:// needs {module}", f"pip install 'lorry[{extra}]'"
+        )
+    options: dict[str, Any] = {"skip_instance_cache": True}
+    if address.scheme in HTTP:
+        from aiohttp import ClientTimeout
+
+        # A large file may take long; a silent server may not.
+        patience = ClientTimeout(None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
+        options["client_kwargs"] = {"timeout": patience}
+    with _reported(address):
+        try:
+            files, root = url_to_fs(address.text, **options)
+        except (ValueError, ImportError):
+            readable = ", ".join(["file", "hf", *BACKENDS])
+            raise SourceUnsupported(
+                f"nothing here reads {address.scheme}://",
+                f"use one of {readable}, or install the backend that fsspec names for it",
+            ) from None
+    return files, str(root)
+
+
+def _join(address: Address, root: str, name: str) -> str:
+    if address.scheme not in HTTP:
+        return f"{root.rstrip('/')}/{name}"
+    parts = urlsplit(address.text)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}", fragment=""))
+
+
+def _copy(remote: Any, path: Path, max_bytes: int) -> None:
+    try:
+        copy_bounded(remote, path, max_bytes)
+    except FileRefused as refused:
+        raise CheckpointInvalid([refused.problem]) from refused
+
+
+@contextmanager
+def _reported(address: Address) -> Iterator[None]:
+    """Whatever a backend raises as one SourceError; its own words may hold secrets."""
+    try:
+        yield
+    except (SourceError, CheckpointInvalid):
+        raise
+    except Exception as error:  # noqa: BLE001 - every backend has a tree of errors of its own
+        status = getattr(error, "status", None)
+        reason = f"{type(error).__name__} {status}" if status else type(error).__name__
+        raise SourceUnreachable(
+            f"{quote(address.shown)} could not be read ({reason})",
+            "check the address, your credentials and the network, then try again",
+        ) from None
+
+
+def _not_found(address: Address) -> SourceNotFound:
+    return SourceNotFound(
+        f"there is no adapter at {quote(address.shown)} that you may read",
+        f"give the folder that holds {CONFIG} and {WEIGHTS}, and credentials if it needs any",
+    )
+
+
+def _find_commit(address: Address) -> Address:
+    """The same repo at the commit that its revision is now.
+
+    Endpoint and token are those of huggingface_hub's own settings.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    match = HUB.fullmatch(address.text)
+    if not match:
+        raise SourceUnsupported("the source is no repository", "write hf://ORG/REPO[@REVISION]")
+    with _reported(address):
+        try:
+            facts = HfApi().model_info(match["repo"], revision=match["revision"])
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            raise _not_found(address) from None
+    return Address("hf", f"hf://{match['repo']}@{facts.sha}")

@@ -1,0 +1,362 @@
+"""Adapters from addresses: memory://, a real HTTP server, and one that speaks the hub's API."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from adapters import sources
+from adapters.catalog import Catalog
+from adapters.errors import (
+    CheckpointInvalid,
+    SourceNotFound,
+    SourceUnreachable,
+    SourceUnsupported,
+)
+from adapters.publish import publish
+from adapters.sources import fetched, redact
+
+COMMIT = "c0ffee" + "0" * 34
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def send(base_folder, tmp_path):
+    def send(source: str, **options):
+        return publish(source, name="a", store=tmp_path / "store", base=base_folder, **options)
+
+    return send
+
+
+@pytest.fixture
+def memory(kit) -> Iterator[fsspec.AbstractFileSystem]:
+    files = fsspec.filesystem("memory")
+    folder = "/bucket/adapter"
+    draft = kit.build()
+    files.pipe(f"{folder}/adapter_config.json", json.dumps(draft.config).encode())
+    files.pipe(f"{folder}/{WEIGHTS}", kit.encode(draft.tensors))
+    files.pipe(f"{folder}/optimizer.pt", b"x" * 1000)
+    yield files
+    files.rm("/bucket", recursive=True)
+
+
+def leftovers(tmp_path: Path) -> list[Path]:
+    return list((tmp_path / "store" / "tmp").iterdir())
+
+
+def test_an_address_is_published_and_recorded(send, memory, kit, tmp_path) -> None:
+    version = send("memory://bucket/adapter")
+    assert version.provenance == {"source": {"url": "memory://bucket/adapter"}}
+    assert send(str(kit.build().write(tmp_path / "a"))).digest == version.digest
+    assert leftovers(tmp_path) == []
+
+
+def test_provenance_that_came_with_it_stays(send, memory) -> None:
+    memory.pipe("/bucket/adapter/lorry.json", b'{"recipe": {"r": 4}}')
+    assert send("memory://bucket/adapter/").provenance == {
+        "recipe": {"r": 4},
+        "source": {"url": "memory://bucket/adapter/"},
+    }
+
+
+def test_a_file_address_is_the_folder_itself(send, kit, tmp_path) -> None:
+    folder = kit.build().write(tmp_path / "a folder")
+    version = send(f"file://{folder}".replace(" ", "%20"))
+    assert version.label == "a@1"
+    assert version.provenance is None
+
+
+def test_nothing_there_is_said_so(send, memory, tmp_path) -> None:
+    with pytest.raises(SourceNotFound, match="memory://bucket/nothing"):
+        send("memory://bucket/nothing")
+    assert leftovers(tmp_path) == []
+
+
+def test_one_file_missing_is_a_refusal_like_any_other(send, memory) -> None:
+    memory.rm(f"/bucket/adapter/{WEIGHTS}")
+    with pytest.raises(CheckpointInvalid, match="file_missing"):
+        send("memory://bucket/adapter")
+
+
+def test_a_pickle_is_refused_and_not_fetched(send, memory, monkeypatch) -> None:
+    memory.mv(f"/bucket/adapter/{WEIGHTS}", "/bucket/adapter/adapter_model.bin")
+    opened = []
+    open_ = type(memory).open
+
+    def spy(self, path, *args, **options):
+        opened.append(path)
+        return open_(self, path, *args, **options)
+
+    monkeypatch.setattr(type(memory), "open", spy)
+    with pytest.raises(CheckpointInvalid, match="file_pickle"):
+        send("memory://bucket/adapter")
+    assert not [path for path in opened if path.endswith(".bin")]
+
+
+def test_a_file_is_fetched_only_up_to_its_limit(send, memory, tmp_path) -> None:
+    memory.pipe(f"/bucket/adapter/{WEIGHTS}", bytes(8 << 20))
+    with pytest.raises(CheckpointInvalid, match="file_too_large"):
+        send("memory://bucket/adapter")
+    memory.pipe("/bucket/adapter/adapter_config.json", bytes(2 << 20))
+    with pytest.raises(CheckpointInvalid, match=r"adapter_config\.json.*file_too_large"):
+        send("memory://bucket/adapter")
+    assert leftovers(tmp_path) == []
+
+
+def test_what_was_fetched_goes_away_whatever_happens(memory, tmp_path) -> None:
+    with fetched("memory://bucket/adapter", tmp_path / "store/tmp", 1 << 20) as found:
+        names = sorted(path.name for path in found.folder.iterdir())
+    assert names == ["adapter_config.json", WEIGHTS]
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "extra"),
+    [("s3://b/a", "s3"), ("gs://b/a", "gcs"), ("az://b/a", "azure"), ("https://b/a", "http")],
+)
+def test_the_extra_to_install_is_named(send, monkeypatch, source, extra) -> None:
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SourceUnsupported, match=rf"pip install 'lorry\[{extra}\]'"):
+        send(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "nonsense://x/y",
+        "simplecache::memory://b/a",
+        "memory://a::zip://b",
+        "hf://a",
+        "://x",
+        "h tp://x",
+    ],
+)
+def test_an_address_that_is_not_read_is_refused(send, source) -> None:
+    with pytest.raises(SourceUnsupported):
+        send(source)
+
+
+def test_only_allowed_schemes_are_read(send, memory, kit, tmp_path) -> None:
+    folder = kit.build().write(tmp_path / "a")
+    for source in (
+        "memory://bucket/adapter",
+        "MEMORY://bucket/adapter",
+        str(folder),
+        f"file://{folder}",
+    ):
+        with pytest.raises(SourceUnsupported, match="allowed: hf, s3"):
+            send(source, schemes=frozenset({"s3", "hf"}))
+    assert send("memory://bucket/adapter", schemes=frozenset({"memory"})).version == 1
+
+
+def test_secrets_in_an_address_are_not_shown() -> None:
+    for secret in (
+        "https://u:p4ss@h/a",
+        "https://tok@h/a",
+        "https://h/a?sig=p4ss",
+        "https://h/a#p4ss",
+    ):
+        assert redact(secret) == "https://h/a"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Private(Quiet):
+    """Files for those who know the token, also by way of a redirect."""
+
+    def do_GET(self) -> None:
+        if "token=s3cret" not in self.path:
+            self.send_error(403)
+        elif self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.replace("/moved/", "/", 1))
+            self.end_headers()
+        else:
+            super().do_GET()
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def serve() -> Iterator:
+    running = []
+
+    def start(handler, **options) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, **options))
+        running.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_folder_on_a_web_server_is_published(send, serve, kit, tmp_path) -> None:
+    kit.build().write(tmp_path / "www" / "adapter")
+    host = serve(Quiet, directory=str(tmp_path / "www"))
+    for url in (f"http://{host}/adapter", f"http://{host}/adapter/"):
+        assert send(url).provenance == {"source": {"url": f"http://{host}/adapter"}}
+    with pytest.raises(SourceNotFound):
+        send(f"http://{host}/nothing")
+    (tmp_path / "www" / "adapter" / WEIGHTS).rename(tmp_path / "www/adapter/adapter_model.bin")
+    with pytest.raises(CheckpointInvalid, match="file_pickle"):
+        send(f"http://{host}/adapter")
+
+
+def test_a_token_in_a_query_opens_each_file_and_is_recorded_nowhere(
+    send, serve, kit, tmp_path
+) -> None:
+    kit.build().write(tmp_path / "www" / "adapter")
+    host = serve(Private, directory=str(tmp_path / "www"))
+    version = send(f"http://{host}/moved/adapter?token=s3cret")
+    assert version.provenance == {"source": {"url": f"http://{host}/moved/adapter"}}
+    with Catalog.open(tmp_path / "store") as catalog:
+        assert "s3cret" not in str(catalog.list_events())
+    with pytest.raises(SourceUnreachable, match="403") as refused:
+        send(f"http://user:pw@{host}/adapter?token=wr0ng")
+    for secret in ("pw", "wr0ng"):
+        assert secret not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+def test_a_server_that_is_not_there_is_unreachable(send, tmp_path) -> None:
+    with pytest.raises(SourceUnreachable, match="check the address"):
+        send("http://127.0.0.1:9/adapter")
+    assert leftovers(tmp_path) == []
+
+
+class Endless(BaseHTTPRequestHandler):
+    """Sends one file for ever."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(bytes(1 << 16))
+        except OSError:
+            return
+
+
+def test_an_endless_answer_ends_at_the_limit(send, serve) -> None:
+    with pytest.raises(CheckpointInvalid, match="file_too_large"):
+        send(f"http://{serve(Endless)}/adapter")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of the hub's API that publishing from it needs; it tells what it was asked."""
+
+    asked: list[str]
+    files: dict[str, bytes]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def answer(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        path = self.path.partition("?")[0]
+        name = path.rpartition("/")[2]
+        if path.startswith("/acme/sql/resolve/") and name in self.files:
+            body = self.files[name]
+            self.answer(200, body, X_Repo_Commit=COMMIT, ETag=f'"{zlib.crc32(body)}"')
+        elif path in (
+            "/api/models/acme/sql",
+            "/api/models/acme/sql/revision/v1",
+            f"/api/models/acme/sql/revision/{COMMIT}",
+        ):
+            facts = {"id": "acme/sql", "sha": COMMIT, "siblings": []}
+            self.answer(200, json.dumps(facts).encode(), Content_Type="application/json")
+        elif path == f"/api/models/acme/sql/tree/{COMMIT}":
+            tree = [
+                {"type": "file", "path": n, "size": len(b), "oid": "0"}
+                for n, b in self.files.items()
+            ]
+            self.answer(200, json.dumps(tree).encode(), Content_Type="application/json")
+        else:
+            code = "RevisionNotFound" if "/revision/" in path else "RepoNotFound"
+            self.answer(404, b"{}", X_Error_Code=code)
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        self.asked.append(self.path)
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        found = [
+            {"type": "file", "path": n, "size": len(b), "oid": "0"}
+            for n, b in self.files.items()
+            if n in body
+        ]
+        self.answer(200, json.dumps(found).encode(), Content_Type="application/json")
+
+
+def publish_from_hub(
+    host: str, source: str, base: Path, store: Path
+) -> subprocess.CompletedProcess:
+    # In a process of its own, as huggingface_hub reads its settings once.
+    words = ["publish", source, "--name", "sql", "--base", base, "--store", store, "--json"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": f"http://{host}", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"HF_HOME": str(store.parent / "hf")}
+    return subprocess.run(
+        [sys.executable, "-m", "lorry", "adapters", *map(str, words)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_revision_on_the_hub_is_published_and_recorded_as_its_commit(
+    serve, kit, base_folder, tmp_path
+) -> None:
+    draft = kit.build()
+    Hub.asked, Hub.files = (
+        [],
+        {
+            "adapter_config.json": json.dumps(draft.config).encode(),
+            WEIGHTS: kit.encode(draft.tensors),
+            "README.md": b"# hello",
+            "training_args.bin": b"pickle",
+        },
+    )
+    host = serve(Hub)
+    done = publish_from_hub(host, "hf://acme/sql@v1", base_folder, tmp_path / "store")
+    assert done.returncode == 0, (done.stderr, Hub.asked)
+    facts = json.loads(done.stdout)
+    source = {"url": "hf://acme/sql@v1", "commit": COMMIT}
+    assert facts["provenance"] == {"source": source}
+    fetched_paths = {path for path in Hub.asked if "/resolve/" in path}
+    assert fetched_paths == {
+        f"/acme/sql/resolve/{COMMIT}/{name}" for name in ("adapter_config.json", WEIGHTS)
+    }
+    gone = publish_from_hub(host, "hf://acme/sql@v2", base_folder, tmp_path / "store")
+    assert gone.returncode == 2
+    assert "(source_not_found)" in gone.stderr
+    assert "Traceback" not in gone.stderr

@@ -1,46 +1,34 @@
 """Which adapters exist, and which immutable version a name means. Knows nothing of files.
 
-Every change is one transaction and leaves an event. `resolve` is on a server's hot path: answers
-are remembered until the database changes, by whomever.
+The one door to the catalog: every change is one transaction and leaves an event. `resolve` is on a
+server's hot path: answers are remembered until the database changes, by whomever.
 """
 
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from sqlalchemy import Connection, Engine, and_, func, insert, select, update
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
 
-from adapters import schema
+from adapters import changes, database, schema
+from adapters.aliases import Alias, Target, check_split, select_aliases
 from adapters.errors import StoreUnreadable, StoreUnwritable, quote
 from adapters.freshness import Freshness, watch
+from adapters.history import Event, select_events
 from adapters.names import STABLE, Reference, check_alias
-from adapters.versions import AdapterVersion, as_utc, find_version, select_versions
+from adapters.versions import AdapterVersion, Meaning, find_meaning, select_versions
 
 if TYPE_CHECKING:
     from adapters.checkpoint import Checkpoint  # brings numpy: half a second nobody needs here
 
-__all__ = ["AdapterVersion", "Catalog", "Event"]
+__all__ = ["AdapterVersion", "Alias", "Catalog", "Event", "Target"]
 
 DATABASE = "catalog.db"
 REMEMBERED = 10_000
-PUBLISH_TRIES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One change, as it was recorded."""
-
-    happened_at: datetime
-    actor: str
-    action: str
-    name: str
-    detail: dict[str, Any]
 
 
 class Catalog:
@@ -50,18 +38,20 @@ class Catalog:
         self._engine = engine
         self._freshness = freshness
         self._lock = threading.Lock()
-        self._mark: int | None = None
-        self._known: dict[Reference, AdapterVersion] = {}
+        self._mark: object = None
+        self._known: dict[Reference, Meaning] = {}
 
     @classmethod
     def open(cls, store_dir: Path, url: str | None = None, create: bool = True) -> Self:
         """Open the catalog of a store, or the one at a SQLAlchemy URL.
 
-        Raises StoreUnreadable, StoreUnwritable, CatalogUnreadable or SchemaMismatch.
+        One of an older schema is brought to the present one. Raises StoreUnreadable,
+        StoreUnwritable, CatalogUnreadable or SchemaMismatch.
         """
-        if url is None:
+        if not url:
             _check_folder(store_dir, create=create)
-        engine = schema.open_engine(url or schema.sqlite_url(store_dir / DATABASE), create=create)
+        where = url or database.sqlite_url(store_dir / DATABASE)
+        engine = database.open_engine(where, create=create)
         return cls(engine, watch(engine))
 
     def close(self) -> None:
@@ -74,30 +64,42 @@ class Catalog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def resolve(self, reference: Reference) -> AdapterVersion:
-        """The version a reference means now; raises AdapterNotFound or AmbiguousDigest."""
+    def resolve(self, reference: Reference, key: str | None = None) -> AdapterVersion:
+        """The version a reference means now; raises AdapterNotFound or AmbiguousDigest.
+
+        `key` says who asks: of a split, the same key gets the same side. No key gets any side.
+        """
+        return self._find(reference).choose(key)
+
+    def resolve_only(self, reference: Reference) -> AdapterVersion:
+        """The same, for whoever asks; raises AliasIsSplit where that would matter."""
+        return self._find(reference).only()
+
+    def remembered(self, reference: Reference, key: str | None = None) -> AdapterVersion | None:
+        """What `resolve` would say, if it is known without asking a database over the network."""
         with self._translated():
-            known = self._current()
-            found = known.get(reference)
-            if found is None:
-                with self._engine.connect() as connection:
-                    found = find_version(connection, reference)
-                if len(known) < REMEMBERED:
-                    known[reference] = found
-            return found
+            meaning = self._current().get(reference)
+        return meaning and meaning.choose(key)
 
     def list_versions(self, name: str | None = None) -> list[AdapterVersion]:
         """All versions, or those of one name, by name and number."""
-        wanted = [] if name is None else [schema.versions.c.name == name]
-        with self._translated(), self._engine.connect() as connection:
-            return select_versions(connection, *wanted)
+        with self._reading() as connection:
+            return select_versions(connection, *_of(schema.versions, name))
 
-    def list_events(self) -> list[Event]:
-        """Every change so far, oldest first."""
-        table = schema.events
-        with self._translated(), self._engine.connect() as connection:
-            rows = connection.execute(select(table).order_by(table.c.id)).all()
-        return [Event(as_utc(r.happened_at), r.actor, r.action, r.name, r.detail) for r in rows]
+    def list_aliases(self, name: str | None = None) -> list[Alias]:
+        """All aliases, or those of one name, by name and alias."""
+        with self._reading() as connection:
+            return select_aliases(connection, *_of(schema.targets, name))
+
+    def list_events(self, name: str | None = None, limit: int | None = None) -> list[Event]:
+        """Every change so far, or the last `limit`, oldest first."""
+        with self._reading() as connection:
+            return select_events(connection, *_of(schema.events, name), limit=limit)
+
+    def pins(self) -> list[AdapterVersion]:
+        """The versions that are pinned."""
+        with self._reading() as connection:
+            return select_versions(connection, schema.pins.c.version.is_not(None))
 
     def publish(
         self,
@@ -106,6 +108,7 @@ class Catalog:
         digest: str,
         checkpoint: "Checkpoint",
         base: str,
+        base_digest: str | None = None,
         aliases: Sequence[str] = (STABLE,),
         provenance: Mapping[str, Any] | None = None,
         actor: str,
@@ -121,29 +124,73 @@ class Catalog:
             "rank": checkpoint.rank,
             "alpha": checkpoint.alpha,
             "base": base,
+            "base_digest": base_digest,
             "size_bytes": checkpoint.size_bytes,
             "provenance": None if provenance is None else dict(provenance),
         }
+        with self._writing() as connection:
+            return changes.publish(connection, name, values, aliases, actor)
+
+    def point(self, name: str, alias: str, version: int, *, actor: str) -> Alias:
+        """Let an alias point at one version; raises BadName or AdapterNotFound."""
+        return self.split(name, alias, {version: 1}, actor=actor)
+
+    def split(self, name: str, alias: str, weights: Mapping[int, int], *, actor: str) -> Alias:
+        """Let versions share an alias's requests by weight.
+
+        Raises BadName, SplitInvalid or AdapterNotFound.
+        """
+        check_alias(alias)
+        sides = check_split(weights)
+        with self._writing() as connection:
+            return changes.point(connection, name, alias, sides, actor)
+
+    def drop_alias(self, name: str, alias: str, *, actor: str) -> None:
+        """Take an alias away; raises AdapterNotFound or AliasNotFound."""
+        with self._writing() as connection:
+            changes.drop_alias(connection, name, alias, actor)
+
+    def rollback(self, name: str, alias: str, *, actor: str, to: int | None = None) -> Alias:
+        """Let an alias point at what it pointed at before; twice goes two back.
+
+        With `to` it goes back as far as that version. What was removed meanwhile is passed over;
+        a dropped alias comes back. Raises AdapterNotFound, AliasNotFound or NothingToRollBack.
+        """
+        with self._writing() as connection:
+            return changes.roll_back(connection, name, alias, to, actor)
+
+    def pin(self, name: str, version: int, *, actor: str) -> AdapterVersion:
+        """Keep a version from being removed or evicted; raises AdapterNotFound."""
+        with self._writing() as connection:
+            return changes.pin(connection, name, version, actor)
+
+    def unpin(self, name: str, version: int, *, actor: str) -> AdapterVersion:
+        """Raises AdapterNotFound."""
+        with self._writing() as connection:
+            return changes.unpin(connection, name, version, actor)
+
+    def remove(self, name: str, version: int, *, actor: str) -> None:
+        """Forget a version, whose number is not given again; its files are left to the store.
+
+        Raises AdapterNotFound, or VersionInUse while it is pinned or an alias points at it.
+        """
+        with self._writing() as connection:
+            changes.remove(connection, name, version, actor)
+
+    def _find(self, reference: Reference) -> Meaning:
         with self._translated():
-            return self._publish(name, values, aliases, actor)
+            known = self._current()
+        found = known.get(reference)
+        if found is None:
+            with self._reading() as connection:
+                found = find_meaning(connection, reference)
+            with self._lock:
+                while len(known) >= REMEMBERED:
+                    del known[next(iter(known))]
+                known[reference] = found
+        return found
 
-    def _publish(
-        self, name: str, values: Mapping[str, Any], aliases: Sequence[str], actor: str
-    ) -> AdapterVersion:
-        # Only databases without a lock for all writers let two publishers take one number.
-        for attempt in range(1, PUBLISH_TRIES + 1):
-            try:
-                with schema.writing(self._engine).begin() as connection:
-                    number = _ensure_version(connection, name, values, actor)
-                    for alias in dict.fromkeys(aliases):
-                        _point(connection, name, alias, number, actor)
-                    return find_version(connection, Reference(name, number))
-            except IntegrityError:
-                if attempt == PUBLISH_TRIES:
-                    raise
-        raise AssertionError("unreachable")
-
-    def _current(self) -> dict[Reference, AdapterVersion]:
+    def _current(self) -> dict[Reference, Meaning]:
         """What is remembered of the catalog as it is now.
 
         The mark is taken before anything is read, and an answer goes into the dict it was looked
@@ -156,11 +203,26 @@ class Catalog:
             return self._known
 
     @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self._translated(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self._translated(), database.writing(self._engine).begin() as connection:
+            yield connection
+        self._freshness.wrote()
+
+    @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
         except (SQLAlchemyError, sqlite3.Error) as error:
-            raise schema.unreadable(self._engine, error) from error
+            raise database.unreadable(self._engine, error) from error
+
+
+def _of(table: Any, name: str | None) -> list[Any]:
+    return [] if name is None else [table.c.name == name]
 
 
 def _check_folder(folder: Path, *, create: bool) -> None:
@@ -178,45 +240,3 @@ def _check_folder(folder: Path, *, create: bool) -> None:
         raise kind(
             f"the store {quote(str(folder))}: {reason}", "check the path and its rights"
         ) from error
-
-
-def _ensure_version(
-    connection: Connection, name: str, values: Mapping[str, Any], actor: str
-) -> int:
-    table, now = schema.versions, datetime.now(UTC)
-    same = and_(table.c.name == name, table.c.digest == values["digest"])
-    existing = connection.scalar(select(table.c.number).where(same))
-    if existing is not None:
-        return int(existing)
-    newest = connection.scalar(select(func.max(table.c.number)).where(table.c.name == name))
-    if newest is None:
-        connection.execute(insert(schema.adapters).values(name=name, created_at=now))
-    number = (newest or 0) + 1
-    connection.execute(insert(table).values(name=name, number=number, created_at=now, **values))
-    detail = {"version": number, "digest": values["digest"]}
-    _record(connection, actor, "published", name, detail)
-    return number
-
-
-def _point(connection: Connection, name: str, alias: str, number: int, actor: str) -> None:
-    table = schema.aliases
-    here = and_(table.c.name == name, table.c.alias == alias)
-    before = connection.scalar(select(table.c.version).where(here))
-    if before == number:
-        return
-    if before is None:
-        connection.execute(insert(table).values(name=name, alias=alias, version=number))
-    else:
-        connection.execute(update(table).where(here).values(version=number))
-    detail = {"alias": alias, "from": before, "to": number}
-    _record(connection, actor, "alias_moved", name, detail)
-
-
-def _record(
-    connection: Connection, actor: str, action: str, name: str, detail: Mapping[str, Any]
-) -> None:
-    connection.execute(
-        insert(schema.events).values(
-            happened_at=datetime.now(UTC), actor=actor, action=action, name=name, detail=detail
-        )
-    )

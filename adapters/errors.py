@@ -4,12 +4,18 @@ AdapterError
 ├── BadName              a name or alias that cannot be given to an adapter
 ├── BadReference         a text that is not NAME[@VERSION|@ALIAS|@sha256:PREFIX]
 ├── AdapterNotFound      a well-formed reference that means nothing here
+├── AliasNotFound        an adapter without an alias of that name
 ├── AmbiguousDigest      a digest prefix that means more than one version
+├── AliasIsSplit         an alias of several versions, where one version must be meant
+├── SplitInvalid         weights that requests cannot be shared by
+├── NothingToRollBack    an alias that pointed at nothing else before
+├── VersionInUse         a version that is pinned or that an alias points at
 ├── CheckpointInvalid    an adapter that must not be served; carries every Problem found
 ├── BaseUnreadable       a base model folder whose linear layers cannot be told
 ├── StoreError
 │   ├── StoreUnreadable  the store's folder is missing or closed to us
 │   ├── StoreUnwritable  writing an object failed; nothing was published
+│   ├── StoreBusy        somebody is at work in the store for too long
 │   ├── ObjectMissing    a digest without an object
 │   └── ObjectDamaged    an object whose bytes are no longer those of its digest
 └── CatalogError
@@ -57,8 +63,28 @@ class AdapterNotFound(AdapterError):
     code = "adapter_not_found"
 
 
+class AliasNotFound(AdapterError):
+    code = "alias_not_found"
+
+
 class AmbiguousDigest(AdapterError):
     code = "ambiguous_digest"
+
+
+class AliasIsSplit(AdapterError):
+    code = "alias_is_split"
+
+
+class SplitInvalid(AdapterError):
+    code = "split_invalid"
+
+
+class NothingToRollBack(AdapterError):
+    code = "nothing_to_roll_back"
+
+
+class VersionInUse(AdapterError):
+    code = "version_in_use"
 
 
 class BaseUnreadable(AdapterError):
@@ -75,6 +101,10 @@ class StoreUnreadable(StoreError):
 
 class StoreUnwritable(StoreError):
     code = "store_unwritable"
+
+
+class StoreBusy(StoreError):
+    code = "store_busy"
 
 
 class ObjectMissing(StoreError):

@@ -1,22 +1,33 @@
 """Tells whether a catalog may have changed since it was last asked, cheaply enough to ask often.
 
-Knows nothing of what the catalog holds.
+Knows nothing of what the catalog holds. Never waits for a network: a database that is reached over
+one is asked by a thread.
 """
 
+import logging
+import threading
 import time
 from typing import Protocol
 
 from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import SQLAlchemyError
 
+from adapters.database import unreadable
 from adapters.schema import events
 
-SHARED_MAX_AGE = 0.5
+logger = logging.getLogger("lorry.catalog")
+
+POLL_SECONDS = 0.2
+COMPLAINT_SECONDS = 60.0
 
 
 class Freshness(Protocol):
     """A mark that differs from the one before if the catalog changed meanwhile."""
 
-    def mark(self) -> int | None: ...
+    def mark(self) -> object: ...
+
+    def wrote(self) -> None:
+        """Told after each change of our own."""
 
     def close(self) -> None: ...
 
@@ -32,36 +43,75 @@ class SqliteFreshness:
         self._connection = engine.raw_connection()
         self._cursor = self._connection.cursor()
 
-    def mark(self) -> int | None:
+    def mark(self) -> int:
         self._cursor.execute("PRAGMA data_version")
         (mark,) = self._cursor.fetchall()[0]
         return int(mark)
+
+    def wrote(self) -> None:
+        """The database tells."""
 
     def close(self) -> None:
         self._connection.close()
 
 
-class EventFreshness:
-    """The newest event's id, for databases over a network (PostgreSQL): one query, asked at most
-    every `max_age` seconds. A change, our own too, is seen that much later at most."""
+class PolledFreshness:
+    """The newest event's id, asked by a thread: another's change is seen within `interval` and
+    one query, our own at once.
 
-    def __init__(self, engine: Engine, max_age: float = SHARED_MAX_AGE) -> None:
+    While the database does not answer the mark stays, and so does all that is remembered.
+    """
+
+    def __init__(self, engine: Engine, interval: float = POLL_SECONDS) -> None:
         self._engine = engine
-        self._max_age = max_age
-        self._asked_at = -max_age
-        self._mark: int | None = None
+        self._interval = interval
+        self._own = 0
+        self._newest: int | None = None
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._complained_at: float | None = None
 
-    def mark(self) -> int | None:
-        if time.monotonic() - self._asked_at >= self._max_age:
-            with self._engine.connect() as connection:
-                self._mark = connection.scalar(select(func.max(events.c.id)))
-            self._asked_at = time.monotonic()
-        return self._mark
+    def mark(self) -> tuple[int, int | None]:
+        if self._thread is None:  # not before: a command that asks nothing needs no thread
+            self._newest = self._ask()
+            self._thread = threading.Thread(target=self._poll, name="catalog", daemon=True)
+            self._thread.start()
+        return self._own, self._newest
+
+    def wrote(self) -> None:
+        self._own += 1
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _poll(self) -> None:
+        while not self._closing.wait(self._interval):
+            try:
+                self._newest = self._ask()
+            except SQLAlchemyError as error:
+                self._complain(error)
+            else:
+                self._welcome_back()
+
+    def _ask(self) -> int | None:
+        with self._engine.connect() as connection:
+            return connection.scalar(select(func.max(events.c.id)))
+
+    def _complain(self, error: SQLAlchemyError) -> None:
+        now = time.monotonic()
+        if self._complained_at is None or now - self._complained_at >= COMPLAINT_SECONDS:
+            self._complained_at = now
+            said = unreadable(self._engine, error).message
+            logger.error("%s; what is remembered of it goes on being served", said)
+
+    def _welcome_back(self) -> None:
+        if self._complained_at is not None:
+            self._complained_at = None
+            logger.warning("the catalog answers again")
 
 
 def watch(engine: Engine) -> Freshness:
     is_sqlite = engine.dialect.name == "sqlite"
-    return SqliteFreshness(engine) if is_sqlite else EventFreshness(engine)
+    return SqliteFreshness(engine) if is_sqlite else PolledFreshness(engine)

@@ -27,6 +27,9 @@ def publish(
     aliases: Sequence[str] = (STABLE,),
     base_name: str | None = None,
     actor: str | None = None,
+    catalog_url: str | None = None,
+    max_rank: int | None = None,
+    allow_base_mismatch: bool = False,
 ) -> AdapterVersion:
     """Publish a PEFT folder as the next version of `name`, and point `aliases` at it.
 
@@ -41,7 +44,7 @@ def publish(
     with objects.stage(folder) as staged:
         checkpoint, provenance = judge(staged, model)
         digest = objects.commit(staged)
-    with Catalog.open(objects.root) as catalog:
+    with Catalog.open(objects.root, catalog_url) as catalog:
         return catalog.publish(
             name=name,
             digest=digest,

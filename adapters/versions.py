@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, select
 
 from adapters import schema
-from adapters.errors import AdapterNotFound, AmbiguousDigest
+from adapters.aliases import choose_side
+from adapters.errors import AdapterNotFound, AliasIsSplit, AmbiguousDigest
 from adapters.names import STABLE, DigestPrefix, Reference
 
 
@@ -25,8 +26,10 @@ class AdapterVersion:
     rank: int
     alpha: float
     base: str
+    base_digest: str | None
     size_bytes: int
     created_at: datetime
+    pinned: bool
     aliases: tuple[str, ...]
     provenance: dict[str, Any] | None = field(hash=False)
 
@@ -43,49 +46,82 @@ class AdapterVersion:
         }
 
 
-def find_version(connection: Connection, reference: Reference) -> AdapterVersion:
-    found = select_versions(
-        connection, schema.versions.c.name == reference.name, _selects(reference)
-    )
-    if not found:
-        raise _explain_missing(connection, reference)
-    if len(found) > 1:
-        labels = ", ".join(version.label for version in found[:5])
-        raise AmbiguousDigest(f"{reference} means {labels}", "give more digits of the digest")
-    return found[0]
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a reference means: one version, or the sides of a split in ascending order."""
+
+    reference: Reference
+    versions: tuple[AdapterVersion, ...]
+    weights: tuple[int, ...]
+
+    def choose(self, key: str | None) -> AdapterVersion:
+        """The version for whom `key` stands for."""
+        if len(self.versions) == 1:
+            return self.versions[0]
+        return self.versions[choose_side(self._alias, self.weights, key)]
+
+    def only(self) -> AdapterVersion:
+        """The one version that is meant; raises AliasIsSplit."""
+        if len(self.versions) == 1:
+            return self.versions[0]
+        sides = zip(self.versions, self.weights, strict=True)
+        said = ", ".join(f"{version.label} ({weight})" for version, weight in sides)
+        raise AliasIsSplit(f"{self._alias} is split between {said}", "name one of these versions")
+
+    @property
+    def _alias(self) -> str:
+        return f"{self.reference.name}@{self.reference.selector or STABLE}"
 
 
-def _selects(reference: Reference) -> ColumnElement[bool]:
+def find_meaning(connection: Connection, reference: Reference) -> Meaning:
+    """Raises AdapterNotFound or AmbiguousDigest."""
     table = schema.versions
     match reference.selector:
         case int(number):
-            return table.c.number == number
+            weights = {number: 1}
+            wanted = table.c.number == number
         case DigestPrefix() as prefix:
-            return table.c.digest.startswith(str(prefix), autoescape=True)
+            weights = {}
+            wanted = table.c.digest.startswith(str(prefix), autoescape=True)
         case alias:
-            pointer = schema.aliases
-            named = and_(pointer.c.name == table.c.name, pointer.c.alias == (alias or STABLE))
-            return table.c.number == select(pointer.c.version).where(named).scalar_subquery()
+            weights = _read_weights(connection, reference.name, alias or STABLE)
+            wanted = table.c.number.in_(weights)
+    found = select_versions(connection, table.c.name == reference.name, wanted)
+    if not found:
+        raise _explain_missing(connection, reference)
+    if len(found) > 1 and not weights:
+        labels = ", ".join(version.label for version in found[:5])
+        raise AmbiguousDigest(f"{reference} means {labels}", "give more digits of the digest")
+    shares = tuple(weights.get(version.version, 1) for version in found)
+    return Meaning(reference, tuple(found), shares)
+
+
+def _read_weights(connection: Connection, name: str, alias: str) -> dict[int, int]:
+    table = schema.targets
+    here = and_(table.c.name == name, table.c.alias == alias)
+    rows = connection.execute(select(table.c.version, table.c.weight).where(here)).all()
+    return {row.version: row.weight for row in rows}
 
 
 def select_versions(connection: Connection, *wanted: ColumnElement[bool]) -> list[AdapterVersion]:
-    table, pointer = schema.versions, schema.aliases
-    rows = connection.execute(
-        select(table).where(*wanted).order_by(table.c.name, table.c.number)
-    ).all()
+    """Versions by name and number, each with its aliases."""
+    table, pin, target = schema.versions, schema.pins, schema.targets
+    same = and_(pin.c.name == table.c.name, pin.c.version == table.c.number)
+    query = select(table, pin.c.version.is_not(None).label("pinned"))
+    query = query.outerjoin(pin, same).where(*wanted).order_by(table.c.name, table.c.number)
+    rows = connection.execute(query).all()
     if not rows:
         return []
-    names = {row.name for row in rows}
-    query = select(pointer).order_by(pointer.c.alias)
-    if len(names) == 1:
-        query = query.where(pointer.c.name == rows[0].name)
-    return _with_aliases(rows, connection.execute(query).all())
+    pointing = select(target).order_by(target.c.alias)
+    if rows[0].name == rows[-1].name:
+        pointing = pointing.where(target.c.name == rows[0].name)
+    return _with_aliases(rows, connection.execute(pointing).all())
 
 
-def _with_aliases(rows: Iterable[Row[Any]], pointers: Iterable[Row[Any]]) -> list[AdapterVersion]:
+def _with_aliases(rows: Iterable[Row[Any]], targets: Iterable[Row[Any]]) -> list[AdapterVersion]:
     aliases: dict[tuple[str, int], list[str]] = {}
-    for pointer in pointers:
-        aliases.setdefault((pointer.name, pointer.version), []).append(pointer.alias)
+    for target in targets:
+        aliases.setdefault((target.name, target.version), []).append(target.alias)
     return [
         AdapterVersion(
             name=row.name,
@@ -94,8 +130,10 @@ def _with_aliases(rows: Iterable[Row[Any]], pointers: Iterable[Row[Any]]) -> lis
             rank=row.rank,
             alpha=row.alpha,
             base=row.base,
+            base_digest=row.base_digest,
             size_bytes=row.size_bytes,
             created_at=as_utc(row.created_at),
+            pinned=bool(row.pinned),
             aliases=tuple(aliases.get((row.name, row.number), ())),
             provenance=row.provenance,
         )
@@ -110,7 +148,7 @@ def _explain_missing(connection: Connection, reference: Reference) -> AdapterNot
             f"there is no adapter {reference.name!r}", "list those there are, or publish it first"
         )
     numbers = [str(version.version) for version in known]
-    aliases = sorted(alias for version in known for alias in version.aliases)
+    aliases = sorted({alias for version in known for alias in version.aliases})
     wanted = reference.selector or STABLE
     return AdapterNotFound(
         f"adapter {reference.name!r} has no {str(wanted)!r}",

@@ -52,6 +52,7 @@ class BaseModel:
     name: str
     architecture: str
     linears: Mapping[str, Shape]
+    digest: str | None = None
 
     @property
     def layers(self) -> int:

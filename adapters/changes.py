@@ -29,9 +29,7 @@ def publish(
     return find_version(connection, name, number)
 
 
-def point(
-    connection: Connection, name: str, alias: str, weights: Weights, actor: str
-) -> Alias:
+def point(connection: Connection, name: str, alias: str, weights: Weights, actor: str) -> Alias:
     """Let an alias point at some versions; raises AdapterNotFound."""
     for version in weights:
         find_version(connection, name, version)
@@ -45,9 +43,7 @@ def drop_alias(connection: Connection, name: str, alias: str, actor: str) -> Non
     _move(connection, name, alias, {}, actor, history.ALIAS_DROPPED)
 
 
-def roll_back(
-    connection: Connection, name: str, alias: str, to: int | None, actor: str
-) -> Alias:
+def roll_back(connection: Connection, name: str, alias: str, to: int | None, actor: str) -> Alias:
     """Raises AliasNotFound or NothingToRollBack."""
     now = _weights(connection, name, alias)
     events = history.select_events(connection, schema.events.c.name == name)

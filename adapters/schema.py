@@ -26,9 +26,7 @@ OLDER = ("1",)
 
 metadata = MetaData()
 # Alembic's own: where in adapters/migrations this database stands.
-revision = Table(
-    "catalog_revision", metadata, Column("version_num", String(32), primary_key=True)
-)
+revision = Table("catalog_revision", metadata, Column("version_num", String(32), primary_key=True))
 # What programs of schema 1 look at: they refuse a database where it is not 1.
 schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
 adapters = Table(

@@ -4,7 +4,5 @@ from alembic import context
 
 from adapters.schema import revision
 
-context.configure(
-    connection=context.config.attributes["connection"], version_table=revision.name
-)
+context.configure(connection=context.config.attributes["connection"], version_table=revision.name)
 context.run_migrations()

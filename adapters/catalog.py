@@ -79,7 +79,7 @@ class Catalog:
         """What `resolve` would say, if it is known without asking a database over the network."""
         with self._translated():
             meaning = self._current().get(reference)
-        return meaning and meaning.choose(key)
+        return None if meaning is None else meaning.choose(key)
 
     def list_versions(self, name: str | None = None) -> list[AdapterVersion]:
         """All versions, or those of one name, by name and number."""

@@ -19,6 +19,7 @@ logger = logging.getLogger("lorry.catalog")
 
 POLL_SECONDS = 0.2
 COMPLAINT_SECONDS = 60.0
+CLOSE_SECONDS = 1.0
 
 
 class Freshness(Protocol):
@@ -65,39 +66,36 @@ class PolledFreshness:
     def __init__(self, engine: Engine, interval: float = POLL_SECONDS) -> None:
         self._engine = engine
         self._interval = interval
-        self._own = 0
-        self._newest: int | None = None
+        self._own = object()
+        self._newest: object = object()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._complained_at: float | None = None
 
-    def mark(self) -> tuple[int, int | None]:
+    def mark(self) -> object:
         if self._thread is None:  # not before: a command that asks nothing needs no thread
-            self._newest = self._ask()
             self._thread = threading.Thread(target=self._poll, name="catalog", daemon=True)
             self._thread.start()
         return self._own, self._newest
 
     def wrote(self) -> None:
-        self._own += 1
+        self._own = object()
 
     def close(self) -> None:
         self._closing.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
 
     def _poll(self) -> None:
-        while not self._closing.wait(self._interval):
+        while not self._closing.is_set():
             try:
-                self._newest = self._ask()
+                with self._engine.connect() as connection:
+                    self._newest = connection.scalar(select(func.max(events.c.id)))
             except SQLAlchemyError as error:
                 self._complain(error)
             else:
                 self._welcome_back()
-
-    def _ask(self) -> int | None:
-        with self._engine.connect() as connection:
-            return connection.scalar(select(func.max(events.c.id)))
+            self._closing.wait(self._interval)
 
     def _complain(self, error: SQLAlchemyError) -> None:
         now = time.monotonic()

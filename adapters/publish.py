@@ -4,11 +4,11 @@ Interrupted at any point, the store is as before or as after; at worst a file or
 that no version names. Knows nothing of what runs adapters.
 """
 
-import getpass
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adapters.actor import current_user
 from adapters.base import BaseModel, read_base
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.checkpoint import Checkpoint, inspect_checkpoint
@@ -19,7 +19,7 @@ from adapters.store import Staged, Store
 
 
 def publish(
-    folder: Path,
+    folder: Path | str,
     *,
     name: str,
     store: Path,
@@ -34,26 +34,28 @@ def publish(
     """Publish a PEFT folder as the next version of `name`, and point `aliases` at it.
 
     `base` is the folder of the model it was trained on; `base_name` (its folder's name unless
-    given) is what the catalog says of it. Raises an AdapterError.
+    given) is what the catalog says of it. `catalog_url`: a catalog other than the store's own.
+    Raises an AdapterError.
     """
     check_publishable_name(name)
     for alias in aliases:
         check_alias(alias)
     model = read_base(base)
     objects = Store(store)
-    with objects.stage(folder) as staged:
+    with objects.stage(Path(folder)) as staged:
         checkpoint, provenance = judge(staged, model)
         digest = objects.commit(staged)
-    with Catalog.open(objects.root, catalog_url) as catalog:
-        return catalog.publish(
-            name=name,
-            digest=digest,
-            checkpoint=checkpoint,
-            base=base_name or model.name,
-            aliases=aliases,
-            provenance=provenance,
-            actor=actor or current_user(),
-        )
+        # While the store is held: `gc` would take the object for an orphan until it has a version.
+        with Catalog.open(objects.root, catalog_url) as catalog:
+            return catalog.publish(
+                name=name,
+                digest=digest,
+                checkpoint=checkpoint,
+                base=base_name or model.name,
+                aliases=aliases,
+                provenance=provenance,
+                actor=actor or current_user(),
+            )
 
 
 def judge(staged: Staged, base: BaseModel) -> tuple[Checkpoint, dict[str, Any] | None]:
@@ -72,11 +74,3 @@ def judge(staged: Staged, base: BaseModel) -> tuple[Checkpoint, dict[str, Any] |
     if problems or checkpoint is None:
         raise CheckpointInvalid(problems)
     return checkpoint, provenance
-
-
-def current_user() -> str:
-    """Who is publishing, as the operating system knows it."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "unknown"

@@ -1,9 +1,10 @@
 """Immutable adapter files, kept under the digest of their bytes. Knows nothing of names.
 
     ROOT/objects/sha256/AA/<64 hex>/{adapter_config.json, adapter_model.safetensors[, lorry.json]}
-    ROOT/tmp/                      copies that are not objects yet
+    ROOT/tmp/                      copies that are not objects yet, and objects that are no more
+    ROOT/lock                      held by all who add together, and by one who takes away, alone
 
-An object appears whole by one rename and is never written again.
+An object appears and goes whole, by one rename, and is never written again.
 """
 
 import errno
@@ -28,9 +29,11 @@ from adapters.errors import (
     quote,
 )
 from adapters.files import CONFIG, PROVENANCE, SERVED, WEIGHTS, FileRefused, open_adapter_file
+from adapters.lock import hold
 
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 COPY_BYTES = 1 << 20
+ALONE_SECONDS = 10.0
 FETCH_AGAIN = "stop what uses it, delete its folder and publish the adapter again"
 
 
@@ -63,6 +66,7 @@ class Store:
         self.root = root.resolve()
         self._objects = self.root / "objects" / "sha256"
         self._tmp = self.root / "tmp"
+        self._lock = self.root / "lock"
 
     def path(self, digest: str) -> Path:
         """Where the object lies, if it exists."""
@@ -75,7 +79,8 @@ class Store:
         """The digests of all objects, in order."""
         try:
             for folder in sorted(self._objects.glob("??/*")):
-                if DIGEST.fullmatch(digest := f"sha256:{folder.name}"):
+                digest = f"sha256:{folder.name}"
+                if DIGEST.fullmatch(digest) and folder == self.path(digest):
                     yield digest
         except OSError as error:
             raise self._unreadable(error) from error
@@ -92,17 +97,20 @@ class Store:
         """Copy an adapter's files aside; what is not committed vanishes at the end.
 
         Hashes are of the bytes copied, so that what is judged is what will be served, however
-        the source changes meanwhile.
+        the source changes meanwhile. Until the end nobody takes anything from the store: what is
+        committed should have its version by then.
         """
         with self._reported():
             self._tmp.mkdir(parents=True, exist_ok=True)
-            copy = Path(tempfile.mkdtemp(dir=self._tmp))
-        try:
+        with hold(self._lock, alone=False):
             with self._reported():
-                staged = _copy_adapter(folder, copy)
-            yield staged
-        finally:
-            shutil.rmtree(copy, ignore_errors=True)
+                copy = Path(tempfile.mkdtemp(dir=self._tmp))
+            try:
+                with self._reported():
+                    staged = _copy_adapter(folder, copy)
+                yield staged
+            finally:
+                shutil.rmtree(copy, ignore_errors=True)
 
     def commit(self, staged: Staged) -> str:
         """Make a staged copy an object, or find that it is one already."""
@@ -111,6 +119,9 @@ class Store:
         with self._reported():
             is_new = not target.exists() and _place(staged.path, target)
         if not is_new:
+            # Its age counts from now; one of another user cannot be touched, nor taken by us.
+            with suppress(OSError):
+                os.utime(target)
             self.verify(digest)
         return digest
 
@@ -133,6 +144,26 @@ class Store:
         if digest_of(hashes) != digest:
             said = f"the bytes of object {digest} are not those that were published"
             raise ObjectDamaged(said, FETCH_AGAIN)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only one who changes the store; raises StoreBusy or StoreUnwritable."""
+        with hold(self._lock, alone=True, within=ALONE_SECONDS):
+            yield
+
+    def now(self) -> float:
+        """The time by the clock that dates the store's files."""
+        os.utime(self._lock)
+        return self._lock.stat().st_mtime
+
+    def leftovers(self) -> list[Path]:
+        """What work that was cut off left behind; only who is alone can tell it from work."""
+        return sorted(self._tmp.iterdir()) if self._tmp.exists() else []
+
+    def put_aside(self, folder: Path) -> Path:
+        """Make an object none, in one step: half an object is never seen."""
+        self._tmp.mkdir(exist_ok=True)
+        return folder.rename(Path(tempfile.mkdtemp(dir=self._tmp)) / folder.name).parent
 
     def _unreadable(self, error: OSError) -> StoreUnreadable:
         return StoreUnreadable(
@@ -179,6 +210,7 @@ def _place(copy: Path, target: Path) -> bool:
     """Move a copy to its place for good; False if someone else put the same bytes there first."""
     _make_durable_folder(target.parent)
     copy.chmod(0o755)
+    os.utime(copy)  # an object's age counts from its commit
     _sync_folder(copy)
     try:
         copy.rename(target)

@@ -1,0 +1,11 @@
+"""Who makes a change, as its event says."""
+
+import getpass
+
+
+def current_user() -> str:
+    """The user as the operating system knows them."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"

@@ -1,0 +1,76 @@
+"""`lorry adapters list|show|history`: what there is and what happened. Changes nothing."""
+
+from typing import Annotated
+
+import typer
+
+from adapters.cli.options import (
+    DEFAULT_STORE,
+    CatalogOption,
+    JsonOption,
+    ReferenceArgument,
+    StoreOption,
+    opened,
+    print_json,
+)
+
+
+def list_(
+    store: StoreOption = DEFAULT_STORE, catalog: CatalogOption = None, as_json: JsonOption = False
+) -> None:
+    """List every version of every adapter."""
+    from adapters.cli.tables import print_versions, shares_by_version
+
+    with opened(store, catalog) as index:
+        versions, aliases = index.list_versions(), index.list_aliases()
+    shares = shares_by_version(aliases)
+    if as_json:
+        listed = ((version, shares.get(version.label, {})) for version in versions)
+        print_json([version.as_json() | {"shares": share} for version, share in listed])
+    else:
+        print_versions(versions, shares)
+
+
+def show(
+    reference: ReferenceArgument,
+    key: Annotated[
+        str | None, typer.Option(help="Of a split, show the version that this caller gets.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    catalog: CatalogOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the one version that a reference means now."""
+    with opened(store, catalog) as index:
+        from adapters.names import parse_reference
+        from adapters.store import Store
+
+        wanted = parse_reference(reference)
+        version = index.resolve_only(wanted) if key is None else index.resolve(wanted, key)
+        facts = version.as_json() | {"path": str(Store(store).path(version.digest))}
+    if as_json:
+        print_json(facts)
+    else:
+        from adapters.cli.tables import print_facts
+
+        print_facts(facts)
+
+
+def history(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this adapter.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many, the newest. [default: all]")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    catalog: CatalogOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell who changed what, and when; the newest last."""
+    with opened(store, catalog) as index:
+        events = index.list_events(name, limit)
+    if as_json:
+        print_json([event.as_json() for event in events])
+    else:
+        from adapters.cli.tables import print_events
+
+        print_events(events)

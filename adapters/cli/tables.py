@@ -1,0 +1,91 @@
+"""Facts as a person reads them. Brings rich and the catalog: import it inside a command."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from adapters.catalog import AdapterVersion, Alias, Event
+
+PIPE_WIDTH = 500
+
+
+def shares_by_version(aliases: Sequence[Alias]) -> dict[str, dict[str, float]]:
+    """For each NAME@VERSION, the share of requests that it gets of each alias."""
+    shares: dict[str, dict[str, float]] = {}
+    for alias in aliases:
+        total = sum(target.weight for target in alias.targets)
+        for target in alias.targets:
+            share = shares.setdefault(f"{alias.name}@{target.version}", {})
+            share[alias.alias] = target.weight / total
+    return shares
+
+
+def describe_share(weight: float, total: float = 1) -> str:
+    """Nothing for all of an alias, else the part of it."""
+    return "" if weight == total else f" {100 * weight / total:.3g}%"
+
+
+def print_versions(
+    versions: Sequence[AdapterVersion], shares: Mapping[str, Mapping[str, float]]
+) -> None:
+    headings = ("adapter", "aliases", "pin", "digest", "rank", "size", "base", "published (UTC)")
+    rows = []
+    for version in versions:
+        named = shares.get(version.label, {}).items()
+        rows.append(
+            (
+                version.label,
+                ", ".join(f"{alias}{describe_share(share)}" for alias, share in named),
+                "pinned" if version.pinned else "",
+                version.digest[:19],
+                str(version.rank),
+                decimal(version.size_bytes),
+                version.base,
+                f"{version.created_at:%Y-%m-%d %H:%M}",
+            )
+        )
+    _print_table(headings, rows)
+
+
+def print_events(events: Sequence[Event]) -> None:
+    rows = [
+        (
+            f"{event.happened_at:%Y-%m-%d %H:%M:%S}",
+            event.actor,
+            event.action,
+            event.name,
+            " ".join(f"{key}={_describe(value)}" for key, value in event.detail.items()),
+        )
+        for event in events
+    ]
+    _print_table(("when (UTC)", "who", "what", "adapter", ""), rows)
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    for key, value in facts.items():
+        if key != "provenance":
+            print(f"{key:12}{', '.join(value) if isinstance(value, list) else value}")
+    if facts["provenance"] is not None:
+        print(f"provenance  {json.dumps(facts['provenance'], indent=2)}")
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, dict):  # a split, as its command takes it
+        return "[" + " ".join(f"{version}={weight}" for version, weight in value.items()) + "]"
+    return "-" if value is None else str(value)
+
+
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=None)
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    # Into a pipe, lines are as long as they need to be.
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    Console(highlight=False, markup=False, width=width).print(table)

@@ -30,6 +30,8 @@ def publish(
     catalog_url: str | None = None,
     max_rank: int | None = None,
     allow_base_mismatch: bool = False,
+    schemes: frozenset[str] | None = None,
+    if_new: bool = False,
 ) -> AdapterVersion:
     """Publish a PEFT folder as the next version of `name`, and point `aliases` at it.
 

@@ -42,6 +42,7 @@ from server.pins import Pins
 from server.residency import Residency
 from server.settings import Settings
 from server.tracing import Tracing, take_exporter
+from server.watching import watching
 
 if TYPE_CHECKING:
     from server.engine.build import RunningEngine  # imports vLLM
@@ -66,7 +67,8 @@ def serve(
     environment.prepare(settings)
     configure_logging()
     server = Server(settings, extra, listener, catalog)
-    return asyncio.run(server.run())
+    with watching(settings.watch, server.publisher):
+        return asyncio.run(server.run())
 
 
 class Server:
@@ -83,6 +85,7 @@ class Server:
         self._catalog = catalog
         self._lifecycle = Lifecycle()
         self._engine = EngineSlot()
+        self.publisher = Publisher(settings)
         self._pinning: asyncio.Task[None] | None = None
         names = ModelNames(settings.base_name, catalog)
         disable_created_metrics()  # a second series for each one, of use to nobody here
@@ -98,7 +101,7 @@ class Server:
             engine=self._engine,
             max_body_bytes=settings.max_body_bytes,
             started_at=int(self._started),
-            admin=create_router(Shelf(catalog, self._engine), Publisher(settings)),
+            admin=create_router(Shelf(catalog, self._engine), self.publisher),
             admin_token=settings.admin_token.get_secret_value() if settings.admin_token else None,
             max_upload_bytes=settings.max_upload_bytes,
         )

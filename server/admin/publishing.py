@@ -9,7 +9,6 @@ import asyncio
 import re
 import shutil
 import tempfile
-from functools import partial
 from pathlib import Path
 
 from starlette.datastructures import UploadFile
@@ -67,10 +66,21 @@ class Publisher:
             )
         return path
 
+    def publish_watched(self, folder: Path, name: str) -> AdapterVersion:
+        """What adapters/watch.py does with a complete folder, in its own thread."""
+        wanted = Publication(name=name)
+        return self._publish_now(folder, wanted, "watch", if_new=True)
+
     async def _publish(self, place: str | Path, wanted: Publication, actor: str) -> AdapterVersion:
+        async with self._turns:
+            return await asyncio.to_thread(self._publish_now, place, wanted, actor)
+
+    def _publish_now(
+        self, place: str | Path, wanted: Publication, actor: str, if_new: bool = False
+    ) -> AdapterVersion:
         settings = self._settings
-        work = partial(
-            publish,
+        local = isinstance(place, Path)
+        return publish(
             place,
             name=wanted.name,
             store=settings.store,
@@ -81,9 +91,9 @@ class Publisher:
             catalog_url=settings.catalog or None,
             max_rank=settings.max_lora_rank,
             allow_base_mismatch=settings.allow_base_mismatch,
+            schemes=frozenset({"file"} if local else settings.admin_source_schemes),
+            if_new=if_new,
         )
-        async with self._turns:
-            return await asyncio.to_thread(work)
 
 
 async def _take_form(request: Request, folder: Path) -> Publication:

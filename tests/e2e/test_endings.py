@@ -72,7 +72,7 @@ async def test_death_of_the_engine_of_the_server_and_of_patience_leave_nothing_b
     os.kill(engine, signal.SIGSTOP)
     cold = asyncio.create_task(asyncio.to_thread(call_cold, bereft))
     in_flight = 'lorry_requests_in_flight{adapter="orders-sql",version="1"}'
-    while bereft.metrics().get(in_flight) != 1:
+    while bereft.metrics().get(in_flight) != 1:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
     os.kill(engine, signal.SIGKILL)
     failed = await asyncio.wait_for(cold, 20)

@@ -96,7 +96,7 @@ async def test_a_version_is_rolled_forward_and_back_under_load_and_nobody_notice
             change = ("POST", "/rolling/aliases/stable/rollback")
             moved = await asyncio.to_thread(admin.ask, *change)
         switches.append(Switch(moved["targets"][0]["version"], asked, time.monotonic()))
-        while len(calls) < seen + CALLERS and not any(caller.done() for caller in callers):
+        while len(calls) < seen + CALLERS and not any(c.done() for c in callers):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
     stop.set()
     await asyncio.gather(*callers)
@@ -142,7 +142,7 @@ def test_a_name_that_would_mislead_the_engine_is_no_adapters(admin, shop, name):
 
 
 def test_vllms_own_paths_load_and_unload_and_cannot_replace_in_place(admin, shop):
-    place = str(admin.object(shop.digests["support-tone"]).relative_to(shop.store.parent))
+    place = str(admin.object(shop.digests["orders-sql"]).relative_to(shop.store.parent))
     body = {"lora_name": "compat", "lora_path": place}
     inplace = admin.http.post("/v1/load_lora_adapter", json=body | {"load_inplace": True})
     assert (inplace.status_code, inplace.json()["error"]["code"]) == (400, "unsupported")
@@ -150,7 +150,7 @@ def test_vllms_own_paths_load_and_unload_and_cannot_replace_in_place(admin, shop
     loaded = admin.http.post("/v1/load_lora_adapter", json=body)
     assert (loaded.status_code, loaded.text[:7]) == (200, "Success"), loaded.text
     assert admin.held("compat") == {1}
-    assert text_of(admin.answer("compat", PROMPT)).startswith(MARKERS["support-tone"])
+    assert text_of(admin.answer("compat", PROMPT)).startswith(MARKERS["orders-sql"])
     gone = admin.http.post("/v1/unload_lora_adapter", json={"lora_name": "compat"})
     assert gone.status_code == 200
     assert admin.held("compat") == set()
@@ -173,10 +173,10 @@ def test_unload_frees_the_engine_and_a_removed_version_is_gone(admin, rolling):
 
 
 def test_a_split_keeps_each_user_on_one_side_and_all_places_name_it(server, admin, shop):
-    for name in ("orders-json", "support-tone"):
+    for name in ("orders-json", "orders-sql"):
         admin.upload("shared", admin.object(shop.digests[name]))
     admin.ask("PUT", "/shared/aliases/stable", json={"split": {"1": 50, "2": 50}})
-    marker = {"shared@1": MARKERS["orders-json"], "shared@2": MARKERS["support-tone"]}
+    marker = {"shared@1": MARKERS["orders-json"], "shared@2": MARKERS["orders-sql"]}
     sides = {}
     for user in [f"user-{number}" for number in range(8)] * 2:
         body = {"model": "shared", "user": user, "temperature": 0, "max_tokens": 16}

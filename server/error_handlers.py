@@ -21,13 +21,15 @@ from server.errors import (
 )
 
 _SHOWN_PROBLEMS = 100
-# By code, where the class does not say it: what is not here is a 400, or a 503 of the store's.
+# By code; what is not here is a 400, or a 503 where the store or the catalog is at fault.
 _STATUS_BY_CODE = {
     "adapter_not_found": 404,
     "alias_not_found": 404,
     "alias_is_split": 409,
     "version_in_use": 409,
     "nothing_to_roll_back": 409,
+    "source_not_found": 404,
+    "source_unreachable": 502,
     "checkpoint_invalid": 422,
 }
 

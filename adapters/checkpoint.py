@@ -115,17 +115,6 @@ def inspect_checkpoint(
     return _describe(config, pairs, tensors, folder), []
 
 
-def require_base(label: str, digest: str | None, base: BaseModel) -> None:
-    """Raise CheckpointInvalid if a version was published for another base than this one.
-
-    `digest` is the version's base_digest; versions from before there were any have none.
-    """
-    if digest is not None and digest != base.digest:
-        said = f"was published for the base {digest[:19]}, not for {base.name} ({base.digest[:19]})"
-        fix = "serve the base it was trained on, or allow the mismatch (--allow-base-mismatch)"
-        raise CheckpointInvalid([Problem("base_mismatch", label, said, fix)])
-
-
 def _explain_other_base(claimed: str | None, base: BaseModel) -> Problem:
     said = f"is {quote(claimed or '')}, the base given is {quote(base.name)}"
     fix = (

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-from starlette.exceptions import HTTPException
 
 from adapters.catalog import AdapterVersion
+from server.admin.guard import AdminGuard
 from server.attribution import Recorder
 from server.endpoints import INFERENCE_PATHS
-from server.errors import MethodNotAllowed, RequestError, UnknownPath, envelope
+from server.engine_slot import EngineSlot
+from server.error_handlers import add_error_handlers
 from server.lifecycle import Lifecycle, Phase
-from server.middleware import EngineSlot, InferenceMiddleware
+from server.middleware import InferenceMiddleware
 from server.naming import ModelNames
 
 
@@ -27,13 +28,17 @@ def create_app(
     engine: EngineSlot,
     max_body_bytes: int,
     started_at: int,
+    admin: APIRouter,
+    admin_token: str | None,
+    max_upload_bytes: int,
 ) -> FastAPI:
     """`started_at`: Unix seconds, what the base says it was created at."""
     app = FastAPI(title="Lorry", docs_url=None, redoc_url=None)
     _add_health(app, lifecycle)
     _add_metrics(app, recorder.metrics.registry)
     _add_models(app, names, started_at)
-    _add_errors(app)
+    app.include_router(admin)
+    add_error_handlers(app)
     _describe_inference(app)
     app.add_middleware(
         InferenceMiddleware,
@@ -43,6 +48,7 @@ def create_app(
         engine=engine,
         max_body_bytes=max_body_bytes,
     )
+    app.add_middleware(AdminGuard, token=admin_token, max_upload_bytes=max_upload_bytes)
     return app
 
 
@@ -98,32 +104,17 @@ def _add_models(app: FastAPI, names: ModelNames, started_at: int) -> None:
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
         """The base, and every adapter as a bare name stands for it now."""
-        cards = [card(version.name, version) for version in names.published()]
+        cards = []
+        for each in await names.published():
+            split = {"split": each.split} if each.split else {}
+            cards.append(card(each.version.name, each.version) | split)
         return {"object": "list", "data": [base, *cards]}
 
     @app.get("/v1/models/{model:path}")
     async def retrieve_model(model: str) -> dict[str, Any]:
         """One model by any name that a request could use."""
-        version = names.resolve(model)
+        version = await names.resolve(model)
         return base if version is None else card(model, version)
-
-
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(RequestError)
-    async def request_error(_: Request, error: RequestError) -> JSONResponse:
-        headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
-        body = envelope(str(error), error.type, error.code, error.param)
-        return JSONResponse(body, error.status, headers)
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        path = request.url.path[:128]
-        if error.status_code == 405:
-            return await request_error(request, MethodNotAllowed(f"{path} does not take that."))
-        if error.status_code == 404:
-            return await request_error(request, UnknownPath(f"There is nothing at {path}."))
-        body = envelope(str(error.detail), "invalid_request_error", None, None)
-        return JSONResponse(body, error.status_code)
 
 
 def _describe_inference(app: FastAPI) -> None:

@@ -36,6 +36,18 @@ def serve(
     drain_seconds: Annotated[
         int | None, typer.Option(help="How long answers may finish after SIGTERM [30].")
     ] = None,
+    catalog: Annotated[
+        str | None, typer.Option(help="URL of a shared catalog [the store's own].")
+    ] = None,
+    watch: Annotated[
+        Path | None, typer.Option(help="Folder whose subfolders are published as they appear.")
+    ] = None,
+    allow_base_mismatch: Annotated[
+        bool | None, typer.Option("--allow-base-mismatch", help="Serve adapters of other bases.")
+    ] = None,
+    admin_token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that opens /admin.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file [lorry.toml].")] = None,
 ) -> None:
     """Serve one base model and its adapters over HTTP."""
@@ -50,6 +62,10 @@ def serve(
         "max_cpu_loras": max_cpu_loras,
         "max_lora_rank": max_lora_rank,
         "drain_seconds": drain_seconds,
+        "catalog": catalog,
+        "watch": watch,
+        "allow_base_mismatch": allow_base_mismatch,
+        "admin_token_file": admin_token_file,
     }
     raise typer.Exit(_run(config, given, engine_flags or []))
 
@@ -68,7 +84,7 @@ def _run(config: Path | None, given: dict[str, Any], engine_flags: list[str]) ->
         preflight.check(settings)
         with (
             closing(preflight.bind(settings.host, settings.port)) as listener,
-            closing(preflight.open_catalog(settings.store)) as catalog,
+            closing(preflight.open_catalog(settings.store, settings.catalog)) as catalog,
         ):
             # Only now: what follows imports for seconds.
             from server.serve import serve as run

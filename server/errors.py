@@ -6,8 +6,10 @@ LorryError
 │   └── QuantizationMissing 6 · PlatformUnsupported 7 · EngineStartFailed 8
 └── RequestError          one call ends: OpenAI's envelope, a status and a stable code
     ├── InvalidRequest 400 · RequestTooLarge 413 · UnknownPath 404 · MethodNotAllowed 405
-    ├── UnknownModel 404 · AdapterUnusable 422
-    └── Unavailable 503 (starting, draining, engine_dead, adapters_busy, adapter_load_failed)
+    ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
+    ├── AdminDisabled 403 · NotAuthorized 401 · AdapterInUse 409 · PinsExceedCapacity 409
+    └── Unavailable 503 (starting, draining, engine_dead, adapters_busy, adapter_loading,
+                         adapter_load_failed, catalog_unreadable)
 """
 
 from __future__ import annotations
@@ -110,6 +112,26 @@ class UnknownModel(InvalidRequest):
 class AdapterUnusable(InvalidRequest):
     status = 422
     code = "adapter_unusable"
+
+
+class AdminDisabled(InvalidRequest):
+    status = 403
+    code = "admin_disabled"
+
+
+class NotAuthorized(InvalidRequest):
+    status = 401
+    code = "invalid_admin_token"
+
+
+class AdapterInUse(InvalidRequest):
+    status = 409
+    code = "adapter_in_use"
+
+
+class PinsExceedCapacity(InvalidRequest):
+    status = 409
+    code = "pins_exceed_capacity"
 
 
 class Unavailable(RequestError):

@@ -121,8 +121,12 @@ class Metrics:
         self.loads.labels(version.name, str(version.version), "error").inc()
 
     def evicted(self, version: AdapterVersion) -> None:
+        """It made room for another."""
+        self.evictions.labels(version.name, str(version.version), "host").inc()
+        self.unloaded(version)
+
+    def unloaded(self, version: AdapterVersion) -> None:
         labels = (version.name, str(version.version))
-        self.evictions.labels(*labels, "host").inc()
         self.resident.remove(*labels, "host")
         self.nonfinite.remove(*labels)
         self.info.remove(*labels, version.digest, str(version.rank), self._base)

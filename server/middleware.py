@@ -21,11 +21,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.attribution import Recorder
 from server.call import Call, current_call
 from server.endpoints import INFERENCE_PATHS, STRIPPED_HEADERS
-from server.errors import InvalidRequest, MethodNotAllowed, RequestError, Unavailable
+from server.engine_slot import EngineSlot
+from server.errors import InvalidRequest, MethodNotAllowed, RequestError
 from server.exchange import Disconnected, Exchange, read_body, send_error
 from server.lifecycle import Lifecycle
 from server.naming import ModelNames
-from server.residency import Residency
 
 logger = logging.getLogger("lorry.middleware")
 
@@ -38,6 +38,7 @@ class Selection(msgspec.Struct):
 
     model: str | None = None
     stream: bool | None = None
+    user: Any = None
     # vLLM would do these outside the call that asked: after its lease, under an id of the
     # caller's choice, or as one engine request for each beam and token.
     background: bool | None = None
@@ -122,7 +123,9 @@ class InferenceMiddleware:
         # Longer than any name that means something; what is told of a call stays short.
         call.requested_model = (selection.model or "")[:_LONGEST_NAME]
         call.stream = bool(selection.stream)
-        call.version = self._names.resolve(selection.model or "")
+        call.version = await self._names.resolve(
+            selection.model or "", _who(selection, scope, call)
+        )
         call.resolved = True
         exchange = Exchange(call, body, receive, send)
         app, residency = self._engine.get()
@@ -143,21 +146,6 @@ class InferenceMiddleware:
         call.engine_error = type(error).__name__
         if not call.status:
             await send_error(send, call, InternalError("The server failed to answer this call."))
-
-
-class EngineSlot:
-    """Where the engine's app and its residency are, once there is an engine."""
-
-    def __init__(self) -> None:
-        self._content: tuple[ASGIApp, Residency] | None = None
-
-    def put(self, app: ASGIApp, residency: Residency) -> None:
-        self._content = (app, residency)
-
-    def get(self) -> tuple[ASGIApp, Residency]:
-        if self._content is None:
-            raise Unavailable("The server is starting.", code="starting", retry_after=5)
-        return self._content
 
 
 def select(body: bytes) -> Selection:
@@ -186,6 +174,13 @@ def select(body: bytes) -> Selection:
                 f"`{name}` is not supported here; leave it out.", code="unsupported", param=name
             )
     return selection
+
+
+def _who(selection: Selection, scope: Scope, call: Call) -> str:
+    """Whom a split keeps on one side: the user, else the session, else this request alone."""
+    if isinstance(selection.user, str) and selection.user:
+        return selection.user
+    return Headers(scope=scope).get("x-session-id") or call.request_id
 
 
 def _inner_scope(scope: Scope, call: Call) -> Scope:

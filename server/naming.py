@@ -5,7 +5,9 @@ Never falls back to the base: a name that means nothing is an error.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from dataclasses import dataclass
 
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.errors import AdapterError, AdapterNotFound, AmbiguousDigest, BadReference
@@ -17,15 +19,24 @@ logger = logging.getLogger("lorry.naming")
 _SHOWN_CHARACTERS = 128
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a bare name means: one version, or the heaviest of a split with all its weights."""
+
+    version: AdapterVersion
+    split: dict[int, int] | None
+
+
 class ModelNames:
     def __init__(self, base: str, catalog: Catalog) -> None:
         self.base = base
         self._catalog = catalog
 
-    def resolve(self, model: str) -> AdapterVersion | None:
+    async def resolve(self, model: str, key: str | None = None) -> AdapterVersion | None:
         """The version that `model` names now; None means the base.
 
-        Accepts the base's name, `NAME[@VERSION|@ALIAS|@sha256:PREFIX]` and `BASE:NAME...`.
+        Accepts the base's name, `NAME[@VERSION|@ALIAS|@sha256:PREFIX]` and `BASE:NAME...`. Where
+        an alias is split, `key` (who asks) decides the side; None is a chance one.
 
         Raises:
             UnknownModel: nothing by that name.
@@ -36,7 +47,10 @@ class ModelNames:
             return None
         reference = model.removeprefix(f"{self.base}:")
         try:
-            return self._catalog.resolve(parse_reference(reference))
+            wanted = parse_reference(reference)
+            # What was asked before is in memory; else it takes a thread, as databases may wait.
+            found = self._catalog.remembered(wanted, key)
+            return found or await asyncio.to_thread(self._catalog.resolve, wanted, key)
         except AmbiguousDigest as error:
             raise InvalidRequest(
                 f"{error.message}; {error.hint}.", code="ambiguous_model", param="model"
@@ -50,17 +64,28 @@ class ModelNames:
         except AdapterError as error:
             raise _unreadable(error) from None
 
-    def published(self) -> list[AdapterVersion]:
+    async def published(self) -> list[Published]:
         """What a bare `NAME` means now, for every name that means something.
 
         Raises:
             Unavailable: the catalog can't be read.
         """
         try:
-            versions = self._catalog.list_versions()
+            return await asyncio.to_thread(self._published)
         except AdapterError as error:
             raise _unreadable(error) from None
-        return [version for version in versions if STABLE in version.aliases]
+
+    def _published(self) -> list[Published]:
+        versions = {(v.name, v.version): v for v in self._catalog.list_versions()}
+        found = []
+        for alias in self._catalog.list_aliases():
+            if alias.alias == STABLE:
+                heaviest = max(alias.targets, key=lambda target: target.weight)
+                split = {target.version: target.weight for target in alias.targets}
+                version = versions.get((alias.name, heaviest.version))
+                if version is not None:  # else it was removed between the two questions
+                    found.append(Published(version, split if len(split) > 1 else None))
+        return found
 
 
 def _unreadable(error: AdapterError) -> Unavailable:

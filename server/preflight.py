@@ -104,13 +104,13 @@ def check_quantization(quantization: str) -> None:
             )
 
 
-def open_catalog(store: Path) -> Catalog:
-    """Raises StoreUnreadable when `store` can't be read or made."""
+def open_catalog(store: Path, url: str = "") -> Catalog:
+    """Raises StoreUnreadable when the store, or the catalog at `url`, can't be read or made."""
     from adapters.catalog import Catalog
     from adapters.errors import AdapterError
 
     try:
-        return Catalog.open(store)
+        return Catalog.open(store, url or None)
     except (AdapterError, OSError) as error:
         raise StoreUnreadable(f"can't open the adapter store {store}: {error}") from None
 

@@ -4,25 +4,24 @@ A call leases one version for as long as it runs. A version that is not resident
 however many ask at the same moment; the least recently used one that nobody leases makes room.
 Invariants (each has a test): every load has a fresh integer id and an engine-side name of its
 own; resident adapters never exceed the engine's capacity; a failed load burns its id and is
-removed from the engine; nothing in use is removed. Knows the engine only as `AdapterEngine`.
+removed from the engine; nothing in use and nothing pinned is evicted. How a load is done is
+server/loading.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
 
 from adapters.catalog import AdapterVersion
 from adapters.errors import AdapterError
 from server.call import Call, Lease
-from server.errors import AdapterUnusable, Unavailable
+from server.errors import AdapterInUse, AdapterUnusable, Unavailable
+from server.loading import AdapterEngine, EngineGone, EngineRefusal, Load, Loader, explain
 from server.metrics import Metrics
 
 logger = logging.getLogger("lorry.residency")
@@ -31,92 +30,178 @@ Key = tuple[str, int, str]  # name, version, digest
 _ROOM_POLL_SECONDS = 0.02
 
 
-class EngineRefusal(Exception):
-    """The engine looked at the adapter and said no."""
-
-
-class EngineGone(Exception):
-    """The engine died or did not answer in time."""
-
-
-class AdapterEngine(Protocol):
-    """What residency asks of the engine (server/engine/client.py)."""
-
-    def make_request(self, engine_name: str, integer_id: int, path: Path) -> Any: ...
-
-    async def add_adapter(self, request: Any, within: float) -> None:
-        """Raises EngineRefusal or EngineGone."""
-
-    async def remove_adapter(self, integer_id: int, within: float) -> None:
-        """Raises EngineGone."""
-
-    def is_using(self, engine_name: str) -> bool:
-        """Whether a request that runs or waits in the engine carries this adapter."""
+def key_of(version: AdapterVersion) -> Key:
+    return version.name, version.version, version.digest
 
 
 @dataclass(slots=True)
 class Resident:
-    version: AdapterVersion
-    lease: Lease
-    integer_id: int
+    """A place in the engine: an adapter that is there or on its way in."""
+
+    load: Load
     loaded: asyncio.Task[None]
     users: int = 0
     last_used: float = field(default_factory=time.monotonic)
 
+    @property
+    def is_loaded(self) -> bool:
+        return self.loaded.done() and not self.loaded.cancelled() and not self.loaded.exception()
+
 
 class Residency:
-    """`check` raises an AdapterError for a folder that the served base can't carry."""
+    """`base_digest` is that of the served base; None lets versions for other bases through."""
 
     def __init__(
         self,
         engine: AdapterEngine,
+        loader: Loader,
         *,
         capacity: int,
         max_rank: int,
-        path_of: Callable[[str], Path],
-        check: Callable[[Path], object],
         metrics: Metrics,
         wait_seconds: float,
+        base_digest: str | None = None,
     ) -> None:
         self._engine = engine
+        self._loader = loader
         self._capacity = capacity
         self._max_rank = max_rank
-        self._path_of = path_of
-        self._check = check
         self._metrics = metrics
         self._wait_seconds = wait_seconds
+        self._base_digest = base_digest
         self._residents: dict[Key, Resident] = {}
-        self._ids = itertools.count(1)
-        self._making_room = asyncio.Lock()
+        self._leaving = 0
+        self._used_at: dict[Key, float] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._pinned: frozenset[Key] = frozenset()
+        # Those who need a place queue here, first come first served; loading is done outside.
+        self._queue = asyncio.Lock()
 
     @property
-    def residents(self) -> list[AdapterVersion]:
-        return [r.version for r in self._residents.values() if r.loaded.done()]
+    def residents(self) -> Mapping[Key, Resident]:
+        """Every place that is taken, those of loads under way included."""
+        return self._residents
+
+    @property
+    def most_pins(self) -> int:
+        """How many versions can be pinned: one place stays for everybody else."""
+        return self._capacity - 1
+
+    def used_at(self, version: AdapterVersion) -> float | None:
+        """When it was last leased, in Unix seconds, resident or not."""
+        return self._used_at.get(key_of(version))
+
+    async def held(self) -> Mapping[str, list[int]]:
+        """The integer ids that the engine itself says it holds, by tier.
+
+        Raises:
+            Unavailable: the engine did not answer.
+        """
+        try:
+            return await self._engine.held_adapters(self._wait_seconds)
+        except EngineGone as error:
+            raise Unavailable(str(error), code="engine_dead", retry_after=5) from None
+
+    def pin(self, versions: Iterable[AdapterVersion]) -> None:
+        """Never evict these from now on, and no others; that they are loaded is `load`'s."""
+        self._pinned = frozenset(map(key_of, versions))
+        assert len(self._pinned) <= self.most_pins
 
     @asynccontextmanager
-    async def lease(self, version: AdapterVersion, call: Call) -> AsyncIterator[Lease]:
+    async def lease(self, version: AdapterVersion, call: Call | None) -> AsyncIterator[Lease]:
         """Hold `version` resident for the length of the block, loading it when it is not.
 
         Raises:
             AdapterUnusable: the engine can't serve this adapter.
-            Unavailable: no room in time, or the engine did not answer.
+            Unavailable: no room in time, or its files or the engine are not there.
         """
+        self._check_servable(version)
+        resident = await self._take(version)
+        try:
+            await self._wait_loaded(resident, call)
+            yield resident.load.lease
+        finally:
+            resident.users -= 1
+            resident.last_used = time.monotonic()
+            self._used_at[key_of(version)] = time.time()
+
+    async def load(self, version: AdapterVersion) -> None:
+        """Make `version` resident before anybody calls it; raises as `lease` does."""
+        async with self.lease(version, None):
+            pass
+
+    async def unload(self, version: AdapterVersion) -> bool:
+        """Free the version on device and host once nobody uses it; whether it was there.
+
+        Raises:
+            AdapterInUse: calls kept using it all the time.
+            Unavailable: the engine did not answer.
+        """
+        key = key_of(version)
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                while (  # noqa: ASYNC110 - as in `_admit`
+                    resident := self._residents.get(key)
+                ) and not self._is_idle(resident):
+                    await asyncio.sleep(_ROOM_POLL_SECONDS)
+        except TimeoutError:
+            raise AdapterInUse(
+                f"The adapter {version.label} is in use. Point its aliases elsewhere, then try "
+                "again.",
+                retry_after=5,
+            ) from None
+        if resident is None:
+            return False
+        # Out of the table before the first await: from here on nobody can lease it.
+        leaving = asyncio.create_task(self._leave(self._residents.pop(key).load))
+        await asyncio.shield(leaving)
+        return True
+
+    async def retire(self, version: AdapterVersion) -> bool:
+        """Unload a version that nobody can name any more, however long its calls take.
+
+        Returns whether it is gone; else it goes when they have ended.
+        """
+        task = asyncio.create_task(self._retire(version))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+        done, _ = await asyncio.wait({task}, timeout=self._wait_seconds)
+        return task in done
+
+    async def _retire(self, version: AdapterVersion) -> None:
+        with suppress(Unavailable):  # an engine that is gone holds nothing
+            while True:
+                with suppress(AdapterInUse):
+                    await self.unload(version)
+                    break
+        self._used_at.pop(key_of(version), None)
+
+    async def _leave(self, load: Load) -> None:
+        self._leaving += 1  # its place is not free before the engine let go
+        try:
+            await self._loader.remove(load)
+        except EngineGone as error:
+            raise Unavailable(str(error), code="engine_dead", retry_after=5) from None
+        finally:
+            self._leaving -= 1
+            self._metrics.unloaded(load.version)
+
+    def _check_servable(self, version: AdapterVersion) -> None:
         if version.rank > self._max_rank:
             raise AdapterUnusable(
                 f"The adapter {version.label} has rank {version.rank}; this server serves up to "
                 f"{self._max_rank}. Start it with a larger --max-lora-rank."
             )
-        resident = await self._take(version)
-        try:
-            await self._wait_loaded(resident, call)
-            yield resident.lease
-        finally:
-            resident.users -= 1
-            resident.last_used = time.monotonic()
+        if None not in (wanted := {self._base_digest, version.base_digest}) and len(wanted) > 1:
+            raise AdapterUnusable(
+                f"The adapter {version.label} was published for another base ({version.base}). "
+                "Publish it for this one, or start the server with --allow-base-mismatch.",
+                code="base_mismatch",
+            )
 
     async def _take(self, version: AdapterVersion) -> Resident:
-        """A lease on the version's resident, whose load may still be under way."""
-        key = (version.name, version.version, version.digest)
+        """A lease on the version's place, where it may still be on its way in."""
+        key = key_of(version)
         if key not in self._residents:
             await self._admit(key, version)
         resident = self._residents[key]
@@ -126,13 +211,16 @@ class Residency:
     async def _admit(self, key: Key, version: AdapterVersion) -> None:
         """Start loading the version as soon as there is a place for it."""
         try:
-            async with asyncio.timeout(self._wait_seconds), self._making_room:
-                while key not in self._residents and not await self._make_room():  # noqa: ASYNC110
-                    # Every place is leased; the engine lets go of a sequence a step after its
-                    # call ended and says so to nobody, hence a poll.
-                    await asyncio.sleep(_ROOM_POLL_SECONDS)
-                if key not in self._residents:
-                    self._start_load(key, version)
+            async with asyncio.timeout(self._wait_seconds), self._queue:
+                while key not in self._residents:
+                    if len(self._residents) + self._leaving < self._capacity:
+                        self._start_load(key, version, None)
+                    elif (leaving := self._evict_coldest()) is not None:
+                        self._start_load(key, version, leaving)
+                    else:
+                        # Every place is leased; the engine lets go of a sequence a step after
+                        # its call ended and says so to nobody, hence a poll.
+                        await asyncio.sleep(_ROOM_POLL_SECONDS)
         except TimeoutError:
             raise Unavailable(
                 f"All {self._capacity} places for adapters are in use. Try again, or start the "
@@ -141,84 +229,60 @@ class Residency:
                 retry_after=1,
             ) from None
 
-    async def _wait_loaded(self, resident: Resident, call: Call) -> None:
-        if resident.loaded.done() and resident.loaded.exception() is None:
+    def _start_load(self, key: Key, version: AdapterVersion, leaving: Load | None) -> None:
+        load = self._loader.prepare(version)
+        task = asyncio.create_task(self._run(key, load, leaving))
+        # A load whose callers all hung up has nobody to await it: its error is in the metrics.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._residents[key] = Resident(load, task)
+
+    async def _run(self, key: Key, load: Load, leaving: Load | None) -> None:
+        try:
+            await self._loader.run(load, leaving)
+        except BaseException:
+            del self._residents[key]
+            raise
+
+    async def _wait_loaded(self, resident: Resident, call: Call | None) -> None:
+        if resident.is_loaded:
             return
-        call.load_started = time.monotonic()
+        if call is not None:
+            call.load_started = time.monotonic()
+        version = resident.load.version
         try:
             # Shielded: a caller that hangs up must not cancel the load that others wait for.
-            await asyncio.shield(resident.loaded)
-        except EngineRefusal as error:
-            raise AdapterUnusable(
-                f"The engine refused the adapter {resident.version.label}: {error}"
-            ) from None
-        except AdapterError as error:
-            raise AdapterUnusable(
-                f"The adapter {resident.version.label} does not fit this server: {error.message}."
-            ) from None
-        except EngineGone as error:
+            async with asyncio.timeout(self._wait_seconds):
+                await asyncio.shield(resident.loaded)
+        except (EngineRefusal, EngineGone, AdapterError) as error:
+            raise explain(version, error) from None
+        except TimeoutError:
             raise Unavailable(
-                f"The adapter {resident.version.label} could not be loaded: {error}",
-                code="adapter_load_failed",
-                retry_after=5,
+                f"The adapter {version.label} is still being loaded. Try again.",
+                code="adapter_loading",
+                retry_after=1,
             ) from None
         finally:
-            call.load_ended = time.monotonic()
+            if call is not None:
+                call.load_ended = time.monotonic()
 
-    def _start_load(self, key: Key, version: AdapterVersion) -> None:
-        integer_id = next(self._ids)
-        engine_name = f"{version.label}#{version.digest[7:19]}.{integer_id}"
-        path = self._path_of(version.digest)
-        request = self._engine.make_request(engine_name, integer_id, path)
-        load = asyncio.create_task(self._load(key, version, integer_id, request, path))
-        # A load whose callers all hung up has nobody to await it: its error is in the metrics.
-        load.add_done_callback(lambda task: task.cancelled() or task.exception())
-        lease = Lease(engine_name, request)
-        self._residents[key] = Resident(version, lease, integer_id, load)
-
-    async def _load(
-        self, key: Key, version: AdapterVersion, integer_id: int, request: Any, path: Path
-    ) -> None:
-        started = time.monotonic()
-        try:
-            # Against the base that is served now, whatever it was published for; in a thread,
-            # as it reads every value.
-            await asyncio.to_thread(self._check, path)
-            await self._engine.add_adapter(request, self._wait_seconds)
-        except (EngineRefusal, EngineGone, AdapterError) as error:
-            self._metrics.load_failed(version)
-            logger.warning("adapter %s not loaded: %s", version.label, error)
-            await self._forget(key, integer_id)
-            raise
-        self._metrics.loaded(version, time.monotonic() - started)
-
-    async def _forget(self, key: Key, integer_id: int) -> None:
-        """After a failed load: vLLM may have kept half of it, under an id never used again."""
-        try:
-            await self._engine.remove_adapter(integer_id, self._wait_seconds)
-        except EngineGone:
-            logger.warning("the engine did not confirm the removal of adapter id %d", integer_id)
-        del self._residents[key]
-
-    async def _make_room(self) -> bool:
-        """Whether there is a free place, after evicting the coldest unused adapter if need be."""
-        if len(self._residents) < self._capacity:
-            return True
+    def _evict_coldest(self) -> Load | None:
+        """Take the place of the coldest adapter that may go; the caller removes it."""
         idle = [
             (resident.last_used, key)
             for key, resident in self._residents.items()
-            if resident.users == 0
-            and resident.loaded.done()
-            and not self._engine.is_using(resident.lease.engine_name)
+            if key not in self._pinned and self._is_idle(resident)
         ]
         if not idle:
-            return False
+            return None
         _, key = min(idle)
         # Out of the table before the first await: from here on nobody can lease it.
-        resident = self._residents.pop(key)
-        self._metrics.evicted(resident.version)
-        try:
-            await self._engine.remove_adapter(resident.integer_id, self._wait_seconds)
-        except EngineGone as error:
-            raise Unavailable(str(error), code="engine_dead", retry_after=5) from None
-        return True
+        load = self._residents.pop(key).load
+        self._metrics.evicted(load.version)
+        return load
+
+    def _is_idle(self, resident: Resident) -> bool:
+        return (
+            resident.users == 0
+            and resident.loaded.done()
+            and not self._engine.is_using(resident.load.lease.engine_name)
+        )

@@ -24,20 +24,25 @@ from rich.console import Console
 
 from adapters.base import read_base
 from adapters.catalog import Catalog
-from adapters.checkpoint import read_checkpoint
 from adapters.store import Store
+from server.admin.publishing import Publisher
+from server.admin.router import create_router
+from server.admin.shelf import Shelf
 from server.app import create_app
 from server.attribution import Recorder
 from server.engine import environment
+from server.engine_slot import EngineSlot
 from server.errors import ENGINE_DIED_EXIT_CODE, INTERRUPTED_EXIT_CODE
 from server.lifecycle import Lifecycle, Phase
+from server.loading import Loader, check_object
 from server.logs import configure_logging
 from server.metrics import Metrics
-from server.middleware import EngineSlot
 from server.naming import ModelNames
+from server.pins import Pins
 from server.residency import Residency
 from server.settings import Settings
 from server.tracing import Tracing, take_exporter
+from server.watching import watching
 
 if TYPE_CHECKING:
     from server.engine.build import RunningEngine  # imports vLLM
@@ -61,8 +66,9 @@ def serve(
     """
     environment.prepare(settings)
     configure_logging()
-    server = Server(settings, extra, listener, ModelNames(settings.base_name, catalog))
-    return asyncio.run(server.run())
+    server = Server(settings, extra, listener, catalog)
+    with watching(settings.watch, server.publisher):
+        return asyncio.run(server.run())
 
 
 class Server:
@@ -71,13 +77,17 @@ class Server:
         settings: Settings,
         extra: Sequence[str],
         listener: socket.socket,
-        names: ModelNames,
+        catalog: Catalog,
     ) -> None:
         self._settings = settings
         self._extra = extra
         self._listener = listener
+        self._catalog = catalog
         self._lifecycle = Lifecycle()
         self._engine = EngineSlot()
+        self.publisher = Publisher(settings)
+        self._pinning: asyncio.Task[None] | None = None
+        names = ModelNames(settings.base_name, catalog)
         disable_created_metrics()  # a second series for each one, of use to nobody here
         self._metrics = Metrics(REGISTRY, names.base)
         self._tracing = Tracing(take_exporter(os.environ))
@@ -91,6 +101,9 @@ class Server:
             engine=self._engine,
             max_body_bytes=settings.max_body_bytes,
             started_at=int(self._started),
+            admin=create_router(Shelf(catalog, self._engine), self.publisher),
+            admin_token=settings.admin_token.get_secret_value() if settings.admin_token else None,
+            max_upload_bytes=settings.max_upload_bytes,
         )
         self._http = HttpServer(
             uvicorn.Config(
@@ -119,6 +132,8 @@ class Server:
             return await self._drain() if stop.done() else await self._bury()
         finally:
             stop.cancel()
+            if self._pinning is not None:
+                self._pinning.cancel()
             # Calls before their engine: those that outlived the drain are cancelled here.
             self._http.should_exit = True
             await http
@@ -141,20 +156,36 @@ class Server:
         start_engine = await asyncio.to_thread(_import_engine)
         self._stage(f"starting the engine ({settings.model}, {settings.quantization})")
         running = await start_engine(settings, self._extra, self._metrics)
-        residency = Residency(
-            running.engine,
-            capacity=settings.max_cpu_loras,
-            max_rank=settings.max_lora_rank,
-            path_of=Store(settings.store).path,
-            check=partial(read_checkpoint, base=read_base(settings.model)),
-            metrics=self._metrics,
-            wait_seconds=settings.adapter_wait_seconds,
-        )
+        residency = await asyncio.to_thread(self._make_residency, running)
+        pins = Pins(self._catalog, residency)
+        self._stage("loading pinned adapters")
+        await pins.settle()
+        self._pinning = asyncio.create_task(pins.keep())
         self._engine.put(running.app, residency)
         self._lifecycle.advance(Phase.READY)
         host, port = self._listener.getsockname()[:2]
         self._say(f"ready on http://{host}:{port} after {time.time() - self._started:.1f} s")
         return running
+
+    def _make_residency(self, running: RunningEngine) -> Residency:
+        settings = self._settings
+        store, base = Store(settings.store), read_base(settings.model)
+        loader = Loader(
+            running.engine,
+            path_of=store.path,
+            check=partial(check_object, store, base),
+            metrics=self._metrics,
+            within=settings.adapter_wait_seconds,
+        )
+        return Residency(
+            running.engine,
+            loader,
+            capacity=settings.max_cpu_loras,
+            max_rank=settings.max_lora_rank,
+            metrics=self._metrics,
+            wait_seconds=settings.adapter_wait_seconds,
+            base_digest=None if settings.allow_base_mismatch else base.digest,
+        )
 
     async def _drain(self) -> int:
         self._lifecycle.advance(Phase.DRAINING)

@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -26,6 +26,7 @@ ENV_PREFIX = "LORRY_"
 DEFAULT_CONFIG = Path("lorry.toml")
 # No `@` or `:`, which adapters' references use.
 _BASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+SHORTEST_TOKEN = 16
 # Ranks that vLLM can allocate slots for: vllm.config.lora.LoRAConfig.max_lora_rank.
 MaxLoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
 
@@ -65,6 +66,34 @@ class Settings(BaseSettings):
     )
     drain_seconds: int = Field(
         default=30, ge=0, description="How long running answers may finish after SIGTERM."
+    )
+    catalog: str = Field(
+        default="",
+        description="SQLAlchemy URL of a catalog that servers share; the store's own unless given.",
+    )
+    allow_base_mismatch: bool = Field(
+        default=False, description="Serve adapters that were published for another base."
+    )
+    watch: Path | None = Field(
+        default=None, description="Folder whose subfolders are published as they are completed."
+    )
+    admin_token: SecretStr | None = Field(
+        default=None,
+        min_length=SHORTEST_TOKEN,
+        description="Opens /admin and the runtime LoRA paths to who sends it as a bearer token.",
+    )
+    admin_token_file: Path | None = Field(
+        default=None, description="File that holds the admin token."
+    )
+    admin_source_root: Path | None = Field(
+        default=None, description="Folder of this machine below which the admin API may publish."
+    )
+    admin_source_schemes: tuple[str, ...] = Field(
+        default=(),
+        description="What else the admin API may publish from, such as hf, s3 or https.",
+    )
+    max_upload_bytes: int = Field(
+        default=4 * 1024**3, ge=1024, description="Largest adapter that can be uploaded."
     )
     cache: Path = Field(
         default=Path(".lorry/cache"), description="What vLLM keeps between starts (model info)."
@@ -110,12 +139,30 @@ def load_settings(config: Path | None = None, **given: Any) -> Settings:
             f"settings: the folder's name {settings.base_name!r} can't be a model's name: "
             "give one with --served-model-name"
         )
+    if settings.admin_token_file is not None:
+        settings = settings.model_copy(update={"admin_token": _read_token(settings)})
     if settings.max_cpu_loras < settings.max_loras:
         raise SettingsInvalid(
             f"settings: max_cpu_loras ({settings.max_cpu_loras}) must be at least max_loras "
             f"({settings.max_loras}): every adapter of a batch is resident"
         )
     return settings
+
+
+def _read_token(settings: Settings) -> SecretStr:
+    path = settings.admin_token_file
+    assert path is not None
+    if settings.admin_token is not None:
+        raise SettingsInvalid("settings: give admin_token or admin_token_file, not both")
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(f"settings: can't read admin_token_file {path}: {error}") from None
+    if len(token) < SHORTEST_TOKEN:
+        raise SettingsInvalid(
+            f"settings: the token in {path} is shorter than {SHORTEST_TOKEN} characters"
+        )
+    return SecretStr(token)
 
 
 def _check_environment() -> None:
@@ -145,4 +192,6 @@ def _describe(problem: Any) -> str:
         return f"no {key} given (`lorry serve MODEL`, LORRY_{key.upper()} or lorry.toml)"
     if problem["type"] == "extra_forbidden":
         return f"no such key {key!r}"
+    if key == "admin_token":  # which is never shown
+        return f"{key}: {problem['msg']}"
     return f"{key} = {problem.get('input')!r}: {problem['msg']}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Sequence
 
 from server.errors import SettingsInvalid
+from server.kernels import KNOWN_VLLM, STAGING
 from server.preflight import is_cpu_build
 from server.settings import Settings
+
+logger = logging.getLogger("lorry.engine")
 
 _BYTES_PER_GIB = 1024**3
 
@@ -40,6 +44,7 @@ _RESERVED = frozenset(
         "--ssl-certfile",
         "--ssl-keyfile",
         "--uds",
+        "--worker-extension-cls",
     }
 )
 
@@ -102,6 +107,23 @@ def _own_arguments(settings: Settings) -> list[str]:
     ]
     if settings.quantization != "none":
         arguments += ["--quantization", settings.quantization]
+    if _can_stage():
+        arguments += ["--worker-extension-cls", STAGING]
     if is_cpu_build():
         arguments += ["--kv-cache-memory-bytes", str(int(settings.kv_cache_gib * _BYTES_PER_GIB))]
     return arguments
+
+
+def _can_stage() -> bool:
+    """Whether adapters can be built beside the engine's steps, on the vLLM that is installed."""
+    from vllm import __version__
+
+    if str(__version__).startswith(KNOWN_VLLM):
+        return True
+    logger.warning(
+        "vLLM %s is not a version that Lorry knows (%sx): while an adapter is loaded, running "
+        "streams wait",
+        __version__,
+        KNOWN_VLLM,
+    )
+    return False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable
+import time
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.call import Call, Observer, current_call
 from server.engine.outputs import AttributedOutputProcessor
-from server.residency import EngineGone, EngineRefusal
+from server.kernels import STAGING
+from server.loading import EngineGone, EngineRefusal
 
 # How vLLM wraps what the worker said: EngineCore._invoke_utility_method and the executors.
 _WRAPPING = re.compile(r"^Call to \w+ method failed: (?:Worker failed with error '(.*?)'.*)?", re.S)
 
+_STAGING_POLL_SECONDS = (0.002, 0.05)  # the first, and the longest
 _SHUTTING_DOWN = "Server shutting down"  # EngineCore._reject_utility_in_shutdown
 
 
 class Engine(AsyncLLM):
-    """An AsyncLLM (server.residency.AdapterEngine) that attributes what it does to calls.
+    """An AsyncLLM (server.loading.AdapterEngine) that attributes what it does to calls.
 
     Constructed outside the event loop: `start` must follow, in it.
     """
@@ -54,15 +57,53 @@ class Engine(AsyncLLM):
 
     async def add_adapter(self, request: LoRARequest, within: float) -> None:
         """Raises EngineRefusal with the worker's own words, or EngineGone."""
-        if not await self._ask(self.add_lora(request), within):
-            raise EngineRefusal("no reason given")
+        if not self._stages:
+            if not await self._ask(self.add_lora(request), within):
+                raise EngineRefusal("no reason given")
+            return
+        deadline = time.monotonic() + within
+        integer_id = request.lora_int_id
+        staged = (request.lora_name, integer_id, request.lora_path)
+        await self._tell("stage_adapter", *staged, within=within)
+        pause, longest = _STAGING_POLL_SECONDS
+        while not all(await self._tell("is_adapter_staged", integer_id, within=within)):
+            if time.monotonic() > deadline:
+                raise EngineGone("the engine did not build it in time")
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, longest)
+        await self._tell("admit_adapter", integer_id, within=within)
 
     async def remove_adapter(self, integer_id: int, within: float) -> None:
         """Raises EngineGone. Removing what was never there is fine."""
         try:
-            await self._ask(self.remove_lora(integer_id), within)
+            if self._stages:
+                await self._tell("drop_adapter", integer_id, within=within)
+            else:
+                await self._ask(self.remove_lora(integer_id), within)
         except EngineRefusal as error:
             raise EngineGone(str(error)) from None
+
+    async def held_adapters(self, within: float) -> Mapping[str, list[int]]:
+        """The integer ids in the first worker's host memory and slots; raises EngineGone."""
+        try:
+            if self._stages:
+                held: Mapping[str, list[int]] = (await self._tell("held_adapters", within=within))[
+                    0
+                ]
+                return held
+            return {"host": list(await self._ask(self.list_loras(), within)), "device": []}
+        except EngineRefusal as error:
+            raise EngineGone(str(error)) from None
+
+    @property
+    def _stages(self) -> bool:
+        """Whether the workers carry server/kernels/staging.py."""
+        return bool(self.vllm_config.parallel_config.worker_extension_cls == STAGING)
+
+    async def _tell(self, method: str, *arguments: Any, within: float) -> list[Any]:
+        """A method of server/kernels/staging.py in every worker."""
+        answers: list[Any] = await self._ask(self.collective_rpc(method, args=arguments), within)
+        return answers
 
     async def _ask(self, request: Awaitable[Any], within: float) -> Any:
         """A call into the engine process that ends also when the engine does.

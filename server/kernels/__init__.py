@@ -9,6 +9,7 @@ import logging
 from importlib import util
 
 LORA_WRAPPER = "server.kernels.lora.PlannedPunicaWrapper"
+STAGING = "server.kernels.staging.AdapterStaging"
 KNOWN_VLLM = "0.32."
 
 

@@ -38,7 +38,7 @@ def _load_what_was_compiled() -> None:
     vLLM 0.32 finishes loading by a method that only its own backend's functions have
     (`compilation/decorators.py: _try_load_aot_compiled_fn`); a processor uses torch's.
     """
-    load = torch.compiler.load_compiled_function
+    load: Any = torch.compiler.load_compiled_function
     if load.__module__ == __name__:
         return
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from admin_client import TOKEN, AdminClient
 from otlp_receiver import OtlpReceiver
 from server_process import ServerProcess
 from shop import BASE_NAME, Shop, train_shop
@@ -33,9 +34,19 @@ def server(
         tmp_path_factory.mktemp("server") / "log",
         *("--served-model-name", BASE_NAME, "--max-loras", "2", "--max-cpu-loras", "3"),
         *("--", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-        env={"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}"},
+        env={
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}",
+            "LORRY_ADMIN_TOKEN": TOKEN,
+            "LORRY_ADMIN_SOURCE_ROOT": str(shop.store.parent),
+        },
     )
     try:
         yield server.wait_ready()
     finally:
         server.kill()
+
+
+@pytest.fixture
+def admin(server: ServerProcess, shop: Shop) -> Iterator[AdminClient]:
+    with AdminClient(server.url, shop.store) as admin:
+        yield admin

@@ -55,6 +55,11 @@ async def running_stream(server: ServerProcess) -> asyncio.Task[list[str]]:
     return task
 
 
+def call_cold(server: ServerProcess) -> httpx2.Response:
+    body = BODY | {"model": "orders-sql", "stream": False}
+    return httpx2.post(f"{server.url}/v1/completions", json=body, timeout=120)
+
+
 async def test_death_of_the_engine_of_the_server_and_of_patience_leave_nothing_behind(
     three_servers,
 ):
@@ -62,7 +67,16 @@ async def test_death_of_the_engine_of_the_server_and_of_patience_leave_nothing_b
 
     # The engine dies: running calls hear of it, new ones are sent away, the process ends as 9.
     task = await running_stream(bereft)
-    os.kill(bereft.engine(), signal.SIGKILL)
+    # So does a call whose adapter it was loading; it is stopped first, so that it surely was.
+    engine = bereft.engine()
+    os.kill(engine, signal.SIGSTOP)
+    cold = asyncio.create_task(asyncio.to_thread(call_cold, bereft))
+    in_flight = 'lorry_requests_in_flight{adapter="orders-sql",version="1"}'
+    while bereft.metrics().get(in_flight) != 1:  # noqa: ASYNC110
+        await asyncio.sleep(0.1)
+    os.kill(engine, signal.SIGKILL)
+    failed = await asyncio.wait_for(cold, 20)
+    assert (failed.status_code, failed.json()["error"]["code"]) == (503, "adapter_load_failed")
     lines = await asyncio.wait_for(task, 10)
     assert '"code": "internal_error"' in "".join(lines[-2:])
     assert len(lines) < BODY["max_tokens"]
@@ -72,7 +86,8 @@ async def test_death_of_the_engine_of_the_server_and_of_patience_leave_nothing_b
     assert int(refused.headers["retry-after"]) > 0
     assert bereft.process.wait(timeout=20) == 9
     assert bereft.wait_gone(5) == []
-    assert [call["outcome"] for call in bereft.calls()] == ["error", "rejected"]
+    outcomes = sorted(call["outcome"] for call in bereft.calls())
+    assert outcomes == ["error", "rejected", "rejected"]
 
     # The server is killed: its engine notices and goes.
     assert len(killed.group()) >= 2

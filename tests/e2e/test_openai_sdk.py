@@ -30,7 +30,7 @@ def user(text="two blue lamps to Oslo by Friday"):
 
 def test_models_list_and_retrieve(client, shop):
     listed = {model.id: model for model in client.models.list()}
-    assert set(listed) == {BASE_NAME, *ADAPTERS}
+    assert {BASE_NAME, *ADAPTERS} <= set(listed)  # and what other tests published
     one = client.models.retrieve("orders-json@1")
     assert (one.id, one.root) == ("orders-json@1", shop.digests["orders-json"])
     assert one.parent == BASE_NAME

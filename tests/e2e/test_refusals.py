@@ -68,7 +68,7 @@ def test_a_content_list_with_type_text_does_not_pick_an_adapter(server):
     assert response.json()["model"] == BASE_NAME
 
 
-@pytest.mark.parametrize("path", ["/invocations", "/v1/load_lora_adapter", "/pooling", "/load"])
+@pytest.mark.parametrize("path", ["/invocations", "/pooling", "/load"])
 def test_the_rest_of_vllms_app_stays_inside(server, path):
     response = httpx2.post(f"{server.url}{path}", json={"model": "orders-json"}, timeout=60)
 

@@ -11,16 +11,27 @@ import httpx2
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
-from standin_server import BASE, House, StandInApp, StandInEngine, publish
+from standin_server import (
+    BASE,
+    TOKEN,
+    House,
+    StandInApp,
+    StandInEngine,
+    publish,
+    residency_of,
+)
 
 from adapters.catalog import Catalog
+from server.admin.publishing import Publisher
+from server.admin.router import create_router
+from server.admin.shelf import Shelf
 from server.app import create_app
 from server.attribution import Recorder
+from server.engine_slot import EngineSlot
 from server.lifecycle import Lifecycle, Phase
 from server.metrics import Metrics
-from server.middleware import EngineSlot
 from server.naming import ModelNames
-from server.residency import Residency
+from server.settings import Settings
 from server.tracing import Tracing
 
 
@@ -35,17 +46,15 @@ async def house(tmp_path: Path, metrics: Metrics) -> AsyncIterator[House]:
         for name in ("red", "green", "blue"):
             publish(catalog, name)
         lifecycle, engine, inner, slot = Lifecycle(), StandInEngine(), StandInApp(), EngineSlot()
-        residency = Residency(
-            engine,
-            capacity=2,
-            max_rank=16,
-            path_of=lambda digest: tmp_path / digest,
-            check=lambda folder: None,
-            metrics=metrics,
-            wait_seconds=1.0,
-        )
+        residency = residency_of(engine, metrics, tmp_path)
         slot.put(inner, residency)
         lifecycle.advance(Phase.READY)
+        settings = Settings(
+            model=tmp_path / "base",
+            served_model_name=BASE,
+            store=tmp_path / "store",
+            admin_source_root=tmp_path / "sources",
+        )
         spans = InMemorySpanExporter()
         tracing = Tracing(spans)
         app = create_app(
@@ -55,6 +64,9 @@ async def house(tmp_path: Path, metrics: Metrics) -> AsyncIterator[House]:
             engine=slot,
             max_body_bytes=50_000,
             started_at=1,
+            admin=create_router(Shelf(catalog, slot), Publisher(settings)),
+            admin_token=TOKEN,
+            max_upload_bytes=1_000_000,
         )
         log: list[dict[str, Any]] = []
         handler = logging.Handler()
@@ -65,7 +77,17 @@ async def house(tmp_path: Path, metrics: Metrics) -> AsyncIterator[House]:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://lorry") as client:
             yield House(
-                client, app, inner, engine, lifecycle, metrics, spans, catalog, tracing, log
+                client,
+                app,
+                inner,
+                engine,
+                lifecycle,
+                metrics,
+                spans,
+                catalog,
+                tracing,
+                log,
+                residency,
             )
         logger.removeHandler(handler)
         tracing.close()

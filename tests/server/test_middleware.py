@@ -12,8 +12,8 @@ from opentelemetry.trace import format_trace_id
 from server.call import current_call
 from server.endpoints import INFERENCE_PATHS
 from server.lifecycle import Phase
+from server.loading import EngineGone, EngineRefusal
 from server.middleware import select
-from server.residency import EngineGone, EngineRefusal
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -334,9 +334,7 @@ async def test_inference_paths_take_post_only(house, path):
     assert error_of(response)["code"] == "method_not_allowed"
 
 
-@pytest.mark.parametrize(
-    "path", ["/invocations", "/v1/load_lora_adapter", "/start_profile", "/v2/x", "/pooling"]
-)
+@pytest.mark.parametrize("path", ["/invocations", "/start_profile", "/v2/x", "/pooling"])
 async def test_the_rest_of_vllms_app_is_out_of_reach(house, path):
     response = await house.client.post(path, json={"model": "red"})
 

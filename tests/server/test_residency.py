@@ -8,12 +8,13 @@ from contextlib import AsyncExitStack
 from types import SimpleNamespace
 
 import pytest
-from standin_server import StandInEngine, publish
+from standin_server import StandInEngine, publish, residency_of
 
 from adapters.catalog import Catalog
-from adapters.errors import BaseUnreadable
-from server.errors import AdapterUnusable, Unavailable
-from server.residency import EngineGone, EngineRefusal, Residency
+from adapters.errors import BaseUnreadable, ObjectMissing
+from server.errors import AdapterInUse, AdapterUnusable, Unavailable
+from server.loading import EngineGone, EngineRefusal
+from server.pins import Pins
 
 
 def new_call():
@@ -24,31 +25,27 @@ class Stage:
     def __init__(self, tmp_path, metrics, capacity=2, wait_seconds=1.0):
         self.engine = StandInEngine()
         self.metrics = metrics
-        self.unfit = False
+        self.unfit = self.lost = False
         self.catalog = Catalog.open(tmp_path / "store")
-        self.residency = Residency(
-            self.engine,
-            capacity=capacity,
-            max_rank=16,
-            path_of=lambda digest: tmp_path / digest,
-            check=self.check,
-            metrics=metrics,
-            wait_seconds=wait_seconds,
+        self.residency = residency_of(
+            self.engine, metrics, tmp_path, self.check, capacity, wait_seconds
         )
 
-    def check(self, folder):
+    def check(self, version):
+        if self.lost:
+            raise ObjectMissing("the store has no such object", "publish it again")
         if self.unfit:
             raise BaseUnreadable("its q_proj is too wide", "publish one that fits")
 
-    def version(self, name, rank=8, content=""):
-        return publish(self.catalog, name, rank, content)
+    def version(self, name, rank=8, **given):
+        return publish(self.catalog, name, rank, **given)
 
     async def use(self, version, call=None):
         async with self.residency.lease(version, call or new_call()) as adapter:
             return adapter
 
     def resident(self):
-        return {version.label for version in self.residency.residents}
+        return {resident.load.version.label for resident in self.residency.residents.values()}
 
 
 @pytest.fixture
@@ -187,6 +184,137 @@ async def test_each_load_of_one_version_has_a_new_id_and_a_new_engine_name(stage
 
     assert stage.engine.asked == [1, 2, 3, 4, 5, 6]
     assert len(set(stage.engine.names)) == 6
+
+
+async def test_files_that_the_store_lost_are_503_and_the_load_can_be_tried_again(stage):
+    version = stage.version("red")
+    stage.lost = True
+    with pytest.raises(Unavailable) as refused:
+        await stage.use(version)
+    assert (refused.value.code, refused.value.retry_after) == ("adapter_load_failed", 5)
+    assert stage.engine.asked == []
+    stage.lost = False
+    assert (await stage.use(version)).engine_name.endswith(".2")
+
+
+async def test_a_version_for_another_base_is_refused_unless_that_is_allowed(stage):
+    other = stage.version("red", base_digest="sha256:" + "c" * 64)
+    with pytest.raises(AdapterUnusable) as refused:
+        await stage.use(other)
+    assert refused.value.code == "base_mismatch"
+    await stage.use(stage.version("green", base_digest=None))  # published before bases were told
+    stage.residency._base_digest = None
+    await stage.use(other)
+
+
+async def test_a_slow_load_keeps_no_other_waiting(stage):
+    red, green = stage.version("red"), stage.version("green")
+    stage.engine.gate = asyncio.Event()
+    slow = asyncio.create_task(stage.use(red))
+    while not stage.engine.asked:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    stage.engine.gate, gate = None, stage.engine.gate
+    await stage.use(green)
+    assert not slow.done()
+    gate.set()
+    await slow
+    assert stage.resident() == {"red@1", "green@1"}
+
+
+async def test_places_are_given_in_the_order_they_were_asked_for(stage):
+    red, green, *late = (stage.version(name) for name in ("red", "green", "a", "b", "c"))
+    async with AsyncExitStack() as leases:
+        for version in (red, green):
+            await leases.enter_async_context(stage.residency.lease(version, new_call()))
+        waiting = []
+        for version in late:
+            waiting.append(asyncio.create_task(stage.use(version)))
+            await asyncio.sleep(0)
+    await asyncio.gather(*waiting)
+    assert [name[:3] for name in stage.engine.names[2:]] == ["a@1", "b@1", "c@1"]
+
+
+async def test_who_waits_for_a_load_that_takes_too_long_is_told_and_the_load_goes_on(stage):
+    stage.residency._wait_seconds = 0.05
+    version = stage.version("red")
+    stage.engine.gate = asyncio.Event()
+    with pytest.raises(Unavailable) as refused:
+        await stage.use(version)
+    assert refused.value.code == "adapter_loading"
+    stage.engine.gate.set()
+    await stage.use(version)
+    assert stage.engine.asked == [1]
+
+
+async def test_a_pinned_version_is_loaded_and_never_evicted(stage):
+    _, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
+    stage.catalog.pin("red", 1, actor="test")
+    pins = Pins(stage.catalog, stage.residency)
+    await pins.settle()
+    assert stage.resident() == {"red@1"}
+    for version in (green, blue, green, blue):
+        await stage.use(version)
+    assert stage.resident() == {"red@1", "blue@1"}
+    assert stage.engine.asked[0] not in stage.engine.removed
+
+    stage.catalog.unpin("red", 1, actor="test")
+    await pins.settle()
+    for version in (green, blue):
+        await stage.use(version)
+    assert stage.resident() == {"green@1", "blue@1"}
+
+
+async def test_more_pins_than_places_leave_one_place_for_everybody_else(stage, caplog):
+    names = ("red", "green", "blue")
+    versions = [stage.version(name) for name in names]
+    for name in names:
+        stage.catalog.pin(name, 1, actor="test")
+    pins = Pins(stage.catalog, stage.residency)
+    await pins.settle()
+    await pins.settle()
+    assert len(stage.engine.loaded) == 1
+    for version in versions:
+        await stage.use(version)
+    assert caplog.text.count("3 versions are pinned and only 1 places can be") == 1
+
+
+async def test_a_pinned_version_that_cannot_be_loaded_is_tried_again_but_not_at_once(stage):
+    stage.version("red")
+    stage.catalog.pin("red", 1, actor="test")
+    stage.lost = True
+    pins = Pins(stage.catalog, stage.residency)
+    for _ in range(3):
+        await pins.settle()
+    assert stage.engine.removed == [1]  # one try
+    pins._retry_at.clear()
+    stage.lost = False
+    await pins.settle()
+    assert stage.resident() == {"red@1"}
+
+
+async def test_unload_waits_for_leases_and_frees_the_place(stage):
+    red = stage.version("red")
+    async with stage.residency.lease(red, new_call()):
+        unloading = asyncio.create_task(stage.residency.unload(red))
+        await asyncio.sleep(0.05)
+        assert not unloading.done()
+        assert stage.engine.removed == []
+    assert await unloading is True
+    assert (stage.engine.loaded, stage.engine.removed, stage.resident()) == ({}, [1], set())
+    assert await stage.residency.unload(red) is False
+    await stage.use(red)
+    assert stage.engine.asked == [1, 2]
+
+
+async def test_unload_of_what_stays_in_use_says_so_and_retiring_it_does_not_give_up(stage):
+    stage.residency._wait_seconds = 0.05
+    red = stage.version("red")
+    async with stage.residency.lease(red, new_call()):
+        with pytest.raises(AdapterInUse):
+            await stage.residency.unload(red)
+        assert await stage.residency.retire(red) is False
+    await asyncio.gather(*stage.residency._retiring)
+    assert stage.engine.loaded == {}
 
 
 async def test_random_traffic_keeps_every_invariant(stage):

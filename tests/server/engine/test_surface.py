@@ -31,6 +31,8 @@ SIGNATURES = [
     ("vllm.v1.engine.async_llm", "AsyncLLM._run_output_handler", {"self"}),
     ("vllm.v1.engine.async_llm", "AsyncLLM.add_lora", {"self", "lora_request"}),
     ("vllm.v1.engine.async_llm", "AsyncLLM.remove_lora", {"self", "lora_id"}),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.list_loras", {"self"}),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.collective_rpc", {"self", "method", "args"}),
     ("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", {"self", "timeout"}),
     (
         "vllm.v1.engine.output_processor",
@@ -88,7 +90,7 @@ IN_SOURCE = [
         "OpenAIServingModels",
         ("lora_requests", "base_model_paths"),
     ),
-    ("vllm.v1.engine.async_llm", "AsyncLLM", ("output_processor", "output_handler")),
+    ("vllm.v1.engine.async_llm", "AsyncLLM", ("output_processor", "output_handler", "vllm_config")),
 ]
 
 

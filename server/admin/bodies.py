@@ -1,0 +1,64 @@
+"""What the admin API takes, as strict models: an unknown key is an error, every text has an end."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from adapters.names import MAX_ALIAS, MAX_NAME, STABLE
+
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+AliasName = Annotated[str, Field(min_length=1, max_length=MAX_ALIAS)]
+Version = Annotated[int, Field(ge=1, le=999_999_999)]
+Source = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00-\x1f]+$")]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Publication(Body):
+    """A new version of `name`, and the aliases that shall point at it (none: an empty list)."""
+
+    name: Name
+    aliases: list[AliasName] = Field(default=[STABLE], max_length=16)
+
+
+class SourcePublication(Publication):
+    source: Source
+
+
+class Pointing(Body):
+    """Where an alias shall point: one `version`, or a `split` by weight such as {"1": 90}."""
+
+    version: Version | None = None
+    split: dict[Version, Annotated[int, Field(ge=0, le=1_000_000)]] | None = Field(
+        default=None, min_length=1, max_length=100
+    )
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.version is None) == (self.split is None):
+            raise ValueError("give either `version` or `split`")
+        return self
+
+
+class Rollback(Body):
+    """`to`: a version to go back to; else one step."""
+
+    to: Version | None = None
+
+
+class LoadLora(Body):
+    """vLLM's own request; `load_inplace` can't be true here."""
+
+    lora_name: Name
+    lora_path: Source
+    load_inplace: bool = False
+    is_3d_lora_weight: bool = False
+
+
+class UnloadLora(Body):
+    lora_name: Name
+    lora_int_id: int | None = None

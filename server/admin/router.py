@@ -1,0 +1,178 @@
+"""The routes of the admin API; what they do is server/admin/shelf.py's and publishing.py's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import PlainTextResponse
+from fastapi.security import HTTPBearer
+
+from adapters.catalog import AdapterVersion
+from server.admin import views
+from server.admin.bodies import (
+    AliasName,
+    LoadLora,
+    Name,
+    Pointing,
+    Publication,
+    Rollback,
+    SourcePublication,
+    UnloadLora,
+    Version,
+)
+from server.admin.publishing import Publisher
+from server.admin.shelf import Shelf
+from server.errors import InvalidRequest
+
+
+def read_actor(request: Request) -> str:
+    """Who the guard let in; a request that did not pass it has none and fails here."""
+    return str(request.state.actor)
+
+
+Actor = Annotated[str, Depends(read_actor)]
+_BEARER = HTTPBearer(auto_error=False, description="The admin token.")
+_UPLOAD = {
+    "type": "object",
+    "required": ["name", "file"],
+    "properties": {
+        "name": {"type": "string"},
+        "alias": {"type": "array", "items": {"type": "string"}},
+        "file": {"type": "array", "items": {"type": "string", "format": "binary"}},
+    },
+}
+_PUBLISH_BODY = {
+    "requestBody": {
+        "content": {
+            "multipart/form-data": {"schema": _UPLOAD},
+            "application/json": {"schema": SourcePublication.model_json_schema()},
+        }
+    }
+}
+
+
+def create_router(shelf: Shelf, publisher: Publisher) -> APIRouter:
+    router = APIRouter(dependencies=[Depends(_BEARER), Depends(read_actor)])
+    adapters = APIRouter(prefix="/admin/adapters", tags=["adapters"])
+    _add_adapters(adapters, shelf, publisher)
+    _add_aliases(adapters, shelf)
+    _add_versions(adapters, shelf)
+    router.include_router(adapters)
+    _add_compatible(router, shelf, publisher)
+    return router
+
+
+def _add_adapters(router: APIRouter, shelf: Shelf, publisher: Publisher) -> None:
+    @router.get("")
+    async def list_adapters() -> dict[str, Any]:
+        """Every adapter: versions, aliases, and what the engine holds of them."""
+        return {"object": "list", "data": await shelf.describe()}
+
+    @router.post("", status_code=201, openapi_extra=_PUBLISH_BODY)
+    async def publish_adapter(request: Request, actor: Actor) -> dict[str, Any]:
+        """Publish a version: its files as a form, or a source that the server allows."""
+        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+            version = await publisher.publish_upload(request, actor)
+        else:
+            wanted = await _read_source(request)
+            version = await publisher.publish_source(wanted.source, wanted, actor)
+        return await shelf.describe_version(version)
+
+    @router.get("/{name}")
+    async def show_adapter(name: Name) -> dict[str, Any]:
+        """One adapter."""
+        return (await shelf.describe(name))[0]
+
+    @router.get("/{name}/history")
+    async def show_history(
+        name: Name, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    ) -> dict[str, Any]:
+        """The last changes to an adapter, oldest first."""
+        return {"object": "list", "data": await shelf.history(name, limit)}
+
+    @router.post("/{reference}/load")
+    async def load_adapter(reference: str) -> dict[str, Any]:
+        """Make resident what a name means now; answers when it is."""
+        return _labels(await shelf.load(reference))
+
+    @router.post("/{reference}/unload")
+    async def unload_adapter(reference: str) -> dict[str, Any]:
+        """Free what a name means now; the next call to it loads it again."""
+        return _labels(await shelf.unload(reference))
+
+
+def _add_aliases(router: APIRouter, shelf: Shelf) -> None:
+    @router.put("/{name}/aliases/{alias}")
+    async def point_alias(
+        name: Name, alias: AliasName, body: Pointing, actor: Actor
+    ) -> dict[str, Any]:
+        """Let an alias point at a version, or split its requests between several."""
+        split = body.split if body.version is None else {body.version: 1}
+        assert split is not None
+        return views.describe_alias(await shelf.point(name, alias, split, actor))
+
+    @router.delete("/{name}/aliases/{alias}")
+    async def drop_alias(name: Name, alias: AliasName, actor: Actor) -> dict[str, Any]:
+        """Take an alias away; its versions stay."""
+        await shelf.drop_alias(name, alias, actor)
+        return {"name": name, "alias": alias, "deleted": True}
+
+    @router.post("/{name}/aliases/{alias}/rollback")
+    async def roll_back(
+        name: Name, alias: AliasName, actor: Actor, body: Rollback | None = None
+    ) -> dict[str, Any]:
+        """Let an alias point at what it pointed at before; the next request follows."""
+        to = body.to if body else None
+        return views.describe_alias(await shelf.roll_back(name, alias, to, actor))
+
+
+def _add_versions(router: APIRouter, shelf: Shelf) -> None:
+    @router.post("/{name}/versions/{version}/pin")
+    async def pin_version(name: Name, version: Version, actor: Actor) -> dict[str, Any]:
+        """Load a version and never evict it."""
+        return await shelf.describe_version(await shelf.pin(name, version, actor))
+
+    @router.delete("/{name}/versions/{version}/pin")
+    async def unpin_version(name: Name, version: Version, actor: Actor) -> dict[str, Any]:
+        """Let it be evicted like any other."""
+        return await shelf.describe_version(await shelf.unpin(name, version, actor))
+
+    @router.delete("/{name}/versions/{version}")
+    async def remove_version(name: Name, version: Version, actor: Actor) -> dict[str, Any]:
+        """Forget a version. `unloaded` is false while calls that began before still use it."""
+        unloaded = await shelf.remove(name, version, actor)
+        return {"name": name, "version": version, "deleted": True, "unloaded": unloaded}
+
+
+def _add_compatible(router: APIRouter, shelf: Shelf, publisher: Publisher) -> None:
+    """vLLM's two paths, for what speaks to vLLM: they publish and withdraw."""
+
+    @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
+    async def load_lora(body: LoadLora, actor: Actor) -> str:
+        """Publish a folder as the name's next version, let `stable` point at it, and load it."""
+        if body.load_inplace:
+            raise InvalidRequest(
+                "`load_inplace` is not supported: new weights are a new version, which the name "
+                "means from then on. Leave it out.",
+                code="unsupported",
+                param="load_inplace",
+            )
+        wanted = Publication(name=body.lora_name)
+        version = await publisher.publish_source(body.lora_path, wanted, actor)
+        await shelf.load(version.label)
+        return f"Success: LoRA adapter '{body.lora_name}' added successfully."
+
+    @router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
+    async def unload_lora(body: UnloadLora, actor: Actor) -> str:
+        """Take the name's `stable` away and free what it meant; NAME@VERSION can be called on."""
+        await shelf.withdraw(body.lora_name, actor)
+        return f"Success: LoRA adapter '{body.lora_name}' removed successfully."
+
+
+async def _read_source(request: Request) -> SourcePublication:
+    return SourcePublication.model_validate_json(await request.body())
+
+
+def _labels(versions: list[AdapterVersion]) -> dict[str, Any]:
+    return {"object": "list", "data": [version.label for version in versions]}

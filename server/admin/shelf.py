@@ -1,0 +1,120 @@
+"""The adapters as the admin API works on them: the catalog in threads, the engine beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from adapters.catalog import AdapterVersion, Alias, Catalog
+from adapters.errors import AdapterNotFound
+from adapters.names import STABLE, Reference, parse_reference
+from server.admin import views
+from server.engine_slot import EngineSlot
+from server.errors import AdapterInUse, PinsExceedCapacity
+
+
+class Shelf:
+    def __init__(self, catalog: Catalog, engine: EngineSlot) -> None:
+        self._catalog = catalog
+        self._engine = engine
+        self._pinning = asyncio.Lock()  # one at a time, or two could take the last place
+
+    async def describe(self, name: str | None = None) -> list[dict[str, Any]]:
+        """All adapters, or the one of that name; raises AdapterNotFound."""
+        versions = await asyncio.to_thread(self._catalog.list_versions, name)
+        if name is not None and not versions:
+            raise AdapterNotFound(f"there is no adapter {name!r}", "GET /admin/adapters lists them")
+        aliases = await asyncio.to_thread(self._catalog.list_aliases, name)
+        return views.describe_adapters(versions, aliases, await self._snapshot())
+
+    async def describe_version(self, version: AdapterVersion) -> dict[str, Any]:
+        now = await self._find(version.name, version.version)
+        return views.describe_version(now, await self._snapshot())
+
+    async def history(self, name: str, limit: int) -> list[dict[str, Any]]:
+        events = await asyncio.to_thread(self._catalog.list_events, name, limit)
+        return [views.describe_event(event) for event in events]
+
+    async def point(self, name: str, alias: str, split: dict[int, int], actor: str) -> Alias:
+        return await asyncio.to_thread(self._catalog.split, name, alias, split, actor=actor)
+
+    async def roll_back(self, name: str, alias: str, to: int | None, actor: str) -> Alias:
+        return await asyncio.to_thread(self._catalog.rollback, name, alias, actor=actor, to=to)
+
+    async def drop_alias(self, name: str, alias: str, actor: str) -> None:
+        await asyncio.to_thread(self._catalog.drop_alias, name, alias, actor=actor)
+
+    async def pin(self, name: str, number: int, actor: str) -> AdapterVersion:
+        """Load a version and keep it; raises PinsExceedCapacity, and as `load` does."""
+        _, residency = self._engine.get()
+        async with self._pinning:
+            version = await self._find(name, number)
+            others = [
+                each
+                for each in await asyncio.to_thread(self._catalog.pins)
+                if (each.name, each.version) != (name, number)
+            ]
+            if len(others) >= residency.most_pins:
+                raise PinsExceedCapacity(
+                    f"{len(others)} versions are pinned, and this server can keep at most "
+                    f"{residency.most_pins}: unpin one, or start it with a larger --max-cpu-loras."
+                )
+            await residency.load(version)
+            return await asyncio.to_thread(self._catalog.pin, name, number, actor=actor)
+
+    async def unpin(self, name: str, number: int, actor: str) -> AdapterVersion:
+        return await asyncio.to_thread(self._catalog.unpin, name, number, actor=actor)
+
+    async def load(self, reference: str) -> list[AdapterVersion]:
+        """Make resident what a name means now: every side of a split."""
+        _, residency = self._engine.get()
+        versions = await asyncio.to_thread(self._meant, parse_reference(reference))
+        for version in versions:
+            await residency.load(version)
+        return versions
+
+    async def unload(self, reference: str) -> list[AdapterVersion]:
+        """Free what a name means now on device and host; the next call loads it again.
+
+        Raises:
+            AdapterInUse: it is pinned, or calls kept using it.
+        """
+        _, residency = self._engine.get()
+        versions = await asyncio.to_thread(self._meant, parse_reference(reference))
+        for version in versions:
+            if version.pinned:
+                raise AdapterInUse(f"The adapter {version.label} is pinned: unpin it first.")
+            await residency.unload(version)
+        return versions
+
+    async def remove(self, name: str, number: int, actor: str) -> bool:
+        """Forget a version; whether the engine holds it no more."""
+        version = await self._find(name, number)
+        await asyncio.to_thread(self._catalog.remove, name, number, actor=actor)
+        residency = self._engine.residency
+        return await residency.retire(version) if residency else True
+
+    async def withdraw(self, name: str, actor: str) -> None:
+        """What vLLM calls unload: the bare name means nothing any more, and its weights go.
+
+        Raises AdapterNotFound or AliasNotFound; the versions stay.
+        """
+        versions = await asyncio.to_thread(self._meant, Reference(name))
+        await self.drop_alias(name, STABLE, actor)
+        if residency := self._engine.residency:
+            await asyncio.gather(*(residency.retire(each) for each in versions if not each.pinned))
+
+    async def _find(self, name: str, number: int) -> AdapterVersion:
+        return await asyncio.to_thread(self._catalog.resolve, Reference(name, number))
+
+    def _meant(self, reference: Reference) -> list[AdapterVersion]:
+        selector = STABLE if reference.selector is None else reference.selector
+        for alias in self._catalog.list_aliases(reference.name):
+            if alias.alias == selector:
+                numbers = [target.version for target in alias.targets]
+                return [self._catalog.resolve(Reference(alias.name, number)) for number in numbers]
+        return [self._catalog.resolve(reference)]
+
+    async def _snapshot(self) -> views.Engine:
+        residency = self._engine.residency
+        return views.Engine(residency, await residency.held() if residency else {})

@@ -1,0 +1,86 @@
+"""What the admin API says of an adapter: the catalog's facts beside what the engine holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
+
+from adapters.catalog import AdapterVersion, Alias, Event
+from server.residency import Residency, key_of
+
+
+class Engine:
+    """A snapshot of who is where; `residency` is None before there is an engine."""
+
+    def __init__(self, residency: Residency | None, held: Mapping[str, list[int]]) -> None:
+        self._residency = residency
+        self._device = frozenset(held.get("device", ()))
+        self._host = frozenset(held.get("host", ()))
+
+    def describe(self, version: AdapterVersion) -> dict[str, Any]:
+        residency = self._residency
+        resident = residency.residents.get(key_of(version)) if residency else None
+        used = residency.used_at(version) if residency else None
+        integer_id = resident.load.integer_id if resident else None
+        return {
+            "residency": {
+                "loading": resident is not None and not resident.loaded.done(),
+                "host": integer_id in self._host,
+                "device": integer_id in self._device,
+            },
+            "leases": resident.users if resident else 0,
+            "last_used": datetime.fromtimestamp(used, UTC).isoformat() if used else None,
+        }
+
+
+def describe_version(version: AdapterVersion, engine: Engine) -> dict[str, Any]:
+    provenance = version.provenance or {}
+    return {
+        "version": version.version,
+        "label": version.label,
+        "digest": version.digest,
+        "rank": version.rank,
+        "alpha": version.alpha,
+        "size_bytes": version.size_bytes,
+        "base": version.base,
+        "base_digest": version.base_digest,
+        "created_at": version.created_at.isoformat(),
+        "aliases": list(version.aliases),
+        "pinned": version.pinned,
+        "evaluation": provenance.get("evaluation"),
+        **engine.describe(version),
+    }
+
+
+def describe_alias(alias: Alias) -> dict[str, Any]:
+    targets = [{"version": each.version, "weight": each.weight} for each in alias.targets]
+    return {"name": alias.name, "alias": alias.alias, "targets": targets}
+
+
+def describe_adapters(
+    versions: Iterable[AdapterVersion], aliases: Iterable[Alias], engine: Engine
+) -> list[dict[str, Any]]:
+    """One entry for each name; both lists are in order of names."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for alias in aliases:
+        by_name.setdefault(alias.name, []).append(describe_alias(alias))
+    return [
+        {
+            "name": name,
+            "aliases": by_name.get(name, []),
+            "versions": [describe_version(version, engine) for version in group],
+        }
+        for name, group in groupby(versions, key=lambda version: version.name)
+    ]
+
+
+def describe_event(event: Event) -> dict[str, Any]:
+    return {
+        "happened_at": event.happened_at.isoformat(),
+        "actor": event.actor,
+        "action": event.action,
+        "name": event.name,
+        "detail": event.detail,
+    }

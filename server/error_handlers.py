@@ -1,0 +1,92 @@
+"""How what our own routes raise looks over HTTP: always OpenAI's envelope, never a traceback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from adapters.errors import AdapterError, CatalogError, CheckpointInvalid, StoreError
+from server.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    RequestError,
+    RequestTooLarge,
+    UnknownPath,
+    envelope,
+)
+
+_SHOWN_PROBLEMS = 100
+# By code; what is not here is a 400, or a 503 where the store or the catalog is at fault.
+_STATUS_BY_CODE = {
+    "adapter_not_found": 404,
+    "alias_not_found": 404,
+    "alias_is_split": 409,
+    "version_in_use": 409,
+    "nothing_to_roll_back": 409,
+    "source_not_found": 404,
+    "source_unreachable": 502,
+    "checkpoint_invalid": 422,
+}
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(RequestError, _answer_request_error)
+    app.add_exception_handler(AdapterError, _answer_adapter_error)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(ValidationError, _answer_invalid)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+
+
+async def _answer_request_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestError)
+    return _as_response(error)
+
+
+async def _answer_adapter_error(_: Request, error: Exception) -> JSONResponse:
+    """A refused adapter says its first problem in the envelope, and beside it all of them."""
+    assert isinstance(error, AdapterError)
+    if isinstance(error, StoreError | CatalogError):
+        body = envelope(str(error), "server_error", error.code, None)
+        return JSONResponse(body, 503, {"retry-after": "5"})
+    body = envelope(str(error), "invalid_request_error", error.code, None)
+    if isinstance(error, CheckpointInvalid):
+        body["error"]["code"] = error.problems[0].code
+        body["problems"] = [
+            {"code": p.code, "where": p.where, "message": p.message, "fix": p.fix}
+            for p in error.problems[:_SHOWN_PROBLEMS]
+        ]
+    return JSONResponse(body, _STATUS_BY_CODE.get(error.code, 400))
+
+
+async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError | ValidationError)
+    problems: list[Any] = list(error.errors())
+    places = [".".join(map(str, problem["loc"])) for problem in problems]
+    said = "; ".join(
+        f"{place[:128]}: {p['msg']}" for place, p in zip(places, problems, strict=True)
+    )
+    return _as_response(InvalidRequest(f"The request is not valid: {said}."[:2000]))
+
+
+async def _answer_http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:128]
+    if error.status_code == 405:
+        return _as_response(MethodNotAllowed(f"{path} does not take that."))
+    if error.status_code == 404:
+        return _as_response(UnknownPath(f"There is nothing at {path}."))
+    if error.status_code == 413:
+        return _as_response(RequestTooLarge(str(error.detail)))
+    body = envelope(str(error.detail), "invalid_request_error", "invalid_request", None)
+    return JSONResponse(body, error.status_code)
+
+
+def _as_response(error: RequestError) -> JSONResponse:
+    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    body = envelope(str(error), error.type, error.code, error.param)
+    return JSONResponse(body, error.status, headers)

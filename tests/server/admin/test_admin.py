@@ -1,0 +1,272 @@
+"""The admin API over the product's own catalog and residency, with a stand-in engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+from standin_server import TOKEN, publish
+
+from server.admin.guard import AdminGuard
+
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+ACTOR = f"admin:{hashlib.sha256(TOKEN.encode()).hexdigest()[:8]}"
+
+
+@pytest.fixture
+def ask(house):
+    async def ask(method, path, status=200, code=None, **kwargs):
+        given = {"headers": BEARER} | kwargs
+        response = await house.client.request(method, f"/admin/adapters{path}", **given)
+        assert response.status_code == status, response.text
+        if code is not None:
+            error = response.json()["error"]
+            assert set(error) == {"message", "type", "param", "code"}
+            assert error["code"] == code
+        return response.json()
+
+    return ask
+
+
+ROUTES = [
+    ("GET", "/admin/adapters"),
+    ("POST", "/admin/adapters"),
+    ("GET", "/admin"),
+    ("GET", "/admin/adapters/red"),
+    ("DELETE", "/admin/adapters/red/versions/1"),
+    ("PUT", "/admin/adapters/red/aliases/stable"),
+    ("POST", "/v1/load_lora_adapter"),
+    ("POST", "/v1/unload_lora_adapter"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@pytest.mark.parametrize(
+    "authorization", [None, "", TOKEN, f"Basic {TOKEN}", "Bearer ", f"Bearer {TOKEN}x", "Bearer é"]
+)
+async def test_without_the_token_nothing_is_let_in_and_nothing_is_read(
+    house, method, path, authorization
+):
+    headers = {} if authorization is None else {"authorization": authorization.encode()}
+
+    async def body():
+        raise AssertionError("the body was read")
+        yield b""
+
+    response = await house.client.request(method, path, headers=headers, content=body())
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert response.json()["error"]["code"] == "invalid_admin_token"
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_a_server_without_a_token_has_no_admin_api_for_anybody(house, method, path):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
+    await AdminGuard(None, token=None, max_upload_bytes=1)(scope, None, send)
+    assert sent[0]["status"] == 403
+    error = json.loads(sent[1]["body"])["error"]
+    assert error["code"] == "admin_disabled"
+    assert "LORRY_ADMIN_TOKEN" in error["message"]
+
+
+async def test_every_admin_route_is_behind_the_guard(house):
+    paths = (await house.client.get("/openapi.json")).json()["paths"]
+    admin = [path for path in paths if "adapter" in path]
+    assert len(admin) == 11
+    for path in admin:
+        for method in paths[path]:
+            url = path.replace("{version}", "1")
+            assert (await house.client.request(method, url)).status_code == 401
+
+
+async def test_the_list_says_what_the_catalog_and_the_engine_know(house, ask):
+    newer = publish(house.catalog, "red", content="newer")
+    house.catalog.split("red", "canary", {1: 90, 2: 10}, actor="test")
+    await house.chat("red")
+    listed = await ask("GET", "")
+
+    assert [each["name"] for each in listed["data"]] == ["blue", "green", "red"]
+    red = listed["data"][2]
+    assert red == await ask("GET", "/red")
+    assert red["aliases"][0] == {
+        "name": "red",
+        "alias": "canary",
+        "targets": [{"version": 1, "weight": 90}, {"version": 2, "weight": 10}],
+    }
+    first, second = red["versions"]
+    assert second["digest"] == newer.digest
+    assert (second["rank"], second["pinned"], second["evaluation"]) == (8, False, None)
+    assert second["residency"] == {"loading": False, "host": True, "device": True}
+    assert second["leases"] == 0
+    assert second["last_used"]
+    assert first["residency"] == {"loading": False, "host": False, "device": False}
+    assert first["last_used"] is None
+    await ask("GET", "/nobody", 404, "adapter_not_found")
+
+
+async def test_an_alias_is_pointed_split_rolled_back_and_dropped_each_with_its_actor(house, ask):
+    publish(house.catalog, "red", content="newer")
+    stable = "/red/aliases/stable"
+
+    async def served():
+        return (await house.chat("red")).headers.get("x-lorry-adapter")
+
+    assert await served() == "red@2"
+    await ask("PUT", stable, json={"version": 1})
+    assert await served() == "red@1"
+    await ask("POST", f"{stable}/rollback")
+    assert await served() == "red@2"
+    await ask("POST", f"{stable}/rollback", json={"to": 1})
+    assert await served() == "red@1"
+    split = await ask("PUT", stable, json={"split": {"1": 0, "2": 10}})
+    assert split["targets"][0]["version"] == 2
+    await ask("DELETE", stable)
+    assert (await house.chat("red")).status_code == 404
+    assert (await house.chat("red@2")).status_code == 200
+
+    events = (await ask("GET", "/red/history"))["data"]
+    assert {event["actor"] for event in events} == {"test", ACTOR}
+    assert len(events) >= 7
+    assert len((await ask("GET", "/red/history?limit=2"))["data"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("PUT", "/red/aliases/stable", {}, 400, "invalid_request"),
+        ("PUT", "/red/aliases/stable", {"version": 1, "split": {"1": 1}}, 400, "invalid_request"),
+        ("PUT", "/red/aliases/stable", {"version": "x"}, 400, "invalid_request"),
+        ("PUT", "/red/aliases/stable", {"version": 1, "weight": 2}, 400, "invalid_request"),
+        ("PUT", "/red/aliases/stable", {"split": {"1": -1}}, 400, "invalid_request"),
+        ("PUT", "/red/aliases/stable", {"split": {}}, 400, "invalid_request"),
+        ("PUT", "/red/aliases/stable", {"split": {"1": 0}}, 400, "split_invalid"),
+        ("PUT", "/red/aliases/stable", {"version": 9}, 404, "adapter_not_found"),
+        ("PUT", "/red/aliases/12", {"version": 1}, 400, "bad_name"),
+        ("PUT", "/red/aliases/a,b", {"version": 1}, 400, "bad_name"),
+        ("PUT", f"/red/aliases/{'a' * 65}", {"version": 1}, 400, "invalid_request"),
+        ("DELETE", "/red/aliases/nightly", None, 404, "alias_not_found"),
+        ("POST", "/red/aliases/stable/rollback", None, 409, "nothing_to_roll_back"),
+        ("DELETE", "/red/versions/1", None, 409, "version_in_use"),
+        ("DELETE", "/red/versions/9", None, 404, "adapter_not_found"),
+        ("DELETE", f"/red/versions/{10**30}", None, 400, "invalid_request"),
+        ("POST", "/nobody/load", None, 404, "adapter_not_found"),
+        ("POST", "/nobody@@/load", None, 400, "bad_reference"),
+        ("POST", "/red/versions/7/pin", None, 404, "adapter_not_found"),
+        ("GET", "/red/history?limit=0", None, 400, "invalid_request"),
+        ("POST", "", {"name": "x", "source": "s3://bucket/x"}, 400, "source_not_allowed"),
+        ("POST", "", {"name": "x", "source": "/etc"}, 400, "source_not_allowed"),
+        ("POST", "", {"name": "x", "source": "../store"}, 400, "source_not_allowed"),
+        ("POST", "", {"name": "x", "source": "file:///etc"}, 400, "source_not_allowed"),
+        ("POST", "", {"name": "x", "source": "a\0b"}, 400, "invalid_request"),
+        ("POST", "", {"name": "x", "source": "x", "path": "y"}, 400, "invalid_request"),
+        ("POST", "", {"name": "a,b", "source": "x"}, 400, "bad_name"),
+        ("POST", "", {"name": "text", "source": "x"}, 400, "bad_name"),
+        ("POST", "", None, 400, "invalid_request"),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_with_its_own_code(
+    ask, method, path, body, status, code
+):
+    await ask(method, path, status, code, **({} if body is None else {"json": body}))
+
+
+async def test_load_and_unload_move_a_version_in_and_out_of_the_engine(house, ask):
+    assert (await ask("POST", "/red/load"))["data"] == ["red@1"]
+    assert list(house.engine.loaded) == [1]
+    call = await house.chat("red")
+    assert call.status_code == 200
+    assert house.log[-1]["cold_start"] is False
+    assert (await ask("POST", "/red@1/unload"))["data"] == ["red@1"]
+    assert (house.engine.loaded, house.engine.removed) == ({}, [1])
+    publish(house.catalog, "red", content="newer")
+    house.catalog.split("red", "both", {1: 1, 2: 1}, actor="test")
+    assert (await ask("POST", "/red@both/load"))["data"] == ["red@1", "red@2"]
+
+
+async def test_a_pin_loads_and_one_place_is_left_for_the_others(house, ask):
+    pinned = await ask("POST", "/red/versions/1/pin")
+    assert pinned["pinned"] is True
+    assert pinned["residency"]["host"] is True
+    await ask("POST", "/red/versions/1/pin")
+    await ask("POST", "/green/versions/1/pin", 409, "pins_exceed_capacity")
+    await ask("POST", "/red/unload", 409, "adapter_in_use")
+    await ask("DELETE", "/red/versions/1", 409, "version_in_use")
+    await ask("DELETE", "/red/versions/1/pin")
+    await ask("POST", "/green/versions/1/pin")
+
+
+async def test_a_removed_version_leaves_the_engine_and_can_not_be_called(house, ask):
+    publish(house.catalog, "red", content="newer")
+    await ask("POST", "/red@1/load")
+    gone = await ask("DELETE", "/red/versions/1")
+    assert gone == {"name": "red", "version": 1, "deleted": True, "unloaded": True}
+    assert house.engine.loaded == {}
+    assert (await house.chat("red@1")).status_code == 404
+    assert (await house.chat("red")).headers["x-lorry-adapter"] == "red@2"
+
+
+async def test_a_body_without_an_end_is_cut_off(ask):
+    large = b'{"source": "' + b"x" * 100_000 + b'"}'
+    await ask("POST", "", 413, "request_too_large", content=large)
+    files = [("file", ("adapter_model.safetensors", b"x" * 1_100_000))]
+    await ask("POST", "", 413, "request_too_large", data={"name": "x"}, files=files)
+
+
+@pytest.mark.parametrize("name", ["../escape", "", ".hidden", "a/b", "x" * 200])
+async def test_an_uploaded_file_stays_in_its_folder(ask, name):
+    files = [("file", (name, b"x"))]
+    refused = await ask("POST", "", 400, data={"name": "x"}, files=files)
+    assert refused["error"]["code"] in ("bad_file_name", "invalid_request")
+
+
+async def test_vllms_own_paths_publish_withdraw_and_refuse_load_inplace(house):
+    async def post(path, **body):
+        return await house.client.post(f"/v1/{path}", json=body, headers=BEARER)
+
+    inplace = {"lora_name": "x", "lora_path": "x", "load_inplace": True}
+    refused = await post("load_lora_adapter", **inplace)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unsupported")
+    outside = await post("load_lora_adapter", lora_name="x", lora_path="/etc")
+    assert outside.json()["error"]["code"] == "source_not_allowed"
+
+    await house.chat("red")
+    done = await post("unload_lora_adapter", lora_name="red")
+    assert (done.status_code, done.text[:7]) == (200, "Success")
+    assert house.engine.loaded == {}
+    assert (await house.chat("red")).status_code == 404
+    listed = (await house.client.get("/v1/models")).json()["data"]
+    assert [card["id"] for card in listed] == ["tiny", "blue", "green"]
+    assert (await house.chat("red@1")).status_code == 200
+    assert (await post("unload_lora_adapter", lora_name="red")).status_code == 404
+
+
+async def test_a_split_is_listed_among_the_models_and_keeps_each_user_on_one_side(house):
+    publish(house.catalog, "red", content="newer")
+    house.catalog.split("red", "stable", {1: 30, 2: 70}, actor="test")
+    card = (await house.client.get("/v1/models")).json()["data"][3]
+    assert (card["version"], card["split"]) == (2, {"1": 30, "2": 70})
+
+    async def served(body, **headers):
+        body = {"model": "red", "messages": []} | body
+        response = await house.client.post("/v1/chat/completions", json=body, headers=headers)
+        assert response.json()["model"] == response.headers["x-lorry-adapter"]
+        return response.headers["x-lorry-adapter"]
+
+    for who in ({"user": "u{}"}, {"x-session-id": "s{}"}, {"x-request-id": "r{}"}):
+        (key, form), sides = *who.items(), set()
+        for number in range(12):
+            value = form.format(number)
+            call = ({key: value}, {}) if key == "user" else ({}, {key: value})
+            first, second = [await served(call[0], **call[1]) for _ in range(2)]
+            assert first == second
+            sides.add(first)
+        assert sides == {"red@1", "red@2"}
+    # The user counts before the session.
+    assert len({await served({"user": "u"}, **{"x-session-id": f"s{n}"}) for n in range(12)}) == 1
+    assert {line["served_model"] for line in house.log} == {"red@1", "red@2"}

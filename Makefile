@@ -12,10 +12,12 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 OVERRIDES := $(wildcard requirements/overrides-$(EXTRA).txt)
 
 # The CPU build of torch: from where pip's find-links point, else from PyTorch's own index.
+ifeq ($(EXTRA),cpu)
 ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
-else ifeq ($(EXTRA),cpu)
+else
 TORCH := --torch-backend=cpu
+endif
 endif
 UV := $(BIN)/uv pip
 COMPILE := $(UV) compile pyproject.toml --extra $(EXTRA) --extra dev --generate-hashes --no-header \
@@ -29,14 +31,16 @@ help:  ## This list
 
 setup: $(STAMP)  ## The environment only: .venv from the hashed lock
 
-$(STAMP): $(LOCK) pyproject.toml setup.py $(wildcard server/kernels/native/*)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
-	    { echo "error: Lorry needs Python 3.11 as $(PYTHON) (or: make PYTHON=/path/to/python3.11)"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+$(STAMP): $(LOCK) pyproject.toml setup.py $(wildcard server/kernels/native/*) | $(BIN)/uv
 	$(UV) install --python $(BIN)/python --quiet --no-deps --require-hashes $(TORCH) -r $(LOCK)
 	$(UV) install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+	    { echo "error: Lorry needs Python 3.11 as $(PYTHON) (or: make PYTHON=/path/to/python3.11)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet uv
 
 demo: setup  ## Train three adapters, serve them, call each, print which one answered
 	$(BIN)/python examples/shop/demo.py
@@ -61,7 +65,7 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-lock: setup  ## Refresh the lock of EXTRA
+lock: $(BIN)/uv  ## Refresh the lock of EXTRA (installs nothing)
 	$(COMPILE) --upgrade --quiet --output-file $(LOCK)
 
 clean:  ## Forget what was trained, published and cached (not the environment)

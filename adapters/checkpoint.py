@@ -118,7 +118,8 @@ def inspect_checkpoint(
 def _explain_other_base(claimed: str | None, base: BaseModel) -> Problem:
     said = f"is {quote(claimed or '')}, the base given is {quote(base.name)}"
     fix = (
-        "publish it with --base set to that model, or with --allow-base-mismatch if it is the same"
+        "publish it with --base set to that model; if it is the same, give --base-name, or"
+        " --allow-base-mismatch"
     )
     return Problem("base_mismatch", "base_model_name_or_path", said, fix)
 

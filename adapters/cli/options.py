@@ -61,6 +61,10 @@ CatalogOption = Annotated[
     ),
 ]
 BaseOption = Annotated[Path, typer.Option(help="The folder of the model it was trained on.")]
+BaseNameOption = Annotated[
+    str | None,
+    typer.Option(help="What the base is called where it is served. [default: its folder's name]"),
+]
 AliasOption = Annotated[
     list[str] | None,
     typer.Option(help="Point this alias at it; may be repeated. [default: stable]"),

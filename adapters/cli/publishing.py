@@ -12,6 +12,7 @@ import typer
 from adapters.cli.options import (
     DEFAULT_STORE,
     AliasOption,
+    BaseNameOption,
     BaseOption,
     CatalogOption,
     JsonOption,
@@ -36,6 +37,7 @@ def publish(
     ],
     name: Annotated[str, typer.Option(help="The adapter's name.")],
     base: BaseOption,
+    base_name: BaseNameOption = None,
     alias: AliasOption = None,
     no_alias: Annotated[
         bool, typer.Option("--no-alias", help="Publish it without rolling it out.")
@@ -50,7 +52,7 @@ def publish(
     if no_alias and alias:
         raise typer.BadParameter("--alias and --no-alias exclude each other")
     with reported():
-        publish_into = _publisher(store, catalog, base, max_rank, allow_base_mismatch)
+        publish_into = _publisher(store, catalog, base, base_name, max_rank, allow_base_mismatch)
         version = publish_into(source, name=name, **_aliases(alias, no_alias))
     if as_json:
         print_json(version.as_json())
@@ -62,6 +64,7 @@ def publish(
 def watch(
     folder: Annotated[Path, typer.Argument(help="Sub-folders are published under their names.")],
     base: BaseOption,
+    base_name: BaseNameOption = None,
     alias: AliasOption = None,
     max_rank: MaxRankOption = None,
     allow_base_mismatch: MismatchOption = False,
@@ -80,7 +83,7 @@ def watch(
             unpublished.append(seen)
         typer.echo(f"{seen.status:10}{seen.name} {seen.message}", err=seen.version is None)
 
-    publish_into = _publisher(store, catalog, base, max_rank, allow_base_mismatch)
+    publish_into = _publisher(store, catalog, base, base_name, max_rank, allow_base_mismatch)
     options = _aliases(alias, no_alias=False)
     watcher = Watcher(
         folder, lambda path, name: publish_into(path, name=name, if_new=True, **options), report
@@ -95,7 +98,12 @@ def watch(
 
 
 def _publisher(
-    store: Path, catalog: str | None, base: Path, max_rank: int | None, allow_base_mismatch: bool
+    store: Path,
+    catalog: str | None,
+    base: Path,
+    base_name: str | None,
+    max_rank: int | None,
+    allow_base_mismatch: bool,
 ) -> "Callable[..., AdapterVersion]":
     from adapters.peft_config import MAX_RANK
     from adapters.publish import publish
@@ -105,6 +113,7 @@ def _publisher(
         store=store,
         catalog_url=catalog,
         base=base,
+        base_name=base_name,
         max_rank=max_rank or MAX_RANK,
         allow_base_mismatch=allow_base_mismatch,
     )

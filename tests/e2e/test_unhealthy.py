@@ -30,7 +30,7 @@ def loud(shop, tmp_path_factory: pytest.TempPathFactory) -> str:
     save_file(tensors, weights, metadata={"format": "pt"})
     run(
         *("lorry", "adapters", "publish", str(folder), "--name", "loud"),
-        *("--base", str(BASE), "--store", str(shop.store)),
+        *("--base", str(BASE), "--base-name", BASE_NAME, "--store", str(shop.store)),
     )
     return "loud"
 

@@ -31,7 +31,7 @@ class Shelf:
         now = await self._find(version.name, version.version)
         return views.describe_version(now, await self._snapshot())
 
-    async def history(self, name: str, limit: int) -> list[dict[str, Any]]:
+    async def history(self, name: str | None, limit: int) -> list[dict[str, Any]]:
         events = await asyncio.to_thread(self._catalog.list_events, name, limit)
         return [views.describe_event(event) for event in events]
 

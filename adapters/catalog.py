@@ -7,7 +7,7 @@ server's hot path: answers are remembered until the database changes, by whomeve
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["AdapterVersion", "Alias", "Catalog", "Event", "Target"]
 
 DATABASE = "catalog.db"
+ELSEWHERE = "catalog-elsewhere"
 REMEMBERED = 10_000
 
 
@@ -48,11 +49,14 @@ class Catalog:
         One of an older schema is brought to the present one. Raises StoreUnreadable,
         StoreUnwritable, CatalogUnreadable or SchemaMismatch.
         """
-        if not url:
-            _check_folder(store_dir, create=create)
+        _check_place(store_dir, url, create=create)
         where = url or database.sqlite_url(store_dir / DATABASE)
         engine = database.open_engine(where, create=create)
         return cls(engine, watch(engine))
+
+    def refresh(self) -> None:
+        """Forget what is remembered: somebody here changed the database past this object."""
+        self._freshness.wrote()
 
     def close(self) -> None:
         self._freshness.close()
@@ -223,6 +227,23 @@ class Catalog:
 
 def _of(table: Any, name: str | None) -> list[Any]:
     return [] if name is None else [table.c.name == name]
+
+
+def _check_place(store_dir: Path, url: str | None, *, create: bool) -> None:
+    """Once a store's versions are in a shared database, an empty one of its own must not open:
+    to it every object would be an orphan."""
+    mark = store_dir / ELSEWHERE
+    if url:
+        with suppress(OSError):  # a store that can't be written is not collected either
+            if create and store_dir.is_dir():
+                mark.touch()
+        return
+    if mark.exists():
+        raise StoreUnreadable(
+            f"the versions of the store {quote(str(store_dir))} are in a shared catalog",
+            f"give its address with --catalog or LORRY_CATALOG (or delete {ELSEWHERE!r} there)",
+        )
+    _check_folder(store_dir, create=create)
 
 
 def _check_folder(folder: Path, *, create: bool) -> None:

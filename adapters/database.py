@@ -27,6 +27,7 @@ POSTGRESQL_OPTIONS = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
+    "options": "-c statement_timeout=5000",  # one that is there, but never answers
 }
 
 

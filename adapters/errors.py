@@ -22,14 +22,19 @@ AdapterError
 │   ├── StoreBusy        somebody is at work in the store for too long
 │   ├── ObjectMissing    a digest without an object
 │   └── ObjectDamaged    an object whose bytes are no longer those of its digest
-└── CatalogError
-    ├── CatalogUnreadable  the database cannot be opened, read or written
-    └── SchemaMismatch     the database was written by another version of the catalog
+├── CatalogError
+│   ├── CatalogUnreadable  the database cannot be opened, read or written
+│   └── SchemaMismatch     the database was written by another version of the catalog
+└── ServerError          a running server, asked over its admin API
+    ├── BadServerAddress   a text that is no server's address
+    ├── TokenMissing       no admin token, or none that can be sent
+    ├── ServerUnreachable  it did not answer, or not in full
+    ├── AnswerUnclear      what answered does not answer as a server of ours
+    └── ServerRefused      it said no; carries its code and status
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 SHOWN_PROBLEMS = 10
 # A config of nothing but bad keys has a hundred thousand problems; nobody reads beyond some.
@@ -46,7 +51,7 @@ def quote(text: str) -> str:
 class AdapterError(Exception):
     """Root of the tree: what happened (message) and what to do next (hint)."""
 
-    code: ClassVar[str] = "adapter_error"
+    code: str = "adapter_error"
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message, hint)
@@ -54,7 +59,7 @@ class AdapterError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message}; {self.hint}"
+        return f"{self.message}; {self.hint}" if self.hint else self.message
 
 
 class BadName(AdapterError):
@@ -147,6 +152,37 @@ class CatalogUnreadable(CatalogError):
 
 class SchemaMismatch(CatalogError):
     code = "schema_mismatch"
+
+
+class ServerError(AdapterError):
+    code = "server_error"
+
+
+class BadServerAddress(ServerError):
+    code = "bad_server_address"
+
+
+class TokenMissing(ServerError):
+    code = "admin_token_missing"
+
+
+class ServerUnreachable(ServerError):
+    code = "server_unreachable"
+
+
+class AnswerUnclear(ServerError):
+    code = "answer_unclear"
+
+
+class ServerRefused(ServerError):
+    """What the server said, which is also what to do next; the code is the server's own."""
+
+    code = "server_refused"
+
+    def __init__(self, message: str, hint: str = "", *, code: str = code, status: int = 0) -> None:
+        super().__init__(message, hint)
+        self.code = code
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)

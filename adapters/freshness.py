@@ -10,7 +10,6 @@ import time
 from typing import Protocol
 
 from sqlalchemy import Engine, func, select
-from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.database import unreadable
 from adapters.schema import events
@@ -91,13 +90,13 @@ class PolledFreshness:
             try:
                 with self._engine.connect() as connection:
                     self._newest = connection.scalar(select(func.max(events.c.id)))
-            except SQLAlchemyError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next look may succeed
                 self._complain(error)
             else:
                 self._welcome_back()
             self._closing.wait(self._interval)
 
-    def _complain(self, error: SQLAlchemyError) -> None:
+    def _complain(self, error: Exception) -> None:
         now = time.monotonic()
         if self._complained_at is None or now - self._complained_at >= COMPLAINT_SECONDS:
             self._complained_at = now

@@ -19,6 +19,8 @@ from adapters.peft_config import MAX_RANK
 from adapters.sources import fetched
 from adapters.store import Staged, Store
 
+MAX_NESTING = 32  # of lorry.json
+
 
 def publish(
     source: Path | str,
@@ -86,12 +88,26 @@ def judge(
     if PROVENANCE in staged.hashes:
         try:
             provenance = read_object(staged.path, PROVENANCE)
-        except ValueError:
-            said, fix = "is not a JSON object", "write it again, or leave it out"
+            _check_printable(provenance)
+        except (ValueError, RecursionError):
+            provenance = None
+            said = f"is not a JSON object that can be printed, at most {MAX_NESTING} deep"
+            fix = "write it again, or leave it out"
             problems.append(Problem("provenance_malformed", PROVENANCE, said, fix))
     if problems or checkpoint is None:
         raise CheckpointInvalid(problems)
     return checkpoint, provenance
+
+
+def _check_printable(value: Any, depth: int = 0) -> None:
+    """Raises ValueError for what a server could not put into an answer again."""
+    if depth > MAX_NESTING:
+        raise ValueError("too deep")
+    if isinstance(value, str):
+        value.encode()  # not the lone half of a surrogate pair
+    elif isinstance(value, dict | list):
+        for each in [*value, *value.values()] if isinstance(value, dict) else value:
+            _check_printable(each, depth + 1)
 
 
 def _find_known(catalog: Catalog, name: str, digest: str) -> AdapterVersion | None:

@@ -92,7 +92,7 @@ def fetched(
         allowed = ", ".join(sorted(schemes)) or "none"
         raise SourceUnsupported(f"{scheme}:// is not an allowed source", f"allowed: {allowed}")
     if address is None or scheme == "file":
-        yield Fetched(Path(unquote(urlsplit(address.text).path)) if address else Path(source))
+        yield Fetched(_folder_of(source, address))
         return
     with _temporary_folder(into) as folder:
         limits = dict(MAX_BYTES) | {WEIGHTS: min(max_bytes, MAX_BYTES[WEIGHTS])}
@@ -102,6 +102,17 @@ def fetched(
             origin["commit"] = address.text.rpartition("@")[2]
         _fetch(address, folder, limits)
         yield Fetched(folder, origin)
+
+
+def local_folder(source: Path | str) -> Path | None:
+    """The folder of this machine that a source names, or None; raises SourceUnsupported."""
+    address = _parse(source)
+    is_local = address is None or address.scheme == "file"
+    return _folder_of(source, address) if is_local else None
+
+
+def _folder_of(source: Path | str, address: Address | None) -> Path:
+    return Path(source) if address is None else Path(unquote(urlsplit(address.text).path))
 
 
 def redact(text: str) -> str:

@@ -3,7 +3,7 @@
 Knows nothing of writing, of threads or of what is remembered.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, select
 
 from adapters import schema
-from adapters.aliases import choose_side
+from adapters.aliases import Alias, choose_side
 from adapters.errors import AdapterNotFound, AliasIsSplit, AmbiguousDigest
 from adapters.names import STABLE, DigestPrefix, Reference
 
@@ -88,7 +88,33 @@ def find_meaning(connection: Connection, reference: Reference) -> Meaning:
             wanted = table.c.number.in_(weights)
     found = select_versions(connection, table.c.name == reference.name, wanted)
     if not found:
-        raise _explain_missing(connection, reference)
+        known = select_versions(connection, table.c.name == reference.name)
+        raise explain_missing(reference, known)
+    return _mean(reference, found, weights)
+
+
+def meaning_among(
+    reference: Reference, versions: Sequence[AdapterVersion], aliases: Sequence[Alias]
+) -> Meaning:
+    """The same, among all versions and aliases of the reference's name."""
+    weights = {}
+    match reference.selector:
+        case int(number):
+            found = [version for version in versions if version.version == number]
+        case DigestPrefix() as prefix:
+            found = [version for version in versions if version.digest.startswith(str(prefix))]
+        case alias:
+            named = (each for each in aliases if each.alias == (alias or STABLE))
+            weights = {target.version: target.weight for each in named for target in each.targets}
+            found = [version for version in versions if version.version in weights]
+    if not found:
+        raise explain_missing(reference, versions)
+    return _mean(reference, found, weights)
+
+
+def _mean(
+    reference: Reference, found: Sequence[AdapterVersion], weights: dict[int, int]
+) -> Meaning:
     if len(found) > 1 and not weights:
         labels = ", ".join(version.label for version in found[:5])
         raise AmbiguousDigest(f"{reference} means {labels}", "give more digits of the digest")
@@ -141,8 +167,8 @@ def _with_aliases(rows: Iterable[Row[Any]], targets: Iterable[Row[Any]]) -> list
     ]
 
 
-def _explain_missing(connection: Connection, reference: Reference) -> AdapterNotFound:
-    known = select_versions(connection, schema.versions.c.name == reference.name)
+def explain_missing(reference: Reference, known: Sequence[AdapterVersion]) -> AdapterNotFound:
+    """Why a reference means nothing; `known` are the versions of its name."""
     if not known:
         return AdapterNotFound(
             f"there is no adapter {reference.name!r}", "list those there are, or publish it first"

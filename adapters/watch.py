@@ -102,7 +102,10 @@ class Watcher:
             if self._stop.is_set():
                 return
             if not UNFINISHED.search(name):
-                self._look_at(name, folders[name])
+                try:
+                    self._look_at(name, folders[name])
+                except Exception as error:  # noqa: BLE001 - one odd folder must not end the watch
+                    self._tell(name, "failed", f"cannot be looked at: {error}")
 
     def _look_at(self, name: str, entry: "os.DirEntry[str]") -> None:
         if entry.is_symlink():

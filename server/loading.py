@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from adapters.base import BaseModel
 from adapters.catalog import AdapterVersion
 from adapters.checkpoint import read_checkpoint
-from adapters.errors import AdapterError, CheckpointInvalid, StoreError
+from adapters.errors import AdapterError, StoreError, StoreUnreadable
 from adapters.store import Store
 from server.call import Lease
 from server.errors import AdapterUnusable, RequestError, Unavailable
@@ -130,11 +130,14 @@ def check_object(store: Store, base: BaseModel, version: AdapterVersion) -> None
     A StoreError says that the store lost or damaged what was published; anything else, that what
     was published is not for this base.
     """
+    store.verify(version.digest)
     try:
         read_checkpoint(store.path(version.digest), base)
-    except CheckpointInvalid:
-        store.verify(version.digest)
-        raise
+    except OSError as error:
+        raise StoreUnreadable(
+            f"object {version.digest} cannot be read: {error.strerror or error}",
+            "check the disk, or publish the adapter again",
+        ) from error
 
 
 def explain(version: AdapterVersion, error: Exception) -> RequestError:

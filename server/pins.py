@@ -12,7 +12,6 @@ import time
 
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.errors import AdapterError
-from server.errors import RequestError
 from server.residency import Key, Residency, key_of
 
 logger = logging.getLogger("lorry.pins")
@@ -72,6 +71,6 @@ class Pins:
         self._retry_at.pop(key, None)
         try:
             await self._residency.load(version)
-        except RequestError as error:
+        except Exception as error:  # noqa: BLE001 - one pin must not keep a server from starting
             self._retry_at[key] = time.monotonic() + _RETRY_SECONDS
             logger.warning("the pinned %s is not resident: %s", version.label, error)

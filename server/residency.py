@@ -74,6 +74,7 @@ class Residency:
         self._used_at: dict[Key, float] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._pinned: frozenset[Key] = frozenset()
+        self._admissions: dict[Key, asyncio.Task[None]] = {}
         # Those who need a place queue here, first come first served; loading is done outside.
         self._queue = asyncio.Lock()
 
@@ -202,9 +203,16 @@ class Residency:
     async def _take(self, version: AdapterVersion) -> Resident:
         """A lease on the version's place, where it may still be on its way in."""
         key = key_of(version)
-        if key not in self._residents:
-            await self._admit(key, version)
-        resident = self._residents[key]
+        while (resident := self._residents.get(key)) is None:
+            # One place in the queue for all who ask for it, or the later ones would wait behind
+            # strangers for what is there by then.
+            admission = self._admissions.get(key)
+            if admission is None:
+                admission = asyncio.create_task(self._admit(key, version))
+                self._admissions[key] = admission
+                admission.add_done_callback(lambda _: self._admissions.pop(key))
+                admission.add_done_callback(lambda task: task.cancelled() or task.exception())
+            await asyncio.shield(admission)
         resident.users += 1
         return resident
 
@@ -213,10 +221,11 @@ class Residency:
         try:
             async with asyncio.timeout(self._wait_seconds), self._queue:
                 while key not in self._residents:
+                    load = self._loader.prepare(version)  # before anybody is evicted for it
                     if len(self._residents) + self._leaving < self._capacity:
-                        self._start_load(key, version, None)
+                        self._start_load(key, load, None)
                     elif (leaving := self._evict_coldest()) is not None:
-                        self._start_load(key, version, leaving)
+                        self._start_load(key, load, leaving)
                     else:
                         # Every place is leased; the engine lets go of a sequence a step after
                         # its call ended and says so to nobody, hence a poll.
@@ -229,8 +238,7 @@ class Residency:
                 retry_after=1,
             ) from None
 
-    def _start_load(self, key: Key, version: AdapterVersion, leaving: Load | None) -> None:
-        load = self._loader.prepare(version)
+    def _start_load(self, key: Key, load: Load, leaving: Load | None) -> None:
         task = asyncio.create_task(self._run(key, load, leaving))
         # A load whose callers all hung up has nobody to await it: its error is in the metrics.
         task.add_done_callback(lambda task: task.cancelled() or task.exception())

@@ -85,7 +85,7 @@ class Server:
         self._catalog = catalog
         self._lifecycle = Lifecycle()
         self._engine = EngineSlot()
-        self.publisher = Publisher(settings)
+        self.publisher = Publisher(settings, catalog)
         self._pinning: asyncio.Task[None] | None = None
         names = ModelNames(settings.base_name, catalog)
         disable_created_metrics()  # a second series for each one, of use to nobody here

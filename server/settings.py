@@ -24,6 +24,7 @@ from server.kernels.watchdog import SERVER_VARIABLE
 
 ENV_PREFIX = "LORRY_"
 DEFAULT_CONFIG = Path("lorry.toml")
+CLIENT_VARIABLE = "LORRY_URL"  # which server `lorry adapters` acts on; a server may inherit it
 # No `@` or `:`, which adapters' references use.
 _BASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 SHORTEST_TOKEN = 16
@@ -166,7 +167,8 @@ def _read_token(settings: Settings) -> SecretStr:
 
 
 def _check_environment() -> None:
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {SERVER_VARIABLE}
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    known |= {SERVER_VARIABLE, CLIENT_VARIABLE}
     unknown = sorted(k for k in os.environ if k.startswith(ENV_PREFIX) and k not in known)
     if unknown:
         raise SettingsInvalid(

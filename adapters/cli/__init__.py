@@ -1,19 +1,19 @@
 """The command line over a store: `lorry adapters ...`.
 
 Prints tables for people and, with --json, one JSON document for scripts. What a command needs is
-imported inside it, so that --help is quick. Acting on a running server instead (`--url`) belongs
-in `options.opened`, through which every command comes to its catalog.
+imported inside it, so that --help is quick. With --url a command acts on a running server instead:
+`options.opened` gives it that server's catalog, which has the same methods.
 """
 
 from collections.abc import Callable
 
 import typer
 
-from adapters.cli import facts, publishing, rollout, upkeep
+from adapters.cli import facts, publishing, residency, rollout, upkeep
 
 app = typer.Typer(
     name="adapters",
-    help="Publish adapters to a store, roll them out and back, and see what is in it.",
+    help="Publish adapters to a store or a running server, roll them out and back, list them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -32,6 +32,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pin": rollout.pin,
     "unpin": rollout.unpin,
     "remove": rollout.remove,
+    "load": residency.load,
+    "unload": residency.unload,
     "verify": upkeep.verify,
     "gc": upkeep.gc,
 }

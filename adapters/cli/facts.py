@@ -10,18 +10,24 @@ from adapters.cli.options import (
     JsonOption,
     ReferenceArgument,
     StoreOption,
+    TokenFileOption,
+    UrlOption,
     opened,
     print_json,
 )
 
 
 def list_(
-    store: StoreOption = DEFAULT_STORE, catalog: CatalogOption = None, as_json: JsonOption = False
+    store: StoreOption = DEFAULT_STORE,
+    catalog: CatalogOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List every version of every adapter."""
     from adapters.cli.tables import print_versions, shares_by_version
 
-    with opened(store, catalog) as index:
+    with opened(store, catalog, url, token_file) as index:
         versions, aliases = index.list_versions(), index.list_aliases()
     shares = shares_by_version(aliases)
     if as_json:
@@ -38,16 +44,23 @@ def show(
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     catalog: CatalogOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the one version that a reference means now."""
-    with opened(store, catalog) as index:
+    with opened(store, catalog, url, token_file) as index:
         from adapters.names import parse_reference
+        from adapters.remote import RemoteCatalog
         from adapters.store import Store
 
         wanted = parse_reference(reference)
         version = index.resolve_only(wanted) if key is None else index.resolve(wanted, key)
-        facts = version.as_json() | {"path": str(Store(store).path(version.digest))}
+        if isinstance(index, RemoteCatalog):
+            state = index.describe_use(version)
+        else:
+            state = {"path": str(Store(store).path(version.digest))}
+        facts = version.as_json() | state
     if as_json:
         print_json(facts)
     else:
@@ -63,10 +76,12 @@ def history(
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     catalog: CatalogOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tell who changed what, and when; the newest last."""
-    with opened(store, catalog) as index:
+    with opened(store, catalog, url, token_file) as index:
         events = index.list_events(name, limit)
     if as_json:
         print_json([event.as_json() for event in events])

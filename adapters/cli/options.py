@@ -1,6 +1,7 @@
 """What all commands share: their options, how they reach the catalog, and how they fail."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,23 +17,29 @@ from adapters.errors import (
     AmbiguousDigest,
     BadName,
     BadReference,
+    BadServerAddress,
     BaseUnreadable,
     CheckpointInvalid,
     NothingToRollBack,
+    ServerRefused,
     SourceNotFound,
     SourceUnsupported,
     SplitInvalid,
     StoreUnreadable,
+    TokenMissing,
     VersionInUse,
+    quote,
 )
 
 if TYPE_CHECKING:
     from adapters.catalog import Catalog
+    from adapters.remote import RemoteCatalog
 
 # What the caller can mend by calling differently exits 2; a failed operation exits 1.
 CALLER_ERRORS = (
     BadName,
     BadReference,
+    BadServerAddress,
     AdapterNotFound,
     AliasIsSplit,
     AliasNotFound,
@@ -44,12 +51,35 @@ CALLER_ERRORS = (
     SourceUnsupported,
     SplitInvalid,
     StoreUnreadable,
+    TokenMissing,
     VersionInUse,
 )
 
+TOKEN_VARIABLE = "LORRY_ADMIN_TOKEN"
+MAX_TOKEN_BYTES = 4096
+
+
+def _in_one_place(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+    """Refuse --store beside a server: a change would be made where it was not meant to be.
+
+    Called for each of them, as the last one read knows of the others.
+    """
+    given = context.params | {str(parameter.name): value}
+    for name in ("store", "catalog"):
+        source = context.get_parameter_source(name)
+        if given.get("url") and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"--{name} and --url (or LORRY_URL) exclude each other; --url '' takes the store"
+            )
+    return value
+
+
 DEFAULT_STORE = Path(".lorry/store")
 StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="LORRY_STORE", help="The store's folder.")
+    Path,
+    typer.Option(
+        "--store", envvar="LORRY_STORE", help="The store's folder.", callback=_in_one_place
+    ),
 ]
 CatalogOption = Annotated[
     str | None,
@@ -57,6 +87,25 @@ CatalogOption = Annotated[
         "--catalog",
         envvar="LORRY_CATALOG",
         help="URL of a catalog in PostgreSQL. [default: the store's own]",
+        show_default=False,
+        callback=_in_one_place,
+    ),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="LORRY_URL",
+        help="Act on a running server, such as http://127.0.0.1:8000, instead of the store.",
+        callback=_in_one_place,
+    ),
+]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--admin-token-file",
+        envvar="LORRY_ADMIN_TOKEN_FILE",
+        help=f"File with the server's admin token. [default: the variable {TOKEN_VARIABLE}]",
         show_default=False,
     ),
 ]
@@ -85,7 +134,44 @@ ReferenceArgument = Annotated[
 
 
 @contextmanager
-def opened(store: Path, catalog: str | None) -> "Iterator[Catalog]":
+def opened(
+    store: Path, catalog: str | None, url: str | None, token_file: Path | None
+) -> "Iterator[Catalog | RemoteCatalog]":
+    """The catalog of a running server, or of an existing store; errors are reported."""
+    if url:
+        with opened_server(url, token_file) as server:
+            yield server
+    else:
+        with opened_store(store, catalog) as index:
+            yield index
+
+
+@contextmanager
+def opened_server(url: str, token_file: Path | None) -> "Iterator[RemoteCatalog]":
+    """The catalog of a running server; its errors, and those of the block, are reported."""
+    with reported():
+        from adapters.admin_http import AdminHttp
+        from adapters.remote import RemoteCatalog
+
+        yield RemoteCatalog(AdminHttp(url, _read_token(token_file)))
+
+
+def _read_token(path: Path | None) -> str:
+    if path is None:
+        return os.environ.get(TOKEN_VARIABLE, "").strip()
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_TOKEN_BYTES).decode("ascii", "replace").strip()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise TokenMissing(
+            f"the file of the admin token, {quote(str(path))}: {reason}",
+            "check the path and its rights",
+        ) from error
+
+
+@contextmanager
+def opened_store(store: Path, catalog: str | None) -> "Iterator[Catalog]":
     """The catalog of an existing store; its errors, and those of the block, are reported."""
     with reported():
         from adapters.catalog import Catalog
@@ -100,10 +186,16 @@ def reported() -> Iterator[None]:
     try:
         yield
     except AdapterError as error:
-        typer.echo(f"error: {error.message}; {error.hint} ({error.code})", err=True)
+        typer.echo(f"error: {AdapterError.__str__(error)} ({error.code})", err=True)
         for problem in error.problems if isinstance(error, CheckpointInvalid) else ():
             typer.echo(f"  {problem}", err=True)
-        raise typer.Exit(2 if isinstance(error, CALLER_ERRORS) else 1) from error
+        raise typer.Exit(2 if _is_callers(error) else 1) from error
+
+
+def _is_callers(error: AdapterError) -> bool:
+    if isinstance(error, ServerRefused):
+        return error.status < 500
+    return isinstance(error, CALLER_ERRORS)
 
 
 def print_json(document: Any) -> None:

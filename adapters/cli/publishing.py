@@ -19,6 +19,9 @@ from adapters.cli.options import (
     MaxRankOption,
     MismatchOption,
     StoreOption,
+    TokenFileOption,
+    UrlOption,
+    opened_server,
     print_json,
     reported,
 )
@@ -36,7 +39,13 @@ def publish(
         ),
     ],
     name: Annotated[str, typer.Option(help="The adapter's name.")],
-    base: BaseOption,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of the model it was trained on; with --url, the server's own.",
+            show_default=False,
+        ),
+    ] = None,
     base_name: BaseNameOption = None,
     alias: AliasOption = None,
     no_alias: Annotated[
@@ -46,14 +55,28 @@ def publish(
     allow_base_mismatch: MismatchOption = False,
     store: StoreOption = DEFAULT_STORE,
     catalog: CatalogOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check an adapter and publish it as the next version of its name."""
     if no_alias and alias:
         raise typer.BadParameter("--alias and --no-alias exclude each other")
-    with reported():
-        publish_into = _publisher(store, catalog, base, base_name, max_rank, allow_base_mismatch)
-        version = publish_into(source, name=name, **_aliases(alias, no_alias))
+    aliases = _aliases(alias, no_alias)
+    if url:
+        _refuse_own_rules(base, base_name, max_rank, allow_base_mismatch)
+        with opened_server(url, token_file) as server:
+            version = server.publish(source, name=name, **aliases)
+    elif base is None:
+        raise typer.BadParameter(
+            "name the folder of the base, or a server by --url", param_hint="--base"
+        )
+    else:
+        with reported():
+            publish_into = _publisher(
+                store, catalog, base, base_name, max_rank, allow_base_mismatch
+            )
+            version = publish_into(source, name=name, **aliases)
     if as_json:
         print_json(version.as_json())
     else:
@@ -95,6 +118,23 @@ def watch(
         watcher.poll()
     if unpublished:
         raise typer.Exit(1)
+
+
+def _refuse_own_rules(
+    base: Path | None, base_name: str | None, max_rank: int | None, allow_mismatch: bool
+) -> None:
+    given = {
+        "--base": base,
+        "--base-name": base_name,
+        "--max-rank": max_rank,
+        "--allow-base-mismatch": allow_mismatch,
+    }
+    for option, value in given.items():
+        if value:
+            raise typer.BadParameter(
+                "with --url the server judges by its own base and settings: leave it out",
+                param_hint=option,
+            )
 
 
 def _publisher(

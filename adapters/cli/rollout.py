@@ -17,6 +17,8 @@ from adapters.cli.options import (
     NameArgument,
     ReferenceArgument,
     StoreOption,
+    TokenFileOption,
+    UrlOption,
     opened,
     print_json,
 )
@@ -24,6 +26,7 @@ from adapters.errors import SplitInvalid, quote
 
 if TYPE_CHECKING:
     from adapters.catalog import AdapterVersion, Alias, Catalog
+    from adapters.remote import RemoteCatalog
 
 
 def alias(
@@ -32,10 +35,12 @@ def alias(
     version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Its number.")],
     store: StoreOption = DEFAULT_STORE,
     catalog: CatalogOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Point an alias at one version."""
-    with opened(store, catalog) as index:
+    with opened(store, catalog, url, token_file) as index:
         _print_alias(index.point(name, alias, version, actor=current_user()), as_json)
 
 
@@ -44,9 +49,11 @@ def unalias(
     alias: AliasArgument,
     store: StoreOption = DEFAULT_STORE,
     catalog: CatalogOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
 ) -> None:
     """Take an alias away (`rollback` brings it back)."""
-    with opened(store, catalog) as index:
+    with opened(store, catalog, url, token_file) as index:
         index.drop_alias(name, alias, actor=current_user())
 
 
@@ -58,10 +65,12 @@ def split(
     ],
     store: StoreOption = DEFAULT_STORE,
     catalog: CatalogOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Let versions share an alias's requests: the same caller stays on the same side."""
-    with opened(store, catalog) as index:
+    with opened(store, catalog, url, token_file) as index:
         weights = _parse_shares(shares)
         _print_alias(index.split(name, alias, weights, actor=current_user()), as_json)
 
@@ -72,10 +81,12 @@ def rollback(
     to: Annotated[int | None, typer.Option(min=1, help="Go back as far as this version.")] = None,
     store: StoreOption = DEFAULT_STORE,
     catalog: CatalogOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Point an alias at what it pointed at before; twice goes two back."""
-    with opened(store, catalog) as index:
+    with opened(store, catalog, url, token_file) as index:
         _print_alias(index.rollback(name, alias, actor=current_user(), to=to), as_json)
 
 
@@ -83,10 +94,12 @@ def pin(
     reference: ReferenceArgument,
     store: StoreOption = DEFAULT_STORE,
     catalog: CatalogOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Keep a version resident once it is loaded, and from being removed."""
-    with opened(store, catalog) as index:
+    with opened(store, catalog, url, token_file) as index:
         version = _find(index, reference)
         _print_pin(index.pin(version.name, version.version, actor=current_user()), as_json)
 
@@ -95,10 +108,12 @@ def unpin(
     reference: ReferenceArgument,
     store: StoreOption = DEFAULT_STORE,
     catalog: CatalogOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Let a version be evicted and removed like any other."""
-    with opened(store, catalog) as index:
+    with opened(store, catalog, url, token_file) as index:
         version = _find(index, reference)
         _print_pin(index.unpin(version.name, version.version, actor=current_user()), as_json)
 
@@ -107,10 +122,12 @@ def remove(
     reference: ReferenceArgument,
     store: StoreOption = DEFAULT_STORE,
     catalog: CatalogOption = None,
+    url: UrlOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Forget a version that no alias points at; `gc` takes its files later."""
-    with opened(store, catalog) as index:
+    with opened(store, catalog, url, token_file) as index:
         version = _find(index, reference)
         index.remove(version.name, version.version, actor=current_user())
     if as_json:
@@ -119,7 +136,7 @@ def remove(
         print(f"removed {version.label}")
 
 
-def _find(index: "Catalog", reference: str) -> "AdapterVersion":
+def _find(index: "Catalog | RemoteCatalog", reference: str) -> "AdapterVersion":
     from adapters.names import parse_reference
 
     return index.resolve_only(parse_reference(reference))

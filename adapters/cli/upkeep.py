@@ -11,7 +11,7 @@ from adapters.cli.options import (
     CatalogOption,
     JsonOption,
     StoreOption,
-    opened,
+    opened_store,
     print_json,
 )
 
@@ -26,7 +26,7 @@ def verify(
     store: StoreOption = DEFAULT_STORE, catalog: CatalogOption = None, as_json: JsonOption = False
 ) -> None:
     """Read every object again; exits 1 if one is damaged or missing."""
-    with opened(store, catalog) as index:
+    with opened_store(store, catalog) as index:
         from dataclasses import asdict
 
         from adapters.audit import audit
@@ -53,7 +53,7 @@ def gc(
 ) -> None:
     """Remove objects that no version names, and what cut-off work left behind."""
     min_age = _parse_age(older_than)
-    with opened(store, catalog) as index:
+    with opened_store(store, catalog) as index:
         from dataclasses import asdict
 
         from rich.filesize import decimal

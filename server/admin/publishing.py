@@ -9,12 +9,15 @@ import asyncio
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from adapters.catalog import AdapterVersion
+from adapters.catalog import AdapterVersion, Catalog
+from adapters.errors import StoreUnwritable
+from adapters.names import STABLE
 from adapters.publish import publish
 from server.admin.bodies import Publication
 from server.errors import InvalidRequest
@@ -28,16 +31,23 @@ _AT_ONCE = 2  # each takes a core to judge it
 
 
 class Publisher:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog) -> None:
         self._settings = settings
+        self._catalog = catalog
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def publish_upload(self, request: Request, actor: str) -> AdapterVersion:
         """Publish the files of a multipart form: `name`, `alias` (any number) and the files."""
-        with tempfile.TemporaryDirectory(prefix="lorry-upload-") as scratch:
-            folder = Path(scratch)
-            wanted = await _take_form(request, folder)
-            return await self._publish(folder, wanted, actor)
+        try:
+            with tempfile.TemporaryDirectory(prefix="lorry-upload-") as scratch:
+                folder = Path(scratch)
+                wanted = await _take_form(request, folder)
+                return await self._publish(folder, wanted, actor)
+        except OSError as error:
+            raise StoreUnwritable(
+                f"the upload cannot be kept: {error.strerror or error}",
+                "nothing was published: free space where temporary files go (TMPDIR)",
+            ) from error
 
     async def publish_source(self, source: str, wanted: Publication, actor: str) -> AdapterVersion:
         """Publish from a place that a setting allows."""
@@ -68,25 +78,31 @@ class Publisher:
 
     def publish_watched(self, folder: Path, name: str) -> AdapterVersion:
         """What adapters/watch.py does with a complete folder, in its own thread."""
-        wanted = Publication(name=name)
-        return self._publish_now(folder, wanted, "watch", if_new=True)
+        return self._publish_now(folder, name, (STABLE,), "watch", if_new=True)
 
     async def _publish(self, place: str | Path, wanted: Publication, actor: str) -> AdapterVersion:
         async with self._turns:
-            return await asyncio.to_thread(self._publish_now, place, wanted, actor)
+            return await asyncio.to_thread(
+                self._publish_now, place, wanted.name, wanted.aliases, actor
+            )
 
     def _publish_now(
-        self, place: str | Path, wanted: Publication, actor: str, if_new: bool = False
+        self,
+        place: str | Path,
+        name: str,
+        aliases: Sequence[str],
+        actor: str,
+        if_new: bool = False,
     ) -> AdapterVersion:
         settings = self._settings
         local = isinstance(place, Path)
-        return publish(
+        version = publish(
             place,
-            name=wanted.name,
+            name=name,
             store=settings.store,
             base=settings.model,
             base_name=settings.base_name,
-            aliases=wanted.aliases,
+            aliases=aliases,
             actor=actor,
             catalog_url=settings.catalog or None,
             max_rank=settings.max_lora_rank,
@@ -94,6 +110,8 @@ class Publisher:
             schemes=frozenset({"file"} if local else settings.admin_source_schemes),
             if_new=if_new,
         )
+        self._catalog.refresh()  # it was written through a connection of its own
+        return version
 
 
 async def _take_form(request: Request, folder: Path) -> Publication:

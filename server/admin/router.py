@@ -32,6 +32,7 @@ def read_actor(request: Request) -> str:
 
 
 Actor = Annotated[str, Depends(read_actor)]
+Limit = Annotated[int, Query(ge=1, le=1000)]
 _BEARER = HTTPBearer(auto_error=False, description="The admin token.")
 _UPLOAD = {
     "type": "object",
@@ -59,6 +60,12 @@ def create_router(shelf: Shelf, publisher: Publisher) -> APIRouter:
     _add_aliases(adapters, shelf)
     _add_versions(adapters, shelf)
     router.include_router(adapters)
+
+    @router.get("/admin/history", tags=["adapters"])
+    async def show_all_history(limit: Limit = 100) -> dict[str, Any]:
+        """The last changes to any adapter, oldest first."""
+        return {"object": "list", "data": await shelf.history(None, limit)}
+
     _add_compatible(router, shelf, publisher)
     return router
 
@@ -85,9 +92,7 @@ def _add_adapters(router: APIRouter, shelf: Shelf, publisher: Publisher) -> None
         return (await shelf.describe(name))[0]
 
     @router.get("/{name}/history")
-    async def show_history(
-        name: Name, limit: Annotated[int, Query(ge=1, le=1000)] = 100
-    ) -> dict[str, Any]:
+    async def show_history(name: Name, limit: Limit = 100) -> dict[str, Any]:
         """The last changes to an adapter, oldest first."""
         return {"object": "list", "data": await shelf.history(name, limit)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from adapters.catalog import AdapterVersion, Alias, Catalog
@@ -31,7 +32,7 @@ class Shelf:
         now = await self._find(version.name, version.version)
         return views.describe_version(now, await self._snapshot())
 
-    async def history(self, name: str, limit: int) -> list[dict[str, Any]]:
+    async def history(self, name: str | None, limit: int) -> list[dict[str, Any]]:
         events = await asyncio.to_thread(self._catalog.list_events, name, limit)
         return [views.describe_event(event) for event in events]
 
@@ -102,7 +103,10 @@ class Shelf:
         versions = await asyncio.to_thread(self._meant, Reference(name))
         await self.drop_alias(name, STABLE, actor)
         if residency := self._engine.residency:
-            await asyncio.gather(*(residency.retire(each) for each in versions if not each.pinned))
+            for version in versions:
+                with suppress(AdapterInUse):  # by its number, or to the end of a call: it is LRU's
+                    if not version.pinned:
+                        await residency.unload(version)
 
     async def _find(self, name: str, number: int) -> AdapterVersion:
         return await asyncio.to_thread(self._catalog.resolve, Reference(name, number))

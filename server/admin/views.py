@@ -38,6 +38,7 @@ class Engine:
 def describe_version(version: AdapterVersion, engine: Engine) -> dict[str, Any]:
     provenance = version.provenance or {}
     return {
+        "name": version.name,
         "version": version.version,
         "label": version.label,
         "digest": version.digest,
@@ -50,6 +51,7 @@ def describe_version(version: AdapterVersion, engine: Engine) -> dict[str, Any]:
         "aliases": list(version.aliases),
         "pinned": version.pinned,
         "evaluation": provenance.get("evaluation"),
+        "provenance": version.provenance,
         **engine.describe(version),
     }
 

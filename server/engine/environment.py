@@ -38,7 +38,8 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
     environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about tuning
     environ.setdefault("VLLM_CACHE_ROOT", str((settings.cache / "vllm").resolve()))
     environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    environ.setdefault("HF_HUB_OFFLINE", "1")  # the base is a folder: nothing to ask a hub
+    if "hf" not in settings.admin_source_schemes:
+        environ.setdefault("HF_HUB_OFFLINE", "1")  # the base is a folder: nothing to ask a hub
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # torch's and vLLM's, at import
     environ.setdefault("VLLM_MAX_N_SEQUENCES", "128")  # 16,384 answers to one call otherwise

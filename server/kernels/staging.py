@@ -65,7 +65,8 @@ class AdapterStaging:
 
 def _give_way() -> None:
     """One core at most, and the steps' threads first: OpenMP's setting is the thread's own."""
-    torch.set_num_threads(1)
+    # Not torch.set_num_threads: vLLM's worker puts a function in its place that does nothing.
+    torch._C.set_num_threads(1)
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 

@@ -14,7 +14,7 @@ from adapters import store as store_module
 from adapters.audit import audit
 from adapters.catalog import Catalog
 from adapters.cleanup import Collected, collect
-from adapters.errors import StoreBusy, StoreUnwritable
+from adapters.errors import StoreBusy, StoreUnreadable, StoreUnwritable
 from adapters.publish import publish
 from adapters.store import Store
 
@@ -202,3 +202,16 @@ def test_collecting_all_the_time_never_harms_publishers(store, kit, base_folder,
     assert list((store / "tmp").iterdir()) == []
     with Catalog.open(store) as catalog:
         assert len(catalog.list_versions()) == 1 + 24
+
+
+def test_a_store_whose_versions_are_elsewhere_is_not_taken_for_an_empty_one(
+    kit, base_folder, tmp_path
+) -> None:
+    store, url = tmp_path / "store", f"sqlite:///{tmp_path / 'shared.db'}"
+    folder = kit.build().write(tmp_path / "a")
+    publish(folder, name="a", store=store, base=base_folder, catalog_url=url)
+    for create in (True, False):
+        with pytest.raises(StoreUnreadable, match="LORRY_CATALOG"):
+            Catalog.open(store, create=create)
+    with Catalog.open(store, url, create=False) as catalog:
+        assert [version.label for version in catalog.list_versions()] == ["a@1"]

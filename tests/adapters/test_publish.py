@@ -289,3 +289,13 @@ def test_publishing_imports_nothing_heavy(
 ) -> None:
     folder = kit.build().write(tmp_path / "a")
     publish(folder, name="orders", store=store, base=base_folder)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"evaluation": "\\ud800"}', '{"a": ' + "[" * 40 + "]" * 40 + "}"]
+)
+def test_a_provenance_that_no_answer_can_hold_is_refused(kit, base_folder, tmp_path, text) -> None:
+    folder = kit.build().write(tmp_path / "a")
+    (folder / "lorry.json").write_text(text)
+    with pytest.raises(CheckpointInvalid, match="provenance_malformed"):
+        publish(folder, name="a", store=tmp_path / "store", base=base_folder)

@@ -165,6 +165,20 @@ def test_a_full_disk_is_told_once_and_tried_again(house, drop, kit, monkeypatch)
     assert house.look() == [("orders", "published")]
 
 
+def test_one_that_breaks_the_publisher_does_not_end_it(house, drop, kit, monkeypatch) -> None:
+    for name in ("a-odd", "b-good"):
+        kit.build().write(drop / name)
+    publish = house.publish
+
+    def break_on_odd(folder: Path, name: str):
+        if name == "a-odd":
+            raise RecursionError("too deep")
+        return publish(folder, name)
+
+    monkeypatch.setattr(house.watcher, "_publish", break_on_odd)
+    assert house.look(2) == [("a-odd", "failed"), ("b-good", "published")]
+
+
 def test_a_folder_that_goes_away_is_forgotten_and_comes_back(house, drop, kit, tmp_path) -> None:
     kit.build().write(drop / "orders")
     house.look(2)

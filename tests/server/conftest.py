@@ -64,7 +64,7 @@ async def house(tmp_path: Path, metrics: Metrics) -> AsyncIterator[House]:
             engine=slot,
             max_body_bytes=50_000,
             started_at=1,
-            admin=create_router(Shelf(catalog, slot), Publisher(settings)),
+            admin=create_router(Shelf(catalog, slot), Publisher(settings, catalog)),
             admin_token=TOKEN,
             max_upload_bytes=1_000_000,
         )

@@ -119,6 +119,18 @@ async def test_a_place_that_becomes_free_is_taken_by_the_one_that_waits(stage):
         assert (await waiting).engine_name.startswith("blue@1")
 
 
+async def test_those_who_ask_for_one_adapter_wait_in_one_place_of_the_queue(stage):
+    red, green, blue, grey = (stage.version(name) for name in ("red", "green", "blue", "grey"))
+    async with AsyncExitStack() as leases:
+        await leases.enter_async_context(stage.residency.lease(red, new_call()))
+        async with stage.residency.lease(green, new_call()):
+            waiting = [asyncio.create_task(stage.use(each)) for each in (blue, grey, blue)]
+            await asyncio.sleep(0.05)
+        first, last = await asyncio.wait_for(asyncio.gather(waiting[0], waiting[2]), 2)
+        assert first.engine_name == last.engine_name
+    await waiting[1]
+
+
 @pytest.mark.parametrize(
     ("failure", "raised"), [(EngineRefusal("no"), AdapterUnusable), (EngineGone("x"), Unavailable)]
 )

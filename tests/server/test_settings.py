@@ -40,6 +40,11 @@ def test_an_unknown_variable_is_an_error(monkeypatch):
         load_settings(model="x")
 
 
+def test_the_address_that_commands_act_on_may_stand_in_a_servers_environment(monkeypatch):
+    monkeypatch.setenv("LORRY_URL", "http://127.0.0.1:8000")
+    assert load_settings(model="x").model == Path("x")
+
+
 def test_an_unknown_key_in_the_file_is_an_error():
     Path("other.toml").write_text("prot = 1\n")
     with pytest.raises(SettingsInvalid, match="'prot'"):

@@ -33,6 +33,7 @@ ROUTES = [
     ("GET", "/admin/adapters"),
     ("POST", "/admin/adapters"),
     ("GET", "/admin"),
+    ("GET", "/admin/history"),
     ("GET", "/admin/adapters/red"),
     ("DELETE", "/admin/adapters/red/versions/1"),
     ("PUT", "/admin/adapters/red/aliases/stable"),
@@ -134,6 +135,9 @@ async def test_an_alias_is_pointed_split_rolled_back_and_dropped_each_with_its_a
     assert {event["actor"] for event in events} == {"test", ACTOR}
     assert len(events) >= 7
     assert len((await ask("GET", "/red/history?limit=2"))["data"]) == 2
+    everything = (await house.client.get("/admin/history", headers=BEARER)).json()["data"]
+    assert {event["name"] for event in everything} == {"red", "green", "blue"}
+    assert [event for event in everything if event["name"] == "red"] == events
 
 
 @pytest.mark.parametrize(

@@ -105,11 +105,8 @@ class AdminHttp:
         try:
             with self._open(request, within) as response:
                 text = response.read(MAX_ANSWER_BYTES + 1)
-        except (
-            OSError,
-            HTTPException,
-            ValueError,
-        ) as error:  # ValueError: of a host's or a proxy's
+        # A ValueError is that of a host's name, or of a proxy's address.
+        except (OSError, HTTPException, ValueError) as error:
             raise self._explain_silence(error) from error
         if len(text) > MAX_ANSWER_BYTES:
             raise AnswerUnclear(f"{self._url} answers without an end", "check the address")

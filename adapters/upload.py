@@ -24,6 +24,7 @@ class Content(NamedTuple):
 
 class _Part(NamedTuple):
     head: bytes
+    name: str
     file: BinaryIO | None = None
     size: int = 0
 
@@ -46,11 +47,12 @@ def upload_form(folder: Path, fields: Sequence[tuple[str, str]]) -> Iterator[Con
             raise CheckpointInvalid(problems)
         boundary = secrets.token_hex(16)
         parts = [
-            _Part(_head(boundary, f'name="{name}"') + value.encode()) for name, value in fields
+            _Part(_head(boundary, f'name="{name}"') + value.encode(), name)
+            for name, value in fields
         ]
         for name, file in files.items():
             head = _head(boundary, f'name="file"; filename="{name}"')
-            parts.append(_Part(head, file, file.seek(0, 2)))
+            parts.append(_Part(head, name, file, file.seek(0, 2)))
             file.seek(0)
         end = f"--{boundary}--\r\n".encode()
         length = sum(len(part.head) + part.size + len(b"\r\n") for part in parts) + len(end)
@@ -70,7 +72,7 @@ def _pieces(parts: Sequence[_Part], end: bytes) -> Iterator[bytes]:
             if not piece:
                 said = Problem(
                     "file_changed",
-                    Path(part.file.name).name,
+                    part.name,
                     "became shorter while it was sent",
                     "publish a folder that nobody writes to",
                 )

@@ -80,7 +80,8 @@ class Traffic:
     async def _stream(self, count: int, until: float, made: list[int]) -> None:
         while time.perf_counter() < until:
             number = self._dice.choices(range(count), self._weights[:count])[0]
-            made[0] += await self._call(number, self._dice.choice(PROMPTS))
+            tokens = await self._call(number, self._dice.choice(PROMPTS))
+            made[0] += tokens
 
     async def _call(self, number: int, prompt: str) -> int:
         name = name_of(number)

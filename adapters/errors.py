@@ -10,6 +10,7 @@ AdapterError
 ├── SplitInvalid         weights that requests cannot be shared by
 ├── NothingToRollBack    an alias that pointed at nothing else before
 ├── VersionInUse         a version that is pinned or that an alias points at
+├── RemovedBefore        bytes found again that somebody removed
 ├── CheckpointInvalid    an adapter that must not be served; carries every Problem found
 ├── BaseUnreadable       a base model folder whose linear layers cannot be told
 ├── SourceError          where an adapter should come from; what is said names no secret
@@ -96,6 +97,12 @@ class NothingToRollBack(AdapterError):
 
 class VersionInUse(AdapterError):
     code = "version_in_use"
+
+
+class RemovedBefore(AdapterError):
+    """Only for who publishes what he finds, not what he was told to."""
+
+    code = "removed_before"
 
 
 class BaseUnreadable(AdapterError):

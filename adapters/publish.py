@@ -12,8 +12,9 @@ from adapters.actor import current_user
 from adapters.base import BaseModel, read_base
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.checkpoint import Checkpoint, inspect_checkpoint, largest_weights
-from adapters.errors import AdapterNotFound, CheckpointInvalid, Problem
+from adapters.errors import AdapterNotFound, CheckpointInvalid, Problem, RemovedBefore
 from adapters.files import PROVENANCE, SERVED, read_object
+from adapters.history import REMOVED
 from adapters.names import STABLE, DigestPrefix, Reference, check_alias, check_publishable_name
 from adapters.peft_config import MAX_RANK
 from adapters.sources import fetched
@@ -42,7 +43,8 @@ def publish(
     `source` is a folder or an address (adapters/sources.py) of one of `schemes`, any if None.
     `base` is the folder of the model it was trained on; `base_name` (its folder's name unless
     given) is what the catalog says of it. `catalog_url`: a catalog other than the store's own.
-    With `if_new`, bytes that the name has already are left as they are, aliases included.
+    With `if_new`, bytes that the name has already are left as they are, aliases included, and
+    bytes that it had are refused: somebody removed them.
     Raises an AdapterError.
     """
     check_publishable_name(name)
@@ -114,4 +116,11 @@ def _find_known(catalog: Catalog, name: str, digest: str) -> AdapterVersion | No
     try:
         return catalog.resolve(Reference(name, DigestPrefix(digest.removeprefix("sha256:"))))
     except AdapterNotFound:
-        return None
+        pass
+    for event in catalog.list_events(name):
+        if event.action == REMOVED and event.detail.get("digest") == digest:
+            raise RemovedBefore(
+                f"these bytes were {name}@{event.detail['version']}, which was removed",
+                "publish them by `lorry adapters publish` if they are wanted again",
+            )
+    return None

@@ -153,6 +153,18 @@ def test_starting_again_moves_no_alias_back(house, drop, kit, tmp_path) -> None:
     assert aliases == {1: ("stable",), 2: ()}
 
 
+def test_what_was_removed_does_not_come_back_by_itself(house, drop, kit) -> None:
+    kit.build().write(drop / "orders")
+    house.look(2)
+    with Catalog.open(house.store) as catalog:
+        catalog.drop_alias("orders", "stable", actor="ann")
+        catalog.remove("orders", 1, actor="ann")
+    again = House(drop, house.store, house.base)
+    assert again.look(3) == [("orders", "refused")]
+    assert "was removed" in again.told[0].message
+    assert labels(house.store) == []
+
+
 def test_a_full_disk_is_told_once_and_tried_again(house, drop, kit, monkeypatch) -> None:
     kit.build().write(drop / "orders")
     with monkeypatch.context() as patch:
@@ -202,7 +214,12 @@ def test_nothing_in_the_folder_is_changed(house, drop, kit) -> None:
 def test_a_thread_watches_until_it_is_stopped(drop, tmp_path, base_folder, kit) -> None:
     seen = threading.Event()
     house = House(drop, tmp_path / "store", base_folder)
-    watcher = Watcher(drop, house.publish, lambda _: seen.set(), interval=0.01)
+
+    def tell(sighting: Sighting) -> None:
+        if sighting.status == "published":
+            seen.set()
+
+    watcher = Watcher(drop, house.publish, tell, interval=0.01)
     watcher.start()
     kit.build().write(drop / "orders")
     assert seen.wait(20)

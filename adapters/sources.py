@@ -55,6 +55,7 @@ OPENED["https"] = OPENED["http"]
 HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 FILES = (CONFIG, WEIGHTS, PROVENANCE)
 SILENCE_SECONDS = 60.0
+WHOLE_SECONDS = 3600.0  # a server that drips holds the store, and a turn, no longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,9 @@ def _open_filesystem(address: Address) -> tuple[Any, str]:
         from aiohttp import ClientTimeout
 
         # A large file may take long; a silent server may not.
-        patience = ClientTimeout(None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
+        patience = ClientTimeout(
+            WHOLE_SECONDS, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS
+        )
         options["client_kwargs"] = {"timeout": patience}
     with _reported(address):
         try:

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(
     not operators.has_native(), reason="no compiled kernels for this processor (AVX512-BF16)"
 )
 unhurried = settings(deadline=None)
+ENOUGH = 480  # numbers, for two errors to be compared: 1.4 is usual then, 1.7 was the most seen
 
 
 def quantized(n: int, k: int, seed: int, quant_type: str = "nf4", blocksize: int = 64):
@@ -45,7 +46,9 @@ def test_the_packed_product_is_as_exact_as_dequantising_to_bf16(rows, n, k, seed
     if rows:
         exact = x.double() @ dequantize_4bit(codes, state).double().t()
         unfused = x @ dequantize_4bit(codes, state).bfloat16().t()
-        assert relative_error(y, exact) <= 2 * relative_error(unfused, exact)
+        # Of a few numbers the other's error may be small by chance: there, a step of bf16.
+        bound = 2 * relative_error(unfused, exact) if y.numel() >= ENOUGH else 2**-7
+        assert relative_error(y, exact) <= bound
 
 
 def test_the_compiler_is_told_the_truth_about_nf4():

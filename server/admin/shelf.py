@@ -96,7 +96,8 @@ class Shelf:
         return await residency.retire(version) if residency else True
 
     async def withdraw(self, name: str, actor: str) -> None:
-        """What vLLM calls unload: the bare name means nothing any more, and its weights go.
+        """What vLLM calls unload: the bare name means nothing any more, and its weights go unless
+        they are pinned or called by number.
 
         Raises AdapterNotFound or AliasNotFound; the versions stay.
         """

@@ -12,6 +12,7 @@ from importlib import util
 LORA_WRAPPER = "server.kernels.lora.PlannedPunicaWrapper"
 STAGING = "server.kernels.staging.AdapterStaging"
 KNOWN_VLLM = "0.32."
+PORTABLE_VARIABLE = "LORRY_PORTABLE_KERNELS"  # a setting: the engine's process inherits it
 
 
 def register() -> None:

@@ -13,8 +13,8 @@ from signals import (
     INSTANCE,
     LINKS,
     OUTCOMES,
+    OWN,
     QUEUE_TIME,
-    SERVER,
     TOKEN_GAP,
     VERSIONED,
     WHOLE_TIME,
@@ -179,11 +179,11 @@ PLACES = [
 def build() -> Json:
     chosen = [
         INSTANCE,
-        variable("adapter", "Adapter", f"label_values(lorry_requests_total{{{SERVER}}}, adapter)"),
+        variable("adapter", "Adapter", f"label_values(lorry_requests_total{{{OWN}}}, adapter)"),
         variable(
             "version",
             "Version",
-            f'label_values(lorry_requests_total{{adapter=~"$adapter",{SERVER}}}, version)',
+            f'label_values(lorry_requests_total{{adapter=~"$adapter",{OWN}}}, version)',
         ),
     ]
     return dashboard(

@@ -12,6 +12,7 @@ from signals import (
     INSTANCE,
     LINKS,
     OUTCOMES,
+    OWN,
     QUEUE_TIME,
     SERVER,
     TOKEN_GAP,
@@ -26,7 +27,7 @@ SLOW = thresholds((1, WARN), (2.5, BAD))  # seconds; the objective's bound is 2.
 FAILING = thresholds((0.01, WARN), (0.05, BAD))  # the alert's bound is 0.05
 WAITING = thresholds((5, WARN), (15, BAD))  # seconds; the alert's bound is 15
 FULL = thresholds((0.8, WARN), (0.95, BAD))
-REJECTED = f'{SERVER},outcome="rejected"'
+REJECTED = f'{OWN},outcome="rejected"'
 FIRING = 'count(ALERTS{alertname=~"Lorry.*",alertstate="firing"}) or vector(0)'
 
 NOW = [
@@ -39,15 +40,15 @@ NOW = [
         text="Not ready: starting, draining or dead.",
     ),
     stat("Alerts firing", FIRING, unit="none", limits=thresholds((1, BAD))),
-    stat("Calls", per_second(CALLS, SERVER), unit="reqps"),
+    stat("Calls", per_second(CALLS, OWN), unit="reqps"),
     stat(
         "Failed",
-        failed(SERVER),
+        failed(OWN),
         unit="percentunit",
         limits=FAILING,
         text="Calls that ended in an error of the server or its engine.",
     ),
-    stat("First token, p95", quantile(0.95, FIRST_TOKEN, SERVER), unit="s", limits=SLOW),
+    stat("First token, p95", quantile(0.95, FIRST_TOKEN, OWN), unit="s", limits=SLOW),
     stat("Generated", per_second("vllm:generation_tokens_total", SERVER), unit="tok/s"),
     stat(
         "Oldest waiting",
@@ -61,14 +62,14 @@ NOW = [
 TRAFFIC = [
     graph(
         "Calls by adapter",
-        query(per_second(CALLS, SERVER, "adapter"), "{{adapter}}"),
+        query(per_second(CALLS, OWN, "adapter"), "{{adapter}}"),
         unit="reqps",
         stack=True,
         text="Ended calls. `base` named no adapter; `_unresolved` named nothing that exists.",
     ),
     graph(
         "Calls by outcome",
-        query(per_second(CALLS, SERVER, "outcome"), "{{outcome}}"),
+        query(per_second(CALLS, OWN, "outcome"), "{{outcome}}"),
         unit="reqps",
         stack=True,
         colors=OUTCOMES,
@@ -78,7 +79,7 @@ TRAFFIC = [
 ERRORS = [
     graph(
         "Failed calls by adapter",
-        query(failed(SERVER, "adapter"), "{{adapter}}"),
+        query(failed(OWN, "adapter"), "{{adapter}}"),
         unit="percentunit",
         limits=FAILING,
     ),
@@ -94,24 +95,24 @@ ERRORS = [
 LATENCY = [
     graph(
         "Time to first token",
-        *quantiles(FIRST_TOKEN, SERVER, exemplar=True),
+        *quantiles(FIRST_TOKEN, OWN, exemplar=True),
         unit="s",
         limits=thresholds((2.5, BAD)),
         text="From a call's arrival, loads of its adapter included. A dot is a call: click it for "
         "its trace.",
     ),
-    graph("Between two tokens", *quantiles(TOKEN_GAP, SERVER), unit="s"),
+    graph("Between two tokens", *quantiles(TOKEN_GAP, OWN), unit="s"),
 ]
 WHOLE = [
     graph(
         "Whole call",
-        *quantiles(DURATION, SERVER, exemplar=True),
+        *quantiles(DURATION, OWN, exemplar=True),
         unit="s",
         text="First byte in to last byte out.",
     ),
     graph(
         "Queue of the engine",
-        *quantiles(QUEUE_TIME, SERVER, exemplar=True),
+        *quantiles(QUEUE_TIME, OWN, exemplar=True),
         unit="s",
         text="Waiting in the engine before prefill.",
     ),
@@ -168,10 +169,10 @@ ADAPTERS = [
     table(
         "Busiest adapters",
         {
-            "calls/s": (f"topk(20, {per_second(CALLS, SERVER, BY_VERSION, WHOLE_TIME)})", "reqps"),
-            "failed": (failed(SERVER, BY_VERSION, WHOLE_TIME), "percentunit"),
-            "first token p95": (quantile(0.95, FIRST_TOKEN, SERVER, BY_VERSION, WHOLE_TIME), "s"),
-            "token gap p95": (quantile(0.95, TOKEN_GAP, SERVER, BY_VERSION, WHOLE_TIME), "s"),
+            "calls/s": (f"topk(20, {per_second(CALLS, OWN, BY_VERSION, WHOLE_TIME)})", "reqps"),
+            "failed": (failed(OWN, BY_VERSION, WHOLE_TIME), "percentunit"),
+            "first token p95": (quantile(0.95, FIRST_TOKEN, OWN, BY_VERSION, WHOLE_TIME), "s"),
+            "token gap p95": (quantile(0.95, TOKEN_GAP, OWN, BY_VERSION, WHOLE_TIME), "s"),
         },
         text="Over the whole time shown. Click an adapter for its own page.",
         link={

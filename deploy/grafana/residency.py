@@ -20,6 +20,7 @@ from signals import (
     BY_VERSION,
     INSTANCE,
     LINKS,
+    OWN,
     SERVER,
     VERSIONED,
     WHOLE_TIME,
@@ -33,8 +34,8 @@ LOADS, LOAD_TIME = "lorry_adapter_loads_total", "lorry_adapter_load_seconds"
 EVICTIONS, IDLE = "lorry_adapter_evictions_total", "lorry_adapter_eviction_idle_seconds"
 RESIDENT, PLACES = "lorry_adapter_resident", "lorry_adapter_places"
 SOON = f'{IDLE}_bucket{{le="60.0",{SERVER}}}'
-ADAPTERS_CALLS = f'lorry_requests_total{{adapter!~"base|_unresolved",{SERVER}}}'
-FROM_HOST = f'tier="host",{SERVER}'
+ADAPTERS_CALLS = f'lorry_requests_total{{adapter!~"base|_.*",{SERVER}}}'
+FROM_HOST = f'tier="host",{OWN}'
 FULL = thresholds((0.9, WARN), (1, BAD))
 
 
@@ -56,14 +57,14 @@ NOW = [
         unit="percentunit",
         text="Of --max-cpu-loras. Full is fine unless what leaves comes back.",
     ),
-    stat("Loads", per_second(LOADS, SERVER), unit="ops", empty="none"),
+    stat("Loads", per_second(LOADS, OWN), unit="ops", empty="none"),
     stat(
         "Failed loads, last 10 min",
         "sum(adapter_version:lorry_adapter_load_failures:increase10m) or vector(0)",
         unit="none",
         limits=thresholds((0.5, BAD)),
     ),
-    stat("Load time, p95", quantile(0.95, LOAD_TIME, SERVER), unit="s", empty="no loads"),
+    stat("Load time, p95", quantile(0.95, LOAD_TIME, OWN), unit="s", empty="no loads"),
     stat(
         "Thrash, last 10 min",
         f"sum(instance:lorry_adapter_thrash:increase10m{{{SERVER}}})",
@@ -93,20 +94,20 @@ WHO = [
 COMING = [
     graph(
         "Loads",
-        query(per_second(LOADS, SERVER, "result"), "{{result}}"),
+        query(per_second(LOADS, OWN, "result"), "{{result}}"),
         unit="ops",
         stack=True,
         colors={"ok": "green", "error": "red"},
     ),
     graph(
         "Loads for each call to an adapter",
-        query(f"{per_second(LOADS, SERVER)} / (sum (rate({ADAPTERS_CALLS}{WINDOW})) > 0)", "loads"),
+        query(f"{per_second(LOADS, OWN)} / (sum (rate({ADAPTERS_CALLS}{WINDOW})) > 0)", "loads"),
         unit="percentunit",
         text="How often a call finds its adapter not there. 0 once all that are in use fit.",
     ),
     graph(
         "Load time",
-        *quantiles(LOAD_TIME, SERVER),
+        *quantiles(LOAD_TIME, OWN),
         unit="s",
         text="Into the engine: read, checked, built and taken in.",
     ),
@@ -114,7 +115,7 @@ COMING = [
 GOING = [
     graph(
         "Evictions by tier",
-        query(per_second(EVICTIONS, SERVER, "tier"), "{{tier}}"),
+        query(per_second(EVICTIONS, OWN, "tier"), "{{tier}}"),
         unit="ops",
         text="device: the slot went to another, the copy in host memory stays. host: it is gone "
         "and must be loaded again.",
@@ -136,14 +137,14 @@ WORST = [
         "Most loaded and evicted",
         {
             "loads": (
-                f"topk(20, sum by ({BY_VERSION}) (increase({LOADS}{{{SERVER}}}{WHOLE_TIME})))",
+                f"topk(20, sum by ({BY_VERSION}) (increase({LOADS}{{{OWN}}}{WHOLE_TIME})))",
                 "none",
             ),
             "evictions from host": (
                 f"sum by ({BY_VERSION}) (increase({EVICTIONS}{{{FROM_HOST}}}{WHOLE_TIME}))",
                 "none",
             ),
-            "load time p95": (quantile(0.95, LOAD_TIME, SERVER, BY_VERSION, WHOLE_TIME), "s"),
+            "load time p95": (quantile(0.95, LOAD_TIME, OWN, BY_VERSION, WHOLE_TIME), "s"),
         },
         text="Over the whole time shown.",
         link={

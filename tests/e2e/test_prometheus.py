@@ -28,7 +28,7 @@ LOAD_SECONDS = 25
 CALLERS = 4
 MOST_TOKENS = 8
 SERIES = ("adapter", "version", "outcome")
-# Rules that say nothing while all is well: an alert has a value only where it is on its way to fire.
+# An alert's expression has a value only while it fires or is about to.
 SILENT = {rule.where for rule in rule_expressions("alert")} - {"LorryAdapterLoadFailed"}
 
 
@@ -67,7 +67,7 @@ def prometheus(server, tmp_path_factory) -> Iterator[Prometheus]:
 
 @pytest.fixture(scope="module")
 def models(server, shop) -> list[str]:
-    """More versions than there are places, a split, one that can't be loaded, one that nobody has."""
+    """More versions than places, a split, one that can't be loaded, one that nobody has."""
     with AdminClient(server.url, shop.store) as admin:
         for name in ("orders-json", "orders-sql"):
             admin.upload("seen", admin.object(shop.digests[name]))
@@ -93,8 +93,9 @@ async def _load(url: str, models: list[str], tally: Tally) -> None:
         turn = caller
         while time.monotonic() < end:
             turn += 1
-            body = {"model": models[turn % len(models)], "max_tokens": MOST_TOKENS,
-                    "messages": [{"role": "user", "content": f"{turn} blue lamps to Oslo"}]}  # fmt: skip
+            message = {"role": "user", "content": f"{turn} blue lamps to Oslo"}
+            body = {"model": models[turn % len(models)], "messages": [message]}
+            body["max_tokens"] = MOST_TOKENS
             tally.add(await client.post("/v1/chat/completions", json=body))
 
     async with httpx2.AsyncClient(base_url=url, timeout=120) as client:

@@ -8,7 +8,10 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -95,10 +98,28 @@ def test_images_and_tools_are_pinned():
     stages = {each.stage for each in DOCKERFILE}
     assert all(PINNED.fullmatch(base) for base in bases - stages)
     (installs,) = (each.rest for each in DOCKERFILE if "pip install --no-cache-dir" in each.rest)
-    assert re.search(r"uv==\d+\.\d+\.\d+$", installs)
+    assert re.search(r"uv==\d+\.\d+\.\d+ ", installs)
     for step in (each.rest for each in DOCKERFILE if "apt-get" in each.rest):
         assert "--no-install-recommends" in step
         assert step.endswith("rm -rf /var/lib/apt/lists/*")
+
+
+def test_the_dockerfile_has_nothing_that_hadolint_minds():
+    linter = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run(
+        [linter, DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_is_only_for_development_stays_out_of_the_image():
+    (told,) = (each.rest for each in DOCKERFILE if each.rest.startswith("DEVELOPMENT="))
+    left_out = set(shlex.split(told)[0].removeprefix("DEVELOPMENT=").split())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.match(r"[\w-]+", each)[0] for each in project["optional-dependencies"]["dev"]}
+    # What vLLM needs as well, and the driver of a shared catalog.
+    assert wanted - left_out == {"httpx2", "openai", "psycopg"}
+    assert left_out <= wanted
 
 
 def test_it_runs_as_nobody_in_particular_and_is_told_to_stop_as_the_server_expects():

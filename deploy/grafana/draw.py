@@ -26,11 +26,19 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 HERE = Path(__file__).parent
-COLUMN, ROW = 0.75, 0.42  # inches for one unit of Grafana's grid
+COLUMN, ROW = 0.7, 0.36  # inches for one unit of Grafana's grid
 COLORS = {"green": "#73bf69", "orange": "#ff9830", "red": "#f2495c", "blue": "#5794f2",
           "purple": "#b877d9", "light-blue": "#8ab8ff"}  # fmt: skip
 PLAIN = "#ccccdc"
 LEGEND_LINES = 5
+STYLE = {
+    "axes.facecolor": "#181b1f",
+    "axes.edgecolor": "#2c3235",
+    "axes.grid": True,
+    "axes.prop_cycle": mpl.cycler(color=[*COLORS.values(), "#f2cc0c", "#ffcb7d"]),
+    "grid.color": "#2c3235",
+    "font.size": 7,
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,10 @@ class Series:
     name: str
     times: list[float]
     values: list[float]
+
+    @property
+    def most(self) -> float:
+        return max((each for each in self.values if each == each), default=float("nan"))
 
 
 class Source:
@@ -104,8 +116,8 @@ def draw_graph(axes: Axes, panel: Any, source: Source) -> None:
         for each in panel["fieldConfig"]["overrides"]
     }
     series = [each for target in panel["targets"] for each in source.over_time(target)]
-    series.sort(key=lambda each: -max(each.values))
-    colors = [COLORS.get(fixed.get(each.name, ""), f"C{n % 10}") for n, each in enumerate(series)]
+    series.sort(key=lambda each: -each.most)
+    colors = [COLORS.get(fixed.get(each.name, ""), f"C{n}") for n, each in enumerate(series)]
     if defaults["custom"]["stacking"]["mode"] == "normal" and series:
         times = sorted({moment for each in series for moment in each.times})
         rows = [dict(zip(each.times, each.values, strict=True)) for each in series]
@@ -129,7 +141,7 @@ def draw_graph(axes: Axes, panel: Any, source: Source) -> None:
 
 def _write_legend(axes: Axes, series: Sequence[Series], colors: Sequence[str], unit: str) -> None:
     for line, (each, color) in enumerate(zip(series[:LEGEND_LINES], colors, strict=False)):
-        text = f"{each.name}   {told(each.values[-1], unit)}   max {told(max(each.values), unit)}"
+        text = f"{each.name}   {told(each.values[-1], unit)}   max {told(each.most, unit)}"
         axes.text(0, -0.2 - 0.11 * line, text, color=color, transform=axes.transAxes, fontsize=7)
 
 
@@ -147,7 +159,8 @@ def draw_stat(axes: Axes, panel: Any, source: Source) -> None:
         for names in defaults["mappings"]:
             if (name := names["options"].get(str(int(value)))) is not None:
                 text, color = name["text"], COLORS[name["color"]]
-    axes.text(0.5, 0.4, text, color=color, fontsize=17, ha="center", va="center")
+    place = {"ha": "center", "va": "center", "transform": axes.transAxes}
+    axes.text(0.5, 0.4, text, color=color, fontsize=17, **place)
 
 
 def draw_table(axes: Axes, panel: Any, source: Source) -> None:
@@ -201,9 +214,10 @@ def draw_heatmap(axes: Axes, panel: Any, source: Source) -> None:
     for each in series:
         cells.append([max(now - low, 0) for now, low in zip(each.values, below, strict=True)])
         below = each.values
-    axes.imshow(cells, aspect="auto", origin="lower", cmap="Oranges_r" if not cells else "inferno",
+    axes.imshow(cells, aspect="auto", origin="lower", cmap="inferno",
                 extent=(source.start, source.end, 0, len(series)))  # fmt: skip
     axes.set_yticks(range(1, len(series) + 1), [f"{each.labels['le']} s" for each in series])
+    axes.grid(visible=False)
 
 
 DRAWN: dict[str, Callable[[Axes, Any, Source], None]] = {
@@ -254,8 +268,7 @@ def main() -> None:
     options = parser.parse_args()
     mpl.use("Agg")
     plt.style.use("dark_background")
-    mpl.rcParams.update({"axes.facecolor": "#181b1f", "axes.edgecolor": "#2c3235",
-                         "axes.grid": True, "grid.color": "#2c3235", "font.size": 7})  # fmt: skip
+    mpl.rcParams.update(STYLE)
     chosen = dict(pair.split("=", 1) for pair in options.choose)
     source = Source(options.url, options.minutes, options.step, chosen)
     draw(

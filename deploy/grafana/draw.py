@@ -170,14 +170,14 @@ def draw_table(axes: Axes, panel: Any, source: Source) -> None:
         for each in panel["fieldConfig"]["overrides"]
     }
     rows: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
-    for target in panel["targets"]:
-        column = organize["renameByName"][f"Value #{target['refId']}"]
+    columns = list(organize["renameByName"].values())
+    for column, target in zip(columns, panel["targets"], strict=True):
         for labels, value in source.now(target):
             row = rows.setdefault(tuple(sorted(labels.items())), {})
             row[column] = told(value, str(units.get(column, "none")))
     axes.axis("off")
     heads = [*dict.fromkeys(name for key in rows for name, _ in key)]
-    heads += organize["renameByName"].values()
+    heads += columns
     cells = [
         [str({**dict(key), **row}.get(head, "-"))[:26] for head in heads]
         for key, row in sorted(rows.items())

@@ -108,11 +108,12 @@ def table(
     columns: Mapping[str, tuple[str, str]],
     *,
     text: str = "",
-    hidden: Iterable[str] = (),
     link: Json | None = None,
 ) -> Json:
     """Rows are the queries' labels; `columns` are name: (expression, unit)."""
-    values = {f"Value #{chr(ord('A') + n)}": name for n, name in enumerate(columns)}
+    # What Grafana calls the values of several queries, and those of one.
+    calls = [f"Value #{chr(ord('A') + n)}" for n in range(len(columns))]
+    values = dict(zip(calls if len(columns) > 1 else ["Value"], columns, strict=True))
     targets = [
         query(expr) | {"format": "table", "instant": True, "range": False}
         for expr, _ in columns.values()
@@ -123,14 +124,18 @@ def table(
     ]
     if link:
         overrides.append(_override("adapter", {"links": [link]}))
-    organize = {"renameByName": values, "excludeByName": dict.fromkeys(("Time", *hidden), True)}
+    organize = {"renameByName": values, "excludeByName": {"Time": True}}
     return panel(
         "table",
         title,
         targets,
         text,
         fieldConfig={"defaults": {"noValue": "-"}, "overrides": overrides},
-        options={"showHeader": True, "cellHeight": "sm"},
+        options={
+            "showHeader": True,
+            "cellHeight": "sm",
+            "sortBy": [{"displayName": next(iter(columns)), "desc": True}],
+        },
         transformations=[
             {"id": "merge", "options": {}},
             {"id": "organize", "options": organize},
@@ -175,6 +180,7 @@ def variable(name: str, label: str, values: str, *, many: bool = True) -> Json:
         "label": label,
         "datasource": DATASOURCE,
         "query": {"query": values, "refId": name},
+        "definition": values,
         "refresh": 2,  # whenever the time range changes: adapters come and go
         "sort": 1,
         "multi": many,

@@ -243,7 +243,7 @@ def test_spans_find_their_way_from_the_server_to_jaeger():
     listens = of_host(collector["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"])
     sent_to = of_host(SERVICES["server"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"])
     assert sent_to == ("collector", listens[1])  # gRPC is what the server sends unless told
-    assert of_host(collector["exporters"]["otlp"]["endpoint"]) == ("jaeger", 4317)
+    assert of_host(collector["exporters"]["otlp_grpc"]["endpoint"]) == ("jaeger", 4317)
     (pipeline,) = collector["service"]["pipelines"].values()
     for part in ("receivers", "processors", "exporters"):
         assert set(pipeline[part]) == set(collector[part])

@@ -105,7 +105,11 @@ FIRST = [
         limits=thresholds((2.5, BAD)),
         text="Loads included. A dot is a call: click it for its trace.",
     ),
-    graph("Between two tokens", *quantiles(TOKEN_GAP, CHOSEN, BY_VERSION, VERSIONED), unit="s"),
+    graph(
+        "Between two tokens",
+        *quantiles(TOKEN_GAP, CHOSEN, BY_VERSION, VERSIONED, exemplar=True),
+        unit="s",
+    ),
 ]
 WHOLE = [
     graph(

@@ -101,7 +101,7 @@ LATENCY = [
         text="From a call's arrival, loads of its adapter included. A dot is a call: click it for "
         "its trace.",
     ),
-    graph("Between two tokens", *quantiles(TOKEN_GAP, OWN), unit="s"),
+    graph("Between two tokens", *quantiles(TOKEN_GAP, OWN, exemplar=True), unit="s"),
 ]
 WHOLE = [
     graph(

@@ -182,7 +182,7 @@ def test_every_choice_of_a_dashboard_has_values(prometheus, tally):
 
 
 def test_exemplars_lead_to_the_traces_that_the_clients_were_told(prometheus, tally):
-    for metric in ("time_to_first_token", "request_duration", "queue_time"):
+    for metric in ("time_to_first_token", "inter_token_latency", "request_duration", "queue_time"):
         found = prometheus.exemplars(f"lorry_{metric}_seconds_bucket", tally.since)
         traces = {exemplar["labels"]["trace_id"] for exemplar in found}
         assert traces & tally.traces

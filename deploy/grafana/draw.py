@@ -149,7 +149,7 @@ def draw_stat(axes: Axes, panel: Any, source: Source) -> None:
     defaults = panel["fieldConfig"]["defaults"]
     found = source.now(panel["targets"][0])
     axes.axis("off")
-    if not found:
+    if not found or found[0][1] != found[0][1]:
         text, color = defaults["noValue"], PLAIN
     else:
         value = found[0][1]

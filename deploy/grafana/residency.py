@@ -28,6 +28,7 @@ from signals import (
     per_second,
     quantile,
     quantiles,
+    told,
 )
 
 LOADS, LOAD_TIME = "lorry_adapter_loads_total", "lorry_adapter_load_seconds"
@@ -64,7 +65,7 @@ NOW = [
         unit="none",
         limits=thresholds((0.5, BAD)),
     ),
-    stat("Load time, p95", quantile(0.95, LOAD_TIME, OWN), unit="s", empty="no loads"),
+    stat("Load time, p95", told(quantile(0.95, LOAD_TIME, OWN)), unit="s", empty="no loads"),
     stat(
         "Thrash, last 10 min",
         f"sum(instance:lorry_adapter_thrash:increase10m{{{SERVER}}})",

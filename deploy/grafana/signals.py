@@ -75,6 +75,11 @@ def quantile(q: float, metric: str, labels: str, by: str = "", window: str = WIN
     return f"histogram_quantile({q}, {rates})"
 
 
+def told(expr: str) -> str:
+    """The same, but nothing where it is NaN: a quantile of no observations."""
+    return f"{expr} >= 0"
+
+
 def quantiles(
     metric: str, labels: str, by: str = "", legend: str = "", *, exemplar: bool = False
 ) -> list[Json]:

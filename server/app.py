@@ -7,11 +7,11 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
 from adapters.catalog import AdapterVersion
 from server.admin.guard import AdminGuard
 from server.attribution import Recorder
+from server.encoding import choose_encoder
 from server.endpoints import INFERENCE_PATHS
 from server.engine_slot import EngineSlot
 from server.error_handlers import add_error_handlers

@@ -28,7 +28,7 @@ ROOMS = {
 }
 SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+EXAMPLES = sorted(p for top in ("deploy", "examples") for p in (ROOT / top).rglob("*.py"))
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -1,0 +1,157 @@
+"""Prometheus's rules and the panels' PromQL: parsed, tested, and of metrics that exist."""
+
+import ast
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from deploy_files import (
+    DASHBOARDS,
+    DEPLOY,
+    PROMETHEUS,
+    ROOT,
+    RULES,
+    annotation_expressions,
+    filled,
+    load,
+    panel_expressions,
+    rule_expressions,
+    rules,
+)
+
+TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))
+ALL = [
+    *panel_expressions(),
+    *annotation_expressions(),
+    *rule_expressions("record"),
+    *rule_expressions("alert"),
+]
+OF_PROMETHEUS = {"up", "ALERTS"}
+SUFFIX = re.compile(r"_(total|bucket|count|sum)$")
+
+
+def tool(name: str) -> str:
+    if (found := shutil.which(name)) is None:
+        pytest.skip(
+            f"{name} is not installed (Debian: apt-get install prometheus{{,-alertmanager}})"
+        )
+    return found
+
+
+def run(*command: object) -> str:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def constants(*paths: Path) -> set[str]:
+    """Every string that stands in the sources."""
+    return {
+        node.value
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+def vllm_folder() -> Path:
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+@pytest.fixture(scope="module")
+def known() -> set[str]:
+    """What the server exposes, without the suffixes of counters and histograms."""
+    ours = constants(*(ROOT / "server").glob("*.py"))
+    theirs = constants(*(vllm_folder() / "v1" / "metrics").glob("*.py"))
+    recorded = {rule["record"] for rule in rules("record")}
+    return OF_PROMETHEUS | recorded | theirs | {f"lorry_{name}" for name in ours}
+
+
+@pytest.mark.parametrize("expression", ALL, ids=lambda each: each.where)
+def test_every_metric_that_is_read_exists_in_the_code(expression, known):
+    assert expression.metrics
+    assert not [m for m in expression.metrics if not {m, SUFFIX.sub("", m)} & known]
+
+
+def test_the_configuration_and_the_rules_are_valid():
+    run(tool("promtool"), "check", "config", PROMETHEUS / "prometheus.yml")
+    run(tool("promtool"), "check", "rules", *RULES)
+
+
+def test_alertmanager_takes_its_configuration():
+    run(tool("amtool"), "check-config", DEPLOY / "alertmanager" / "alertmanager.yml")
+
+
+def test_every_panels_promql_parses(tmp_path):
+    records = [
+        {"record": f"panel:number{number}:value", "expr": filled(each.promql)}
+        for number, each in enumerate(panel_expressions() + annotation_expressions())
+    ]
+    path = tmp_path / "panels.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": records}]}))
+    assert len(records) > 20 * len(DASHBOARDS)
+    run(tool("promtool"), "check", "rules", path)
+
+
+def test_every_alert_fires_and_clears_as_its_unit_test_says():
+    run(tool("promtool"), "test", "rules", *TESTS)
+
+
+@pytest.mark.parametrize("alert", [rule["alert"] for rule in rules("alert")])
+def test_every_alert_has_a_unit_test_in_which_it_fires_and_then_clears(alert):
+    cases = [
+        sorted(
+            (_seconds(case["eval_time"]), bool(case["exp_alerts"]))
+            for case in test["alert_rule_test"]
+            if case["alertname"] == alert
+        )
+        for path in TESTS
+        for test in load(path)["tests"]
+    ]
+    turns = [[fired for _, fired in case] for case in cases if case]
+    # Quiet before, firing, quiet after: one test shows all three.
+    assert any(turn[0] is False and True in turn and turn[-1] is False for turn in turns)
+
+
+@pytest.mark.parametrize("rule", rules("alert"), ids=lambda rule: rule["alert"])
+def test_every_alert_says_how_urgent_it_is_and_where_its_runbook_stands(rule):
+    assert rule["alert"].startswith("Lorry")
+    assert rule["labels"]["severity"] in ("page", "ticket")
+    told = rule["annotations"]
+    assert set(told) == {"summary", "description", "dashboard", "runbook_url"}
+    path, _, anchor = told["runbook_url"].partition("#")
+    assert anchor == rule["alert"].lower()
+    assert f"\n### {rule['alert']}\n" in (ROOT / path).read_text()
+    pages = {path.stem for path in DASHBOARDS}
+    assert told["dashboard"].partition("?")[0].removeprefix("/d/lorry-") in pages
+
+
+def test_the_runbook_has_no_section_for_an_alert_that_is_gone():
+    text = (ROOT / "docs" / "operations.md").read_text()
+    assert set(re.findall(r"^### (Lorry\w+)$", text, re.M)) == {
+        rule["alert"] for rule in rules("alert")
+    }
+
+
+def test_the_objectives_bound_is_a_bucket_of_its_histogram():
+    told = (PROMETHEUS / "rules" / "recording.yml").read_text()
+    bounds = set(re.findall(r'time_to_first_token_seconds_bucket\{[^}]*le="([\d.]+)"', told))
+    (buckets,) = (
+        node.value
+        for node in ast.walk(ast.parse((ROOT / "server" / "metrics.py").read_text()))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_FIRST_TOKEN_BUCKETS"
+    )
+    assert bounds
+    assert {float(bound) for bound in bounds} <= set(map(float, ast.literal_eval(buckets)))
+
+
+def _seconds(words: str) -> int:
+    units = {"h": 3600, "m": 60, "s": 1}
+    return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", words))

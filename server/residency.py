@@ -176,6 +176,7 @@ class Residency:
                     await self.unload(version)
                     break
         self._used_at.pop(key_of(version), None)
+        self._metrics.removed(version.name, str(version.version))
 
     async def _leave(self, load: Load) -> None:
         self._leaving += 1  # its place is not free before the engine let go
@@ -185,7 +186,6 @@ class Residency:
             raise Unavailable(str(error), code="engine_dead", retry_after=5) from None
         finally:
             self._leaving -= 1
-            self._metrics.unloaded(load.version)
 
     def _check_servable(self, version: AdapterVersion) -> None:
         if version.rank > self._max_rank:
@@ -282,10 +282,10 @@ class Residency:
         ]
         if not idle:
             return None
-        _, key = min(idle)
+        last_used, key = min(idle)
         # Out of the table before the first await: from here on nobody can lease it.
         load = self._residents.pop(key).load
-        self._metrics.evicted(load.version)
+        self._metrics.evicted(load.version, time.monotonic() - last_used)
         return load
 
     def _is_idle(self, resident: Resident) -> bool:

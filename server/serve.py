@@ -38,7 +38,9 @@ from server.loading import Loader, check_object
 from server.logs import configure_logging
 from server.metrics import Metrics
 from server.naming import ModelNames
+from server.occupancy import Occupancy
 from server.pins import Pins
+from server.removals import Removals
 from server.residency import Residency
 from server.settings import Settings
 from server.tracing import Tracing, take_exporter
@@ -86,10 +88,10 @@ class Server:
         self._lifecycle = Lifecycle()
         self._engine = EngineSlot()
         self.publisher = Publisher(settings, catalog)
-        self._pinning: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         names = ModelNames(settings.base_name, catalog)
         disable_created_metrics()  # a second series for each one, of use to nobody here
-        self._metrics = Metrics(REGISTRY, names.base)
+        self._metrics = Metrics(REGISTRY, names.base, settings.max_metric_adapters)
         self._tracing = Tracing(take_exporter(os.environ))
         self._stop = asyncio.Event()
         self._console = Console(stderr=True, highlight=False)
@@ -132,8 +134,8 @@ class Server:
             return await self._drain() if stop.done() else await self._bury()
         finally:
             stop.cancel()
-            if self._pinning is not None:
-                self._pinning.cancel()
+            for task in self._background:
+                task.cancel()
             # Calls before their engine: those that outlived the drain are cancelled here.
             self._http.should_exit = True
             await http
@@ -157,10 +159,15 @@ class Server:
         self._stage(f"starting the engine ({settings.model}, {settings.quantization})")
         running = await start_engine(settings, self._extra, self._metrics)
         residency = await asyncio.to_thread(self._make_residency, running)
+        occupancy = self._watch_places(running, residency)
+        await occupancy.look()
         pins = Pins(self._catalog, residency)
         self._stage("loading pinned adapters")
         await pins.settle()
-        self._pinning = asyncio.create_task(pins.keep())
+        removals = Removals(self._catalog, self._metrics)
+        self._background = [
+            asyncio.create_task(keeping.keep()) for keeping in (pins, occupancy, removals)
+        ]
         self._engine.put(running.app, residency)
         self._lifecycle.advance(Phase.READY)
         host, port = self._listener.getsockname()[:2]
@@ -186,6 +193,11 @@ class Server:
             wait_seconds=settings.adapter_wait_seconds,
             base_digest=None if settings.allow_base_mismatch else base.digest,
         )
+
+    def _watch_places(self, running: RunningEngine, residency: Residency) -> Occupancy:
+        settings = self._settings
+        places = {"device": settings.max_loras, "host": settings.max_cpu_loras}
+        return Occupancy(residency, running.engine, self._metrics, places)
 
     async def _drain(self) -> int:
         self._lifecycle.advance(Phase.DRAINING)

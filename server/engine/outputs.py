@@ -80,8 +80,9 @@ class AttributedOutputProcessor(OutputProcessor):
     def _end_broken(self, state: Any, call: Call, repaired: int) -> None:
         """End a request whose adapter computes nonsense (server/kernels/slots.py counts it)."""
         call.repaired_values = repaired
+        if call.lease is not None:
+            call.lease.repaired_values = repaired
         call.engine_error = "AdapterUnhealthy"
-        self.observer.values_repaired(call, repaired)
         if state.queue is not None:  # each of a call's sequences has, or shares, one
             name = call.version.label if call.version is not None else state.lora_name
             # In this wrapping, vLLM's generate() aborts the request and raises what is in it.
@@ -93,6 +94,14 @@ class AttributedOutputProcessor(OutputProcessor):
         super()._update_stats_from_finished(req_state, finish_reason, iteration_stats)
         if (told := getattr(req_state, "lorry", None)) is not None:
             told[1].finish_reason = str(finish_reason)
+
+    def update_scheduler_stats(self, scheduler_stats: Any) -> None:
+        super().update_scheduler_stats(scheduler_stats)
+        try:
+            if scheduler_stats is not None:
+                self.observer.step_made(scheduler_stats.num_running_reqs)
+        except Exception:
+            logger.exception("a step of the engine could not be noted")
 
     def abort_requests(self, request_ids: Any, internal: bool) -> list[str]:
         ids = list(request_ids)
@@ -107,6 +116,7 @@ class AttributedOutputProcessor(OutputProcessor):
         for state in self.request_states.values():
             if (told := getattr(state, "lorry", None)) is not None:
                 told[0].engine_error = type(e).__name__
+                told[1].finish_reason = "error"
         super().propagate_error(e)
 
 

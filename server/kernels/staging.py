@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from vllm.lora.request import LoRARequest
 
+from server.kernels.slot_log import SlotLog
+
 _THREADS = 4  # a slow disk must not keep the others waiting
 _NICENESS = 5  # steps come first
 
 
-class AdapterStaging:
+class AdapterStaging(SlotLog):
     """Methods for `collective_rpc`: builtins in, builtins out; a raised error's text is told."""
 
     _lorry_staged: dict[int, Future[Any]]

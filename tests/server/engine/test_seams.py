@@ -153,13 +153,14 @@ async def test_a_broken_adapters_request_ends_with_an_error_that_names_it(call):
     told = []
     processor = OutputProcessor(None, log_stats=True)
     processor.__class__ = AttributedOutputProcessor
-    processor.observer = SimpleNamespace(values_repaired=lambda _, count: told.append(count))
+    processor.observer = SimpleNamespace()
     queue = RequestOutputCollector(RequestOutputKind.DELTA, "r")
     call.repaired_values = 0
     state = SimpleNamespace(lorry=(call, SimpleNamespace()), queue=queue, lora_name="red")
     for count in (12, 30):
         output = SimpleNamespace(new_token_ids=[], prefill_stats=None, num_nans_in_logits=count)
         processor._tell(state, output, timestamp=1.0, last=0.0)
+        told.append(call.lease.repaired_values)
     with pytest.raises(InputStreamError) as raised:
         queue.get_nowait()
     assert isinstance(raised.value.cause, GracefulHTTPError)

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from opentelemetry.trace import Span
 
 from adapters.versions import AdapterVersion
+from server.content import Content
 
 Outcome = Literal["ok", "client_error", "rejected", "aborted", "error"]
 
@@ -94,6 +95,7 @@ class Call:
     refused_late: bool = False
     repaired_values: int = 0  # those of its lease when the engine told of them
     ended: float | None = None
+    content: Content | None = None  # its texts, where they are to be told
     sequences: list[Sequence] = field(default_factory=list)
 
     @property

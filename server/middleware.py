@@ -129,6 +129,7 @@ class InferenceMiddleware:
         call.resolved = True
         exchange = Exchange(call, body, receive, send)
         app, residency = self._engine.get()
+        call.content = self._recorder.tracing.capture(call, body)
         self._recorder.begin(call)
         async with AsyncExitStack() as stack:
             if call.version is not None:

@@ -33,6 +33,7 @@ from server.attribution import Recorder
 from server.engine import environment
 from server.engine_slot import EngineSlot
 from server.errors import ENGINE_DIED_EXIT_CODE, INTERRUPTED_EXIT_CODE
+from server.exporting import take_exporter
 from server.lifecycle import Lifecycle, Phase
 from server.loading import Loader, check_object
 from server.logs import configure_logging
@@ -43,7 +44,7 @@ from server.pins import Pins
 from server.removals import Removals
 from server.residency import Residency
 from server.settings import Settings
-from server.tracing import Tracing, take_exporter
+from server.tracing import Tracing
 from server.watching import watching
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def serve(
         StartupError: the engine did not start.
     """
     environment.prepare(settings)
-    configure_logging()
+    configure_logging(settings.log_format)
     server = Server(settings, extra, listener, catalog)
     with watching(settings.watch, server.publisher):
         return asyncio.run(server.run())
@@ -92,7 +93,7 @@ class Server:
         names = ModelNames(settings.base_name, catalog)
         disable_created_metrics()  # a second series for each one, of use to nobody here
         self._metrics = Metrics(REGISTRY, names.base, settings.max_metric_adapters)
-        self._tracing = Tracing(take_exporter(os.environ))
+        self._tracing = Tracing(take_exporter(os.environ), settings.legacy_span_attributes)
         self._stop = asyncio.Event()
         self._console = Console(stderr=True, highlight=False)
         self._started = time.time()

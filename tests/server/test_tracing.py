@@ -8,7 +8,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from standin_server import Stats
 
 from server.call import Sequence, current_call
-from server.tracing import take_exporter
+from server.exporting import take_exporter
 
 GENERAL = "OTEL_EXPORTER_OTLP_ENDPOINT"
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -50,7 +50,7 @@ async def test_the_engines_phases_are_children_with_its_own_times(house):
 
     house.inner.answer = answer
     await house.chat("red")
-    house.tracing._provider.force_flush()
+    house.tracing._pipeline.provider.force_flush()
     spans = {span.name: span for span in house.spans.get_finished_spans()}
 
     assert set(spans) == {"chat red", "adapter.load", "queue", "prefill", "decode"}
@@ -68,7 +68,7 @@ async def test_a_caller_that_does_not_sample_is_told_so_and_leaves_no_exemplar(h
     header = {"traceparent": f"00-{trace}-b7ad6b7169203331-00"}
     response = await house.chat("red", headers=header)
     accept = {"accept": "application/openmetrics-text"}
-    house.tracing._provider.force_flush()
+    house.tracing._pipeline.provider.force_flush()
 
     assert response.headers["traceresponse"].endswith("-00")
     assert trace not in (await house.client.get("/metrics", headers=accept)).text
@@ -79,7 +79,7 @@ async def test_a_caller_that_does_not_sample_is_told_so_and_leaves_no_exemplar(h
 @pytest.mark.parametrize(("model", "error"), [("nobody", "model_not_found"), ("", "missing_model")])
 async def test_a_refused_call_has_a_span_without_the_callers_text_in_its_name(house, model, error):
     await house.chat(model)
-    house.tracing._provider.force_flush()
+    house.tracing._pipeline.provider.force_flush()
     (span,) = house.spans.get_finished_spans()
 
     assert span.name == "chat"

@@ -14,16 +14,6 @@ from server.logs import OncePerMinute, configure_logging
 SECRET = "sk-a-secret-that-nobody-may-read"
 
 
-@pytest.fixture
-def stream():
-    names = ("lorry", "uvicorn", "opentelemetry")
-    kept = [(n, logging.getLogger(n).handlers[:], logging.getLogger(n).propagate) for n in names]
-    yield io.StringIO()
-    for name, handlers, propagate in kept:
-        logging.getLogger(name).handlers[:] = handlers
-        logging.getLogger(name).propagate = propagate
-
-
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -34,7 +34,7 @@ class Histogram:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
-        self.exemplars: dict[int, Exemplar] = {}  # the newest of each bucket that has one
+        self.exemplars: dict[int, Exemplar | None] = {}  # the newest of each bucket that has one
 
     def observe(self, value: float, trace: Trace = None) -> None:
         at = bisect_left(self.bounds, value)
@@ -135,4 +135,10 @@ def _exemplar(trace: dict[str, str], value: float) -> Exemplar:
 
 
 def _newer(one: Exemplar | None, other: Exemplar | None) -> Exemplar | None:
-    return max((one, other), key=lambda each: float(each.timestamp) if each else 0.0)
+    given = [each for each in (one, other) if each is not None]
+    return max(given, key=_moment, default=None)
+
+
+def _moment(exemplar: Exemplar) -> float:
+    assert isinstance(exemplar.timestamp, float)
+    return exemplar.timestamp

@@ -103,6 +103,9 @@ def configure_logging(form: str = "auto", stream: TextIO = sys.stderr) -> None:
         logger.setLevel(level)
         logger.propagate = False
 
+    # What goes wrong there goes wrong with every token.
+    logging.getLogger("lorry.engine.outputs").filters[:] = [OncePerMinute()]
+
 
 def write_call(record: dict[str, Any]) -> None:
     _calls.info("call", extra={"call": record})

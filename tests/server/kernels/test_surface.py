@@ -37,6 +37,7 @@ SYMBOLS = {
     "vllm.lora.model_manager:LRUCacheLoRAModelManager.add_adapter",
     "vllm.lora.request:LoRARequest",
     "vllm.lora.worker_manager:LRUCacheWorkerLoRAManager._load_adapter",
+    "vllm.lora.worker_manager:LRUCacheWorkerLoRAManager.add_adapter",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_nans_in_logits",
     "vllm_bnb_plugin.quantization.linear:BitsAndBytesLinearMethod.apply",
     "vllm_bnb_plugin.quantization.linear:BitsAndBytesLinearMethod.process_weights_after_loading",

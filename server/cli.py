@@ -45,6 +45,10 @@ def serve(
     allow_base_mismatch: Annotated[
         bool | None, typer.Option("--allow-base-mismatch", help="Serve adapters of other bases.")
     ] = None,
+    portable_kernels: Annotated[
+        bool | None,
+        typer.Option("--portable-kernels", help="PyTorch's kernels, to rule ours out: slower."),
+    ] = None,
     admin_token_file: Annotated[
         Path | None, typer.Option(help="File with the token that opens /admin.")
     ] = None,
@@ -65,6 +69,7 @@ def serve(
         "catalog": catalog,
         "watch": watch,
         "allow_base_mismatch": allow_base_mismatch,
+        "portable_kernels": portable_kernels,
         "admin_token_file": admin_token_file,
     }
     raise typer.Exit(_run(config, given, engine_flags or []))

@@ -10,16 +10,13 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from adapters.base import BaseModel
 from adapters.catalog import AdapterVersion
-from adapters.checkpoint import read_checkpoint
-from adapters.errors import AdapterError, StoreError, StoreUnreadable
-from adapters.store import Store
+from adapters.errors import AdapterError, StoreError
 from server.call import Lease
 from server.errors import AdapterUnusable, RequestError, Unavailable
 from server.metrics import Metrics
@@ -40,8 +37,8 @@ class AdapterEngine(Protocol):
 
     def make_request(self, engine_name: str, integer_id: int, path: Path) -> Any: ...
 
-    async def add_adapter(self, request: Any, within: float) -> None:
-        """Raises EngineRefusal or EngineGone."""
+    async def add_adapter(self, request: Any, leaving: Sequence[int], within: float) -> None:
+        """Take it in, in the place of those integer ids; raises EngineRefusal or EngineGone."""
 
     async def remove_adapter(self, integer_id: int, within: float) -> None:
         """Raises EngineGone. Removing what was never there is fine."""
@@ -99,17 +96,16 @@ class Loader:
             AdapterError: its files are not there any more, or do not fit the base.
         """
         started = time.monotonic()
+        ids = [leaving.integer_id] if leaving is not None else []
         try:
-            if leaving is not None:
-                await self.remove(leaving)
             # Against the base that is served now, whatever it was published for; in a thread,
             # as it reads every value.
             await asyncio.to_thread(self._check, load.version)
-            await self._engine.add_adapter(load.lease.request, self._within)
+            await self._engine.add_adapter(load.lease.request, ids, self._within)
         except (EngineRefusal, EngineGone, AdapterError) as error:
             self._metrics.load_failed(load.version)
             logger.warning("adapter %s not loaded: %s", load.version.label, error)
-            await self._forget(load)
+            await self._forget([load.integer_id, *ids])
             raise
         self._metrics.loaded(load.version, time.monotonic() - started)
 
@@ -117,27 +113,12 @@ class Loader:
         """Free it in the engine; raises EngineGone."""
         await self._engine.remove_adapter(load.integer_id, self._within)
 
-    async def _forget(self, load: Load) -> None:
-        try:
-            await self.remove(load)
-        except EngineGone:
-            logger.warning("the engine did not confirm that adapter id %d left", load.integer_id)
-
-
-def check_object(store: Store, base: BaseModel, version: AdapterVersion) -> None:
-    """Raises an AdapterError unless the version's files are there, whole, and fit the base.
-
-    A StoreError says that the store lost or damaged what was published; anything else, that what
-    was published is not for this base.
-    """
-    store.verify(version.digest)
-    try:
-        read_checkpoint(store.path(version.digest), base)
-    except OSError as error:
-        raise StoreUnreadable(
-            f"object {version.digest} cannot be read: {error.strerror or error}",
-            "check the disk, or publish the adapter again",
-        ) from error
+    async def _forget(self, integer_ids: Sequence[int]) -> None:
+        for integer_id in integer_ids:
+            try:
+                await self._engine.remove_adapter(integer_id, self._within)
+            except EngineGone:
+                logger.warning("the engine did not confirm that adapter id %d left", integer_id)
 
 
 def explain(version: AdapterVersion, error: Exception) -> RequestError:

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from adapters.catalog import AdapterVersion
 from adapters.errors import AdapterError
 from server.call import Call, Lease
-from server.errors import AdapterInUse, AdapterUnusable, Unavailable
+from server.errors import AdapterInUse, Unavailable
 from server.loading import AdapterEngine, EngineGone, EngineRefusal, Load, Loader, explain
 from server.metrics import Metrics
+from server.servable import Servable
 
 logger = logging.getLogger("lorry.residency")
 
@@ -49,26 +50,22 @@ class Resident:
 
 
 class Residency:
-    """`base_digest` is that of the served base; None lets versions for other bases through."""
-
     def __init__(
         self,
         engine: AdapterEngine,
         loader: Loader,
         *,
         capacity: int,
-        max_rank: int,
+        servable: Servable,
         metrics: Metrics,
         wait_seconds: float,
-        base_digest: str | None = None,
     ) -> None:
         self._engine = engine
         self._loader = loader
         self._capacity = capacity
-        self._max_rank = max_rank
+        self._servable = servable
         self._metrics = metrics
         self._wait_seconds = wait_seconds
-        self._base_digest = base_digest
         self._residents: dict[Key, Resident] = {}
         self._leaving = 0
         self._used_at: dict[Key, float] = {}
@@ -77,6 +74,7 @@ class Residency:
         self._admissions: dict[Key, asyncio.Task[None]] = {}
         # Those who need a place queue here, first come first served; loading is done outside.
         self._queue = asyncio.Lock()
+        self._freed = asyncio.Event()
 
     @property
     def residents(self) -> Mapping[Key, Resident]:
@@ -116,13 +114,14 @@ class Residency:
             AdapterUnusable: the engine can't serve this adapter.
             Unavailable: no room in time, or its files or the engine are not there.
         """
-        self._check_servable(version)
+        self._servable.check(version)
         resident = await self._take(version)
         try:
             await self._wait_loaded(resident, call)
             yield resident.load.lease
         finally:
             resident.users -= 1
+            self._freed.set()
             resident.last_used = time.monotonic()
             self._used_at[key_of(version)] = time.time()
 
@@ -141,10 +140,8 @@ class Residency:
         key = key_of(version)
         try:
             async with asyncio.timeout(self._wait_seconds):
-                while (  # noqa: ASYNC110 - as in `_admit`
-                    resident := self._residents.get(key)
-                ) and not self._is_idle(resident):
-                    await asyncio.sleep(_ROOM_POLL_SECONDS)
+                while (resident := self._residents.get(key)) and not self._is_idle(resident):
+                    await self._wait_freed()
         except TimeoutError:
             raise AdapterInUse(
                 f"The adapter {version.label} is in use. Point its aliases elsewhere, then try "
@@ -187,19 +184,6 @@ class Residency:
         finally:
             self._leaving -= 1
 
-    def _check_servable(self, version: AdapterVersion) -> None:
-        if version.rank > self._max_rank:
-            raise AdapterUnusable(
-                f"The adapter {version.label} has rank {version.rank}; this server serves up to "
-                f"{self._max_rank}. Start it with a larger --max-lora-rank."
-            )
-        if None not in (wanted := {self._base_digest, version.base_digest}) and len(wanted) > 1:
-            raise AdapterUnusable(
-                f"The adapter {version.label} was published for another base ({version.base}). "
-                "Publish it for this one, or start the server with --allow-base-mismatch.",
-                code="base_mismatch",
-            )
-
     async def _take(self, version: AdapterVersion) -> Resident:
         """A lease on the version's place, where it may still be on its way in."""
         key = key_of(version)
@@ -227,9 +211,7 @@ class Residency:
                     elif (leaving := self._evict_coldest()) is not None:
                         self._start_load(key, load, leaving)
                     else:
-                        # Every place is leased; the engine lets go of a sequence a step after
-                        # its call ended and says so to nobody, hence a poll.
-                        await asyncio.sleep(_ROOM_POLL_SECONDS)
+                        await self._wait_freed()
         except TimeoutError:
             raise Unavailable(
                 f"All {self._capacity} places for adapters are in use. Try again, or start the "
@@ -237,6 +219,17 @@ class Residency:
                 code="adapters_busy",
                 retry_after=1,
             ) from None
+
+    async def _wait_freed(self) -> None:
+        """Wait for a lease to end, but not for long.
+
+        The engine lets go of a sequence whose caller hung up a step after its call ended, and
+        says so to nobody.
+        """
+        self._freed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ROOM_POLL_SECONDS):
+                await self._freed.wait()
 
     def _start_load(self, key: Key, load: Load, leaving: Load | None) -> None:
         task = asyncio.create_task(self._run(key, load, leaving))

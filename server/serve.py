@@ -14,7 +14,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +34,16 @@ from server.engine_slot import EngineSlot
 from server.errors import ENGINE_DIED_EXIT_CODE, INTERRUPTED_EXIT_CODE
 from server.exporting import take_exporter
 from server.lifecycle import Lifecycle, Phase
-from server.loading import Loader, check_object
+from server.loading import Loader
 from server.logs import configure_logging
 from server.metrics import Metrics
 from server.naming import ModelNames
+from server.objects import ServedObjects
 from server.occupancy import Occupancy
 from server.pins import Pins
 from server.removals import Removals
 from server.residency import Residency
+from server.servable import Servable
 from server.settings import Settings
 from server.tracing import Tracing
 from server.watching import watching
@@ -181,7 +182,7 @@ class Server:
         loader = Loader(
             running.engine,
             path_of=store.path,
-            check=partial(check_object, store, base),
+            check=ServedObjects(store, base).check,
             metrics=self._metrics,
             within=settings.adapter_wait_seconds,
         )
@@ -189,10 +190,11 @@ class Server:
             running.engine,
             loader,
             capacity=settings.max_cpu_loras,
-            max_rank=settings.max_lora_rank,
+            servable=Servable(
+                settings.max_lora_rank, None if settings.allow_base_mismatch else base.digest
+            ),
             metrics=self._metrics,
             wait_seconds=settings.adapter_wait_seconds,
-            base_digest=None if settings.allow_base_mismatch else base.digest,
         )
 
     def _watch_places(self, running: RunningEngine, residency: Residency) -> Occupancy:

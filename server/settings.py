@@ -59,6 +59,10 @@ class Settings(BaseSettings):
     threads: int = Field(
         default=0, ge=0, description="Engine threads on a processor; 0 takes every allowed core."
     )
+    portable_kernels: bool = Field(
+        default=False,
+        description="PyTorch's kernels on a processor, even where the compiled ones run: slower.",
+    )
     max_body_bytes: int = Field(
         default=16 * 1024 * 1024, ge=1024, description="Largest request body."
     )

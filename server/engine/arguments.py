@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from server.errors import SettingsInvalid
-from server.kernels import KNOWN_VLLM, STAGING
+from server.kernels import KNOWN_VLLM, STAGING, is_known_vllm
 from server.preflight import is_cpu_build
 from server.settings import Settings
 
@@ -118,7 +118,7 @@ def _can_stage() -> bool:
     """Whether adapters can be built beside the engine's steps, on the vLLM that is installed."""
     from vllm import __version__
 
-    if str(__version__).startswith(KNOWN_VLLM):
+    if is_known_vllm():
         return True
     logger.warning(
         "vLLM %s is not a version that Lorry knows (%sx): while an adapter is loaded, running "

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from server.loading import EngineGone, EngineRefusal
 # How vLLM wraps what the worker said: EngineCore._invoke_utility_method and the executors.
 _WRAPPING = re.compile(r"^Call to \w+ method failed: (?:Worker failed with error '(.*?)'.*)?", re.S)
 
-_STAGING_POLL_SECONDS = (0.002, 0.05)  # the first, and the longest
 _SHUTTING_DOWN = "Server shutting down"  # EngineCore._reject_utility_in_shutdown
 
 
@@ -55,23 +53,22 @@ class Engine(AsyncLLM):
             lora_name=engine_name, lora_int_id=integer_id, lora_path=str(path.resolve())
         )
 
-    async def add_adapter(self, request: LoRARequest, within: float) -> None:
-        """Raises EngineRefusal with the worker's own words, or EngineGone."""
-        if not self._stages:
-            if not await self._ask(self.add_lora(request), within):
-                raise EngineRefusal("no reason given")
+    async def add_adapter(
+        self, request: LoRARequest, leaving: Sequence[int], within: float
+    ) -> None:
+        """Raises EngineRefusal with the worker's own words, or EngineGone.
+
+        Those of `leaving` are out of the engine before it comes in; after a refusal, perhaps not.
+        """
+        if self._stages:
+            adapter = (request.lora_name, request.lora_int_id, request.lora_path)
+            staged = self.engine_core.call_utility_async("stage_adapter", *adapter, leaving)
+            await self._ask(staged, within)
             return
-        deadline = time.monotonic() + within
-        integer_id = request.lora_int_id
-        staged = (request.lora_name, integer_id, request.lora_path)
-        await self._tell("stage_adapter", *staged, within=within)
-        pause, longest = _STAGING_POLL_SECONDS
-        while not all(await self._tell("is_adapter_staged", integer_id, within=within)):
-            if time.monotonic() > deadline:
-                raise EngineGone("the engine did not build it in time")
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, longest)
-        await self._tell("admit_adapter", integer_id, within=within)
+        for integer_id in leaving:
+            await self.remove_adapter(integer_id, within)
+        if not await self._ask(self.add_lora(request), within):
+            raise EngineRefusal("no reason given")
 
     async def remove_adapter(self, integer_id: int, within: float) -> None:
         """Raises EngineGone. Removing what was never there is fine."""

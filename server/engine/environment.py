@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 
+from server.kernels import PORTABLE_VARIABLE
 from server.kernels.watchdog import SERVER_VARIABLE
 from server.preflight import is_cpu_build
 from server.settings import Settings
@@ -51,7 +52,11 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
         environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         # Asks our kernels, which count at no cost (server/kernels/slots.py), for broken adapters.
         environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
+        environ[PORTABLE_VARIABLE] = str(int(settings.portable_kernels))
         threads = settings.threads or len(os.sched_getaffinity(0))
         if settings.threads:
             environ["OMP_NUM_THREADS"] = str(threads)
         environ.setdefault("OMP_NUM_THREADS", str(threads))
+        # OpenMP's threads spin while they wait for each other: with another process on one of the
+        # cores, be it only our own HTTP, a step then takes ten times as long (docs/benchmarks.md).
+        environ.setdefault("GOMP_SPINCOUNT", "0")

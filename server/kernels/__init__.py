@@ -6,11 +6,13 @@ Knows nothing of HTTP, adapter names or versions: vLLM hands it slots and rows.
 """
 
 import logging
+import sys
 from importlib import util
 
 LORA_WRAPPER = "server.kernels.lora.PlannedPunicaWrapper"
 STAGING = "server.kernels.staging.AdapterStaging"
 KNOWN_VLLM = "0.32."
+PORTABLE_VARIABLE = "LORRY_PORTABLE_KERNELS"  # a setting: the engine's process inherits it
 
 
 def register() -> None:
@@ -20,15 +22,32 @@ def register() -> None:
     from server.kernels import watchdog
 
     watchdog.arm()
+    if is_known_vllm():
+        _install_staging()
     if current_platform.is_cpu():
         _install()
+
+
+def is_known_vllm() -> bool:
+    """Whether what is done here was made for the vLLM that is installed."""
+    import vllm
+
+    return str(vllm.__version__).startswith(KNOWN_VLLM)
+
+
+def _install_staging() -> None:
+    """In the engine's process, which has imported this by now; no other needs it."""
+    if (core := sys.modules.get("vllm.v1.engine.core")) is not None:
+        from server.kernels.staging import stage_adapter
+
+        core.EngineCore.stage_adapter = stage_adapter
 
 
 def _install() -> None:
     import vllm
     from vllm.platforms.cpu import CpuPlatform
 
-    if not vllm.__version__.startswith(KNOWN_VLLM):
+    if not is_known_vllm():
         # Not below vLLM's logger: the server keeps that one down to errors.
         logging.getLogger(__name__).warning(
             "vLLM %s is not a version that Lorry's CPU kernels know (%sx), so they stay off. "

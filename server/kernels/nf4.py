@@ -67,6 +67,6 @@ def _fits(weight: Any) -> bool:
 def _warn_once() -> None:
     if not logger.disabled:
         logger.warning(
-            "NF4: no compiled kernels for this processor (AVX512-BF16), bitsandbytes' own serve."
+            "NF4: without compiled kernels (they need AVX512-BF16), bitsandbytes' own serve."
         )
         logger.disabled = True

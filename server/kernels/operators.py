@@ -5,13 +5,14 @@ Schemas and what the compiler must know (which arguments change, shapes that com
 """
 
 import logging
+import os
 from functools import cache
 from importlib import util
 from pathlib import Path
 
 import torch
 
-from server.kernels import reference
+from server.kernels import PORTABLE_VARIABLE, reference
 
 # Kept for the life of the process: operators go when their library does.
 _LIBRARY = torch.library.Library("lorry", "FRAGMENT")
@@ -62,7 +63,9 @@ torch.library.register_fake("lorry::nf4_linear", _nf4_linear, lib=_LIBRARY)
 
 @cache
 def has_native() -> bool:
-    """Whether the compiled kernels are there and this processor runs them (AVX512-BF16)."""
+    """Whether the compiled kernels are there, wanted, and run here (AVX512-BF16)."""
+    if os.environ.get(PORTABLE_VARIABLE) == "1":
+        return False
     spec = util.find_spec(_NATIVE)
     if spec is None or spec.origin is None:
         return False

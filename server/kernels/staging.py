@@ -2,13 +2,18 @@
 
 vLLM's add_lora reads, casts and scales an adapter between two steps, and every stream waits. This
 class is mixed into vLLM's worker (`--worker-extension-cls`): a thread builds the LoRAModel, and
-between steps it is only put into the manager's table. It goes to a slot in the step that needs
-it: activating it at once could take the slot of one that runs.
+vLLM's manager finds it there when the first step needs it, instead of reading the files. Only then
+does it go to a slot: activating it at once could take the slot of one that runs.
+
+    server -> EngineCore.stage_adapter -> worker: drop who makes room, begin to build
+    server <- the answer, sent by vLLM when the future that EngineCore returned is done
 """
 
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,34 +25,45 @@ _THREADS = 4  # a slow disk must not keep the others waiting
 _NICENESS = 5  # steps come first
 
 
+def stage_adapter(core: Any, *adapter: Any) -> Future[None] | None:
+    """EngineCore's new method, which the server calls as one of vLLM's utilities.
+
+    One call a load, since each is answered between two steps at best. Several workers are other
+    processes, from which no future comes back: they build at once, and streams wait.
+    """
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    if isinstance(core.model_executor, UniProcExecutor):
+        (built,) = core.collective_rpc("stage_adapter", args=adapter)
+        return built  # type: ignore[no-any-return]
+    core.collective_rpc("build_adapter", args=adapter)
+    return None
+
+
 class AdapterStaging(SlotLog):
-    """Methods for `collective_rpc`: builtins in, builtins out; a raised error's text is told."""
+    """Methods of the worker."""
 
     _lorry_staged: dict[int, Future[Any]]
     _lorry_threads: ThreadPoolExecutor
 
-    def stage_adapter(self, name: str, integer_id: int, path: str) -> None:
-        """Begin to build an adapter; returns at once."""
+    def stage_adapter(
+        self, name: str, integer_id: int, path: str, leaving: Sequence[int]
+    ) -> Future[None]:
+        """Drop those that leave and begin to build; the future ends when it is built, or raises."""
         if not hasattr(self, "_lorry_staged"):
-            self._lorry_staged = {}
-            self._lorry_threads = ThreadPoolExecutor(_THREADS, "stage", initializer=_give_way)
+            self._lorry_begin()
+        for each in leaving:
+            self.drop_adapter(each)
         request = LoRARequest(lora_name=name, lora_int_id=integer_id, lora_path=path)
-        manager = self.model_runner.lora_manager  # type: ignore[attr-defined]
-        self._lorry_staged[integer_id] = self._lorry_threads.submit(_build, manager, request)
+        staged = self._lorry_threads.submit(_build, self._lorry_manager(), request)
+        self._lorry_staged[integer_id] = staged
+        told: Future[None] = Future()  # not the adapter itself, which would be sent
+        staged.add_done_callback(partial(_tell, told))
+        return told
 
-    def is_adapter_staged(self, integer_id: int) -> bool:
-        """Whether it is built; raises what went wrong with it."""
-        staged = self._lorry_staged[integer_id]
-        if staged.done():
-            staged.result()
-        return staged.done()
-
-    def admit_adapter(self, integer_id: int) -> None:
-        """Take in an adapter that is built."""
-        adapters = self._lorry_adapters()
-        if len(adapters) >= adapters.capacity:
-            raise RuntimeError("the engine holds as many adapters as it can")
-        adapters.add_adapter(self._lorry_staged.pop(integer_id).result())
+    def build_adapter(self, name: str, integer_id: int, path: str, leaving: Sequence[int]) -> None:
+        """The same, and wait for it."""
+        self.stage_adapter(name, integer_id, path, leaving).result()
 
     def drop_adapter(self, integer_id: int) -> None:
         """Forget an adapter wherever it is; one that was never there is fine."""
@@ -59,10 +75,36 @@ class AdapterStaging(SlotLog):
         """The integer ids that are in host memory, and those in a device slot."""
         adapters = self._lorry_adapters()
         slots = [integer_id for integer_id in adapters.lora_index_to_id if integer_id is not None]
-        return {"host": list(adapters.list_adapters()), "device": slots}
+        return {
+            "host": [*adapters.list_adapters(), *getattr(self, "_lorry_staged", ())],
+            "device": slots,
+        }
+
+    def _lorry_begin(self) -> None:
+        self._lorry_staged = {}
+        self._lorry_threads = ThreadPoolExecutor(_THREADS, "stage", initializer=_give_way)
+        manager = self._lorry_manager()
+        manager._load_adapter = partial(self._lorry_take, manager._load_adapter)
+
+    def _lorry_take(self, read: Any, request: LoRARequest) -> Any:
+        """What the manager's `_load_adapter` does, in a step: the one that is built, if it is."""
+        staged = self._lorry_staged.pop(request.lora_int_id, None)
+        return read(request) if staged is None else staged.result()
+
+    def _lorry_manager(self) -> Any:
+        return self.model_runner.lora_manager  # type: ignore[attr-defined]
 
     def _lorry_adapters(self) -> Any:
-        return self.model_runner.lora_manager._adapter_manager  # type: ignore[attr-defined]
+        return self._lorry_manager()._adapter_manager
+
+
+def _tell(told: Future[None], staged: Future[Any]) -> None:
+    if staged.cancelled():
+        told.cancel()
+    elif (error := staged.exception()) is not None:
+        told.set_exception(error)
+    else:
+        told.set_result(None)
 
 
 def _give_way() -> None:
@@ -73,7 +115,7 @@ def _give_way() -> None:
 
 
 def _build(manager: Any, request: LoRARequest) -> Any:
-    adapter = manager._load_adapter(request)
+    adapter = type(manager)._load_adapter(manager, request)
     for weights in adapter.loras.values():
         # What has the engine's dtype already is still a map of the file: its pages would be
         # read in the step that copies them, or never if the file is gone by then.

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from engine_process import OURS, STOCK, EngineProcess
 
+from server.kernels import PORTABLE_VARIABLE
+
 LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 4, 128, 256, 512
 HEADS, KV_HEADS, HEAD = 4, 2, 32
 ATTENTION = {
@@ -62,6 +64,16 @@ ENGINES = {
     "open_ended": (
         (*WITH_ENDS, "ash", "birch"),
         ROOMY | {"max_loras": 3, "enforce_eager": True},
+    ),
+    # NF4 where the compiled kernels don't run.
+    "portable": (
+        ("ash", "cedar", "gum"),
+        {
+            "quantization": "bitsandbytes",
+            "max_loras": 2,
+            "kv_cache_memory_bytes": 64 * 2**20,
+            "lora_target_modules": TARGETS,
+        },
     ),
     # vLLM without our plugin.
     "stock": (("ash", "birch", "hazel"), ROOMY | {"max_loras": 2, "enforce_eager": True}),
@@ -207,7 +219,8 @@ def fleet(
             fitting, settings = ENGINES[name]
             log = tmp_path_factory.mktemp(name) / "log"
             plugins = STOCK if name == "stock" else OURS
-            started[name] = EngineProcess(common | settings, adapters, fitting, log, plugins)
+            env = {PORTABLE_VARIABLE: "1"} if name == "portable" else None
+            started[name] = EngineProcess(common | settings, adapters, fitting, log, plugins, env)
         return started[name]
 
     yield engine
@@ -228,6 +241,11 @@ def cramped(fleet: Callable[[str], EngineProcess]) -> EngineProcess:
 @pytest.fixture
 def open_ended(fleet: Callable[[str], EngineProcess]) -> EngineProcess:
     return fleet("open_ended")
+
+
+@pytest.fixture
+def portable(fleet: Callable[[str], EngineProcess]) -> EngineProcess:
+    return fleet("portable")
 
 
 @pytest.fixture

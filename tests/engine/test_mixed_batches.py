@@ -73,3 +73,9 @@ def test_preempted_requests_get_their_whole_answer(cramped: EngineProcess) -> No
     before = cramped.counter("vllm:num_preemptions")
     assert_same(alone, cramped.run(requests))
     assert cramped.counter("vllm:num_preemptions") > before
+
+
+def test_without_the_compiled_kernels_answers_are_right_too(portable: EngineProcess) -> None:
+    requests = requests_to((None, *portable.fitting), LENGTHS)
+    assert_same(portable.run_each_alone(requests), portable.run(requests))
+    assert "bitsandbytes' own serve" in portable.log()

@@ -15,6 +15,7 @@ from adapters.errors import BaseUnreadable, ObjectMissing
 from server.errors import AdapterInUse, AdapterUnusable, Unavailable
 from server.loading import EngineGone, EngineRefusal
 from server.pins import Pins
+from server.servable import Servable
 
 
 def new_call():
@@ -215,7 +216,7 @@ async def test_a_version_for_another_base_is_refused_unless_that_is_allowed(stag
         await stage.use(other)
     assert refused.value.code == "base_mismatch"
     await stage.use(stage.version("green", base_digest=None))  # published before bases were told
-    stage.residency._base_digest = None
+    stage.residency._servable = Servable(max_rank=16)
     await stage.use(other)
 
 

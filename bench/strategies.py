@@ -1,0 +1,128 @@
+"""Two ways to compute LoRA for a batch: milliseconds of one pass of the bench model's linears.
+
+    python -m bench.strategies [--adapters 8] [--rank 16] [--rounds 7]
+
+segments: the product's kernel, one run of rows for each adapter (server/kernels). masked: all slots
+in one GEMM with other slots' products taken out by `where`, then one GEMM (bf16, PyTorch). Every
+layer has weights of its own, as in a model: in a loop over one layer they would stay in the cache.
+`base` is the linears without LoRA. Sides take turns; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import linear
+
+from bench.model import FULL
+from server.kernels import operators
+from server.kernels.plan import make_plan, write_plan
+from server.kernels.reference import limit
+
+ROWS = (1, 8, 24, 64, 256, 2048)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A is (slots, 1, rank, in), B is (slots, 1, out, rank), as vLLM stacks them."""
+
+    weight: torch.Tensor
+    a: torch.Tensor
+    b: torch.Tensor
+    flat_a: torch.Tensor  # (slots x rank, in)
+    flat_b: torch.Tensor  # (out, slots x rank)
+
+
+def make_layers(adapters: int, rank: int) -> list[Layer]:
+    torch.manual_seed(0)
+    layers = []
+    for _, outputs, inputs in FULL.linears():
+        a, b = torch.randn(adapters, 1, rank, inputs), torch.randn(adapters, 1, outputs, rank)
+        a, b = a.bfloat16(), b.bfloat16()
+        flat_b = b[:, 0].permute(1, 0, 2).reshape(outputs, -1).contiguous()
+        weight = torch.randn(outputs, inputs).bfloat16()
+        layers.append(Layer(weight, a, b, a[:, 0].reshape(-1, inputs).contiguous(), flat_b))
+    return layers
+
+
+class Pass:
+    """One batch through all linears, its rows' adapters taken in turn."""
+
+    def __init__(self, layers: list[Layer], rows: int, adapters: int, rank: int) -> None:
+        self._layers = layers
+        slots = torch.arange(rows) % adapters
+        self._plan = make_plan(rows, adapters)
+        write_plan(self._plan, slots, [rank] * adapters)
+        self._repaired = torch.zeros(adapters, dtype=torch.long)
+        self._own = (torch.arange(adapters * rank) // rank)[None, :] == slots[:, None]
+        widths = {layer.weight.size(1) for layer in layers}
+        self._x = {width: torch.randn(rows, width).bfloat16() for width in widths}
+        outputs = {layer.weight.size(0) for layer in layers}
+        self._y = {height: torch.zeros(rows, height).bfloat16() for height in outputs}
+
+    def base(self) -> None:
+        for layer in self._layers:
+            linear(self._x[layer.weight.size(1)], layer.weight)
+
+    def segments(self) -> None:
+        bound = limit(torch.bfloat16)
+        for layer in self._layers:
+            x, y = self._x[layer.weight.size(1)], self._y[layer.weight.size(0)]
+            torch.ops.lorry.lora_linear_(
+                *(y, x, [layer.a], [layer.b], self._plan, self._repaired, 1.0, bound, True)
+            )
+
+    def masked(self) -> None:
+        zero = torch.zeros((), dtype=torch.bfloat16)
+        for layer in self._layers:
+            x, y = self._x[layer.weight.size(1)], self._y[layer.weight.size(0)]
+            shrunk = torch.where(self._own, linear(x, layer.flat_a), zero)
+            y.addmm_(shrunk, layer.flat_b.t())
+
+
+def measure(adapters: int, rank: int, rounds: int) -> list[dict[str, float]]:
+    layers = make_layers(adapters, rank)
+    table = []
+    with torch.inference_mode():
+        for rows in ROWS:
+            batch = Pass(layers, rows, adapters, rank)
+            sides = {"base": batch.base, "segments": batch.segments, "masked": batch.masked}
+            took: dict[str, list[float]] = {name: [] for name in sides}
+            for _ in range(rounds + 1):
+                for name, side in sides.items():
+                    took[name].append(_milliseconds(side))
+            medians = {name: statistics.median(times[1:]) for name, times in took.items()}
+            table.append({"rows": rows} | medians)
+    return table
+
+
+def _milliseconds(side: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    side()
+    return 1000 * (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--adapters", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    if not operators.has_native():
+        parser.error("the compiled kernels do not run here: there is nothing to compare")
+    table = measure(options.adapters, options.rank, options.rounds)
+    for line in table:
+        print("  ".join(f"{name} {value:8.2f}" for name, value in line.items()))  # noqa: T201
+    print(json.dumps(table))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""How an adapter is built beside the steps: who builds it, who is told, who reads the files."""
+
+from concurrent.futures import Future
+from threading import Event
+from types import SimpleNamespace
+
+import pytest
+import torch
+from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+from server.kernels import staging
+
+REQUEST = SimpleNamespace(lora_int_id=5)
+
+
+class Layer:
+    def __init__(self):
+        self.lora_a = self.lora_b = torch.ones(1)
+
+
+class Manager:
+    """vLLM's, as far as it is asked; `gate` holds the disk back."""
+
+    def __init__(self):
+        self.gate, self.read, self.error = Event(), [], None
+        self.gate.set()
+        self.removed = []
+        self._adapter_manager = SimpleNamespace(
+            _is_moe=True,
+            lora_index_to_id=[9, None],
+            list_adapters=lambda: {9: None},
+            remove_adapter=self.removed.append,
+        )
+
+    def _load_adapter(self, request):
+        assert self.gate.wait(10)
+        self.read.append(request.lora_int_id)
+        if self.error is not None:
+            raise self.error
+        return SimpleNamespace(id=request.lora_int_id, loras={"q": Layer()})
+
+
+class Worker(staging.AdapterStaging):
+    def __init__(self):
+        self.model_runner = SimpleNamespace(lora_manager=Manager())
+
+    @property
+    def manager(self):
+        return self.model_runner.lora_manager
+
+
+@pytest.fixture
+def worker():
+    return Worker()
+
+
+def stage(worker, leaving=()):
+    return worker.stage_adapter("red@1#d.5", 5, "/store/d", leaving)
+
+
+def test_the_step_that_needs_it_takes_what_was_built_and_reads_nothing(worker):
+    stage(worker).result(10)
+    assert worker.held_adapters() == {"host": [9, 5], "device": [9]}
+    assert worker.manager._load_adapter(REQUEST).id == 5
+    assert worker.manager.read == [5]
+    assert worker.held_adapters()["host"] == [9]  # vLLM's own table has it from here on
+    worker.manager._load_adapter(REQUEST)  # it was never staged, or dropped by vLLM's LRU
+    assert worker.manager.read == [5, 5]
+
+
+def test_who_makes_room_is_gone_before_building_begins(worker):
+    worker.manager.gate.clear()
+    built = stage(worker, leaving=[3, 4])
+    assert worker.manager.removed == [3, 4]
+    assert not built.done()
+    worker.manager.gate.set()
+    assert built.result(10) is None
+
+
+def test_what_cant_be_built_is_told_and_dropped_without_a_trace(worker):
+    worker.manager.error = ValueError("rank 99")
+    with pytest.raises(ValueError, match="rank 99"):
+        stage(worker).result(10)
+    worker.drop_adapter(5)
+    worker.drop_adapter(5)
+    assert worker.held_adapters()["host"] == [9]
+    assert worker.manager.removed == [5, 5]
+
+
+def answers_of(core, *arguments):
+    """What vLLM's engine process sends for a utility, as it runs one."""
+    sent = []
+    output = SimpleNamespace(result=None, failure_message=None)
+    EngineCoreProc._invoke_utility_method(
+        "stage_adapter", lambda: staging.stage_adapter(core, *arguments), output, sent.append
+    )
+    return output, sent
+
+
+def test_vllm_answers_when_it_is_built_and_not_before(worker):
+    executor = UniProcExecutor.__new__(UniProcExecutor)
+    executor.driver_worker = worker
+    core = SimpleNamespace(
+        model_executor=executor,
+        collective_rpc=lambda method, args: executor.collective_rpc(method, args=args),
+    )
+    worker.manager.gate.clear()
+    output, sent = answers_of(core, "red@1#d.5", 5, "/store/d", [])
+    assert sent == []
+    worker.manager.gate.set()
+    worker._lorry_threads.shutdown(wait=True)
+    assert sent == [output]
+    assert output.failure_message is None
+
+
+def test_several_workers_build_before_they_answer():
+    asked = []
+    core = SimpleNamespace(
+        model_executor=object(),
+        collective_rpc=lambda method, args: asked.append((method, args)),
+    )
+    _, sent = answers_of(core, "red@1#d.5", 5, "/store/d", [])
+    assert asked == [("build_adapter", ("red@1#d.5", 5, "/store/d", []))]
+    assert len(sent) == 1
+
+
+def test_a_build_that_is_cancelled_ends_the_wait_for_it():
+    told, staged = Future(), Future()
+    staged.cancel()
+    staging._tell(told, staged)
+    assert told.cancelled()

@@ -25,7 +25,9 @@ _THREADS = 4  # a slow disk must not keep the others waiting
 _NICENESS = 5  # steps come first
 
 
-def stage_adapter(core: Any, *adapter: Any) -> Future[None] | None:
+def stage_adapter(
+    core: Any, name: str, integer_id: int, path: str, leaving: Sequence[int]
+) -> Future[None] | None:
     """EngineCore's new method, which the server calls as one of vLLM's utilities.
 
     One call a load, since each is answered between two steps at best. Several workers are other
@@ -33,6 +35,7 @@ def stage_adapter(core: Any, *adapter: Any) -> Future[None] | None:
     """
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+    adapter = (name, integer_id, path, leaving)
     if isinstance(core.model_executor, UniProcExecutor):
         (built,) = core.collective_rpc("stage_adapter", args=adapter)
         return built  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
 """How an adapter is built beside the steps: who builds it, who is told, who reads the files."""
 
 from concurrent.futures import Future
+from functools import partial
 from threading import Event
 from types import SimpleNamespace
 
@@ -90,11 +91,16 @@ def test_what_cant_be_built_is_told_and_dropped_without_a_trace(worker):
 
 def answers_of(core, *arguments):
     """What vLLM's engine process sends for a utility, as it runs one."""
+    method = partial(staging.stage_adapter, core)
     sent = []
     output = SimpleNamespace(result=None, failure_message=None)
     EngineCoreProc._invoke_utility_method(
-        "stage_adapter", lambda: staging.stage_adapter(core, *arguments), output, sent.append
+        "stage_adapter",
+        lambda: method(*EngineCoreProc._convert_msgspec_args(method, arguments)),
+        output,
+        sent.append,
     )
+    assert output.failure_message is None
     return output, sent
 
 

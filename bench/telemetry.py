@@ -1,0 +1,191 @@
+"""What recording costs: throughput with metrics, spans and log, over the same server without.
+
+    python -m bench.telemetry [--rounds 12] [--seconds 8] [--out .lorry/bench] [--tiny]
+
+Starts one server on the bench's model, with NF4 and eight adapters, and keeps 24 streams on it.
+Rounds with and without recording take turns, each beside its neighbour in time. The ratio is the
+median of the rounds' own; goal 0.99. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+
+from bench import processes
+from bench.environment import cleaned
+from bench.errors import SideFailed
+from bench.model import FULL, TINY, Home, prepare
+from bench.workload import adapter_names
+
+STREAMS, PROMPT_TOKENS, OUTPUT_TOKENS = 24, 128, 32
+ADAPTERS = adapter_names(16, 8)
+GOAL = 0.99
+_START_SECONDS = 300.0
+_LINKED = ("config.json", "model.safetensors")
+
+
+def give_tokenizer(home: Home) -> Path:
+    """The model in a folder that has a tokenizer as well: one word for each token."""
+    folder = home.base.with_name("base-http")
+    if folder.exists():
+        return folder
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = {f"w{number}": number for number in range(home.vocabulary)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    draft = folder.with_name(f"{folder.name}.{os.getpid()}")
+    draft.mkdir()
+    tokenizer.save(str(draft / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "w1"}
+    (draft / "tokenizer_config.json").write_text(json.dumps(config))
+    for name in _LINKED:
+        (draft / name).symlink_to(home.base / name)
+    return draft.rename(folder)
+
+
+def publish(home: Home, base: Path) -> Path:
+    """A store with the adapters, made once."""
+    store = base.with_name("store")
+    if not store.exists():
+        for name in ADAPTERS:
+            command = [
+                *(sys.executable, "-m", "lorry", "adapters", "publish", str(home.adapters / name)),
+                *("--name", name, "--base", str(base), "--base-name", "bench"),
+                *("--store", str(store)),
+            ]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return store
+
+
+@contextlib.contextmanager
+def serving(home: Home, base: Path, store: Path) -> Iterator[tuple[str, int]]:
+    """The address and process id of a server that can be switched."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    log = home.logs / "telemetry.log"
+    command = [
+        *(sys.executable, "-m", "bench.telemetry_server", "serve", str(base)),
+        *("--store", str(store), "--port", str(port), "--served-model-name", "bench"),
+    ]
+    with log.open("wb") as stream:
+        server = subprocess.Popen(
+            command, stdout=stream, stderr=stream, start_new_session=True, env=cleaned(os.environ)
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_ready(url, server, log)
+        yield url, server.pid
+    finally:
+        processes.send(server.pid, signal.SIGTERM)
+        try:
+            server.wait(30)
+        finally:
+            processes.send(server.pid, signal.SIGKILL)
+
+
+def wait_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        with contextlib.suppress(httpx2.TransportError):
+            if httpx2.get(f"{url}/readyz", timeout=5).status_code == 200:
+                return
+        time.sleep(0.5)
+    raise SideFailed(f"the server did not start (see {log})")
+
+
+class Streams:
+    """Keeps as many answers coming as there are streams; `tokens` is how many tokens came."""
+
+    def __init__(self, client: httpx2.AsyncClient, vocabulary: int) -> None:
+        self.tokens = 0
+        self._client = client
+        self._vocabulary = vocabulary
+        self._dice = random.Random(0)
+
+    async def run(self, seconds: float) -> float:
+        """Tokens per second, over `seconds`."""
+        self.tokens = 0
+        until = time.perf_counter() + seconds
+        await asyncio.gather(*(self._stream(number, until) for number in range(STREAMS)))
+        return self.tokens / seconds
+
+    async def _stream(self, number: int, until: float) -> None:
+        while time.perf_counter() < until:
+            body = {
+                "model": ADAPTERS[number % len(ADAPTERS)],
+                "prompt": self._dice.choices(range(2, self._vocabulary), k=PROMPT_TOKENS),
+                "max_tokens": OUTPUT_TOKENS,
+                "ignore_eos": True,
+                "stream": True,
+            }
+            async with self._client.stream("POST", "/v1/completions", json=body) as response:
+                response.raise_for_status()
+                async for line in response.aiter_lines():
+                    if line.startswith("data: {") and time.perf_counter() < until:
+                        self.tokens += 1
+
+
+async def measure(url: str, pid: int, vocabulary: int, rounds: int, seconds: float) -> list[float]:
+    """On over off, of each round; which goes first takes turns as well."""
+    ratios = []
+    async with httpx2.AsyncClient(base_url=url, timeout=120) as client:
+        streams = Streams(client, vocabulary)
+        for number in (signal.SIGUSR2, signal.SIGUSR1):
+            os.kill(pid, number)
+            await streams.run(seconds)  # everything has been used once
+        for turn in range(rounds):
+            speed = {}
+            order = (signal.SIGUSR1, signal.SIGUSR2)
+            for number in order if turn % 2 else order[::-1]:
+                await asyncio.sleep(0.5)  # what ended last is recorded by then
+                os.kill(pid, number)
+                speed[number] = await streams.run(seconds)
+            on, off = speed[signal.SIGUSR1], speed[signal.SIGUSR2]
+            ratios.append(on / off)
+            print(f"on {on:.1f}, off {off:.1f} tokens/s: {on / off:.3f}", file=sys.stderr)  # noqa: T201
+    return ratios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of half a round")
+    parser.add_argument("--out", type=Path, default=Path(".lorry/bench"))
+    parser.add_argument("--tiny", action="store_true", help="a tiny model: the cost at its worst")
+    options = parser.parse_args()
+    home = prepare(options.out, TINY if options.tiny else FULL)
+    base = give_tokenizer(home)
+    with serving(home, base, publish(home, base)) as (url, pid):
+        ratios = asyncio.run(measure(url, pid, home.vocabulary, options.rounds, options.seconds))
+    middle = statistics.median(ratios)
+    result = {
+        "ratio": round(middle, 4),
+        "goal": GOAL,
+        "reached": middle >= GOAL,
+        "rounds": [round(ratio, 4) for ratio in ratios],
+    }
+    print(json.dumps(result))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -28,16 +28,20 @@ class LiveCall:
 class LiveCalls:
     def __init__(self) -> None:
         self.running_sequences = 0  # that the engine has scheduled, as of its last step
+        self.changes = 0  # how often a call began or ended
         self._calls: dict[str, LiveCall] = {}
 
     def begin(self, call: Call, account: Account, trace: Trace) -> None:
         self._calls[call.engine_id] = LiveCall(call, account, trace)
+        self.changes += 1
 
     def get(self, call: Call) -> LiveCall | None:
         return self._calls.get(call.engine_id)
 
     def end(self, call: Call) -> LiveCall | None:
-        return self._calls.pop(call.engine_id, None)
+        live = self._calls.pop(call.engine_id, None)
+        self.changes += live is not None
+        return live
 
     def all(self) -> list[LiveCall]:
         return list(self._calls.values())

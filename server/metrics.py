@@ -153,6 +153,11 @@ class Metrics:
         """(name, version) of those that have series of their own."""
         return self._ledger.versions()
 
+    @property
+    def traffic(self) -> int:
+        """How often a call began or ended so far."""
+        return self._live.changes
+
     def is_busy(self) -> bool:
         return bool(self._live.all())
 

@@ -1,7 +1,7 @@
 """Which adapters are where, as gauges: in host memory and in the engine's slots ("device").
 
 What is in host memory is read off the residency whenever it is asked for. The slots are the
-engine's own: it is asked every second, and only while calls run, as they fill only then.
+engine's own: it is asked every second, if calls ran meanwhile, as they fill only then.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Occupancy:
         self._slots = slots
         self._metrics = metrics
         self._in_slots: frozenset[str] = frozenset()
-        self._was_busy = True
+        self._seen_traffic = -1
         metrics.derive(
             "adapter_places",
             "How many adapters there is room for.",
@@ -66,10 +66,10 @@ class Occupancy:
         """Follow the slots until cancelled, or until the engine is gone."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            busy = self._metrics.is_busy()
-            if not busy and not self._was_busy:
+            traffic = self._metrics.traffic
+            if traffic == self._seen_traffic and not self._metrics.is_busy():
                 continue
-            self._was_busy = busy
+            self._seen_traffic = traffic
             try:
                 if not await self.look():
                     return

@@ -1,13 +1,15 @@
 """A thousand adapters under power-law traffic beside eight: throughput, failures, wrong answers.
 
-    python -m bench.many publish --from ADAPTER_FOLDER --base BASE --store DIR [--count 1000]
+    python -m bench.many publish --store DIR [--from ADAPTER_FOLDER --base BASE] [--count 1000]
+    lorry serve BASE --store DIR --quantization none -- --no-enable-prefix-caching
     python -m bench.many run --url http://127.0.0.1:8000 [--count 1000] [--rounds 4] [--seconds 20]
 
 `publish` makes the adapters, many-0000 and so on: each scales B by its own factor, 0.5 to 1.5.
+Without --from and --base they are of the bench's own model, made where `python -m bench` makes it.
 `run` speaks HTTP to a server that runs; rounds with eight adapters and with all take turns.
 `misnamed` counts answers that name another adapter, `changed` those that differ from what the
-same adapter answered to the same prompt before (tokens that are level may fall either way). The
-last line is JSON.
+same adapter answered to the same prompt before (tokens that are level may fall either way, and on
+the bench's random model they often are). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -24,24 +26,29 @@ from pathlib import Path
 
 import httpx2
 
-HOT, STREAMS, TOKENS = 8, 24, 24
-PROMPTS = ("two blue lamps to Oslo", "one oak desk to Bergen by Friday", "nine red chairs")
+HOT, STREAMS, PROMPTS = 8, 24, 48
+VOCABULARY = 896  # of the tokenizer that the bench's base and the demo's share
 
 
 def name_of(number: int) -> str:
     return f"many-{number:04d}"
 
 
-def publish_all(options: argparse.Namespace) -> dict[str, float]:
+def publish_all(options: argparse.Namespace) -> dict[str, object]:
     from safetensors.torch import load_file, save_file
 
     from adapters.publish import publish
+    from bench.model import FULL, prepare
 
+    source, base = options.source, options.base
+    if source is None or base is None:
+        home = prepare(options.out, FULL)
+        source, base = home.adapters / "r16-00", home.base
     began = time.perf_counter()
-    weights = load_file(options.source / "adapter_model.safetensors")
+    weights = load_file(source / "adapter_model.safetensors")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        shutil.copyfile(options.source / "adapter_config.json", folder / "adapter_config.json")
+        shutil.copyfile(source / "adapter_config.json", folder / "adapter_config.json")
         for number in range(options.count):
             file = folder / "adapter_model.safetensors"
             file.unlink(missing_ok=True)
@@ -52,20 +59,24 @@ def publish_all(options: argparse.Namespace) -> dict[str, float]:
                 folder,
                 name=name_of(number),
                 store=options.store,
-                base=options.base,
+                base=base,
                 allow_base_mismatch=True,
             )
-    return {"published": options.count, "seconds": time.perf_counter() - began}
+    seconds = time.perf_counter() - began
+    return {"published": options.count, "seconds": seconds, "base": str(base)}
 
 
 class Traffic:
     """Closed loop: a call's adapter is drawn when its stream is free."""
 
-    def __init__(self, client: httpx2.AsyncClient, count: int, alpha: float) -> None:
+    def __init__(self, client: httpx2.AsyncClient, options: argparse.Namespace) -> None:
         self._client = client
-        self._weights = [1 / (rank + 1) ** alpha for rank in range(count)]
-        self._dice = random.Random(7)
-        self._known: dict[tuple[int, str], str] = {}
+        self._tokens = options.tokens
+        self._weights = [1 / (rank + 1) ** options.alpha for rank in range(options.count)]
+        self._dice = dice = random.Random(7)
+        words = range(VOCABULARY)
+        self._prompts = [dice.choices(words, k=options.prompt_tokens) for _ in range(PROMPTS)]
+        self._known: dict[tuple[int, int], str] = {}
         self.failed: Counter[str] = Counter()
         self.answered = self.misnamed = self.changed = 0
         self.used: set[int] = set()
@@ -80,12 +91,13 @@ class Traffic:
     async def _stream(self, count: int, until: float, made: list[int]) -> None:
         while time.perf_counter() < until:
             number = self._dice.choices(range(count), self._weights[:count])[0]
-            tokens = await self._call(number, self._dice.choice(PROMPTS))
+            tokens = await self._call(number, self._dice.randrange(PROMPTS))
             made[0] += tokens
 
-    async def _call(self, number: int, prompt: str) -> int:
+    async def _call(self, number: int, prompt: int) -> int:
         name = name_of(number)
-        body = {"model": name, "prompt": prompt, "max_tokens": TOKENS, "ignore_eos": True}
+        body = {"model": name, "prompt": self._prompts[prompt], "max_tokens": self._tokens}
+        body["ignore_eos"] = True
         response = await self._client.post("/v1/completions", json=body | {"temperature": 0})
         if response.status_code != 200:
             self.failed[response.json()["error"]["code"]] += 1
@@ -101,7 +113,7 @@ class Traffic:
 
 async def measure(options: argparse.Namespace) -> dict[str, object]:
     async with httpx2.AsyncClient(base_url=options.url, timeout=120) as client:
-        traffic = Traffic(client, options.count, options.alpha)
+        traffic = Traffic(client, options)
         await traffic.run(HOT, 3.0)
         pairs = []
         for _ in range(options.rounds):
@@ -127,14 +139,17 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("publish")
-    making.add_argument("--from", dest="source", type=Path, required=True)
-    making.add_argument("--base", type=Path, required=True)
+    making.add_argument("--from", dest="source", type=Path)
+    making.add_argument("--base", type=Path)
+    making.add_argument("--out", type=Path, default=Path(".lorry/bench"), help="the bench's model")
     making.add_argument("--store", type=Path, required=True)
     running = commands.add_parser("run")
     running.add_argument("--url", required=True)
     running.add_argument("--rounds", type=int, default=4)
     running.add_argument("--seconds", type=float, default=20.0, help="length of half a round")
     running.add_argument("--alpha", type=float, default=1.0, help="the power law's exponent")
+    running.add_argument("--prompt-tokens", type=int, default=128)
+    running.add_argument("--tokens", type=int, default=32, help="of an answer")
     for command in (making, running):
         command.add_argument("--count", type=int, default=1000)
     options = parser.parse_args()

@@ -23,8 +23,10 @@ from bench.workload import adapter_names
 if TYPE_CHECKING:
     import torch
 
-_VERSION = 2  # to be raised when the same shape gets other weights
+_VERSION = 3  # to be raised when the same shape gets other weights
 _SEED = 0
+_SHOP_BASE = Path(__file__).resolve().parents[1] / "examples/shop/base"
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 # What a linear's output is to its input in size. With one gain for all, the mean over the prompt
 # outweighs the last token and an answer is one token over and over, which would hide most errors.
 _GAIN = 0.64
@@ -132,6 +134,8 @@ def _write_base(folder: Path, shape: Shape) -> None:
     for name in [*norms, "model.norm"]:
         tensors[f"{name}.weight"] = torch.ones(shape.hidden, dtype=torch.bfloat16)
     _save(folder, "model.safetensors", tensors, "config.json", _base_config(shape))
+    for name in _TOKENIZER:  # a server needs one; tokens beyond it have no text
+        shutil.copyfile(_SHOP_BASE / name, folder / name)
 
 
 def _base_config(shape: Shape) -> dict[str, Any]:

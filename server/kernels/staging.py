@@ -9,6 +9,7 @@ does it go to a slot: activating it at once could take the slot of one that runs
     server <- the answer, sent by vLLM when the future that EngineCore returned is done
 """
 
+import ctypes
 import os
 import threading
 from collections.abc import Sequence
@@ -111,9 +112,14 @@ def _tell(told: Future[None], staged: Future[Any]) -> None:
 
 
 def _give_way() -> None:
-    """One core at most, and the steps' threads first: OpenMP's setting is the thread's own."""
-    # Not torch.set_num_threads: vLLM's worker puts a function in its place that does nothing.
-    torch._C.set_num_threads(1)
+    """One core at most, and the steps' threads first.
+
+    By OpenMP's own call, whose setting is the thread's own. torch.set_num_threads would become the
+    steps' setting too, with which vLLM's attention ends the process; and torch applies its
+    default to a thread that first asks for it, so it is asked before.
+    """
+    torch.get_num_threads()
+    ctypes.CDLL(None).omp_set_num_threads(1)
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 

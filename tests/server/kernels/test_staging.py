@@ -1,5 +1,8 @@
 """How an adapter is built beside the steps: who builds it, who is told, who reads the files."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import Future
 from functools import partial
 from threading import Event
@@ -136,3 +139,29 @@ def test_a_build_that_is_cancelled_ends_the_wait_for_it():
     staged.cancel()
     staging._tell(told, staged)
     assert told.cancelled()
+
+
+def test_building_on_one_core_leaves_the_steps_theirs():
+    """In a process of its own: torch keeps what it first finds for good."""
+    program = """
+import threading, torch
+from server.kernels.staging import _give_way
+cores = []
+def build():
+    _give_way()
+    torch.ones(1 << 20).add_(1)
+    cores.append(torch.get_num_threads())
+thread = threading.Thread(target=build)
+thread.start()
+thread.join()
+torch.ones(1 << 20).add_(1)
+print(*cores, torch.get_num_threads())
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.split() == ["1", "2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -15,6 +16,7 @@ from server.encoding import choose_encoder
 from server.endpoints import INFERENCE_PATHS
 from server.engine_slot import EngineSlot
 from server.error_handlers import add_error_handlers
+from server.exposition import Snapshot
 from server.lifecycle import Lifecycle, Phase
 from server.middleware import InferenceMiddleware
 from server.naming import ModelNames
@@ -34,6 +36,9 @@ def create_app(
 ) -> FastAPI:
     """`started_at`: Unix seconds, what the base says it was created at."""
     app = FastAPI(title="Lorry", docs_url=None, redoc_url=None)
+    recorder.metrics.derive(
+        "engine_up", "1 when calls reach the engine.", (), lambda: [((), lifecycle.is_up)]
+    )
     _add_health(app, lifecycle)
     _add_metrics(app, recorder.metrics.registry)
     _add_models(app, names, started_at)
@@ -77,7 +82,8 @@ def _add_metrics(app: FastAPI, registry: CollectorRegistry) -> None:
     async def metrics(request: Request) -> Response:
         """Prometheus text, or OpenMetrics with exemplars when the scraper accepts it."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), headers={"content-type": content_type})
+        text = await asyncio.to_thread(encode, Snapshot.of(registry))
+        return Response(text, headers={"content-type": content_type})
 
 
 def _add_models(app: FastAPI, names: ModelNames, started_at: int) -> None:

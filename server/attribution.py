@@ -70,14 +70,32 @@ class Recorder:
         self.metrics = metrics
         self.tracing = tracing
 
+    def begin(self, call: Call) -> None:
+        """The call knows its adapter: it is in flight until `record`."""
+        self.metrics.begin(call, _trace_of(call))
+
     def record(self, call: Call) -> None:
         """Never raises: a fault in telling must not hurt the call that is told of."""
         try:
+            if call.disconnected:
+                _end_sequences(call)
             record = describe(call)
-            sampled = call.span.get_span_context().trace_flags.sampled
-            # An exemplar points at a trace: only at one that is kept.
-            self.metrics.record(call, {"trace_id": record["trace_id"]} if sampled else None)
+            self.metrics.record(call, _trace_of(call))
             self.tracing.end(call)
             write_call(record)
         except Exception:
             logger.exception("a call could not be recorded")
+        finally:
+            self.metrics.forget(call)
+
+
+def _trace_of(call: Call) -> dict[str, str] | None:
+    """What an exemplar says: it points at a trace, so only at one that is kept."""
+    context = call.span.get_span_context()
+    return {"trace_id": format_trace_id(context.trace_id)} if context.trace_flags.sampled else None
+
+
+def _end_sequences(call: Call) -> None:
+    """vLLM ends what its caller left only after we are done with the call."""
+    for sequence in call.sequences:
+        sequence.finish_reason = sequence.finish_reason or "abort"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -16,6 +17,7 @@ from typing import Any, Literal, Protocol
 from opentelemetry.trace import Span
 
 from adapters.versions import AdapterVersion
+from server.content import Content
 
 Outcome = Literal["ok", "client_error", "rejected", "aborted", "error"]
 
@@ -26,12 +28,13 @@ TOLD_SEQUENCES = 16  # of a call with many, so many have spans and finish reason
 _SEQUENCE_NUMBER = re.compile(r"[-_]\d{1,6}$")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Lease:
-    """What the engine knows a resident version by, for as long as a call holds it."""
+    """What the engine knows a resident version by; shared by the calls that hold it."""
 
     engine_name: str  # LoRARequest.lora_name: unique per version and load
     request: Any  # vLLM's LoRARequest, opaque here
+    repaired_values: int = 0  # not finite or far too large, since it was loaded: it is broken
 
 
 class SequenceStats(Protocol):
@@ -57,6 +60,15 @@ class Sequence:
     shares_prompt: bool = False  # a further answer (n > 1) to a prompt already counted
     cached_tokens: int = 0
     finish_reason: str | None = None
+    handed_in: float = field(default_factory=time.monotonic)
+
+    def phases(self) -> Iterator[tuple[str, float, float]]:
+        """What the engine has done with it: name, start and end on the engine's clock."""
+        stats = self.stats
+        times = (stats.queued_ts, stats.scheduled_ts, stats.first_token_ts, stats.last_token_ts)
+        for name, start, end in zip(("queue", "prefill", "decode"), times, times[1:], strict=False):
+            if 0.0 < start <= end and (name != "decode" or stats.num_generation_tokens > 1):
+                yield name, start, end
 
 
 @dataclass(slots=True)
@@ -81,8 +93,9 @@ class Call:
     error_code: str | None = None
     engine_error: str | None = None
     refused_late: bool = False
-    repaired_values: int = 0  # of its adapter's, not finite or far too large: the adapter is broken
+    repaired_values: int = 0  # those of its lease when the engine told of them
     ended: float | None = None
+    content: Content | None = None  # its texts, where they are to be told
     sequences: list[Sequence] = field(default_factory=list)
 
     @property
@@ -158,7 +171,7 @@ class Observer(Protocol):
 
     def token_made(self, call: Call, gap: float) -> None: ...
 
-    def values_repaired(self, call: Call, count: int) -> None: ...
+    def step_made(self, running: int) -> None: ...
 
 
 current_call: ContextVar[Call | None] = ContextVar("lorry_current_call", default=None)

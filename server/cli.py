@@ -52,6 +52,9 @@ def serve(
     admin_token_file: Annotated[
         Path | None, typer.Option(help="File with the token that opens /admin.")
     ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="json or text [auto: text on a terminal].")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file [lorry.toml].")] = None,
 ) -> None:
     """Serve one base model and its adapters over HTTP."""
@@ -71,6 +74,7 @@ def serve(
         "allow_base_mismatch": allow_base_mismatch,
         "portable_kernels": portable_kernels,
         "admin_token_file": admin_token_file,
+        "log_format": log_format,
     }
     raise typer.Exit(_run(config, given, engine_flags or []))
 

@@ -107,6 +107,8 @@ class Exchange:
 
     async def _pass_on(self, message: Message) -> None:
         body = message.get("body", b"")
+        if self._call.content is not None:
+            self._call.content.add(body)
         if body.startswith(_STREAMED_ERROR):
             message = {**message, "body": self._translated_event(body)}
         if not message.get("more_body", False) and not self._call.disconnected:

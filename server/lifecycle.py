@@ -36,6 +36,11 @@ class Lifecycle:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @property
+    def is_up(self) -> bool:
+        """Whether there is an engine that answers calls."""
+        return self.phase in (Phase.READY, Phase.DRAINING)
+
     def advance(self, phase: Phase) -> None:
         """Move on; a dead server stays dead."""
         if self.phase is not Phase.DEAD:

@@ -5,128 +5,175 @@ Takes the registry to live in, so that a test owns its own. Knows nothing of HTT
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 
 from adapters.catalog import AdapterVersion
-from server.call import Call
+from server.call import BASE, UNRESOLVED, Call
+from server.exposition import PER_VERSION, Exposition, Source
+from server.ledger import Histogram, Key, Ledger, Trace
+from server.live import LiveCall, LiveCalls
 
-_PER_ADAPTER = ("adapter", "version")
+DEFAULT_LIMIT = 200
 # The OpenTelemetry GenAI convention's boundaries, in seconds.
 _DURATION_BUCKETS = (
     0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
 )  # fmt: skip
 _FIRST_TOKEN_BUCKETS = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 )  # fmt: skip
 _TOKEN_GAP_BUCKETS = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
 )  # fmt: skip
+_IDLE_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
+
+_COUNTERS = {
+    "requests": ("Calls by how they ended.", ("endpoint", "outcome")),
+    "finished_sequences": ("Sequences by how the engine ended them.", ("reason",)),
+    "prompt_tokens": ("Prompt tokens of ended calls.", ()),
+    "generation_tokens": ("Tokens made, by ended calls.", ()),
+    "cached_prompt_tokens": ("Prompt tokens from the prefix cache.", ()),
+    "adapter_loads": ("Loads into the engine.", ("result",)),
+    "adapter_evictions": ("Versions that made room.", ("tier",)),
+}
+_HISTOGRAMS = {
+    "request_duration_seconds": ("First byte in to last byte out.", _DURATION_BUCKETS),
+    "time_to_first_token_seconds": ("Arrival to first token.", _FIRST_TOKEN_BUCKETS),
+    "inter_token_latency_seconds": ("Between two tokens.", _TOKEN_GAP_BUCKETS),
+    "queue_time_seconds": ("Waiting in the engine before prefill.", _FIRST_TOKEN_BUCKETS),
+    "prefill_time_seconds": ("First scheduled to first token.", _FIRST_TOKEN_BUCKETS),
+    "decode_time_seconds": ("First token to last token.", _DURATION_BUCKETS),
+    "adapter_load_seconds": ("Time of a load into the engine.", _FIRST_TOKEN_BUCKETS),
+}
 
 
 class Metrics:
-    def __init__(self, registry: CollectorRegistry, base: str) -> None:
+    """At most `limit` adapter versions have series of their own at one time."""
+
+    def __init__(self, registry: CollectorRegistry, base: str, limit: int = DEFAULT_LIMIT) -> None:
         self.registry = registry
-        self._base = base
+        self.base = base
+        bounds = {name: bounds for name, (_, bounds) in _HISTOGRAMS.items()}
+        self._ledger = Ledger(bounds, limit, fixed=[(BASE, ""), (UNRESOLVED, "")])
+        self._live = LiveCalls()
+        self._idle = Histogram(_IDLE_BUCKETS)
+        texts = {name: text for name, (text, _) in _HISTOGRAMS.items()}
+        self._exposition = Exposition(self._ledger, _COUNTERS, texts)
+        self._exposition.add_histogram(
+            "adapter_eviction_idle_seconds",
+            "How long a version that made room in host memory had not been used.",
+            self._idle,
+        )
+        self._add_gauges()
+        registry.register(self._exposition)
 
-        def counter(name: str, text: str, labels: tuple[str, ...] = _PER_ADAPTER) -> Counter:
-            return Counter(f"lorry_{name}", text, labels, registry=registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(
-                f"lorry_{name}", text, _PER_ADAPTER, registry=registry, buckets=buckets
-            )
-
-        def gauge(name: str, text: str, labels: tuple[str, ...] = _PER_ADAPTER) -> Gauge:
-            return Gauge(f"lorry_{name}", text, labels, registry=registry)
-
-        self.requests = counter(
-            "requests", "Calls by how they ended.", (*_PER_ADAPTER, "endpoint", "outcome")
+    def _add_gauges(self) -> None:
+        self.derive(
+            "requests_in_flight",
+            "Calls being answered now.",
+            PER_VERSION,
+            lambda: self._per_account(self._live.all),
         )
-        self.duration = histogram(
-            "request_duration_seconds", "First byte in to last byte out.", _DURATION_BUCKETS
+        self.derive(
+            "requests_waiting",
+            "Calls that wait now for their adapter or in the engine's queue.",
+            PER_VERSION,
+            lambda: self._per_account(self._live.waiting),
         )
-        self.first_token = histogram(
-            "time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN_BUCKETS
-        )
-        self.token_gap = histogram(
-            "inter_token_latency_seconds", "Between two tokens.", _TOKEN_GAP_BUCKETS
-        )
-        self.queue_time = histogram(
-            "queue_time_seconds", "Waiting in the engine before prefill.", _FIRST_TOKEN_BUCKETS
-        )
-        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of ended calls.")
-        self.generation_tokens = counter("generation_tokens", "Tokens made, by ended calls.")
-        self.cached_tokens = counter("cached_prompt_tokens", "Prompt tokens from the prefix cache.")
-        self.in_flight = gauge("requests_in_flight", "Calls being answered now.")
-        self.info = gauge(
-            "adapter_info",
-            "1 for each resident version.",
-            (*_PER_ADAPTER, "digest", "rank", "base"),
-        )
-        self.resident = gauge(
-            "adapter_resident", "1 where a version is held.", (*_PER_ADAPTER, "tier")
-        )
-        self.loads = counter("adapter_loads", "Loads into the engine.", (*_PER_ADAPTER, "result"))
-        self.load_time = histogram(
-            "adapter_load_seconds", "Time of a load into the engine.", _FIRST_TOKEN_BUCKETS
-        )
-        self.nonfinite = gauge(
-            "adapter_nonfinite_values",
-            "Values of a resident version that were not finite or far too large, so far.",
-        )
-        self.evictions = counter(
-            "adapter_evictions", "Versions that made room.", (*_PER_ADAPTER, "tier")
+        self.derive(
+            "oldest_waiting_seconds",
+            "How long the call has waited that has waited longest.",
+            (),
+            lambda: [((), self._longest_wait())],
         )
 
-    def in_flight_while(self, call: Call) -> AbstractContextManager[None]:
-        """Counts the call as in flight for the length of a `with` block."""
-        return self.in_flight.labels(call.adapter_label, call.version_label).track_inprogress()
+    def derive(self, name: str, text: str, labels: tuple[str, ...], read: Source) -> None:
+        """A gauge whose series are read off something else whenever they are asked for."""
+        self._exposition.add_gauge(name, text, labels, read)
 
-    def record(self, call: Call, exemplar: dict[str, str] | None) -> None:
+    def begin(self, call: Call, trace: Trace) -> None:
+        """From here to `record` or `forget` the call is in flight; it knows its adapter."""
+        self._live.begin(call, self._ledger.account(_key_of(call)), trace)
+
+    def record(self, call: Call, trace: Trace) -> None:
         """Count a call that has ended."""
-        labels = (call.adapter_label, call.version_label)
-        self.requests.labels(*labels, call.endpoint, call.outcome).inc(exemplar=exemplar)
-        self.duration.labels(*labels).observe(call.duration, exemplar=exemplar)
+        live = self._live.end(call)
+        account = live.account if live else self._ledger.account(_key_of(call))
+        account.count("requests", call.endpoint, call.outcome, trace=trace)
+        account.observe("request_duration_seconds", call.duration, trace)
         if (first := call.time_to_first_token) is not None:
-            self.first_token.labels(*labels).observe(first, exemplar=exemplar)
+            account.observe("time_to_first_token_seconds", first, trace)
         for sequence in call.sequences:
-            stats = sequence.stats
-            if stats.scheduled_ts:
-                self.queue_time.labels(*labels).observe(
-                    stats.scheduled_ts - stats.queued_ts, exemplar=exemplar
-                )
-        self.prompt_tokens.labels(*labels).inc(call.prompt_tokens)
-        self.generation_tokens.labels(*labels).inc(call.generation_tokens)
-        self.cached_tokens.labels(*labels).inc(call.cached_tokens)
+            if sequence.finish_reason is not None:
+                account.count("finished_sequences", sequence.finish_reason)
+            for phase, start, end in sequence.phases():
+                account.observe(f"{phase}_time_seconds", end - start, trace)
+        account.count("prompt_tokens", by=call.prompt_tokens)
+        account.count("generation_tokens", by=call.generation_tokens)
+        account.count("cached_prompt_tokens", by=call.cached_tokens)
+
+    def forget(self, call: Call) -> None:
+        """The call is not in flight any more, however it was recorded."""
+        self._live.end(call)
 
     def token_made(self, call: Call, gap: float) -> None:
         """Called for each token after a sequence's first, by the engine's output hook."""
-        self.token_gap.labels(call.adapter_label, call.version_label).observe(gap)
+        if (live := self._live.get(call)) is not None:
+            live.account.observe("inter_token_latency_seconds", gap, live.trace)
 
-    def values_repaired(self, call: Call, count: int) -> None:
-        """Called when the engine says so with a token; `count` grows while the version stays."""
-        self.nonfinite.labels(call.adapter_label, call.version_label).set(count)
+    def step_made(self, running: int) -> None:
+        """Called after each step of the engine, with how many sequences it has begun."""
+        self._live.running_sequences = running
 
     def loaded(self, version: AdapterVersion, seconds: float) -> None:
-        labels = (version.name, str(version.version))
-        self.loads.labels(*labels, "ok").inc()
-        self.load_time.labels(*labels).observe(seconds)
-        self.resident.labels(*labels, "host").set(1)
-        self.info.labels(*labels, version.digest, str(version.rank), self._base).set(1)
-        self.nonfinite.labels(*labels).set(0)
+        account = self._ledger.account(_key(version))
+        account.count("adapter_loads", "ok")
+        account.observe("adapter_load_seconds", seconds)
 
     def load_failed(self, version: AdapterVersion) -> None:
-        self.loads.labels(version.name, str(version.version), "error").inc()
+        self._ledger.account(_key(version)).count("adapter_loads", "error")
 
-    def evicted(self, version: AdapterVersion) -> None:
-        """It made room for another."""
-        self.evictions.labels(version.name, str(version.version), "host").inc()
-        self.unloaded(version)
+    def evicted(self, version: AdapterVersion, idle_seconds: float) -> None:
+        """It made room for another in host memory."""
+        self._ledger.find(_key(version)).count("adapter_evictions", "host")
+        self._idle.observe(idle_seconds)
 
-    def unloaded(self, version: AdapterVersion) -> None:
-        labels = (version.name, str(version.version))
-        self.resident.remove(*labels, "host")
-        self.nonfinite.remove(*labels)
-        self.info.remove(*labels, version.digest, str(version.rank), self._base)
+    def displaced(self, name: str, version: str) -> None:
+        """It made room for another in the engine's slots."""
+        self._ledger.find((name, version)).count("adapter_evictions", "device")
+
+    def removed(self, name: str, version: str) -> None:
+        """Nobody can call it any more: its series end, its counts go to `_other`."""
+        self._ledger.fold((name, version))
+
+    def versions(self) -> list[Key]:
+        """(name, version) of those that have series of their own."""
+        return self._ledger.versions()
+
+    @property
+    def traffic(self) -> int:
+        """How often a call began or ended so far."""
+        return self._live.changes
+
+    def is_busy(self) -> bool:
+        return bool(self._live.all())
+
+    def _per_account(self, calls: Callable[[], Iterable[LiveCall]]) -> Iterator[tuple[Key, float]]:
+        found = Counter(live.account.key for live in calls())
+        for account in self._ledger.accounts():
+            yield account.key, found[account.key]
+
+    def _longest_wait(self) -> float:
+        since = [live.since for live in self._live.waiting()]
+        return time.monotonic() - min(since) if since else 0.0
+
+
+def _key_of(call: Call) -> Key:
+    return call.adapter_label, call.version_label
+
+
+def _key(version: AdapterVersion) -> Key:
+    return version.name, str(version.version)

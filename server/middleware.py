@@ -129,13 +129,12 @@ class InferenceMiddleware:
         call.resolved = True
         exchange = Exchange(call, body, receive, send)
         app, residency = self._engine.get()
-        with self._recorder.metrics.in_flight_while(call):
-            async with AsyncExitStack() as stack:
-                if call.version is not None:
-                    call.lease = await stack.enter_async_context(
-                        residency.lease(call.version, call)
-                    )
-                await app(_inner_scope(scope, call), exchange.receive, exchange.send)
+        call.content = self._recorder.tracing.capture(call, body)
+        self._recorder.begin(call)
+        async with AsyncExitStack() as stack:
+            if call.version is not None:
+                call.lease = await stack.enter_async_context(residency.lease(call.version, call))
+            await app(_inner_scope(scope, call), exchange.receive, exchange.send)
 
     async def _fail(self, call: Call, send: Send, error: Exception) -> None:
         if call.response_complete:

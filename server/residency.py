@@ -173,6 +173,7 @@ class Residency:
                     await self.unload(version)
                     break
         self._used_at.pop(key_of(version), None)
+        self._metrics.removed(version.name, str(version.version))
 
     async def _leave(self, load: Load) -> None:
         self._leaving += 1  # its place is not free before the engine let go
@@ -182,7 +183,6 @@ class Residency:
             raise Unavailable(str(error), code="engine_dead", retry_after=5) from None
         finally:
             self._leaving -= 1
-            self._metrics.unloaded(load.version)
 
     async def _take(self, version: AdapterVersion) -> Resident:
         """A lease on the version's place, where it may still be on its way in."""
@@ -275,10 +275,10 @@ class Residency:
         ]
         if not idle:
             return None
-        _, key = min(idle)
+        last_used, key = min(idle)
         # Out of the table before the first await: from here on nobody can lease it.
         load = self._residents.pop(key).load
-        self._metrics.evicted(load.version)
+        self._metrics.evicted(load.version, time.monotonic() - last_used)
         return load
 
     def _is_idle(self, resident: Resident) -> bool:

@@ -32,17 +32,20 @@ from server.attribution import Recorder
 from server.engine import environment
 from server.engine_slot import EngineSlot
 from server.errors import ENGINE_DIED_EXIT_CODE, INTERRUPTED_EXIT_CODE
+from server.exporting import take_exporter
 from server.lifecycle import Lifecycle, Phase
 from server.loading import Loader
 from server.logs import configure_logging
 from server.metrics import Metrics
 from server.naming import ModelNames
 from server.objects import ServedObjects
+from server.occupancy import Occupancy
 from server.pins import Pins
+from server.removals import Removals
 from server.residency import Residency
 from server.servable import Servable
 from server.settings import Settings
-from server.tracing import Tracing, take_exporter
+from server.tracing import Tracing
 from server.watching import watching
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ def serve(
         StartupError: the engine did not start.
     """
     environment.prepare(settings)
-    configure_logging()
+    configure_logging(settings.log_format)
     server = Server(settings, extra, listener, catalog)
     with watching(settings.watch, server.publisher):
         return asyncio.run(server.run())
@@ -87,11 +90,11 @@ class Server:
         self._lifecycle = Lifecycle()
         self._engine = EngineSlot()
         self.publisher = Publisher(settings, catalog)
-        self._pinning: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         names = ModelNames(settings.base_name, catalog)
         disable_created_metrics()  # a second series for each one, of use to nobody here
-        self._metrics = Metrics(REGISTRY, names.base)
-        self._tracing = Tracing(take_exporter(os.environ))
+        self._metrics = Metrics(REGISTRY, names.base, settings.max_metric_adapters)
+        self._tracing = Tracing(take_exporter(os.environ), settings.legacy_span_attributes)
         self._stop = asyncio.Event()
         self._console = Console(stderr=True, highlight=False)
         self._started = time.time()
@@ -133,8 +136,8 @@ class Server:
             return await self._drain() if stop.done() else await self._bury()
         finally:
             stop.cancel()
-            if self._pinning is not None:
-                self._pinning.cancel()
+            for task in self._background:
+                task.cancel()
             # Calls before their engine: those that outlived the drain are cancelled here.
             self._http.should_exit = True
             await http
@@ -158,10 +161,15 @@ class Server:
         self._stage(f"starting the engine ({settings.model}, {settings.quantization})")
         running = await start_engine(settings, self._extra, self._metrics)
         residency = await asyncio.to_thread(self._make_residency, running)
+        occupancy = self._watch_places(running, residency)
+        await occupancy.look()
         pins = Pins(self._catalog, residency)
         self._stage("loading pinned adapters")
         await pins.settle()
-        self._pinning = asyncio.create_task(pins.keep())
+        removals = Removals(self._catalog, self._metrics)
+        self._background = [
+            asyncio.create_task(keeping.keep()) for keeping in (pins, occupancy, removals)
+        ]
         self._engine.put(running.app, residency)
         self._lifecycle.advance(Phase.READY)
         host, port = self._listener.getsockname()[:2]
@@ -188,6 +196,11 @@ class Server:
             metrics=self._metrics,
             wait_seconds=settings.adapter_wait_seconds,
         )
+
+    def _watch_places(self, running: RunningEngine, residency: Residency) -> Occupancy:
+        settings = self._settings
+        places = {"device": settings.max_loras, "host": settings.max_cpu_loras}
+        return Occupancy(residency, running.engine, self._metrics, places)
 
     async def _drain(self) -> int:
         self._lifecycle.advance(Phase.DRAINING)

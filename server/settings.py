@@ -100,6 +100,15 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         default=4 * 1024**3, ge=1024, description="Largest adapter that can be uploaded."
     )
+    max_metric_adapters: int = Field(
+        default=200, ge=1, description="Adapter versions with metric series of their own."
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="The log's lines; auto is text on a terminal, else JSON."
+    )
+    legacy_span_attributes: bool = Field(
+        default=False, description="Span attributes of older GenAI conventions beside today's."
+    )
     cache: Path = Field(
         default=Path(".lorry/cache"), description="What vLLM keeps between starts (model info)."
     )

@@ -92,6 +92,16 @@ class Engine(AsyncLLM):
         except EngineRefusal as error:
             raise EngineGone(str(error)) from None
 
+    async def slot_changes(self, within: float) -> Mapping[str, list[str]] | None:
+        """Of the first worker (server/kernels/slot_log.py); raises EngineGone."""
+        if not self._stages:
+            return None
+        try:
+            changes: Mapping[str, list[str]] = (await self._tell("slot_changes", within=within))[0]
+        except EngineRefusal as error:
+            raise EngineGone(str(error)) from None
+        return changes
+
     @property
     def _stages(self) -> bool:
         """Whether the workers carry server/kernels/staging.py."""

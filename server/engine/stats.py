@@ -6,9 +6,12 @@ current series, and its adapters have the names that callers use.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+logger = logging.getLogger("lorry.engine")
 
 
 class PublicLoraInfo(PrometheusStatLogger):
@@ -18,6 +21,13 @@ class PublicLoraInfo(PrometheusStatLogger):
         super().__init__(vllm_config, engine_indexes)
         if self.gauge_lora_info is not None:
             self.gauge_lora_info = CurrentSeries(self.gauge_lora_info)
+
+    def record(self, *args: Any, **kwargs: Any) -> None:
+        """vLLM's, except that a fault in counting does not end the engine with the output loop."""
+        try:
+            super().record(*args, **kwargs)
+        except Exception:
+            logger.exception("vLLM's own metrics could not be counted")
 
 
 class CurrentSeries:

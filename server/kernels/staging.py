@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from vllm.lora.request import LoRARequest
 
+from server.kernels.slot_log import SlotLog
+
 _THREADS = 4  # a slow disk must not keep the others waiting
 _NICENESS = 5  # steps come first
 
@@ -42,7 +44,7 @@ def stage_adapter(
     return None
 
 
-class AdapterStaging:
+class AdapterStaging(SlotLog):
     """Methods of the worker."""
 
     _lorry_staged: dict[int, Future[Any]]

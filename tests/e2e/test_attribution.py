@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
+import shutil
 import time
 from collections import Counter
 from typing import Any
 
 import httpx2
 import pytest
-from otlp_receiver import attributes
+from otlp_receiver import OtlpReceiver, attributes
+from safetensors.torch import load_file, save_file
 from shop import ADAPTERS, BASE_NAME
 
 MODELS = (BASE_NAME, *ADAPTERS)
@@ -167,3 +170,178 @@ async def test_the_callers_trace_goes_on_and_its_parent_is_kept(server, receiver
     span = receiver.wait_for({trace})[trace]
     assert span.parent_span_id.hex() == parent
     assert span.name == "chat support-tone"
+
+
+SPAN = {  # span attribute: the log's field
+    "lorry.request.id": "request_id",
+    "lorry.adapter.digest": "digest",
+    "lorry.adapter.version": "version",
+    "lorry.adapter.cold_start": "cold_start",
+    "lorry.outcome": "outcome",
+    "lorry.base.model": "base",
+    "gen_ai.response.id": "response_id",
+    "gen_ai.response.model": "served_model",
+    "gen_ai.usage.input_tokens": "prompt_tokens",
+    "gen_ai.usage.output_tokens": "generation_tokens",
+    "gen_ai.usage.cache_read.input_tokens": "cached_prompt_tokens",
+}
+COUNTED = {  # counter: the log's field
+    "lorry_prompt_tokens_total": "prompt_tokens",
+    "lorry_generation_tokens_total": "generation_tokens",
+    "lorry_cached_prompt_tokens_total": "cached_prompt_tokens",
+}
+KINDS = ("chat", "stream", "two", "refused", "unknown", "leaves", "leaves", "lost")
+
+
+class Callers:
+    """Who call, hang up, ask for what is not there or was lost; each under an id of its own."""
+
+    def __init__(self, client: httpx2.AsyncClient, lost: str) -> None:
+        self.client = client
+        self.lost = lost
+        self.dice = random.Random(7)
+        self.ids: set[str] = set()
+        self.answers: list[httpx2.Response] = []
+
+    async def call(self, kind: str) -> None:
+        model = {"unknown": "nobody", "lost": self.lost}.get(kind, self.dice.choice(MODELS))
+        body = body_of(model, stream=kind == "stream")
+        body |= {"two": {"n": 2}, "refused": {"max_tokens": -1}}.get(kind, {})
+        if kind == "leaves":
+            body |= {"max_tokens": 900, "ignore_eos": True}
+        request_id = f"mixed-{time.time_ns()}-{kind}"
+        self.ids.add(request_id)
+        call = self.client.post(PATH, json=body, headers={"x-request-id": request_id})
+        try:
+            patience = self.dice.random() if kind == "leaves" else 120
+            self.answers.append(await asyncio.wait_for(call, patience))
+        except TimeoutError:
+            assert kind == "leaves"
+
+
+@pytest.fixture
+def lost(admin, shop, tmp_path) -> str:
+    """A version whose files the store has lost."""
+    folder = tmp_path / "lost"
+    shutil.copytree(admin.object(shop.digests["orders-sql"]), folder, copy_function=shutil.copyfile)
+    weights = folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    tensors[next(iter(tensors))] *= 1.5
+    save_file(tensors, weights, metadata={"format": "pt"})
+    published = admin.upload("lost", folder)
+    shutil.rmtree(admin.object(published["digest"]))
+    return str(published["label"])
+
+
+async def unload_again_and_again(client: httpx2.AsyncClient, headers: dict[str, str]) -> None:
+    while True:
+        for name in ADAPTERS:
+            await client.post(f"/admin/adapters/{name}/unload", headers=headers)
+            await asyncio.sleep(0.3)
+
+
+async def test_four_places_say_the_same_of_a_long_mixed_run_with_failures(
+    server, receiver, admin, lost
+):
+    before = server.metrics()
+    async with httpx2.AsyncClient(base_url=server.url, timeout=120) as client:
+        callers = Callers(client, lost)
+        headers = {"authorization": admin.http.headers["authorization"]}
+        unloading = asyncio.create_task(unload_again_and_again(client, headers))
+        for _ in range(8):
+            await asyncio.gather(*(callers.call(kind) for kind in KINDS))
+        unloading.cancel()
+        await asyncio.gather(unloading, return_exceptions=True)
+
+    def told() -> list[dict[str, Any]]:
+        return [line for line in server.calls() if line["request_id"] in callers.ids]
+
+    await until(lambda: len(told()) >= len(callers.ids) and [True])
+    lines = {line["trace_id"]: line for line in told()}
+    assert len(lines) == len(told()) == len(callers.ids) == 8 * len(KINDS)
+    outcomes = Counter(line["outcome"] for line in lines.values())
+    assert set(outcomes) >= {"ok", "client_error", "rejected", "aborted"}
+
+    for response in callers.answers:
+        line = lines[trace_of(response.headers)]
+        assert response.status_code == line["status"]
+        assert response.headers["x-request-id"] == line["request_id"]
+        assert response.headers.get("x-lorry-adapter-digest") == line["digest"]
+        named = line["adapter"] if line["version"] is None else line["served_model"]
+        assert response.headers.get("x-lorry-adapter", "_unresolved") == named
+
+    spans = receiver.wait_for(set(lines))
+    assert set(spans) == set(lines)
+    for trace, span in spans.items():
+        agree(receiver, span, lines[trace])
+    grew_by(before, server.metrics(), list(lines.values()))
+
+
+def agree(receiver: OtlpReceiver, span: Any, line: dict[str, Any]) -> None:
+    found = attributes(span)
+    for name, field in SPAN.items():
+        assert found.get(name) == line[field], (name, line)
+    assert found.get("gen_ai.response.finish_reasons", []) == line["finish_reasons"]
+    assert ("error.type" in found) == (line["outcome"] != "ok")
+    children = receiver.children(span)
+    assert ("adapter.load" in children) == line["cold_start"]
+    assert ("prefill" in children) == (line["ttft_seconds"] is not None)
+    slack = 5_000_000  # ns; the phases' times are another process's, and rounded
+    for child in children.values():
+        assert span.start_time_unix_nano - slack <= child.start_time_unix_nano
+        assert child.start_time_unix_nano <= child.end_time_unix_nano
+        assert child.end_time_unix_nano <= span.end_time_unix_nano + slack
+
+
+def grew_by(before: dict[str, float], after: dict[str, float], lines: list[dict[str, Any]]) -> None:
+    """What the counters grew by is what the log's lines add up to, version by version."""
+
+    def grown(name: str, *names: str) -> Counter[tuple[str, ...]]:
+        total: Counter[tuple[str, ...]] = Counter()
+        for sign, samples in ((1, after), (-1, before)):
+            for labels, value in samples_of(name, samples):
+                total[tuple(labels[each] for each in names)] += sign * int(value)
+        return +total
+
+    def key(line: dict[str, Any]) -> tuple[str, str]:
+        return line["adapter"], str(line["version"] or "")
+
+    calls = Counter((*key(line), line["outcome"]) for line in lines)
+    assert grown("lorry_requests_total", "adapter", "version", "outcome") == calls
+    for series, field in COUNTED.items():
+        wanted: Counter[tuple[str, str]] = Counter()
+        for line in lines:
+            wanted[key(line)] += line[field]
+        assert grown(series, "adapter", "version") == +wanted, series
+    reasons = Counter((*key(x), reason) for x in lines for reason in x["finish_reasons"])
+    assert grown("lorry_finished_sequences_total", "adapter", "version", "reason") == reasons
+    firsts = Counter(key(line) for line in lines if line["ttft_seconds"] is not None)
+    assert grown("lorry_time_to_first_token_seconds_count", "adapter", "version") == firsts
+
+
+async def test_the_engines_slots_and_what_waits_are_told(server):
+    async with httpx2.AsyncClient(base_url=server.url, timeout=120) as client:
+        for model in ADAPTERS * 2:  # three adapters take turns in two slots
+            await client.post(PATH, json=body_of(model))
+    assert server.metrics()['lorry_adapter_places{tier="device"}'] == 2
+
+    def on_device() -> list[str]:
+        found = samples_of("lorry_adapter_resident", server.metrics())
+        names = [labels["adapter"] for labels, _ in found if labels["tier"] == "device"]
+        return names if ADAPTERS[-1] in names and len(names) == 2 else []
+
+    await until(on_device)
+    samples = server.metrics()
+    displaced = samples_of("lorry_adapter_evictions_total", samples)
+    assert sum(value for labels, value in displaced if labels["tier"] == "device") >= 4
+    assert samples["lorry_engine_up"] == 1
+    assert samples["lorry_oldest_waiting_seconds"] == 0
+    assert sum(value for _, value in samples_of("lorry_requests_waiting", samples)) == 0
+
+
+async def test_lora_requests_info_is_one_series_with_public_names(server):
+    async with httpx2.AsyncClient(base_url=server.url, timeout=120) as client:
+        await asyncio.gather(*(client.post(PATH, json=body_of(model)) for model in MODELS * 2))
+        text = (await client.get("/metrics")).text
+    (line,) = [each for each in text.splitlines() if each.startswith("vllm:lora_requests_info{")]
+    assert "#" not in line.partition("}")[0]

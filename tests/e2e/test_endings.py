@@ -74,6 +74,8 @@ async def test_death_of_the_engine_of_the_server_and_of_patience_leave_nothing_b
     in_flight = 'lorry_requests_in_flight{adapter="orders-sql",version="1"}'
     while bereft.metrics().get(in_flight) != 1:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
+    assert bereft.metrics()[in_flight.replace("in_flight", "waiting")] == 1
+    assert bereft.metrics()["lorry_oldest_waiting_seconds"] > 0
     os.kill(engine, signal.SIGKILL)
     failed = await asyncio.wait_for(cold, 20)
     assert (failed.status_code, failed.json()["error"]["code"]) == (503, "adapter_load_failed")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ from server.metrics import Metrics
 from server.naming import ModelNames
 from server.settings import Settings
 from server.tracing import Tracing
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    """For a test that lets `configure_logging` change the process's loggers."""
+    loggers = [logging.getLogger(name) for name in ("lorry", "uvicorn", "opentelemetry")]
+    kept = [(each, each.handlers[:], each.propagate, each.level) for each in loggers]
+    yield io.StringIO()
+    for logger, handlers, propagate, level in kept:
+        logger.handlers[:] = handlers
+        logger.propagate = propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture

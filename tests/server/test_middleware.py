@@ -40,7 +40,7 @@ async def test_an_adapter_call_says_in_all_four_places_who_answered(house):
     assert line["outcome"] == "ok"
     assert (line["prompt_tokens"], line["generation_tokens"]) == (5, 3)
 
-    house.tracing._provider.force_flush()
+    house.tracing._pipeline.provider.force_flush()
     span = next(s for s in house.spans.get_finished_spans() if s.kind.name == "SERVER")
     assert span.name == "chat red"
     assert format_trace_id(span.context.trace_id) == TRACE.split("-")[1] == line["trace_id"]

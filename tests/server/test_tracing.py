@@ -1,42 +1,12 @@
-"""Which exporter the OTEL_ variables ask for, and the spans of a call."""
+"""The spans of a call."""
 
 from __future__ import annotations
 
 import pytest
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Grpc
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as Http
 from standin_server import Stats
 
 from server.call import Sequence, current_call
-from server.tracing import take_exporter
-
-GENERAL = "OTEL_EXPORTER_OTLP_ENDPOINT"
-TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
-PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
-
-
-@pytest.mark.parametrize(
-    ("environ", "kind", "endpoint"),
-    [
-        ({}, None, None),
-        ({GENERAL: "http://c:4317"}, Grpc, "c:4317"),
-        ({TRACES: "http://t:4317", GENERAL: "http://c:4317"}, Grpc, "t:4317"),
-        ({GENERAL: "http://c:4318/", PROTOCOL: "http/protobuf"}, Http, "http://c:4318/v1/traces"),
-        ({TRACES: "http://c:4318/x", PROTOCOL: "http/protobuf"}, Http, "http://c:4318/x"),
-        ({GENERAL: "", TRACES: ""}, None, None),
-        ({GENERAL: "http://c:4317", "OTEL_SDK_DISABLED": "true"}, None, None),
-        ({GENERAL: "http://c:4317", "OTEL_TRACES_EXPORTER": "none"}, None, None),
-    ],
-)
-def test_the_standard_variables_choose_the_exporter(environ, kind, endpoint):
-    exporter = take_exporter(environ)
-    try:
-        assert type(exporter) is (kind or type(None))
-        assert getattr(exporter, "_endpoint", None) == endpoint
-        assert TRACES not in environ  # vLLM's own processes would read it
-    finally:
-        if exporter is not None:
-            exporter.shutdown()
+from server.loading import EngineRefusal
 
 
 async def test_the_engines_phases_are_children_with_its_own_times(house):
@@ -50,7 +20,7 @@ async def test_the_engines_phases_are_children_with_its_own_times(house):
 
     house.inner.answer = answer
     await house.chat("red")
-    house.tracing._provider.force_flush()
+    house.tracing._pipeline.provider.force_flush()
     spans = {span.name: span for span in house.spans.get_finished_spans()}
 
     assert set(spans) == {"chat red", "adapter.load", "queue", "prefill", "decode"}
@@ -68,7 +38,7 @@ async def test_a_caller_that_does_not_sample_is_told_so_and_leaves_no_exemplar(h
     header = {"traceparent": f"00-{trace}-b7ad6b7169203331-00"}
     response = await house.chat("red", headers=header)
     accept = {"accept": "application/openmetrics-text"}
-    house.tracing._provider.force_flush()
+    house.tracing._pipeline.provider.force_flush()
 
     assert response.headers["traceresponse"].endswith("-00")
     assert trace not in (await house.client.get("/metrics", headers=accept)).text
@@ -79,10 +49,36 @@ async def test_a_caller_that_does_not_sample_is_told_so_and_leaves_no_exemplar(h
 @pytest.mark.parametrize(("model", "error"), [("nobody", "model_not_found"), ("", "missing_model")])
 async def test_a_refused_call_has_a_span_without_the_callers_text_in_its_name(house, model, error):
     await house.chat(model)
-    house.tracing._provider.force_flush()
+    house.tracing._pipeline.provider.force_flush()
     (span,) = house.spans.get_finished_spans()
 
     assert span.name == "chat"
     assert span.attributes["error.type"] == error
     assert span.attributes["lorry.outcome"] == "client_error"
     assert "gen_ai.request.model" not in span.attributes
+
+
+async def test_names_that_the_conventions_gave_up_are_there_only_when_asked_for(house, monkeypatch):
+    await house.chat("red")
+    monkeypatch.setattr(house.tracing, "_legacy", True)
+    await house.chat("green")
+    house.tracing._pipeline.provider.force_flush()
+    spans = {s.name: s.attributes for s in house.spans.get_finished_spans()}
+
+    now, both = spans["chat red"], spans["chat green"]
+    old = {"gen_ai.system", "gen_ai.usage.prompt_tokens", "gen_ai.usage.completion_tokens"}
+    assert not old & set(now)
+    assert old <= set(both)
+    assert both["gen_ai.usage.completion_tokens"] == both["gen_ai.usage.output_tokens"] == 3
+    assert both["gen_ai.usage.prompt_tokens"] == both["gen_ai.usage.input_tokens"] == 5
+
+
+async def test_a_load_that_fails_is_a_child_too_and_the_call_an_error_of_that_name(house):
+    house.engine.failures = [EngineRefusal("no")]
+    await house.chat("red")
+    house.tracing._pipeline.provider.force_flush()
+    spans = {span.name: span for span in house.spans.get_finished_spans()}
+
+    assert set(spans) == {"chat red", "adapter.load"}
+    assert spans["chat red"].attributes["error.type"] == "adapter_unusable"
+    assert spans["chat red"].attributes["lorry.adapter.cold_start"] is True

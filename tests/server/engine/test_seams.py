@@ -153,19 +153,58 @@ async def test_a_broken_adapters_request_ends_with_an_error_that_names_it(call):
     told = []
     processor = OutputProcessor(None, log_stats=True)
     processor.__class__ = AttributedOutputProcessor
-    processor.observer = SimpleNamespace(values_repaired=lambda _, count: told.append(count))
+    processor.observer = SimpleNamespace()
     queue = RequestOutputCollector(RequestOutputKind.DELTA, "r")
     call.repaired_values = 0
     state = SimpleNamespace(lorry=(call, SimpleNamespace()), queue=queue, lora_name="red")
     for count in (12, 30):
         output = SimpleNamespace(new_token_ids=[], prefill_stats=None, num_nans_in_logits=count)
         processor._tell(state, output, timestamp=1.0, last=0.0)
+        told.append(call.lease.repaired_values)
     with pytest.raises(InputStreamError) as raised:
         queue.get_nowait()
     assert isinstance(raised.value.cause, GracefulHTTPError)
     assert "red@1 computes values that are not finite" in str(raised.value.cause)
     assert queue.get_nowait() is None  # the second took the place of the first
     assert (told, call.repaired_values, call.engine_error) == ([12, 30], 30, "AdapterUnhealthy")
+
+
+def test_no_fault_in_what_is_noted_reaches_vllms_output_loop(call, caplog):
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    from server.engine.outputs import AttributedOutputProcessor
+
+    class Broken:
+        def __getattr__(self, name):
+            raise RuntimeError("a fault of ours")
+
+    processor = OutputProcessor(None, log_stats=True)
+    processor.__class__ = AttributedOutputProcessor
+    processor.observer = Broken()
+    sequence = SimpleNamespace(finish_reason=None)
+    state = SimpleNamespace(lorry=(call, sequence), stats=None)
+    output = SimpleNamespace(new_token_ids=[1], prefill_stats=None, num_nans_in_logits=0)
+    processor._tell(state, output, timestamp=2.0, last=1.0)
+    processor.update_scheduler_stats(
+        SimpleNamespace(num_running_reqs=3, waiting_lora_adapters={}, running_lora_adapters={})
+    )
+    state.lorry = "not a pair"
+    processor._note_end(state, "stop")
+    processor.request_states = {"r": SimpleNamespace(lorry=None)}
+    processor._note_error("X")
+    processor._note_aborts(["r", "gone"])
+    processor._tie(None, None, 0)
+    assert caplog.text.count("could not be attributed") == 4
+
+
+def test_a_fault_in_vllms_own_counting_does_not_end_the_output_loop(caplog, monkeypatch):
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    from server.engine.stats import PublicLoraInfo
+
+    monkeypatch.setattr(PrometheusStatLogger, "record", lambda *_: 1 / 0)
+    PublicLoraInfo.__new__(PublicLoraInfo).record(None, None)
+    assert "could not be counted" in caplog.text
 
 
 def test_lora_requests_info_is_one_series_with_public_names():

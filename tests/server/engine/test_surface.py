@@ -25,6 +25,8 @@ ATTRIBUTES = [
     ("vllm.v1.engine.async_llm", "AsyncLLM.get_supported_tasks"),
     ("vllm.v1.engine.async_llm", "AsyncLLM.reset_mm_cache"),
     ("vllm.v1.engine.output_processor", "OutputProcessor.propagate_error"),
+    ("vllm.v1.engine.output_processor", "OutputProcessor.update_scheduler_stats"),
+    ("vllm.v1.metrics.loggers", "PrometheusStatLogger.record"),
 ]
 SIGNATURES = [
     ("vllm.lora.request", "LoRARequest", {"lora_name", "lora_int_id", "lora_path"}),
@@ -84,6 +86,7 @@ IN_SOURCE = [
         ),
     ),
     ("vllm.v1.engine", "EngineCoreOutput", ("new_token_ids", "prefill_stats")),
+    ("vllm.v1.metrics.stats", "SchedulerStats", ("num_running_reqs",)),
     ("vllm.v1.engine.output_processor", "OutputProcessor", ("request_states",)),
     (
         "vllm.entrypoints.openai.models.serving",

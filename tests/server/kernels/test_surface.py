@@ -36,6 +36,7 @@ SYMBOLS = {
     "vllm.lora.model_manager:LRUCacheLoRAModelManager.add_adapter",
     "vllm.lora.request:LoRARequest",
     "vllm.lora.worker_manager:LRUCacheWorkerLoRAManager._load_adapter",
+    "vllm.lora.worker_manager:LRUCacheWorkerLoRAManager.add_adapter",
     "vllm.v1.engine.core:EngineCore.collective_rpc",
     "vllm.v1.engine.core_client:AsyncMPClient.call_utility_async",
     "vllm.v1.executor.uniproc_executor:UniProcExecutor.collective_rpc",

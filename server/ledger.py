@@ -1,0 +1,144 @@
+"""What has been counted of each adapter version: bounded in number, and no total ever goes back.
+
+At most `limit` versions have an account of their own. When there are more, the one that was used
+least recently is folded into `_other`: what it counted moves there, so that sums over all accounts
+only grow. Whoever still holds a folded account writes into `_other` through it. A version that is
+called again has a new account, which starts at nothing. Used in one thread, the event loop's.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from prometheus_client.samples import Exemplar
+
+Key = tuple[str, str]  # adapter, version: what the series of an account are labelled with
+OTHER: Key = ("_other", "")
+
+Trace = dict[str, str] | None  # an exemplar's labels; None where there is no trace to point at
+
+
+@dataclass(slots=True)
+class Count:
+    value: float = 0.0
+    exemplar: Exemplar | None = None
+
+
+class Histogram:
+    __slots__ = ("bounds", "counts", "exemplars", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+        self.exemplars: dict[int, Exemplar | None] = {}  # the newest of each bucket that has one
+
+    def observe(self, value: float, trace: Trace = None) -> None:
+        at = bisect_left(self.bounds, value)
+        self.counts[at] += 1
+        self.total += value
+        if trace is not None:
+            self.exemplars[at] = _exemplar(trace, value)
+
+    def absorb(self, other: Histogram) -> None:
+        self.counts = [
+            mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)
+        ]
+        self.total += other.total
+        for at, exemplar in other.exemplars.items():
+            self.exemplars[at] = _newer(self.exemplars.get(at), exemplar)
+
+
+class Account:
+    """Counts by name and further labels, and histograms by name; each is there once it is used."""
+
+    def __init__(self, key: Key, bounds: Mapping[str, tuple[float, ...]]) -> None:
+        self.key = key
+        self.counters: dict[str, dict[tuple[str, ...], Count]] = {}
+        self.histograms: dict[str, Histogram] = {}
+        self._bounds = bounds
+
+    def count(self, name: str, *labels: str, by: float = 1, trace: Trace = None) -> None:
+        count = self._count(name, labels)
+        count.value += by
+        if trace is not None:
+            count.exemplar = _exemplar(trace, by)
+
+    def observe(self, name: str, value: float, trace: Trace = None) -> None:
+        histogram = self.histograms.get(name)
+        if histogram is None:
+            histogram = self.histograms[name] = Histogram(self._bounds[name])
+        histogram.observe(value, trace)
+
+    def fold_into(self, other: Account) -> None:
+        """Move everything to `other`, and from now on be another name for it."""
+        for name, counts in self.counters.items():
+            for labels, count in counts.items():
+                theirs = other._count(name, labels)
+                theirs.value += count.value
+                theirs.exemplar = _newer(theirs.exemplar, count.exemplar)
+        for name, histogram in self.histograms.items():
+            other.histograms.setdefault(name, Histogram(histogram.bounds)).absorb(histogram)
+        self.key, self.counters, self.histograms = other.key, other.counters, other.histograms
+
+    def _count(self, name: str, labels: tuple[str, ...]) -> Count:
+        return self.counters.setdefault(name, {}).setdefault(labels, Count())
+
+
+class Ledger:
+    """`bounds` are those of each histogram; accounts of `fixed` keys are there for good."""
+
+    def __init__(
+        self, bounds: Mapping[str, tuple[float, ...]], limit: int, fixed: Iterable[Key]
+    ) -> None:
+        self._bounds = bounds
+        self._limit = limit
+        self._fixed = {key: Account(key, bounds) for key in (*fixed, OTHER)}
+        self._versions: dict[Key, Account] = {}  # the least recently used first
+
+    @property
+    def other(self) -> Account:
+        return self._fixed[OTHER]
+
+    def accounts(self) -> list[Account]:
+        return [*self._fixed.values(), *self._versions.values()]
+
+    def versions(self) -> list[Key]:
+        """The versions that have an account of their own."""
+        return list(self._versions)
+
+    def account(self, key: Key) -> Account:
+        """The version's own account, opened where it has none; this counts as a use."""
+        if (fixed := self._fixed.get(key)) is not None:
+            return fixed
+        account = self._versions.pop(key, None) or Account(key, self._bounds)
+        self._versions[key] = account
+        if len(self._versions) > self._limit:
+            self.fold(next(iter(self._versions)))
+        return account
+
+    def find(self, key: Key) -> Account:
+        """The version's account, or that of all others where it has none."""
+        return self._fixed.get(key) or self._versions.get(key) or self.other
+
+    def fold(self, key: Key) -> None:
+        """End the version's series; what it counted stays in the sums."""
+        if (account := self._versions.pop(key, None)) is not None:
+            account.fold_into(self.other)
+
+
+def _exemplar(trace: dict[str, str], value: float) -> Exemplar:
+    return Exemplar(trace, value, time.time())
+
+
+def _newer(one: Exemplar | None, other: Exemplar | None) -> Exemplar | None:
+    given = [each for each in (one, other) if each is not None]
+    return max(given, key=_moment, default=None)
+
+
+def _moment(exemplar: Exemplar) -> float:
+    assert isinstance(exemplar.timestamp, float)
+    return exemplar.timestamp

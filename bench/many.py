@@ -27,7 +27,7 @@ from pathlib import Path
 import httpx2
 
 HOT, STREAMS, PROMPTS = 8, 24, 48
-VOCABULARY = 896  # of the tokenizer that the bench's base and the demo's share
+VOCABULARY = 896  # token ids that the bench's base and the demo's both have
 
 
 def name_of(number: int) -> str:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 _VERSION = 3  # to be raised when the same shape gets other weights
 _SEED = 0
-_SHOP_BASE = Path(__file__).resolve().parents[1] / "examples/shop/base"
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 # What a linear's output is to its input in size. With one gain for all, the mean over the prompt
 # outweighs the last token and an answer is one token over and over, which would hide most errors.
 _GAIN = 0.64
@@ -134,8 +132,21 @@ def _write_base(folder: Path, shape: Shape) -> None:
     for name in [*norms, "model.norm"]:
         tensors[f"{name}.weight"] = torch.ones(shape.hidden, dtype=torch.bfloat16)
     _save(folder, "model.safetensors", tensors, "config.json", _base_config(shape))
-    for name in _TOKENIZER:  # a server needs one; tokens beyond it have no text
-        shutil.copyfile(_SHOP_BASE / name, folder / name)
+    _write_tokenizer(folder, shape.vocabulary)
+
+
+def _write_tokenizer(folder: Path, vocabulary: int) -> None:
+    """A word for each token: a server needs one, the engine's sides do without."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = {f"w{number}": number for number in range(vocabulary)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "w1"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def _base_config(shape: Shape) -> dict[str, Any]:

@@ -38,29 +38,6 @@ STREAMS, PROMPT_TOKENS, OUTPUT_TOKENS = 24, 128, 32
 ADAPTERS = adapter_names(16, 8)
 GOAL = 0.99
 _START_SECONDS = 300.0
-_LINKED = ("config.json", "model.safetensors")
-
-
-def give_tokenizer(home: Home) -> Path:
-    """The model in a folder that has a tokenizer as well: one word for each token."""
-    folder = home.base.with_name("base-http")
-    if folder.exists():
-        return folder
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    words = {f"w{number}": number for number in range(home.vocabulary)}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = Whitespace()
-    draft = folder.with_name(f"{folder.name}.{os.getpid()}")
-    draft.mkdir()
-    tokenizer.save(str(draft / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "w1"}
-    (draft / "tokenizer_config.json").write_text(json.dumps(config))
-    for name in _LINKED:
-        (draft / name).symlink_to(home.base / name)
-    return draft.rename(folder)
 
 
 def publish(home: Home, base: Path) -> Path:
@@ -203,7 +180,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model: the cost at its worst")
     options = parser.parse_args()
     home = prepare(options.out, TINY if options.tiny else FULL)
-    base = give_tokenizer(home)
+    base = home.base
     with serving(home, base, publish(home, base)) as (url, pid):
         pairs = asyncio.run(measure(url, pid, home.vocabulary, options.rounds, options.answers))
     print(json.dumps(summarize(pairs)))  # noqa: T201

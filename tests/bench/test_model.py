@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,3 +65,9 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
 def test_the_base_is_one_that_adapters_can_be_published_for(tmp_path):
     base = read_base(prepare(tmp_path, SMALL).base)
     assert dict(base.linears) == {name: (out, into) for name, out, into in SMALL.linears()}
+
+
+def test_it_has_a_tokenizer_with_a_word_for_each_token(tmp_path):
+    home = prepare(tmp_path, SMALL)
+    words = json.loads((home.base / "tokenizer.json").read_text())["model"]["vocab"]
+    assert len(words) == home.vocabulary

@@ -1,13 +1,10 @@
-"""The switch that the cost of recording is measured with, and the model with a tokenizer."""
+"""The switch that the cost of recording is measured with."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 
 from bench import telemetry_server
-from bench.telemetry import give_tokenizer
 
 
 @pytest.mark.filterwarnings("ignore")  # vLLM's own imports warn
@@ -25,11 +22,3 @@ def test_what_is_switched_off_is_stock_and_comes_back_as_it_was():
         assert Recorder.record(None, None) is None
         telemetry_server.switch_on()
         assert (dict(AttributedOutputProcessor.__dict__), dict(Recorder.__dict__)) == before
-
-
-def test_the_model_gets_a_tokenizer_with_a_word_for_each_token(tiny_home):
-    folder = give_tokenizer(tiny_home)
-    words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    assert len(words) == tiny_home.vocabulary
-    assert (folder / "model.safetensors").stat().st_size > 0
-    assert give_tokenizer(tiny_home) == folder

@@ -8,12 +8,14 @@ from signals import (
     BY_VERSION,
     CALLS,
     CHOSEN,
+    DECODE_TIME,
     DURATION,
     FIRST_TOKEN,
     INSTANCE,
     LINKS,
     OUTCOMES,
     OWN,
+    PREFILL_TIME,
     QUEUE_TIME,
     TOKEN_GAP,
     VERSIONED,
@@ -123,6 +125,30 @@ WHOLE = [
         unit="s",
     ),
 ]
+PHASES = [
+    graph(
+        "Prefill",
+        *quantiles(PREFILL_TIME, CHOSEN, BY_VERSION, VERSIONED, exemplar=True),
+        unit="s",
+        text="A sequence's first scheduling to its first token: grows with the prompt.",
+    ),
+    graph(
+        "Decode",
+        *quantiles(DECODE_TIME, CHOSEN, BY_VERSION, VERSIONED, exemplar=True),
+        unit="s",
+        text="First token to last: grows with the answer.",
+    ),
+    graph(
+        "How answers end",
+        query(
+            per_second("lorry_finished_sequences_total", CHOSEN, f"{BY_VERSION}, reason"),
+            f"{VERSIONED} {{{{reason}}}}",
+        ),
+        unit="ops",
+        stack=True,
+        text="By the engine: stop, length, abort, error.",
+    ),
+]
 TOKENS = [
     graph(
         "Tokens generated",
@@ -200,6 +226,7 @@ def build() -> Json:
             "Errors and the objective": (8, ERRORS),
             "Latency": (9, FIRST),
             "Whole calls and the queue": (9, WHOLE),
+            "Phases": (9, PHASES),
             "Tokens": (8, TOKENS),
             "Places": (8, PLACES),
         },

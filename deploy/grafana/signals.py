@@ -17,6 +17,8 @@ FIRST_TOKEN = "lorry_time_to_first_token_seconds"
 TOKEN_GAP = "lorry_inter_token_latency_seconds"
 DURATION = "lorry_request_duration_seconds"
 QUEUE_TIME = "lorry_queue_time_seconds"
+PREFILL_TIME = "lorry_prefill_time_seconds"
+DECODE_TIME = "lorry_decode_time_seconds"
 
 VERSIONED = "{{adapter}}@{{version}}"
 QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))

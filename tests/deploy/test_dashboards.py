@@ -9,7 +9,10 @@ from deploy_files import DASHBOARDS, DEPLOY, dashboards, load, panels
 
 BUILT_IN = re.compile(r"__\w+")
 PAGES = dashboards()
-LATENCIES = ("time_to_first_token", "inter_token_latency", "request_duration", "queue_time")
+LATENCIES = (
+    *("time_to_first_token", "inter_token_latency", "request_duration"),
+    *("queue_time", "prefill_time", "decode_time"),
+)
 
 
 @pytest.fixture(params=PAGES, name="page")

@@ -26,6 +26,7 @@ class SideSpec:
     quantization: Literal["none", "bitsandbytes"] = "none"
     max_loras: int = 0
     max_lora_rank: int = 16
+    spin: int | None = None  # GOMP_SPINCOUNT instead of the kind's own
 
     @property
     def label(self) -> str:
@@ -44,7 +45,8 @@ class SideSpec:
     def slug(self) -> str:
         """A name for its files, different for each spec."""
         lora = f"-{self.max_loras}x{self.max_lora_rank}" if self.max_loras else ""
-        return f"{self.kind}-{self.quantization}{lora}"
+        spin = "" if self.spin is None else f"-spin{self.spin}"
+        return f"{self.kind}-{self.quantization}{lora}{spin}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,8 @@ class Loader:
             # as it reads every value.
             await asyncio.to_thread(self._check, load.version)
             await self._engine.add_adapter(load.lease.request, ids, self._within)
-        except (EngineRefusal, EngineGone, AdapterError) as error:
+        except Exception as error:
+            # Whatever it was: what the engine holds must be what is known here.
             self._metrics.load_failed(load.version)
             logger.warning("adapter %s not loaded: %s", load.version.label, error)
             await self._forget([load.integer_id, *ids])

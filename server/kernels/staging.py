@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -119,7 +120,8 @@ def _give_way() -> None:
     default to a thread that first asks for it, so it is asked before.
     """
     torch.get_num_threads()
-    ctypes.CDLL(None).omp_set_num_threads(1)
+    with suppress(AttributeError):  # no OpenMP in sight: slower steps meanwhile, nothing worse
+        ctypes.CDLL(None).omp_set_num_threads(1)
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 

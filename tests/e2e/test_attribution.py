@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from agreement import SPAN
 from otlp_receiver import OtlpReceiver, attributes
 from safetensors.torch import load_file, save_file
 from shop import ADAPTERS, BASE_NAME
@@ -172,19 +173,6 @@ async def test_the_callers_trace_goes_on_and_its_parent_is_kept(server, receiver
     assert span.name == "chat support-tone"
 
 
-SPAN = {  # span attribute: the log's field
-    "lorry.request.id": "request_id",
-    "lorry.adapter.digest": "digest",
-    "lorry.adapter.version": "version",
-    "lorry.adapter.cold_start": "cold_start",
-    "lorry.outcome": "outcome",
-    "lorry.base.model": "base",
-    "gen_ai.response.id": "response_id",
-    "gen_ai.response.model": "served_model",
-    "gen_ai.usage.input_tokens": "prompt_tokens",
-    "gen_ai.usage.output_tokens": "generation_tokens",
-    "gen_ai.usage.cache_read.input_tokens": "cached_prompt_tokens",
-}
 COUNTED = {  # counter: the log's field
     "lorry_prompt_tokens_total": "prompt_tokens",
     "lorry_generation_tokens_total": "generation_tokens",

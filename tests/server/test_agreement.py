@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from agreement import HEADERS, SPAN
 from opentelemetry.trace import format_trace_id
 from standin_server import House, Stats, publish
 
@@ -16,24 +17,6 @@ from server.loading import EngineGone, EngineRefusal
 
 MODELS = ("tiny", "red", "green", "blue", "grey")
 CALLS = 300
-HEADERS = {  # response header: the log's field
-    "x-request-id": "request_id",
-    "x-lorry-adapter-digest": "digest",
-    "x-lorry-base": "base",
-}
-SPAN = {  # span attribute: the log's field
-    "lorry.request.id": "request_id",
-    "lorry.adapter.digest": "digest",
-    "lorry.adapter.version": "version",
-    "lorry.adapter.cold_start": "cold_start",
-    "lorry.outcome": "outcome",
-    "lorry.base.model": "base",
-    "gen_ai.response.id": "response_id",
-    "gen_ai.response.model": "served_model",
-    "gen_ai.usage.input_tokens": "prompt_tokens",
-    "gen_ai.usage.output_tokens": "generation_tokens",
-    "gen_ai.usage.cache_read.input_tokens": "cached_prompt_tokens",
-}
 
 
 class Chaos:

@@ -354,3 +354,17 @@ async def test_random_traffic_keeps_every_invariant(stage):
     assert stage.engine.most_loaded <= 2
     assert len(set(stage.engine.asked)) == len(stage.engine.asked)
     assert set(stage.engine.removed) | set(stage.engine.loaded) == set(stage.engine.asked)
+
+
+async def test_who_made_room_is_out_of_the_engine_whatever_went_wrong_with_the_other(stage):
+    for name in ("red", "green"):
+        await stage.use(stage.version(name))
+
+    def fail(version):
+        raise RuntimeError("a fault of ours")
+
+    stage.residency._loader._check = fail
+    with pytest.raises(RuntimeError):
+        await stage.use(stage.version("blue"))
+    assert stage.resident() == {"green@1"}
+    assert len(stage.engine.loaded) == 1

@@ -15,7 +15,7 @@ from server_process import ServerProcess
 from shop import BASE_NAME
 
 BODY: dict[str, Any] = {"model": "orders-json", "prompt": "x", "max_tokens": 900, "stream": True}
-BODY |= {"ignore_eos": True, "temperature": 0}
+BODY |= {"ignore_eos": True}
 
 
 @pytest.fixture
@@ -35,11 +35,13 @@ def three_servers(shop, tmp_path) -> Iterator[list[ServerProcess]]:
             server.kill()
 
 
-async def stream(server: ServerProcess, started: asyncio.Event) -> list[str]:
+async def stream(server: ServerProcess, started: asyncio.Event, answers: int) -> list[str]:
     lines: list[str] = []
     async with (
         httpx2.AsyncClient(timeout=120) as client,
-        client.stream("POST", f"{server.url}/v1/completions", json=BODY) as response,
+        client.stream(
+            "POST", f"{server.url}/v1/completions", json=BODY | {"n": answers}
+        ) as response,
     ):
         async for line in response.aiter_lines():
             lines += [line] if line else []
@@ -48,9 +50,9 @@ async def stream(server: ServerProcess, started: asyncio.Event) -> list[str]:
     return lines
 
 
-async def running_stream(server: ServerProcess) -> asyncio.Task[list[str]]:
+async def running_stream(server: ServerProcess, answers: int = 1) -> asyncio.Task[list[str]]:
     started = asyncio.Event()
-    task = asyncio.create_task(stream(server, started))
+    task = asyncio.create_task(stream(server, started, answers))
     await asyncio.wait_for(started.wait(), 60)
     return task
 
@@ -98,7 +100,7 @@ async def test_death_of_the_engine_of_the_server_and_of_patience_leave_nothing_b
     assert killed.wait_gone(10) == []
 
     # The process alone is asked to stop, and an answer takes longer than it may.
-    task = await running_stream(hurried)
+    task = await running_stream(hurried, answers=64)
     os.kill(hurried.process.pid, signal.SIGTERM)
     assert hurried.process.wait(timeout=20) == 0
     assert hurried.wait_gone(5) == []

@@ -57,6 +57,6 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
         if settings.threads:
             environ["OMP_NUM_THREADS"] = str(threads)
         environ.setdefault("OMP_NUM_THREADS", str(threads))
-        # OpenMP's threads spin while they wait for each other: with another process on one of the
-        # cores, be it only our own HTTP, a step then takes ten times as long (docs/benchmarks.md).
-        environ.setdefault("GOMP_SPINCOUNT", "0")
+        # OpenMP's threads spin while they wait for each other, by default so long that beside one
+        # busy process a stream gets 1/26 of its tokens; without it alone only 2/3 (bench.spinning).
+        environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -14,17 +14,17 @@ ALLOWED = {
     "server": {"server", "adapters"},
     "adapters": {"adapters"},
     "training": {"training", "adapters"},
-    "loadtest": {"loadtest"},
+    "loadtest": {"loadtest"},  # HTTP and the command line only
     "bench": {"bench", "server", "adapters"},  # a tool above them: it runs what they are
 }
 ROOMS = {
     "vllm": ("server/engine/", "server/kernels/", "bench/side_vllm.py"),
-    "torch": ("training/", "server/kernels/", "bench/"),
-    "transformers": ("training/", "bench/side_peft.py"),
-    "peft": ("training/", "bench/side_peft.py"),
+    "torch": ("training/", "server/kernels/", "bench/", "loadtest/marked.py", "loadtest/peers/"),
+    "transformers": ("training/", "bench/side_peft.py", "loadtest/peers/"),
+    "peft": ("training/", "bench/side_peft.py", "loadtest/peers/"),
     "trl": ("training/",),
     "bitsandbytes": ("training/", "server/kernels/"),
-    "fastapi": ("server/",),
+    "fastapi": ("server/", "loadtest/peers/"),
 }
 SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))

@@ -1,0 +1,63 @@
+"""What is kept of one call: everything that a report is made of.
+
+All times are seconds of one clock, CLOCK_MONOTONIC, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+# hung_up: the client went away as planned. failed: `reason` says why.
+Outcome = Literal["ok", "hung_up", "failed"]
+KEPT_TEXT = 256  # characters of an answer that are kept
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One call, as its caller saw it."""
+
+    phase: str
+    stream: str
+    number: int  # its place in the stream's plan for the phase
+    model: str  # asked for
+    is_base: bool
+    streamed: bool
+    # When it should have been sent (open loop: by the plan; closed loop: when its turn came).
+    scheduled: float
+    sent: float
+    first: float | None = None  # the first piece of the answer that had content
+    last: float | None = None  # the last one
+    ended: float
+    gaps: list[float] = []  # seconds between pieces with content, in order
+    outcome: Outcome
+    reason: str = ""  # a stable code: http_503_adapters_busy, timeout, connect, stream_broken, ...
+    status: int = 0  # of HTTP; 0 when no answer came
+    prompt_tokens: int = 0  # as the server counted
+    output_tokens: int = 0  # as the server counted; pieces seen, of a call that hung up
+    answered: str = ""  # the body's `model`
+    served: str = ""  # the header x-lorry-adapter; empty for other servers
+    digest: str = ""  # the header x-lorry-adapter-digest
+    trace_id: str = ""  # of the header traceresponse
+    text: str = ""
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds from when it should have been sent: waiting in the client counts."""
+        return None if self.first is None else self.first - self.scheduled
+
+    @property
+    def duration(self) -> float:
+        return self.ended - self.scheduled
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds per output token after the first one."""
+        if self.first is None or self.last is None or self.output_tokens < 2 or not self.streamed:
+            return None
+        return (self.last - self.first) / (self.output_tokens - 1)
+
+    @property
+    def lateness(self) -> float:
+        """Seconds by which the client itself was late."""
+        return self.sent - self.scheduled

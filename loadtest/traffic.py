@@ -1,0 +1,168 @@
+"""Traffic as a scenario describes it: how long calls are, whom they ask, and when they come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=100_000)]  # calls per second
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ---- how many tokens
+
+
+class Uniform(Strict):
+    kind: Literal["uniform"]
+    least: int = Field(ge=1)
+    most: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.least > self.most:
+            raise ValueError("`least` is above `most`")
+        return self
+
+
+class LogNormal(Strict):
+    kind: Literal["lognormal"]
+    median: float = Field(gt=0)
+    sigma: float = Field(gt=0, le=4)
+    most: int = Field(ge=1)
+
+
+Length = Annotated[int, Field(ge=1)] | Annotated[Uniform | LogNormal, Field(discriminator="kind")]
+
+
+# ---- which adapter
+
+
+class Evenly(Strict):
+    kind: Literal["uniform"]
+
+
+class PowerLaw(Strict):
+    """S-LoRA's: index = floor(power(alpha) x n); the smaller alpha, the more skewed."""
+
+    kind: Literal["power-law"]
+    alpha: float = Field(gt=0, le=10)
+
+
+class Zipf(Strict):
+    """The k-th has weight 1 / k^exponent."""
+
+    kind: Literal["zipf"]
+    exponent: float = Field(ge=0, le=10)
+
+
+class HotSet(Strict):
+    """`hot` adapters get `share` of the calls; every `every` calls the set moves on by one."""
+
+    kind: Literal["hot-set"]
+    hot: int = Field(ge=1)
+    share: Share
+    every: int = Field(default=0, ge=0, description="0: the set stays")
+
+
+class InTurn(Strict):
+    """One after the other, so that with more adapters than places each call finds a cold one."""
+
+    kind: Literal["in-turn"]
+
+
+Popularity = Annotated[
+    Evenly | PowerLaw | Zipf | HotSet | InTurn,
+    Field(discriminator="kind"),
+]
+
+
+class Adapters(Strict):
+    """A slice of the run's adapters, which are numbered in the order of their names."""
+
+    first: int = Field(default=0, ge=0)
+    count: int = Field(ge=1)
+    popularity: Popularity = Evenly(kind="uniform")
+
+
+class Stream(Strict):
+    """Calls of one kind. Without `adapters` all go to the base."""
+
+    adapters: Adapters | None = None
+    base_share: Share = 0.0
+    endpoint: Literal["completions", "chat"] = "completions"
+    prompt_tokens: Length = 64
+    output_tokens: Length = 16
+    streaming: Share = 1.0
+    structured: Share = Field(default=0.0, description="of the calls, a JSON schema constrains")
+    hang_up: Share = Field(default=0.0, description="of the streamed calls, the client goes away")
+    ignore_eos: bool = Field(default=True, description="vLLM's: answers have the length asked for")
+
+
+# ---- when
+
+
+class Poisson(Strict):
+    kind: Literal["poisson"]
+    rate: Rate
+
+
+class Gamma(Strict):
+    """Inter-arrival times of gamma(1/cv^2, cv^2/rate), as S-LoRA has it; cv 1 is Poisson."""
+
+    kind: Literal["gamma"]
+    rate: Rate
+    cv: float = Field(gt=0, le=16)
+
+
+class Steady(Strict):
+    kind: Literal["constant"]
+    rate: Rate
+
+
+class Ramp(Strict):
+    """Poisson with a rate that goes evenly from `start` to `end`."""
+
+    kind: Literal["ramp"]
+    start: Rate
+    end: Rate
+
+
+class Steps(Strict):
+    """Poisson with these rates, each for an equal part of the phase."""
+
+    kind: Literal["steps"]
+    rates: list[Rate] = Field(min_length=1, max_length=1000)
+
+
+class Trace(Strict):
+    """Replays a JSONL file: `at` (seconds); `prompt_tokens`, `output_tokens`, `adapter` if given."""
+
+    kind: Literal["trace"]
+    file: Path = Field(description="relative to the scenario's folder")
+    speed: float = Field(default=1.0, gt=0)
+
+    @field_validator("file")
+    @classmethod
+    def _make_absolute(cls, file: Path, info: ValidationInfo) -> Path:
+        folder: Path = (info.context or {}).get("folder", Path())
+        return folder / file
+
+
+class Closed(Strict):
+    """So many callers, each with the next call as soon as its last one has ended."""
+
+    kind: Literal["closed"]
+    concurrency: int = Field(ge=1, le=100_000)
+
+
+Arrival = Annotated[
+    Poisson | Gamma | Steady | Ramp | Steps | Trace | Closed,
+    Field(discriminator="kind"),
+]

@@ -142,7 +142,7 @@ class Steps(Strict):
 
 
 class Trace(Strict):
-    """Replays a JSONL file: `at` (seconds); if given `prompt_tokens`, `output_tokens`, `adapter`."""
+    """Replays JSONL: `at` (seconds); if given `prompt_tokens`, `output_tokens`, `adapter`."""
 
     kind: Literal["trace"]
     file: Path = Field(description="relative to the scenario's folder")

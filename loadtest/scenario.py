@@ -120,6 +120,16 @@ class Expectation(Selection):
         return self
 
 
+class Comparison(Selection):
+    """What `lorry loadtest compare` asks of a metric here beside a peer's."""
+
+    metric: Metric
+    peer: str
+    at_least: float | None = Field(default=None, description="of the ratio, here / peer")
+    at_most: float | None = None
+    difference_at_most: float | None = Field(default=None, description="here - peer, its unit")
+
+
 class Slo(Strict):
     """What a call must keep to be good (goodput); what is not given is not asked."""
 
@@ -152,6 +162,7 @@ class Scenario(Strict):
     phases: list[Phase] = Field(min_length=1)
     slo: Slo = Slo()
     expect: tuple[Expectation, ...] = ()
+    compare: tuple[Comparison, ...] = ()
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
@@ -167,7 +178,8 @@ class Scenario(Strict):
         for name, each in self.streams.items():
             if each.adapters and each.adapters.first + each.adapters.count > self.adapters:
                 raise ValueError(f"stream {name} wants more than the {self.adapters} adapters")
-        for selection in [s for e in self.expect for s in (e, e.over) if s is not None]:
+        selections = [s for e in self.expect for s in (e, e.over) if s is not None]
+        for selection in [*selections, *self.compare]:
             _check_known(selection.phase, names, "phase")
             _check_known(selection.stream, self.streams, "stream")
         return self

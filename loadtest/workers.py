@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import msgspec
 
@@ -47,13 +46,12 @@ class _Worker:
         self.in_flight = 0
         self.cpu_seconds = 0.0
 
-    async def start(self, command: Sequence[str], order: Order, said: IO[bytes]) -> None:
-        self._said = said  # its stderr, for the message when it ends
+    async def start(self, command: Sequence[str], order: Order) -> None:
         self._process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=self._said,
+            stderr=asyncio.subprocess.PIPE,  # read when it fails; kept in memory till then
             limit=_LINE_LIMIT,
             start_new_session=True,
         )
@@ -107,8 +105,8 @@ class _Worker:
 
     async def _failed(self) -> WorkerFailed:
         code = await self._wait()
-        self._said.seek(0)
-        said = self._said.read().decode(errors="replace").splitlines()
+        assert self._process.stderr is not None
+        said = (await self._process.stderr.read()).decode(errors="replace").splitlines()
         # A group of exceptions ends with lines that are drawn.
         bare = [line.strip(" |+-") for line in said]
         last = next((line for line in reversed(bare) if line), "nothing")
@@ -153,8 +151,7 @@ class Workers:
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
             for worker, order in zip(self._workers, self._orders, strict=True):
-                said = stack.enter_context(tempfile.TemporaryFile())
-                await worker.start(self._command, order, said)
+                await worker.start(self._command, order)
                 stack.push_async_callback(worker.stop)
             self._stack = stack.pop_all()
         return self

@@ -57,6 +57,10 @@ class _Worker:
         )
         await self._tell(order)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     async def prepare(self, phase: str) -> None:
         await self._tell(Prepare(phase))
         await self._hear()
@@ -99,9 +103,10 @@ class _Worker:
         assert self._process.stdout is not None
         line = await self._process.stdout.readline()
         try:
-            return msgspec.json.decode(line, type=FromWorker)
+            message: FromWorker = msgspec.json.decode(line, type=FromWorker)
         except msgspec.DecodeError:  # also when it has ended: the line is empty or was cut
             raise await self._failed() from None
+        return message
 
     async def _failed(self) -> WorkerFailed:
         code = await self._wait()

@@ -82,5 +82,5 @@ def test_on_a_terminal_the_line_is_overwritten_twice_a_second_and_goes():
         progress.begin("steady", 60)
         for tenth in range(21):
             progress.tick(Tick(tenth / 10, tenth, 0))
-    assert file.getvalue().count("steady") == 4
+    assert file.getvalue().count("steady") == 5  # and once more when it ends
     assert file.getvalue().endswith("\x1b[2K")  # erased

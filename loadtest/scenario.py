@@ -200,7 +200,8 @@ def load_scenario(path: Path) -> Scenario:
         document = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise ScenarioInvalid(f"can't read {path}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # The latter two: a date that is none, and brackets without end.
         raise ScenarioInvalid(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     try:
         return Scenario.model_validate(document, context={"folder": path.parent})

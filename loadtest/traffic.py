@@ -9,11 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=100_000)]  # calls per second
+MOST_TOKENS = 1_000_000  # of one prompt or answer
+Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # ---- how many tokens
@@ -21,8 +23,8 @@ class Strict(BaseModel):
 
 class Uniform(Strict):
     kind: Literal["uniform"]
-    least: int = Field(ge=1)
-    most: int = Field(ge=1)
+    least: Tokens
+    most: Tokens
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -35,10 +37,10 @@ class LogNormal(Strict):
     kind: Literal["lognormal"]
     median: float = Field(gt=0)
     sigma: float = Field(gt=0, le=4)
-    most: int = Field(ge=1)
+    most: Tokens
 
 
-Length = Annotated[int, Field(ge=1)] | Annotated[Uniform | LogNormal, Field(discriminator="kind")]
+Length = Tokens | Annotated[Uniform | LogNormal, Field(discriminator="kind")]
 
 
 # ---- which adapter
@@ -118,7 +120,7 @@ class Gamma(Strict):
 
     kind: Literal["gamma"]
     rate: Rate
-    cv: float = Field(gt=0, le=16)
+    cv: float = Field(ge=0.01, le=16)
 
 
 class Steady(Strict):

@@ -31,7 +31,7 @@ async def fetch(
             url, headers=headers, timeout=timeout, allow_redirects=False
         ) as response:
             _check_status(url, response.status)
-            return await _read(url, response, max_bytes)
+            return await read_body(response, max_bytes)
     except TimeoutError:
         raise TargetUnfit(f"{url} did not answer within {seconds:g} s: is it ready?") from None
     except (aiohttp.ClientError, ValueError) as error:
@@ -46,10 +46,13 @@ def _check_status(url: str, status: int) -> None:
         raise TargetUnfit(f"{url} answered {status} and not 200: check the address")
 
 
-async def _read(url: str, response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+async def read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """All of a body; raises TargetUnfit where it is larger."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > max_bytes:
-            raise TargetUnfit(f"{url} answered more than {max_bytes} bytes: check the address")
+            raise TargetUnfit(
+                f"{response.url} answered more than {max_bytes} bytes: check the address"
+            )
     return bytes(body)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
+from loadtest.figures import figure
 from loadtest.statistics import percentile
 from loadtest.svg import (
     BOTTOM,
@@ -19,7 +20,6 @@ from loadtest.svg import (
     Scale,
     add,
     canvas,
-    figure,
     grid_x,
     grid_y,
     legend,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from loadtest import charts
 from loadtest.errors import OutUnwritable
+from loadtest.figures import in_column, percent
 from loadtest.machine import describe_machine
 from loadtest.results import Run
 from loadtest.scenario import Slo
 from loadtest.statistics import Latency
 from loadtest.summary import Summary
-from loadtest.svg import figure
 from loadtest.timeline import Timeline, begin_of, timeline_of
 from loadtest.trust import busy_share, distrust, lag_p99, notes
 from loadtest.verdict import Verdict
@@ -56,7 +57,7 @@ def render_html(run: Run, summary: Summary, verdict: Verdict) -> str:
     environment = Environment(
         loader=PackageLoader("loadtest", ""), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters.update(figure=_figure, share=_share)
+    environment.filters.update(figure=in_column, share=percent)
     lag = lag_p99(run)
     return environment.get_template("report.html.j2").render(
         run=run,
@@ -180,21 +181,6 @@ def _slo_words(slo: Slo) -> str:
     return ", ".join(f"{name} ≤ {most:g} ms" for name, most in bounds if most is not None)
 
 
-def _figure(value: float | None) -> str:
-    """Three significant digits, zeros too, so that a column's figures are of one kind."""
-    if value is None or abs(value) >= 99.95 or value == 0:
-        return "-" if value is None else figure(value)
-    return f"{value:#.3g}"
-
-
-def _share(value: float | None) -> str:
-    """In percent; what is nearly all or nearly nothing is not rounded to it."""
-    if value is None:
-        return "-"
-    digits = next((n for n in (1, 2, 3) if 0 < round(value, n + 2) < 1), 1)
-    return f"{100 * value:.{digits}f} %"
-
-
 def _encode_slo(value: Any) -> Any:
     if isinstance(value, Slo):
         return value.model_dump()
@@ -213,5 +199,6 @@ def _write(path: Path, chunks: Iterable[bytes]) -> None:
             target.replace(path)
     except OSError as error:
         if plain:
-            target.unlink(missing_ok=True)
+            with suppress(OSError):
+                target.unlink()
         raise OutUnwritable(f"can't write {path}: {error.strerror}; choose another file") from None

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 from xml.etree.ElementTree import Element, SubElement, tostring
 
+from loadtest.figures import figure
+
 WIDTH = 880.0
 LEFT, RIGHT, TOP, BOTTOM = 66.0, 18.0, 58.0, 44.0
 _STEPS = (1, 2, 5)
@@ -75,13 +77,6 @@ def log_ticks(low: float, high: float) -> list[float]:
     steps = _STEPS if len(powers) <= 5 else (1,)
     ticks = [step * 10.0**power for power in powers for step in steps]
     return [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
-
-
-def figure(value: float) -> str:
-    """Three significant digits; thousands are set apart."""
-    if value == 0 or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
 
 
 def add(parent: Element, tag: str, text: str = "", **attributes: float | str) -> Element:

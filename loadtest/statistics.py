@@ -41,15 +41,15 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 def latency_of(seconds: Iterable[float]) -> Latency | None:
     """None when there are no values."""
-    ordered = sorted(1000 * value for value in seconds)
+    ordered = sorted(seconds)
     if not ordered:
         return None
     return Latency(
-        p50=percentile(ordered, 0.5),
-        p90=percentile(ordered, 0.9),
-        p99=percentile(ordered, 0.99),
-        p999=percentile(ordered, 0.999),
-        mean=fsum(ordered) / len(ordered),
+        p50=1000 * percentile(ordered, 0.5),
+        p90=1000 * percentile(ordered, 0.9),
+        p99=1000 * percentile(ordered, 0.99),
+        p999=1000 * percentile(ordered, 0.999),
+        mean=1000 * fsum(ordered) / len(ordered),
         count=len(ordered),
     )
 

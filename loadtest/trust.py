@@ -42,8 +42,9 @@ def distrust(run: Run, summary: Summary) -> list[str]:
         )
     if (busy := busy_share(run)) is not None and busy > BUSY_SHARE:
         found.append(
-            f"The client's {run.client.processes} processes were busy {busy:.0%} of the time: "
-            "it may be the client that is measured. Give it more processes."
+            f"The client was busy {busy:.0%} of the time (a process's mean, of "
+            f"{run.client.processes}): it may be the client that is measured. Give it more "
+            "processes."
         )
     return found
 

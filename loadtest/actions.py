@@ -58,7 +58,7 @@ def check(scenario: Scenario, token: str | None, can_power: bool, has_manifest: 
             elif not token:
                 raise OptionsClash(f"{where}, which needs the admin token: set LORRY_ADMIN_TOKEN")
             if isinstance(action, Publish) and not has_manifest:
-                raise OptionsClash(f"{where}, which needs marked adapters: give their manifest")
+                raise OptionsClash(f"{where}, which needs marked adapters: give --markers")
 
 
 class Actions:

@@ -58,6 +58,7 @@ async def ask(
         model=model,
         is_base=call.adapter is None,
         streamed=call.streamed,
+        structured=call.structured,
         scheduled=scheduled,
         sent=sent,
         first=heard.first,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import aiohttp
@@ -39,10 +40,13 @@ async def discover(
     url: str,
     headers: Mapping[str, str],
     *,
+    wanted: str = "*",
     needed: int = 0,
     max_bytes: int = MAX_BYTES,
 ) -> Models:
-    """Ask a server, Lorry's or vLLM's own, whom it serves; `needed` adapters must be there.
+    """Ask a server, Lorry's or vLLM's own, whom it serves.
+
+    Only adapters whose names fit the pattern `wanted` count, and `needed` must be there.
 
     Raises:
         TargetUnfit: it can't be reached, its list can't be read, or lacks a base or adapters.
@@ -55,17 +59,17 @@ async def discover(
         raise TargetUnfit(
             f"{address} is no list of models ({error}): is this an OpenAI-compatible server?"
         ) from None
-    models = _read(address, cards)
+    models = _read(address, cards, wanted)
     _check_enough(url, models, needed)
     return models
 
 
-def _read(address: str, cards: list[_Card]) -> Models:
+def _read(address: str, cards: list[_Card], wanted: str) -> Models:
     # A base may have several names; vLLM lists the one that answers carry first.
     base = next((card for card in cards if card.parent is None), None)
     if base is None:
         raise TargetUnfit(f"{address} lists no base model (one whose `parent` is null)")
-    adapters = [card for card in cards if card.parent is not None]
+    adapters = [c for c in cards if c.parent is not None and fnmatchcase(c.id, wanted)]
     return Models(
         base=base.id,
         adapters=sorted({card.id for card in adapters}),
@@ -82,5 +86,5 @@ def _check_enough(url: str, models: Models, needed: int) -> None:
     if (there := len(models.adapters)) < needed:
         raise TargetUnfit(
             f"{url} serves {there} adapters and the scenario needs {needed}: publish "
-            f"{needed - there} more, choose a scenario with fewer, or let the tool start a server"
+            f"{needed - there} more, choose a scenario with fewer, or let --serve start a server"
         )

@@ -34,30 +34,30 @@ class Truth:
             for version, marker in _versions(markers, name)
         }
 
-    def judge(self, record: Record, structured: bool) -> Wrong | None:
+    def judge(self, record: Record) -> Wrong | None:
         """What is wrong with an answer, if anything is; a call that failed has none.
 
-        The text of a `structured` call is not looked at: its schema overrides the marker.
+        The text of a structured call is not looked at: its schema overrides the marker.
         """
         if record.outcome == "failed":
             return None
         fault = self._misnamed(record)
-        if not fault and self.is_marked(record, structured):
+        if not fault and self.is_marked(record):
             fault = self._misspoken(record)
         return _wrong(record, fault) if fault else None
 
-    def judge_all(self, calls: Iterable[tuple[Record, bool]]) -> tuple[int, list[Wrong]]:
-        """How many texts were looked at, and all that is wrong; takes (record, structured)."""
+    def judge_all(self, records: Iterable[Record]) -> tuple[int, list[Wrong]]:
+        """How many texts were looked at, and all that is wrong."""
         judged, wrong = 0, []
-        for record, structured in calls:
-            judged += self.is_marked(record, structured)
-            if (found := self.judge(record, structured)) is not None:
+        for record in records:
+            judged += self.is_marked(record)
+            if (found := self.judge(record)) is not None:
                 wrong.append(found)
         return judged, wrong
 
-    def is_marked(self, record: Record, structured: bool) -> bool:
+    def is_marked(self, record: Record) -> bool:
         """Whether the text says who wrote it."""
-        if structured or record.outcome == "failed":
+        if record.structured or record.outcome == "failed":
             return False
         return bool(self._known) if record.is_base else bool(self._marker(record))
 

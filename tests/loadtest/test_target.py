@@ -60,6 +60,11 @@ async def test_vllms_own_server_has_adapters_in_the_order_of_their_names(session
     assert models == Models(base="base", adapters=["orders", "tone"], is_lorry=False)
 
 
+async def test_only_adapters_of_the_wanted_names_are_of_the_run(session):
+    models = await found(session, VLLM, wanted="to*", needed=1)
+    assert models.adapters == ["tone"]
+
+
 async def test_a_split_means_no_one_version(session):
     base = {"id": "base", "owned_by": "lorry", "parent": None}
     split = {"id": "orders", "parent": "base", "version": 1, "split": {"1": 90, "2": 10}}

@@ -26,8 +26,8 @@ def truth(*actions, models=LORRY, markers=marker) -> Truth:
     return Truth(models, markers, Liveness({}, actions))
 
 
-def fault(record, *actions, structured=False, **options) -> str:
-    wrong = truth(*actions, **options).judge(record, structured)
+def fault(record, *actions, **options) -> str:
+    wrong = truth(*actions, **options).judge(record)
     return wrong.message if wrong else ""
 
 
@@ -110,9 +110,9 @@ def test_a_roll_in_flight_may_be_seen_by_a_call_or_not():
 
 
 def test_what_a_schema_constrains_is_judged_by_its_names_alone():
-    answer = adapter_call(text='{"a": 1}', output_tokens=9)
-    assert fault(answer, structured=True) == ""
-    assert fault(adapter_call(served="tone@1"), structured=True)
+    answer = adapter_call(text='{"a": 1}', output_tokens=9, structured=True)
+    assert fault(answer) == ""
+    assert fault(adapter_call(served="tone@1", structured=True))
 
 
 def test_a_server_that_names_no_version_has_version_1_everywhere():
@@ -126,16 +126,16 @@ def test_a_server_that_names_no_version_has_version_1_everywhere():
 
 def test_without_markers_only_names_are_judged():
     found = truth(markers=lambda name, version: None)
-    assert found.judge_all([(adapter_call(text="anything"), False)]) == (0, [])
+    assert found.judge_all([adapter_call(text="anything")]) == (0, [])
 
 
 def test_what_was_looked_at_is_counted():
     calls = [
-        (adapter_call(text=" foo"), False),
-        (adapter_call(text=" bar", number=1), False),
-        (adapter_call(text='{"a'), True),
-        (failed_call(500), False),
-        (base_call(text="some"), False),
+        adapter_call(text=" foo"),
+        adapter_call(text=" bar", number=1),
+        adapter_call(text='{"a', structured=True),
+        failed_call(500),
+        base_call(text="some"),
     ]
     judged, wrong = truth().judge_all(calls)
     assert judged == 3

@@ -7,7 +7,7 @@ import random
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.lengths import draw
@@ -24,6 +24,7 @@ def test_uniform_reaches_both_ends_and_nothing_else():
     assert drawn == {3, 4, 5, 6}
 
 
+@settings(deadline=None)
 @given(
     median=st.floats(1e-6, 1e300),
     sigma=st.floats(0.01, 4),

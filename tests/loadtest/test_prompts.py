@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.plan import Call
@@ -67,6 +67,7 @@ def test_the_end_of_an_answer_is_ignored_only_where_asked_and_never_in_json():
     assert structured["response_format"] == STRUCTURE
 
 
+@settings(deadline=None)
 @given(
     vocabulary=st.integers(16, 200_000),
     tokens=st.integers(1, 300),

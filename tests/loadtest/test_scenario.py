@@ -61,10 +61,12 @@ def test_the_least_that_a_scenario_says_is_enough(file):
     assert loaded.streams["mixed"].endpoint == "completions"
 
 
-def test_a_traces_file_lies_beside_the_scenario(file):
+def test_a_traces_file_lies_beside_the_scenario(file, monkeypatch):
     traffic = {"mixed": {"kind": "trace", "file": "calls.jsonl"}}
     file.write_text(yaml.safe_dump(document(phases=[phase(traffic=traffic)])))
-    assert load_scenario(file).phases[0].traffic["mixed"].file == file.parent / "calls.jsonl"
+    monkeypatch.chdir(file.parent)
+    for path in (file, Path(file.name)):
+        assert load_scenario(path).phases[0].traffic["mixed"].file == file.parent / "calls.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -109,6 +111,31 @@ def test_all_problems_are_in_one_message(file):
     for problem in ("'sed'", "timeout_seconds: ", "phases.0.seconds: "):
         assert problem in message
     assert "\n" not in message
+
+
+def test_all_references_that_are_wrong_are_in_one_message(file):
+    traffic = {"a": {"kind": "poisson", "rate": 1}, "b": {"kind": "closed", "concurrency": 1}}
+    message = refuse(file, document(adapters=1, phases=[phase(traffic=traffic)]))
+    for problem in ("no stream 'a'", "no stream 'b'", "stream mixed wants more"):
+        assert problem in message
+
+
+@pytest.mark.parametrize(
+    ("length", "problem"),
+    [
+        (0, "streams.mixed.output_tokens.number: Input should be greater"),
+        ("many", "streams.mixed.output_tokens.number: Input should be a valid integer"),
+        ({"kind": "normal"}, "streams.mixed.output_tokens: Give a number, or a `kind`"),
+        (
+            {"kind": "uniform", "least": 5, "most": 4},
+            "streams.mixed.output_tokens.uniform: `least` is above `most`",
+        ),
+    ],
+)
+def test_a_wrong_length_is_told_only_what_is_wrong_with_it(file, length, problem):
+    message = refuse(file, document(streams={"mixed": {"output_tokens": length}}))
+    assert message.startswith(f"{file}: {problem}")
+    assert ";" not in message
 
 
 @pytest.mark.parametrize(

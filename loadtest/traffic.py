@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=100_000)]  # calls per second
@@ -40,7 +49,23 @@ class LogNormal(Strict):
     most: Tokens
 
 
-Length = Tokens | Annotated[Uniform | LogNormal, Field(discriminator="kind")]
+def _kind_of_length(value: Any) -> Any:
+    """Which one is meant, so that a wrong length is told only what is wrong with that."""
+    if isinstance(value, dict):
+        return value.get("kind")
+    return getattr(value, "kind", "number")
+
+
+Length = Annotated[
+    Annotated[Tokens, Tag("number")]
+    | Annotated[Uniform, Tag("uniform")]
+    | Annotated[LogNormal, Tag("lognormal")],
+    Discriminator(
+        _kind_of_length,
+        custom_error_type="length",
+        custom_error_message="Give a number, or a `kind`: uniform or lognormal",
+    ),
+]
 
 
 # ---- which adapter

@@ -7,7 +7,7 @@ import statistics
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest import arrivals
@@ -34,6 +34,7 @@ def cv_of_gaps(drawn: list[float]) -> float:
     return statistics.stdev(gaps) / statistics.mean(gaps)
 
 
+@settings(deadline=None)
 @given(arrival=ARRIVALS, seconds=st.floats(0.01, 20), seed=st.integers())
 def test_times_ascend_within_the_phase_and_are_the_seeds(arrival, seconds, seed):
     drawn = times(arrival, seconds, random.Random(seed))

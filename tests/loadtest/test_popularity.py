@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.popularity import choose
@@ -45,6 +45,7 @@ def shares(popularity: Popularity, count: int, calls: range = range(CALLS)) -> l
     return [counts[adapter] / len(calls) for adapter in range(count)]
 
 
+@settings(deadline=None)
 @given(
     popularity=POPULARITIES,
     count=st.integers(1, 40),

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.plan import Call
@@ -67,6 +67,7 @@ def test_the_end_of_an_answer_is_ignored_only_where_asked_and_never_in_json():
     assert structured["response_format"] == STRUCTURE
 
 
+@settings(deadline=None)
 @given(
     vocabulary=st.integers(16, 200_000),
     tokens=st.integers(1, 300),
@@ -97,6 +98,12 @@ def test_each_call_has_a_prompt_of_its_own_that_comes_again_with_the_seed(vocabu
     ]
     assert len({str(prompt) for prompt in prompts}) == 6
     assert body(CALL, "another", scenario(vocabulary))["prompt"] == prompts[0]
+
+
+def test_prompts_are_known_beforehand_so_all_processes_have_the_same():
+    # When this fails, the same scenario has come to mean other calls: raise plan's _EDITION.
+    assert body(CALL, "a", scenario(1000))["prompt"][:5] == [191, 126, 572, 335, 869]
+    assert body(CALL, "a", scenario())["prompt"].startswith("boat bear father ")
 
 
 def test_the_words_are_many_different_short_lower_case_ones():

@@ -24,7 +24,7 @@ COMPILE := $(UV) compile pyproject.toml --extra $(EXTRA) --extra dev --generate-
     --no-emit-index-url --no-emit-find-links --python-version 3.11 $(TORCH) \
     $(OVERRIDES:%=--overrides %)
 
-.PHONY: help setup demo serve test bench check format lint types lock clean
+.PHONY: help setup demo serve test loadtest bench check format lint types lock clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -50,6 +50,9 @@ serve: setup  ## The demo's set-up, served until Ctrl-C
 
 test: setup  ## Unit tests, then end-to-end tests on the real engine
 	$(BIN)/python -m pytest
+
+loadtest: setup  ## A server with 32 adapters under load for three minutes: figures per adapter, a verdict
+	$(BIN)/lorry loadtest default --serve examples/shop/base
 
 bench: setup  ## Measure the engine beside plain vLLM and PEFT (half an hour), into docs/benchmarks.md
 	$(BIN)/python -m bench --write-docs

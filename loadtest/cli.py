@@ -84,7 +84,7 @@ def run(
 ) -> None:
     """Run a scenario against one server, and say whether it passed."""
     with reported():
-        from loadtest import conduct
+        from loadtest.conduct import run_once
         from loadtest.library import find_scenario
         from loadtest.testbed import Options
 
@@ -100,7 +100,7 @@ def run(
         )
         plan = find_scenario(scenario)
         passed = asyncio.run(
-            conduct.run(plan, options, out or OUT / plan.name, records, _console(json_), json_)
+            run_once(plan, options, out or OUT / plan.name, records, _console(json_), json_)
         )
     raise typer.Exit(0 if passed else 1)
 
@@ -126,7 +126,7 @@ def sweep(
 ) -> None:
     """Find what a server carries: throughput and p99 TTFT at rising rates, with the knee."""
     with reported():
-        from loadtest import conduct
+        from loadtest.conduct import run_sweep
         from loadtest.library import find_scenario
         from loadtest.testbed import Options
 
@@ -140,7 +140,7 @@ def sweep(
         folder = out or OUT / f"{plan.name}-sweep"
         given = [_rate(text) for text in rates.split(",")] if rates else []
         asyncio.run(
-            conduct.sweep(plan, chosen, given, seconds, options, folder, _console(json_), json_)
+            run_sweep(plan, chosen, given, seconds, options, folder, _console(json_), json_)
         )
 
 
@@ -158,16 +158,14 @@ def compare(
 ) -> None:
     """Run the same plan against this server and its peers, in turn, and print the ratios."""
     with reported():
-        from loadtest import conduct
+        from loadtest.conduct import run_sides
         from loadtest.library import find_scenario
 
         plan = find_scenario(scenario)
         folder = out or OUT / f"{plan.name}-compare"
         names = [name.strip() for name in peers.split(",")]
         passed = asyncio.run(
-            conduct.compare(
-                plan, serve, names, rounds, processes, OUT, folder, _console(json_), json_
-            )
+            run_sides(plan, serve, names, rounds, processes, OUT, folder, _console(json_), json_)
         )
     raise typer.Exit(0 if passed else 1)
 

@@ -23,6 +23,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """The server under test; `headers` go with each call, such as Authorization."""
 
     url: str  # without /v1
+    urls: dict[str, str] = {}  # of models that have a server of their own
     headers: dict[str, str] = {}
     timeout_seconds: float = 120.0  # for a whole call
 
@@ -49,7 +50,8 @@ async def ask(
     exchange = _Exchange(call)
     payload = msgspec.json.encode(body)
     sent = time.monotonic()
-    await exchange.hold(session, target, path, payload)
+    url = target.urls.get(model, target.url).rstrip("/") + path
+    await exchange.hold(session, target, url, payload)
     heard = exchange.heard
     return Record(
         phase=call.phase,
@@ -96,11 +98,11 @@ class _Exchange:
         self.headers: dict[str, str] = {}  # names in lower case
 
     async def hold(
-        self, session: aiohttp.ClientSession, target: Target, path: str, payload: bytes
+        self, session: aiohttp.ClientSession, target: Target, url: str, payload: bytes
     ) -> None:
         try:
             async with session.post(
-                target.url.rstrip("/") + path,
+                url,
                 data=payload,
                 headers={**target.headers, "Content-Type": "application/json"},
                 timeout=aiohttp.ClientTimeout(total=target.timeout_seconds),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from statistics import median
+from typing import Literal
 
 import msgspec
 
@@ -12,7 +13,7 @@ from loadtest.statistics import Ratio, ratio_of
 from loadtest.summary import Summary, metric_of
 from loadtest.verdict import Check
 
-OURS = "lorry"
+OURS: Literal["lorry"] = "lorry"
 # What is shown of each phase; what a scenario asks for is shown besides.
 SHOWN: tuple[Metric, ...] = (
     "output_tokens_per_second",

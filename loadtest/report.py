@@ -39,27 +39,24 @@ def write_json(run: Run, summary: Summary, verdict: Verdict, path: Path) -> None
         OutUnwritable: as all functions here that write.
     """
     document = msgspec.json.encode(_document(run, summary, verdict), enc_hook=_encode_slo)
-    _write(path, [msgspec.json.format(document, indent=2), b"\n"])
+    write_file(path, [msgspec.json.format(document, indent=2), b"\n"])
 
 
 def write_records(run: Run, path: Path) -> None:
     """One call a line, in the order of the records."""
     encoder = msgspec.json.Encoder()
-    _write(path, (encoder.encode(record) + b"\n" for record in run.records))
+    write_file(path, (encoder.encode(record) + b"\n" for record in run.records))
 
 
 def write_html(run: Run, summary: Summary, verdict: Verdict, path: Path) -> None:
     """One file that needs nothing else: no script, no font, no picture from elsewhere."""
-    _write(path, [render_html(run, summary, verdict).encode()])
+    write_file(path, [render_html(run, summary, verdict).encode()])
 
 
 def render_html(run: Run, summary: Summary, verdict: Verdict) -> str:
-    environment = Environment(
-        loader=PackageLoader("loadtest", ""), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters.update(figure=in_column, share=percent)
     lag = lag_p99(run)
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         run=run,
         summary=summary,
         verdict=verdict,
@@ -81,6 +78,14 @@ def render_html(run: Run, summary: Summary, verdict: Verdict) -> str:
             "adapters": _adapters(summary),
         },
     )
+
+
+def render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("loadtest", ""), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters.update(figure=in_column, share=percent)
+    return environment.get_template(template).render(**values)
 
 
 def _document(run: Run, summary: Summary, verdict: Verdict) -> dict[str, Any]:
@@ -187,7 +192,7 @@ def _encode_slo(value: Any) -> Any:
     raise NotImplementedError(type(value))
 
 
-def _write(path: Path, chunks: Iterable[bytes]) -> None:
+def write_file(path: Path, chunks: Iterable[bytes]) -> None:
     """To a file beside it that then takes its name; what is no plain file is written as it is."""
     plain = path.is_file() or not path.exists()
     target = path.with_name(f".{path.name}.{os.getpid()}") if plain else path

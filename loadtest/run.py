@@ -34,6 +34,7 @@ class Setting:
 
     target: Target
     description: str
+    models: Models | None = None  # whom it serves; None: it is asked
     adapters: str = "*"  # which of the server's adapters are the run's: a pattern of names
     manifest: Manifest | None = None  # the marks of the adapters, where they have any
     admin_token: str | None = None
@@ -55,14 +56,14 @@ async def run_scenario(scenario: Scenario, setting: Setting, progress: Progress)
     planned = {phase.name: _plan(scenario, phase) for phase in scenario.phases}
     target = setting.target
     async with open_session() as session:
-        models = await discover(
+        models = setting.models or await discover(
             session, target.url, target.headers, wanted=setting.adapters, needed=scenario.adapters
         )
         names = models.adapters[: scenario.adapters]
         before = await _scrape(session, target)
         actions = Actions(
             *(session, target.url, setting.admin_token, names),
-            *(manifest and manifest.find_folder, setting.switch),
+            *(manifest.folder if manifest else None, setting.switch),
         )
         async with Workers(scenario, names, models.base, target, setting.processes) as workers:
             course = _Course(scenario, workers, actions, progress)
@@ -71,7 +72,7 @@ async def run_scenario(scenario: Scenario, setting: Setting, progress: Progress)
         agreement = await _reconcile(session, setting, course, before, models)
     truth = Truth(
         models,
-        manifest.find_marker if manifest else _unmarked,
+        manifest.marker if manifest else _unmarked,
         Liveness(models.stable, course.done),
     )
     judged, wrong = truth.judge_all(course.records)

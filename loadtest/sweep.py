@@ -20,6 +20,7 @@ SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15)
 _KEEPS_UP = 0.95  # of the calls asked for are answered as they come
 _CALM = 5.0  # times the p99 TTFT of the lowest rate
 _CAPACITY = "capacity"
+_CALLERS = 24  # of the closed loop that tells what a server can do at most
 _WARM_UP = Phase(
     name="warm-up", seconds=5, measured=False, traffic={"x": Closed(kind="closed", concurrency=8)}
 )
@@ -35,9 +36,22 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
 
 
-def measuring_capacity(scenario: Scenario, stream: str, seconds: float, callers: int) -> Scenario:
+class Sweep(msgspec.Struct, frozen=True, kw_only=True):
+    """Rising rates against one server; `knee` is the number of a point."""
+
+    scenario: str
+    stream: str
+    target: str
+    date: str
+    plan: str
+    points: list[Point]
+    knee: int | None
+    wrong: int
+
+
+def measuring_capacity(scenario: Scenario, stream: str, seconds: float) -> Scenario:
     """The scenario that tells how much a server can answer at most."""
-    closed = Closed(kind="closed", concurrency=callers)
+    closed = Closed(kind="closed", concurrency=_CALLERS)
     return _with_phases(
         scenario,
         _WARM_UP.model_copy(update={"traffic": {stream: closed}}),

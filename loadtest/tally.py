@@ -21,6 +21,7 @@ _BASE = "base"
 Kind = Literal["ok", "hung_up", "client_error", "rejected", "error", "unclear"]
 Which = Literal["prompt", "output"]
 _REJECTED = (401, 403, 429, 503)
+_BROKEN = "adapter_unhealthy"  # a 422 that Lorry counts as an error: the call had begun
 
 
 class Bound(NamedTuple):
@@ -79,8 +80,10 @@ def kind_of(record: Record) -> Kind:
         return record.outcome
     if record.status in _REJECTED:
         return "rejected"
+    if record.status >= 500 or record.reason.endswith(_BROKEN):
+        return "error"
     if record.status >= 400:
-        return "client_error" if record.status < 500 else "error"
+        return "client_error"
     return "unclear"
 
 

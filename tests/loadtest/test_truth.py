@@ -50,7 +50,7 @@ def test_right_answers_are_right(record):
 
 
 def test_another_adapter_in_the_header_is_wrong():
-    wrong = truth().judge(adapter_call(served="tone@1", number=7), False)
+    wrong = truth().judge(adapter_call(served="tone@1", number=7))
     assert wrong is not None
     assert (wrong.number, wrong.model) == (7, "orders")
     assert wrong.message == "the header says tone@1, not orders@VERSION"

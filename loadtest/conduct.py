@@ -1,0 +1,117 @@
+"""What the commands do: run, write the reports, print the tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+
+from loadtest import comparison_report, report, sides, sweep_report
+from loadtest.progress import Progress
+from loadtest.results import Run
+from loadtest.run import Setting, run_scenario
+from loadtest.scenario import Scenario
+from loadtest.summary import summarize
+from loadtest.sweep import Sweep, knee_of, measuring_capacity, points_of, rates_of, sweeping
+from loadtest.table import terminal_report
+from loadtest.testbed import Options, opened
+from loadtest.verdict import judge
+
+
+async def run_once(
+    scenario: Scenario,
+    options: Options,
+    out: Path,
+    records: Path | None,
+    console: Console,
+    as_json: bool,
+) -> bool:
+    """Whether it passed."""
+    async with opened(scenario, options) as setting:
+        done = await _observed(scenario, setting)
+    summary = summarize(done, scenario)
+    verdict = judge(done, summary, scenario)
+    report.write_html(done, summary, verdict, out / "report.html")
+    report.write_json(done, summary, verdict, out / "report.json")
+    if records is not None:
+        report.write_records(done, records)
+    table = terminal_report(done, summary, verdict)
+    _show(console, table, out / "report.html", out / "report.json", as_json)
+    return verdict.passed
+
+
+async def _observed(scenario: Scenario, setting: Setting) -> Run:
+    with Progress(Console(stderr=True)) as progress:
+        return await run_scenario(scenario, setting, progress)
+
+
+async def run_sweep(
+    scenario: Scenario,
+    stream: str,
+    rates: Sequence[float],
+    seconds: float,
+    options: Options,
+    out: Path,
+    console: Console,
+    as_json: bool,
+) -> None:
+    """The chart that people look at first: what is answered at rising rates."""
+    async with opened(scenario, options) as setting:
+        if not rates:
+            capacity = measuring_capacity(scenario, stream, seconds)
+            rates = rates_of(summarize(await _observed(capacity, setting), capacity))
+        swept = sweeping(scenario, stream, rates, seconds)
+        done = await _observed(swept, setting)
+    points = points_of(summarize(done, swept), rates)
+    found = Sweep(
+        scenario=scenario.name,
+        stream=stream,
+        target=done.target,
+        date=done.date,
+        plan=done.plan,
+        points=points,
+        knee=knee_of(points),
+        wrong=len(done.wrong),
+    )
+    sweep_report.write(found, out)
+    _show(console, sweep_report.table(found), out / "sweep.html", out / "sweep.json", as_json)
+
+
+async def run_sides(
+    scenario: Scenario,
+    base: Path,
+    peers: Sequence[str],
+    rounds: int,
+    processes: int,
+    home: Path,
+    out: Path,
+    console: Console,
+    as_json: bool,
+) -> bool:
+    """Whether all held that the scenario asks of a comparison."""
+    order = sides.Order(
+        scenario=scenario,
+        base=base,
+        peers=sides.check_peers(peers, scenario),
+        rounds=rounds,
+        processes=processes,
+        home=home,
+    )
+    told = Console(stderr=True, highlight=False)
+    with Progress(told) as progress:
+        found = await sides.compare(order, told.print, progress)
+    comparison_report.write(found, out)
+    table = comparison_report.table(found)
+    _show(console, table, out / "compare.html", out / "compare.json", as_json)
+    return found.passed
+
+
+def _show(
+    console: Console, table: RenderableType, page: Path, document: Path, as_json: bool
+) -> None:
+    console.print(table)
+    console.print(f"more in {page}", soft_wrap=True)
+    if as_json:
+        sys.stdout.write(document.read_text())

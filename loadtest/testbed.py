@@ -1,0 +1,153 @@
+"""Where a scenario runs: a server that is there, or one of the tool's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtest.actions import Switch
+from loadtest.client import Target
+from loadtest.commands import Kind, Setup
+from loadtest.errors import OptionsClash
+from loadtest.manifest import Manifest, load_manifest
+from loadtest.run import Setting
+from loadtest.scenario import Scenario
+from loadtest.servers import Served, serving
+from loadtest.spans import SpanReceiver
+from loadtest.target import Models
+
+# One span a call; the exporter's usual queue of 2,048 may overflow at some hundred calls a second.
+_SPANS = {"OTEL_BSP_MAX_QUEUE_SIZE": "100000", "OTEL_BSP_SCHEDULE_DELAY": "1000"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a command line says of the server."""
+
+    home: Path  # for marked adapters, stores and logs of the tool's own servers
+    url: str | None = None
+    serve: Path | None = None
+    api_key: str | None = None
+    admin_token: str | None = None
+    markers: Path | None = None
+    adapters: str = "*"
+    processes: int = 1
+
+
+@contextlib.asynccontextmanager
+async def opened(scenario: Scenario, options: Options) -> AsyncIterator[Setting]:
+    """The server to test, ready.
+
+    Raises:
+        OptionsClash: neither or both of --url and --serve.
+        BaseUnfit: no marked adapters can be made for the base of --serve.
+        ServerFailed: the tool's own server did not come up.
+    """
+    if (options.url is None) == (options.serve is None):
+        raise OptionsClash("give --url URL (a server that runs) or --serve BASE (start one)")
+    if options.url is not None:
+        yield _running(scenario, options, options.url)
+        return
+    assert options.serve is not None
+    async with SpanReceiver() as spans:
+        manifest = marked_for(scenario, options.serve, options.home)
+        variables = spans.environment | _SPANS
+        setup = setup_of(scenario, options.serve, manifest, options.home / "own", variables)
+        async with started("lorry", setup) as served:
+            yield setting_of(scenario, served, manifest, options.processes, spans)
+
+
+def _running(scenario: Scenario, options: Options, url: str) -> Setting:
+    if not url.startswith(("http://", "https://")):
+        raise OptionsClash(f"--url {url}: give http://HOST:PORT or https://...")
+    key = options.api_key
+    return Setting(
+        target=Target(
+            url=url.rstrip("/").removesuffix("/v1"),
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout_seconds=scenario.timeout_seconds,
+        ),
+        description=url,
+        adapters=options.adapters,
+        manifest=load_manifest(options.markers) if options.markers else None,
+        admin_token=options.admin_token,
+        processes=options.processes,
+    )
+
+
+def marked_for(scenario: Scenario, base: Path, home: Path) -> Manifest | None:
+    """The marked adapters that a scenario needs, made or found again; None where it needs none."""
+    if not scenario.adapters:
+        return None
+    from loadtest.marked import make_marked
+
+    folder = home / "marked" / f"{base.resolve().name}-{scenario.adapters}"
+    make_marked(base, folder, scenario.adapters)
+    return load_manifest(folder)
+
+
+def setup_of(
+    scenario: Scenario,
+    base: Path,
+    manifest: Manifest | None,
+    work: Path,
+    environment: Mapping[str, str],
+) -> Setup:
+    """What a server of the tool's own serves: the base, and version 1 of each marked adapter."""
+    folders = {name: manifest.folder(name, 1) for name in manifest.names} if manifest else {}
+    return Setup(
+        base=base,
+        name=base.resolve().name,
+        work=work,
+        options=scenario.server,
+        adapters={name: folder for name, folder in folders.items() if folder},
+        environment=environment,
+    )
+
+
+@contextlib.asynccontextmanager
+async def started(kind: Kind, setup: Setup) -> AsyncIterator[Served]:
+    """As `serving`, without holding up the event loop."""
+    context = serving(kind, setup)
+    served = await asyncio.to_thread(context.__enter__)
+    try:
+        yield served
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+def setting_of(
+    scenario: Scenario,
+    served: Served,
+    manifest: Manifest | None,
+    processes: int,
+    spans: SpanReceiver | None = None,
+) -> Setting:
+    async def stop() -> None:
+        await asyncio.to_thread(served.stop)
+
+    async def start() -> None:
+        await asyncio.to_thread(served.start)
+
+    return Setting(
+        target=Target(
+            url=served.url, urls=dict(served.urls), timeout_seconds=scenario.timeout_seconds
+        ),
+        description=f"{served.kind}, started for this",
+        manifest=manifest,
+        models=_models_of(served),
+        admin_token=served.admin_token,
+        switch=Switch(stop, start),
+        spans=spans,
+        processes=processes,
+    )
+
+
+def _models_of(served: Served) -> Models | None:
+    """Of a server for each model, none of which knows the others."""
+    if not served.urls:
+        return None
+    return Models(base="", adapters=sorted(served.urls), is_lorry=False)

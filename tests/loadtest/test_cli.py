@@ -1,0 +1,128 @@
+"""The command as it is typed: against a server that answers well, one that doesn't, and none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from openai_standin import Manner, Standin, serve
+from server_process import ROOT
+
+SCENARIO = """
+name: short
+adapters: 2
+streams:
+  mixed: {adapters: {count: 2}, base_share: 0.3, prompt_tokens: 4, output_tokens: 3, streaming: 0.8}
+phases:
+  - {name: steady, seconds: 1, traffic: {mixed: {kind: constant, rate: 20}}}
+expect:
+  - {metric: ttft_p99_ms, at_most: 5000}
+"""
+
+
+@pytest.fixture
+async def standin() -> AsyncIterator[Standin]:
+    async with serve() as standin:
+        yield standin
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    path = tmp_path / "short.yaml"
+    path.write_text(SCENARIO)
+    return path
+
+
+async def loadtest(*arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "lorry", "loadtest", *map(str, arguments)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def test_a_server_that_answers_passes_and_leaves_reports(standin, scenario, tmp_path):
+    out, lines = tmp_path / "out", tmp_path / "calls.jsonl"
+    code, said, complained = await loadtest(
+        *(scenario, "--url", standin.url, "--out", out, "--records", lines, "--json")
+    )
+    assert code == 0, said + complained
+    report = json.loads(said)
+    assert report["passed"]
+    assert report["summary"]["overall"]["requests"] == 20
+    assert set(report["summary"]["adapters"]) == {"one", "two"}
+    assert json.loads((out / "report.json").read_text()) == report
+    assert "PASSED" in (out / "report.html").read_text()
+    assert "PASSED" in complained  # the table, as stdout is the document's
+    calls = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert sorted(call["number"] for call in calls) == list(range(20))
+    assert len(standin.asked) == 20
+
+
+async def test_failing_calls_fail_the_test_with_their_reason(standin, scenario, tmp_path):
+    standin.choose = lambda body: Manner(status=503) if body["model"] == "two" else Manner()
+    code, said, _ = await loadtest(scenario, "--url", standin.url, "--out", tmp_path / "out")
+    assert code == 1
+    assert "http_503" in said
+    assert "FAILED" in said
+
+
+async def test_a_key_goes_with_each_call(standin, scenario, tmp_path):
+    await loadtest(
+        *(scenario, "--url", f"{standin.url}/v1/", "--api-key", "k-1", "--out", tmp_path / "out")
+    )
+    assert {each["Authorization"] for each in standin.headers} == {"Bearer k-1"}
+
+
+async def test_a_sweep_draws_rates_with_the_knee(standin, scenario, tmp_path):
+    code, said, complained = await loadtest(
+        *("sweep", scenario, "--url", standin.url, "--rates", "20,5", "--seconds", "1"),
+        *("--out", tmp_path, "--json"),
+    )
+    assert code == 0, complained
+    assert [point["offered"] for point in json.loads(said)["points"]] == [5, 20]
+    assert "<svg" in (tmp_path / "sweep.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["smoke"], 2, "give --url URL"),
+        (["smoke", "--url", "http://127.0.0.1:1", "--serve", "x"], 2, "give --url URL"),
+        (["smoke", "--url", "localhost:8000"], 2, "give http://HOST:PORT"),
+        (["smoke", "--url", "http://127.0.0.1:1"], 3, "can't be reached"),
+        (["nothing-of-this-name", "--url", "http://127.0.0.1:1"], 2, "there are base-only"),
+        (["absent.yaml", "--url", "http://127.0.0.1:1"], 2, "can't read absent.yaml"),
+        (["rollout-under-load", "--url", "http://127.0.0.1:1"], 2, "admin token"),
+        (["sweep", "smoke", "--url", "http://127.0.0.1:1", "--rates", "0"], 2, "--rates"),
+        (["sweep", "smoke", "--url", "http://127.0.0.1:1", "--stream", "x"], 2, "no stream 'x'"),
+        (["compare", "smoke", "--serve", "absent", "--peers", "other"], 2, "no peer 'other'"),
+        (["compare", "default", "--serve", "absent"], 2, "has actions"),
+        (["compare", "smoke", "--serve", "absent", "--peers", "merged"], 2, "calls the base"),
+        (["smoke", "--serve", "absent"], 3, "absent"),
+        (["mark", "absent", "--out", "never-made"], 3, "absent"),
+    ],
+)
+async def test_what_cannot_be_done_is_told_in_a_sentence(arguments, code, words):
+    ended, said, complained = await loadtest(*arguments)
+    assert ended == code
+    assert words in complained
+    assert complained.startswith("error: ")
+    assert "Traceback" not in complained
+    assert said == ""
+
+
+async def test_the_shipped_scenarios_are_listed():
+    code, said, _ = await loadtest("list")
+    assert code == 0
+    names = {path.stem for path in (ROOT / "loadtest" / "scenarios").glob("*.yaml")}
+    assert {line.split()[0] for line in said.splitlines()} == names

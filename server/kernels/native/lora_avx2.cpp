@@ -24,6 +24,16 @@ struct alignas(32) Pairs {
   __m256i values;
 };
 
+#define INLINE __attribute__((always_inline))  // else a lambda would keep the sums in memory
+
+// The same number, unknown to the compiler: what is loaded at it is loaded again, as there are no
+// registers that could keep it.
+template <typename T>
+inline T another(T number) {
+  asm("" : "+r"(number));
+  return number;
+}
+
 inline __m256i load_tail(const bf16* p, int64_t count) {
   bf16 values[kStep] = {};
   std::memcpy(values, p, count * sizeof *p);
@@ -49,7 +59,7 @@ void shrink_tile(const bf16* const* x, const bf16* a, int64_t width, float scale
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j) sums[r][j] = _mm256_setzero_ps();
 
-  const auto half_step = [&](auto get, auto widen, int64_t k) {
+  const auto half_step = [&](auto get, auto widen, int64_t k) INLINE {
     __m256 values[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) values[r] = widen(get(x[r] + k));
@@ -60,11 +70,9 @@ void shrink_tile(const bf16* const* x, const bf16* a, int64_t width, float scale
       for (int r = 0; r < R; ++r) sums[r][j] = _mm256_fmadd_ps(weights, values[r], sums[r][j]);
     }
   };
-  const auto step = [&](auto get, int64_t k) {
-    half_step(get, [](__m256i v) { return even(v); }, k);
-    // Load again, as there are no registers to keep what was loaded.
-    asm volatile("" ::: "memory");
-    half_step(get, [](__m256i v) { return odd(v); }, k);
+  const auto step = [&](auto get, int64_t k) INLINE {
+    half_step(get, even, k);
+    half_step(get, odd, another(k));
   };
   int64_t k = 0;
   for (; k + kStep <= width; k += kStep) {
@@ -168,7 +176,7 @@ int64_t expand_tile(const Expand& job, int row, const Pairs* pairs, int64_t colu
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm256_setzero_ps();
   const int steps = job.rank / 2;
-  const auto half_step = [&](auto widen, int p) {
+  const auto half_step = [&](auto widen, int p) INLINE {
     __m256 values[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -184,9 +192,8 @@ int64_t expand_tile(const Expand& job, int row, const Pairs* pairs, int64_t colu
     }
   };
   for (int p = 0; p < steps; ++p) {
-    half_step([](__m256i v) { return even(v); }, p);
-    asm volatile("" ::: "memory");  // load again
-    half_step([](__m256i v) { return odd(v); }, p);
+    half_step(even, p);
+    half_step(odd, another(p));
   }
   const auto y_of = [&](int r) { return job.y + job.rows[row + r] * job.ldy + column; };
   if (__builtin_expect(job.add && width >= kTile && is_bounded(sums, job.bound), 1)) {

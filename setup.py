@@ -10,6 +10,9 @@ from importlib import util
 from setuptools import Extension, setup
 
 FOLDER = "server/kernels/native"
+# No -march: each file names its own instructions, and what the processor has is asked at run time.
+SOURCES = ("dispatch", "lora", "lora_avx2", "nf4", "nf4_avx2", "ops")
+HEADERS = ("kernels", "avx2", "nf4")
 
 
 def kernels() -> list[Extension]:
@@ -20,8 +23,8 @@ def kernels() -> list[Extension]:
     return [
         Extension(
             "server.kernels._native",
-            [f"{FOLDER}/{name}.cpp" for name in ("lora", "nf4", "ops")],
-            depends=[f"{FOLDER}/kernels.h"],
+            [f"{FOLDER}/{name}.cpp" for name in SOURCES],
+            depends=[f"{FOLDER}/{name}.h" for name in HEADERS],
             include_dirs=include_paths(),
             library_dirs=library_paths(),
             # Not OpenMP: the one that PyTorch has loaded serves, else two would share the cores.

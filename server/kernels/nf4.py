@@ -1,7 +1,7 @@
 """NF4 layers on a processor: repacked once after loading, multiplied without being dequantised.
 
 One copy of the weights: the packed one takes the place of bitsandbytes'. A layer whose shape the
-kernel does not take (see `_fits`), or a processor without AVX512-BF16, keeps bitsandbytes' way.
+kernel does not take (see `_fits`), or a processor without AVX2, keeps bitsandbytes' way.
 """
 
 import logging
@@ -67,6 +67,7 @@ def _fits(weight: Any) -> bool:
 def _warn_once() -> None:
     if not logger.disabled:
         logger.warning(
-            "NF4: without compiled kernels (they need AVX512-BF16), bitsandbytes' own serve."
+            "NF4: without compiled kernels (`make setup` builds them; x86 with AVX2), "
+            "bitsandbytes' own serve, slowly."
         )
         logger.disabled = True

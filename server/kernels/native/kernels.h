@@ -1,4 +1,5 @@
-// Arithmetic on plain pointers: no PyTorch, no threads. Needs AVX-512 with BF16 (see `supported`).
+// Arithmetic on plain pointers: no PyTorch, no threads. Once for AVX-512 with BF16 (lora.cpp, nf4.cpp)
+// and once for AVX2 with FMA (lora_avx2.cpp, nf4_avx2.cpp); dispatch.cpp chooses.
 // bf16 values are passed as their 16 bits; every leading dimension counts elements, not bytes.
 #pragma once
 
@@ -8,15 +9,9 @@ namespace lorry {
 
 using bf16 = uint16_t;
 
-bool supported();
-
-// ---- LoRA (lora.cpp) ------------------------------------------------------------------------
+// ---- LoRA -----------------------------------------------------------------------------------
 
 constexpr int kRankStep = 8;  // ranks are handled in eights: slots are padded with zeros
-
-// shrunk[i, 0:rank] = scale * A[0:rank] . x[rows[i]] for `count` rows; A is (rank, width).
-void lora_shrink(const bf16* x, int64_t ldx, const int32_t* rows, int count, const bf16* a,
-                 int64_t width, int rank, float scale, bf16* shrunk, int64_t lds);
 
 struct Expand {
   bf16* y;  // first column of the slice
@@ -32,26 +27,55 @@ struct Expand {
   bool add;     // else y is overwritten
 };
 
-// y[rows[i], first:last] += B[first:last, 0:rank] . shrunk[i], each term made finite and bounded
-// before it is added. Returns how many terms had to be.
-int64_t lora_expand(const Expand& job, int64_t first, int64_t last);
+struct LoraKernels {
+  // shrunk[i, 0:rank] = scale * A[0:rank] . x[rows[i]] for `count` rows; A is (rank, width).
+  void (*shrink)(const bf16* x, int64_t ldx, const int32_t* rows, int count, const bf16* a,
+                 int64_t width, int rank, float scale, bf16* shrunk, int64_t lds);
 
-// ---- NF4 (nf4.cpp) --------------------------------------------------------------------------
+  // y[rows[i], first:last] += B[first:last, 0:rank] . shrunk[i], each term made finite and bounded
+  // before it is added. Returns how many terms had to be.
+  int64_t (*expand)(const Expand& job, int64_t first, int64_t last);
+};
 
-constexpr int kPanel = 16;         // output columns that one vector holds
+// ---- NF4 ------------------------------------------------------------------------------------
+
+constexpr int kPanel = 16;         // output columns that are handled together
 constexpr int kBlock = 64;         // weights that share an absmax (bitsandbytes' default)
 constexpr int kBlockBytes = 576;   // 16 columns x 64 weights x 4 bit, then 16 fp32 scales
-constexpr int kMaxRows = 13;       // rows that one pass over the weights serves
 
-// bitsandbytes' (n, k) codes, two to a byte, and one absmax per 64 -> (n/16, k/64, 576 bytes).
-void nf4_pack(const uint8_t* codes, const float* absmax, int64_t k, uint8_t* packed,
-              int64_t first_panel, int64_t last_panel);
+struct Nf4Kernels {
+  int max_rows;         // that one pass over the weights serves
+  int bytes_per_value;  // of x as `arrange` leaves it
 
-// x (rows, k) -> pairs of neighbours in k, row after row: (k/2, rows, 2).
-void nf4_interleave(const bf16* x, int64_t ldx, int rows, int64_t k, bf16* interleaved);
+  // bitsandbytes' (n, k) codes, two to a byte, and one absmax per 64 -> (n/16, k/64, 576 bytes).
+  // Each has an order of its own within the block.
+  void (*pack)(const uint8_t* codes, const float* absmax, int64_t k, uint8_t* packed,
+               int64_t first_panel, int64_t last_panel);
 
-// y[0:rows, panels] = x . W^T for `rows` <= 24 interleaved rows.
-void nf4_multiply(const bf16* interleaved, int rows, int64_t k, const uint8_t* packed,
-                  int64_t first_panel, int64_t last_panel, bf16* y, int64_t ldy);
+  // x (rows, k) in the order in which `multiply` reads it.
+  void (*arrange)(const bf16* x, int64_t ldx, int rows, int64_t k, void* arranged);
+
+  // y[0:rows, panels] = x . W^T for `rows` <= max_rows arranged rows.
+  void (*multiply)(const void* arranged, int rows, int64_t k, const uint8_t* packed,
+                   int64_t first_panel, int64_t last_panel, bf16* y, int64_t ldy);
+};
+
+extern const LoraKernels kLoraAvx512, kLoraAvx2;
+extern const Nf4Kernels kNf4Avx512, kNf4Avx2;
+
+// ---- The choice (dispatch.cpp) --------------------------------------------------------------
+
+struct Kernels {
+  const char* instructions;  // what the processor must have
+  bool (*run_here)();
+  const LoraKernels& lora;
+  const Nf4Kernels& nf4;
+};
+
+// The first that run here, or null.
+const Kernels* kernels();
+
+// For tests: takes those for AVX2 where others would serve (or, if not `wanted`, the first again).
+void use_avx2(bool wanted);
 
 }  // namespace lorry

@@ -1,4 +1,5 @@
 // One adapter's rows: x -> A x (shrink) -> y + B (A x) (expand), straight from vLLM's slots.
+// For AVX-512 with BF16.
 #include "kernels.h"
 
 #include <algorithm>
@@ -204,17 +205,8 @@ constexpr decltype(&expand_tile<1>) kExpandTiles[kExpandRows] = {
 constexpr decltype(&shrink_tile<1>) kShrinkTiles[kShrinkRows] = {
     shrink_tile<1>, shrink_tile<2>, shrink_tile<3>, shrink_tile<4>, shrink_tile<5>, shrink_tile<6>};
 
-}  // namespace
-
-bool supported() {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bf16");
-}
-
-void lora_shrink(const bf16* x, int64_t ldx, const int32_t* rows, int count, const bf16* a,
-                 int64_t width, int rank, float scale, bf16* shrunk, int64_t lds) {
+void shrink(const bf16* x, int64_t ldx, const int32_t* rows, int count, const bf16* a,
+            int64_t width, int rank, float scale, bf16* shrunk, int64_t lds) {
   for (int i = 0; i < count; i += kShrinkRows) {
     const int height = std::min(count - i, kShrinkRows);
     const bf16* from[kShrinkRows];
@@ -224,7 +216,7 @@ void lora_shrink(const bf16* x, int64_t ldx, const int32_t* rows, int count, con
   }
 }
 
-int64_t lora_expand(const Expand& job, int64_t first, int64_t last) {
+int64_t expand(const Expand& job, int64_t first, int64_t last) {
   // Transposed once for all rows; then row by row, as rows lie far apart in memory.
   const int64_t tiles = (last - first + kTile - 1) / kTile;
   const int pairs_per_tile = kVectors * job.rank / 2;
@@ -245,5 +237,9 @@ int64_t lora_expand(const Expand& job, int64_t first, int64_t last) {
   }
   return repaired;
 }
+
+}  // namespace
+
+const LoraKernels kLoraAvx512{shrink, expand};
 
 }  // namespace lorry

@@ -1,10 +1,11 @@
 // NF4 weights times bf16 rows. A weight is looked up in a register and goes straight into the
 // product: nothing is dequantised to memory, so a pass reads 4.5 bits per weight.
-#include "kernels.h"
-
+// For AVX-512 with BF16.
 #include <array>
 #include <cstring>
 #include <utility>
+
+#include "nf4.h"
 
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 #include <immintrin.h>
@@ -13,39 +14,10 @@
 namespace lorry {
 namespace {
 
-// The NF4 code book (Dettmers et al., QLoRA, appendix E; bitsandbytes' get_4bit_type("nf4")).
-constexpr float kCodes[16] = {
-    -1.0f,
-    -0.6961928009986877f,
-    -0.5250730514526367f,
-    -0.39491748809814453f,
-    -0.28444138169288635f,
-    -0.18477343022823334f,
-    -0.09105003625154495f,
-    0.0f,
-    0.07958029955625534f,
-    0.16093020141124725f,
-    0.24611230194568634f,
-    0.33791524171829224f,
-    0.44070982933044434f,
-    0.5626170039176941f,
-    0.7229568362236023f,
-    1.0f,
-};
-// Rounded to bf16, the codes are off by up to 0.2 %. Times this factor (the best of 400,000 tried),
-// their error is 0.59 of that; the scales, in fp32, take the factor back.
-constexpr float kStretch = 1.437005f;
-
-inline bf16 round_to_bf16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 // Twice the 16 codes: vpermw looks at five bits, of which the fifth belongs to the next code.
 inline __m512i code_book() {
   alignas(64) bf16 table[32];
-  for (int i = 0; i < 32; ++i) table[i] = round_to_bf16(kCodes[i % 16] * kStretch);
+  for (int i = 0; i < 32; ++i) table[i] = code_in_bf16(i % 16);
   return _mm512_load_si512(table);
 }
 
@@ -53,6 +25,7 @@ inline __m512i code_book() {
 // those of column c at k = i, 2+i, 4+i, 6+i: pairs as vdpbf16ps takes them.
 constexpr int kWeightsPerVector = 8;
 constexpr int kVectors = kBlock / kWeightsPerVector;
+constexpr int kMaxRows = 13;  // the sums stay in registers
 
 template <int R>
 void multiply_panel(const bf16* x, int64_t blocks, const uint8_t* packed, __m512i book, bf16* y,
@@ -114,15 +87,8 @@ constexpr auto by_rows(std::integer_sequence<int, R...>) {
   return std::array<Multiply, sizeof...(R)>{multiply_panel<R + 1>...};
 }
 
-inline uint8_t code_at(const uint8_t* codes, int64_t index) {
-  const uint8_t both = codes[index / 2];
-  return index % 2 ? both & 15 : both >> 4;  // bitsandbytes: the first of two in the high bits
-}
-
-}  // namespace
-
-void nf4_pack(const uint8_t* codes, const float* absmax, int64_t k, uint8_t* packed,
-              int64_t first_panel, int64_t last_panel) {
+void pack(const uint8_t* codes, const float* absmax, int64_t k, uint8_t* packed,
+          int64_t first_panel, int64_t last_panel) {
   const int64_t blocks = k / kBlock;
   for (int64_t panel = first_panel; panel < last_panel; ++panel)
     for (int64_t block = 0; block < blocks; ++block) {
@@ -135,27 +101,31 @@ void nf4_pack(const uint8_t* codes, const float* absmax, int64_t k, uint8_t* pac
           for (int t = 0; t < 4; ++t) bits |= (uint16_t)(code_at(codes, at + 2 * t) << (4 * t));
           std::memcpy(to + v * 64 + word * 2, &bits, sizeof bits);
         }
-      for (int c = 0; c < kPanel; ++c) {
-        const float scale = absmax[(panel * kPanel + c) * blocks + block] / kStretch;
-        std::memcpy(to + kVectors * 64 + c * 4, &scale, sizeof scale);
-      }
+      pack_scales(absmax, panel, block, blocks, to + kVectors * 64);
     }
 }
 
-void nf4_interleave(const bf16* x, int64_t ldx, int rows, int64_t k, bf16* interleaved) {
+// Pairs of neighbours in k, row after row: (k/2, rows, 2).
+void interleave(const bf16* x, int64_t ldx, int rows, int64_t k, void* arranged) {
+  bf16* interleaved = static_cast<bf16*>(arranged);
   for (int r = 0; r < rows; ++r)
     for (int64_t i = 0; i < k / 2; ++i)
       std::memcpy(interleaved + (i * rows + r) * 2, x + r * ldx + 2 * i, 4);
 }
 
-void nf4_multiply(const bf16* interleaved, int rows, int64_t k, const uint8_t* packed,
-                  int64_t first_panel, int64_t last_panel, bf16* y, int64_t ldy) {
+void multiply(const void* arranged, int rows, int64_t k, const uint8_t* packed,
+              int64_t first_panel, int64_t last_panel, bf16* y, int64_t ldy) {
   static constexpr auto kernels = by_rows(std::make_integer_sequence<int, kMaxRows>{});
   const int64_t blocks = k / kBlock;
   const __m512i book = code_book();
+  const bf16* interleaved = static_cast<const bf16*>(arranged);
   for (int64_t panel = first_panel; panel < last_panel; ++panel)
     kernels[rows - 1](interleaved, blocks, packed + panel * blocks * kBlockBytes, book,
                       y + panel * kPanel, ldy);
 }
+
+}  // namespace
+
+const Nf4Kernels kNf4Avx512{kMaxRows, sizeof(bf16), pack, interleave, multiply};
 
 }  // namespace lorry

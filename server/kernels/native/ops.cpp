@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <string>
 #include <vector>
 
 #include "kernels.h"
@@ -36,6 +37,12 @@ void share(int64_t pieces, const Work& work) {
 
 const bf16* read(const Tensor& t) { return static_cast<const bf16*>(t.const_data_ptr()); }
 bf16* write(const Tensor& t) { return static_cast<bf16*>(t.mutable_data_ptr()); }
+
+const Kernels& checked_kernels() {
+  const Kernels* all = kernels();
+  TORCH_CHECK(all, "no kernels for this processor");
+  return *all;
+}
 
 void check_rows(const Tensor& t, const char* name) {
   TORCH_CHECK(t.scalar_type() == at::kBFloat16 && t.dim() == 2 && t.stride(1) == 1, name,
@@ -68,6 +75,7 @@ void lora_linear_(const Tensor& y, const Tensor& x, at::TensorList a, at::Tensor
                   bool add) {
   const Plan plan{plan_tensor.const_data_ptr<int32_t>()};
   if (plan.segments() == 0) return;
+  const LoraKernels& lora = checked_kernels().lora;
   check_rows(y, "y");
   check_rows(x, "x");
   TORCH_CHECK(a.size() == b.size() && !a.empty());
@@ -113,7 +121,7 @@ void lora_linear_(const Tensor& y, const Tensor& x, at::TensorList a, at::Tensor
   share(pieces.size(), [&, all = pieces.data()](int64_t i) {
     const Piece& p = all[i];
     const int first = p.segment[2] + p.row;
-    lora_shrink(read(x), x.stride(0), plan.rows() + first, p.rows,
+    lora.shrink(read(x), x.stride(0), plan.rows() + first, p.rows,
                 read(a[p.slice]) + (int64_t(p.segment[0]) * max_rank + p.rank) * width, width,
                 p.ranks, scale, shrunk_at(p.slice, first) + p.rank, max_rank);
   });
@@ -130,7 +138,7 @@ void lora_linear_(const Tensor& y, const Tensor& x, at::TensorList a, at::Tensor
     const Piece& p = all[i];
     const int first = p.segment[2] + p.row;
     const int64_t n = b[p.slice].size(2);
-    const int64_t count = lora_expand(
+    const int64_t count = lora.expand(
         {write(y) + starts[p.slice], y.stride(0), plan.rows() + first, p.rows,
          shrunk_at(p.slice, first), max_rank,
          read(b[p.slice]) + int64_t(p.segment[0]) * n * max_rank, max_rank, p.segment[1],
@@ -145,10 +153,11 @@ Tensor pack_nf4(const Tensor& codes, const Tensor& absmax, int64_t n, int64_t k)
   TORCH_CHECK(codes.scalar_type() == at::kByte && codes.is_contiguous() && codes.numel() == n * k / 2);
   TORCH_CHECK(absmax.scalar_type() == at::kFloat && absmax.is_contiguous() &&
               absmax.numel() == n * k / kBlock);
+  const Nf4Kernels& nf4 = checked_kernels().nf4;
   const Tensor packed = at::empty({n / kPanel, k / kBlock, kBlockBytes}, codes.options());
   share(n / kPanel, [&](int64_t panel) {
-    nf4_pack(codes.const_data_ptr<uint8_t>(), absmax.const_data_ptr<float>(), k,
-                    packed.mutable_data_ptr<uint8_t>(), panel, panel + 1);
+    nf4.pack(codes.const_data_ptr<uint8_t>(), absmax.const_data_ptr<float>(), k,
+             packed.mutable_data_ptr<uint8_t>(), panel, panel + 1);
   });
   return packed;
 }
@@ -159,12 +168,16 @@ Tensor linear_nf4(const Tensor& x, const Tensor& packed) {
   TORCH_CHECK(x.size(1) == k && packed.is_contiguous() && packed.size(2) == kBlockBytes);
   const Tensor y = at::empty({m, n}, x.options());
   if (m == 0) return y;
-  const int64_t passes = (m + kMaxRows - 1) / kMaxRows;
+  const Nf4Kernels& nf4 = checked_kernels().nf4;
+  const int64_t passes = (m + nf4.max_rows - 1) / nf4.max_rows;
   const auto first_row = [&](int64_t pass) { return pass * m / passes; };
-  const Tensor interleaved = at::empty({m, k}, x.options());
+  const Tensor arranged = at::empty({m, k * nf4.bytes_per_value}, packed.options());
+  const auto arranged_at = [&](int64_t row) {
+    return arranged.mutable_data_ptr<uint8_t>() + row * k * nf4.bytes_per_value;
+  };
   share(passes, [&](int64_t pass) {
     const int64_t row = first_row(pass), rows = first_row(pass + 1) - row;
-    nf4_interleave(read(x) + row * x.stride(0), x.stride(0), rows, k, write(interleaved) + row * k);
+    nf4.arrange(read(x) + row * x.stride(0), x.stride(0), rows, k, arranged_at(row));
   });
   const int64_t panels = packed.size(0);
   const int64_t chunk = std::clamp<int64_t>(panels / (4 * at::get_num_threads()), 1, 8);
@@ -175,18 +188,21 @@ Tensor linear_nf4(const Tensor& x, const Tensor& packed) {
     const int64_t pass = by_panel ? i % passes : i / chunks;
     const int64_t panel = (by_panel ? i / passes : i % chunks) * chunk;
     const int64_t row = first_row(pass), rows = first_row(pass + 1) - row;
-    nf4_multiply(read(interleaved) + row * k, rows, k, packed.const_data_ptr<uint8_t>(), panel,
+    nf4.multiply(arranged_at(row), rows, k, packed.const_data_ptr<uint8_t>(), panel,
                  std::min(panel + chunk, panels), write(y) + row * n, n);
   });
   return y;
 }
 
-bool is_supported() { return supported(); }
+std::string instructions() { return kernels() ? kernels()->instructions : ""; }
 
 }  // namespace
 }  // namespace lorry
 
-TORCH_LIBRARY_FRAGMENT(lorry, m) { m.def("is_supported() -> bool", &lorry::is_supported); }
+TORCH_LIBRARY_FRAGMENT(lorry, m) {
+  m.def("instructions() -> str", &lorry::instructions);  // "": none of the kernels run here
+  m.def("use_avx2(bool wanted) -> ()", &lorry::use_avx2);
+}
 
 TORCH_LIBRARY_IMPL(lorry, CPU, m) {
   m.impl("lora_linear_", &lorry::lora_linear_);

@@ -23,6 +23,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     model: str  # asked for
     is_base: bool
     streamed: bool
+    structured: bool = False  # its text is its schema's
     # When it should have been sent (open loop: by the plan; closed loop: when its turn came).
     scheduled: float
     sent: float

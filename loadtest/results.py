@@ -53,6 +53,10 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     began: float
     ended: float
     failure: str = ""
+    adapter: str = ""  # whom it changed
+    # The version that the adapter's bare name means from then on, or may mean where there is a
+    # failure; 0: nobody knows which; None: as before.
+    stable: int | None = None
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):

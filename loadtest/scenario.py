@@ -5,6 +5,7 @@ Strict: an unknown key is an error. docs/loadtest.md describes every field.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -120,6 +121,16 @@ class Expectation(Selection):
         return self
 
 
+class Comparison(Selection):
+    """What `lorry loadtest compare` asks of a metric here beside a peer's."""
+
+    metric: Metric
+    peer: str
+    at_least: float | None = Field(default=None, description="of the ratio, here / peer")
+    at_most: float | None = None
+    difference_at_most: float | None = Field(default=None, description="here - peer, its unit")
+
+
 class Slo(Strict):
     """What a call must keep to be good (goodput); what is not given is not asked."""
 
@@ -152,30 +163,36 @@ class Scenario(Strict):
     phases: list[Phase] = Field(min_length=1)
     slo: Slo = Slo()
     expect: tuple[Expectation, ...] = ()
+    compare: tuple[Comparison, ...] = ()
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
-        names = [phase.name for phase in self.phases]
-        if len(set(names)) != len(names):
-            raise ValueError("two phases have the same name")
-        for phase in self.phases:
-            for stream in phase.traffic:
-                _check_known(stream, self.streams, "stream")
-            for action in phase.actions:
-                if not isinstance(action, Power) and action.adapter >= self.adapters:
-                    raise ValueError(f"phase {phase.name}: no adapter {action.adapter}")
-        for name, each in self.streams.items():
-            if each.adapters and each.adapters.first + each.adapters.count > self.adapters:
-                raise ValueError(f"stream {name} wants more than the {self.adapters} adapters")
-        for selection in [s for e in self.expect for s in (e, e.over) if s is not None]:
-            _check_known(selection.phase, names, "phase")
-            _check_known(selection.stream, self.streams, "stream")
+        if problems := list(self._wrong_references()):
+            raise ValueError("; ".join(problems))
         return self
 
+    def _wrong_references(self) -> Iterator[str]:
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) != len(names):
+            yield "two phases have the same name"
+        for phase in self.phases:
+            yield from _unknown(phase.traffic, self.streams, "stream")
+            for action in phase.actions:
+                if not isinstance(action, Power) and action.adapter >= self.adapters:
+                    yield f"phase {phase.name}: no adapter {action.adapter}"
+        for name, each in self.streams.items():
+            if each.adapters and each.adapters.first + each.adapters.count > self.adapters:
+                yield f"stream {name} wants more than the {self.adapters} adapters"
+        selections = [s for e in self.expect for s in (e, e.over) if s is not None]
+        for selection in [*selections, *self.compare]:
+            yield from _unknown([selection.phase], names, "phase")
+            yield from _unknown([selection.stream], self.streams, "stream")
 
-def _check_known(name: str | None, known: Any, what: str) -> None:
-    if name is not None and name not in known:
-        raise ValueError(f"no {what} {name!r}: there are {', '.join(known)}")
+
+def _unknown(names: Iterable[str | None], known: Collection[str], what: str) -> Iterator[str]:
+    for name in names:
+        if name is not None and name not in known:
+            yield f"no {what} {name!r}: there are {', '.join(known)}"
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -188,10 +205,11 @@ def load_scenario(path: Path) -> Scenario:
         document = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise ScenarioInvalid(f"can't read {path}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # The latter two: a date that is none, and brackets without end.
         raise ScenarioInvalid(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     try:
-        return Scenario.model_validate(document, context={"folder": path.parent})
+        return Scenario.model_validate(document, context={"folder": path.parent.absolute()})
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors())
         raise ScenarioInvalid(f"{path}: {problems}") from None
@@ -201,4 +219,5 @@ def _describe(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"no such key {key!r}"
-    return f"{key}: {problem['msg']}" if key else str(problem["msg"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message}" if key else message

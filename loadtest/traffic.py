@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=100_000)]  # calls per second
+MOST_TOKENS = 1_000_000  # of one prompt or answer
+Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # ---- how many tokens
@@ -21,8 +32,8 @@ class Strict(BaseModel):
 
 class Uniform(Strict):
     kind: Literal["uniform"]
-    least: int = Field(ge=1)
-    most: int = Field(ge=1)
+    least: Tokens
+    most: Tokens
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -35,10 +46,26 @@ class LogNormal(Strict):
     kind: Literal["lognormal"]
     median: float = Field(gt=0)
     sigma: float = Field(gt=0, le=4)
-    most: int = Field(ge=1)
+    most: Tokens
 
 
-Length = Annotated[int, Field(ge=1)] | Annotated[Uniform | LogNormal, Field(discriminator="kind")]
+def _kind_of_length(value: Any) -> Any:
+    """Which one is meant, so that a wrong length is told only what is wrong with that."""
+    if isinstance(value, dict):
+        return value.get("kind")
+    return getattr(value, "kind", "number")
+
+
+Length = Annotated[
+    Annotated[Tokens, Tag("number")]
+    | Annotated[Uniform, Tag("uniform")]
+    | Annotated[LogNormal, Tag("lognormal")],
+    Discriminator(
+        _kind_of_length,
+        custom_error_type="length",
+        custom_error_message="Give a number, or a `kind`: uniform or lognormal",
+    ),
+]
 
 
 # ---- which adapter
@@ -118,7 +145,7 @@ class Gamma(Strict):
 
     kind: Literal["gamma"]
     rate: Rate
-    cv: float = Field(gt=0, le=16)
+    cv: float = Field(ge=0.01, le=16)
 
 
 class Steady(Strict):

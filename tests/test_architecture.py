@@ -19,7 +19,14 @@ ALLOWED = {
 }
 ROOMS = {
     "vllm": ("server/engine/", "server/kernels/", "bench/side_vllm.py"),
-    "torch": ("training/", "server/kernels/", "bench/", "loadtest/marked.py", "loadtest/peers/"),
+    "torch": (
+        "training/",
+        "server/kernels/",
+        "bench/",
+        "loadtest/checkpoint.py",
+        "loadtest/marked.py",
+        "loadtest/peers/",
+    ),
     "transformers": ("training/", "bench/side_peft.py", "loadtest/peers/"),
     "peft": ("training/", "bench/side_peft.py", "loadtest/peers/"),
     "trl": ("training/",),

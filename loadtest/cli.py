@@ -1,0 +1,229 @@
+"""`lorry loadtest SCENARIO`, and `compare`, `sweep`, `mark` and `list` beside it.
+
+Imports nothing slow before it must. Exit codes: 1 not passed, 2 bad input, 3 no fit server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from loadtest.errors import LoadtestError, OptionsClash, OutUnwritable, ScenarioInvalid
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+OUT = Path(".lorry/loadtest")
+CALLER_ERRORS = (OptionsClash, OutUnwritable, ScenarioInvalid)
+
+
+class ScenarioFirst(TyperGroup):
+    """`lorry loadtest SCENARIO ...` is `lorry loadtest run SCENARIO ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="loadtest",
+    cls=ScenarioFirst,
+    help="Load-test an OpenAI-compatible server: lorry loadtest SCENARIO --url URL",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ScenarioFile = Annotated[str, typer.Argument(help="A scenario file, or the name of one of `list`.")]
+Url = Annotated[str | None, typer.Option(metavar="URL", help="The server, without /v1.")]
+Serve = Annotated[
+    Path | None, typer.Option(metavar="BASE", help="Start one on this base, with marked adapters.")
+]
+ApiKey = Annotated[
+    str | None, typer.Option(metavar="KEY", envvar="OPENAI_API_KEY", help="For the calls.")
+]
+AdminToken = Annotated[
+    str | None, typer.Option(metavar="TOKEN", envvar="LORRY_ADMIN_TOKEN", help="For actions.")
+]
+Markers = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="What `mark` wrote: who answers what.")
+]
+Only = Annotated[
+    str, typer.Option("--adapters", metavar="GLOB", help="Which of the server's adapters to use.")
+]
+Processes = Annotated[int, typer.Option(min=1, max=64, help="Of the load generator.")]
+Out = Annotated[Path | None, typer.Option(help=f"Folder of the reports. [default: {OUT}/NAME]")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
+
+@app.command()
+def run(
+    scenario: ScenarioFile,
+    url: Url = None,
+    serve: Serve = None,
+    api_key: ApiKey = None,
+    admin_token: AdminToken = None,
+    markers: Markers = None,
+    only: Only = "*",
+    processes: Processes = 1,
+    out: Out = None,
+    records: Annotated[
+        Path | None, typer.Option(help="Every call as a line of JSON, into this file.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Run a scenario against one server, and say whether it passed."""
+    with reported():
+        from loadtest import conduct
+        from loadtest.library import find_scenario
+        from loadtest.testbed import Options
+
+        options = Options(
+            url=url,
+            serve=serve,
+            api_key=api_key,
+            admin_token=admin_token,
+            markers=markers,
+            adapters=only,
+            processes=processes,
+            home=OUT,
+        )
+        plan = find_scenario(scenario)
+        passed = asyncio.run(
+            conduct.run(plan, options, out or OUT / plan.name, records, _console(json_), json_)
+        )
+    raise typer.Exit(0 if passed else 1)
+
+
+@app.command()
+def sweep(
+    scenario: ScenarioFile,
+    url: Url = None,
+    serve: Serve = None,
+    api_key: ApiKey = None,
+    only: Only = "*",
+    processes: Processes = 1,
+    stream: Annotated[
+        str | None, typer.Option(help="Which of the scenario's streams. [default: its first]")
+    ] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(metavar="R,...", help="Calls per second. [default: around the capacity]"),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Of each rate.")] = 15.0,
+    out: Out = None,
+    json_: Json = False,
+) -> None:
+    """Find what a server carries: throughput and p99 TTFT at rising rates, with the knee."""
+    with reported():
+        from loadtest import conduct
+        from loadtest.library import find_scenario
+        from loadtest.testbed import Options
+
+        options = Options(
+            url=url, serve=serve, api_key=api_key, adapters=only, processes=processes, home=OUT
+        )
+        plan = find_scenario(scenario)
+        chosen = stream or next(iter(plan.streams))
+        if chosen not in plan.streams:
+            raise OptionsClash(f"no stream {chosen!r}: there are {', '.join(plan.streams)}")
+        folder = out or OUT / f"{plan.name}-sweep"
+        given = [_rate(text) for text in rates.split(",")] if rates else []
+        asyncio.run(
+            conduct.sweep(plan, chosen, given, seconds, options, folder, _console(json_), json_)
+        )
+
+
+@app.command()
+def compare(
+    scenario: ScenarioFile,
+    serve: Annotated[Path, typer.Option(metavar="BASE", help="The base that all sides serve.")],
+    peers: Annotated[
+        str, typer.Option(metavar="PEER,...", help="stock, stock-tuned, stock-base, merged, peft.")
+    ] = "stock",
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="All sides once in each.")] = 3,
+    processes: Processes = 1,
+    out: Out = None,
+    json_: Json = False,
+) -> None:
+    """Run the same plan against this server and its peers, in turn, and print the ratios."""
+    with reported():
+        from loadtest import conduct
+        from loadtest.library import find_scenario
+
+        plan = find_scenario(scenario)
+        folder = out or OUT / f"{plan.name}-compare"
+        names = [name.strip() for name in peers.split(",")]
+        passed = asyncio.run(
+            conduct.compare(
+                plan, serve, names, rounds, processes, OUT, folder, _console(json_), json_
+            )
+        )
+    raise typer.Exit(0 if passed else 1)
+
+
+@app.command()
+def mark(
+    base: Annotated[Path, typer.Argument(help="Folder of a Llama-like base.")],
+    out: Annotated[Path, typer.Option(help="Where to; new or empty.")],
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="Adapters.")] = 32,
+    versions: Annotated[int, typer.Option(min=1, max=100, help="Of each.")] = 2,
+) -> None:
+    """Write adapters whose every answer is one marker, to publish and to test with."""
+    with reported():
+        from loadtest.marked import make_marked
+
+        make_marked(base, out, count, versions)
+        print(f"{count} adapters in {out}; `--markers {out}` tells who answers what")
+
+
+@app.command(name="list")
+def list_() -> None:
+    """The scenarios that come along."""
+    with reported():
+        from loadtest.library import find_scenario, names
+
+        for name in names():
+            print(f"{name:20}{find_scenario(name).about}")
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    try:
+        yield
+    except LoadtestError as error:
+        print(f"error: {error} ({error.code})", file=sys.stderr)
+        raise typer.Exit(2 if isinstance(error, CALLER_ERRORS) else 3) from None
+    except KeyboardInterrupt:
+        print("stopped: nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _console(to_stderr: bool) -> Console:
+    """For the table; with --json, stdout is the document's alone."""
+    from rich.console import Console
+
+    stream = sys.stderr if to_stderr else sys.stdout
+    # A pipe has no width: the table would be folded to 80 columns there.
+    wide = None if os.isatty(stream.fileno()) else 160
+    return Console(file=stream, width=wide, highlight=False)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate <= 100_000:
+        raise OptionsClash(f"--rates: {text!r} is no number of calls per second above 0")
+    return rate

@@ -1,0 +1,58 @@
+"""One GET of the server under test, bounded in time and size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import aiohttp
+
+from loadtest.errors import TargetUnfit
+
+MAX_BYTES = 64 * 1024 * 1024
+SECONDS = 30.0
+
+
+async def fetch(
+    session: aiohttp.ClientSession,
+    url: str,
+    headers: Mapping[str, str],
+    *,
+    max_bytes: int = MAX_BYTES,
+    seconds: float = SECONDS,
+) -> bytes:
+    """The body of a 200.
+
+    Raises:
+        TargetUnfit: no answer in time, another status, or a larger body.
+    """
+    timeout = aiohttp.ClientTimeout(total=seconds)
+    try:
+        async with session.get(
+            url, headers=headers, timeout=timeout, allow_redirects=False
+        ) as response:
+            _check_status(url, response.status)
+            return await read_body(response, max_bytes)
+    except TimeoutError:
+        raise TargetUnfit(f"{url} did not answer within {seconds:g} s: is it ready?") from None
+    except (aiohttp.ClientError, ValueError) as error:
+        said = str(error) or type(error).__name__
+        raise TargetUnfit(f"{url} can't be reached ({said}): check the address") from None
+
+
+def _check_status(url: str, status: int) -> None:
+    if status in (401, 403):
+        raise TargetUnfit(f"{url} answered {status}: give the key that the server asks for")
+    if status != 200:
+        raise TargetUnfit(f"{url} answered {status} and not 200: check the address")
+
+
+async def read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """All of a body; raises TargetUnfit where it is larger."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > max_bytes:
+            raise TargetUnfit(
+                f"{response.url} answered more than {max_bytes} bytes: check the address"
+            )
+    return bytes(body)

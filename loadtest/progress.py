@@ -1,0 +1,108 @@
+"""The line that tells a person how a phase goes. Knows nothing of processes."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from loadtest.records import Record
+
+_LIVE_EVERY = 0.5  # seconds between lines that overwrite one another
+_PLAIN_EVERY = 10.0  # seconds between lines that stay
+_WINDOW = 5.0  # seconds that a rate is taken over
+_RECENT = 1000  # calls that the percentile is taken over
+
+
+class Tick(NamedTuple):
+    """How a phase stands."""
+
+    seconds: float  # into the phase
+    sent: int  # calls of the phase
+    in_flight: int
+
+    @property
+    def ended(self) -> int:
+        return self.sent - self.in_flight
+
+
+class Progress:
+    """A context manager; one line on a terminal, elsewhere a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, transient=True, auto_refresh=False)
+        self._every = _LIVE_EVERY if console.is_terminal else _PLAIN_EVERY
+        self.begin("", 0)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def begin(self, phase: str, seconds: float) -> None:
+        """A new phase, of which nothing is known yet."""
+        self._phase = phase
+        self._seconds = seconds
+        self._shown = 0.0  # seconds into the phase
+        self._ticks: deque[Tick] = deque([Tick(0, 0, 0)])
+        self._failed = 0
+        self._ttfts: deque[float] = deque(maxlen=_RECENT)
+
+    def record(self, record: Record) -> None:
+        self._failed += record.outcome == "failed"
+        if record.streamed and record.ttft is not None:
+            self._ttfts.append(record.ttft)
+
+    def tick(self, tick: Tick) -> None:
+        self._ticks.append(tick)
+        while len(self._ticks) > 2 and self._ticks[1].seconds <= tick.seconds - _WINDOW:
+            self._ticks.popleft()
+        if tick.seconds >= self._shown + self._every:
+            self._shown = tick.seconds
+            self._show()
+
+    def line(self) -> str:
+        now = self._ticks[-1]
+        done = min(now.seconds, self._seconds)
+        parts = [
+            f"{self._phase} {done:.0f}/{self._seconds:.0f} s",
+            f"asked {self._rate('sent'):.1f}/s reached {self._rate('ended'):.1f}/s",
+            f"in flight {now.in_flight}",
+            f"errors {self._failed}",
+        ]
+        if self._ttfts:
+            parts.append(f"p99 TTFT {_p99(self._ttfts) * 1000:.0f} ms")
+        return " · ".join(parts)
+
+    def _rate(self, what: str) -> float:
+        """Calls per second of late."""
+        first, last = self._ticks[0], self._ticks[-1]
+        seconds = last.seconds - first.seconds
+        counted: float = getattr(last, what) - getattr(first, what)
+        return counted / seconds if seconds > 0 else 0.0
+
+    def _show(self) -> None:
+        text = Text(self.line(), no_wrap=True, overflow="ellipsis")
+        if self._live.is_started:
+            self._live.update(text, refresh=True)
+        else:
+            self._console.print(text, soft_wrap=True)
+
+
+def _p99(values: deque[float]) -> float:
+    """The nearest rank."""
+    return sorted(values)[math.ceil(0.99 * len(values)) - 1]

@@ -1,0 +1,184 @@
+"""One scenario against one server: phases in turn, actions beside them, truth at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from collections import Counter
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from loadtest import plan
+from loadtest.actions import Actions, Switch, check
+from loadtest.client import Target, open_session
+from loadtest.errors import TargetUnfit
+from loadtest.liveness import Liveness
+from loadtest.manifest import Manifest
+from loadtest.progress import Progress
+from loadtest.reconcile import metrics_agree, settle
+from loadtest.records import Record
+from loadtest.results import Agreement, Done, Run, Window
+from loadtest.scenario import Phase, Scenario
+from loadtest.scrape import Sample, scrape
+from loadtest.spans import SpanReceiver, spans_agree
+from loadtest.target import Models, discover
+from loadtest.traffic import Closed
+from loadtest.truth import Truth
+from loadtest.workers import Workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Against what a scenario runs, and what the tool may do there."""
+
+    target: Target
+    description: str
+    adapters: str = "*"  # which of the server's adapters are the run's: a pattern of names
+    manifest: Manifest | None = None  # the marks of the adapters, where they have any
+    admin_token: str | None = None
+    switch: Switch | None = None  # stops and starts the server, where it is the tool's own
+    spans: SpanReceiver | None = None
+    processes: int = 1
+
+
+async def run_scenario(scenario: Scenario, setting: Setting, progress: Progress) -> Run:
+    """Run all phases and judge what came.
+
+    Raises:
+        OptionsClash: the scenario's actions need what was not given.
+        TargetUnfit: the server is not there, or lacks adapters.
+        WorkerFailed: a process of the load generator ended.
+    """
+    manifest = setting.manifest
+    check(scenario, setting.admin_token, setting.switch is not None, manifest is not None)
+    planned = {phase.name: _plan(scenario, phase) for phase in scenario.phases}
+    target = setting.target
+    async with open_session() as session:
+        models = await discover(
+            session, target.url, target.headers, wanted=setting.adapters, needed=scenario.adapters
+        )
+        names = models.adapters[: scenario.adapters]
+        before = await _scrape(session, target)
+        actions = Actions(
+            *(session, target.url, setting.admin_token, names),
+            *(manifest and manifest.find_folder, setting.switch),
+        )
+        async with Workers(scenario, names, models.base, target, setting.processes) as workers:
+            course = _Course(scenario, workers, actions, progress)
+            for phase in scenario.phases:
+                await course.run(phase, planned[phase.name])
+        agreement = await _reconcile(session, setting, course, before, models)
+    truth = Truth(
+        models,
+        manifest.find_marker if manifest else _unmarked,
+        Liveness(models.stable, course.done),
+    )
+    judged, wrong = truth.judge_all(course.records)
+    return Run(
+        scenario=scenario.name,
+        about=scenario.about,
+        seed=scenario.seed,
+        plan=plan.digest(scenario),
+        target=setting.description,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        windows=course.windows,
+        records=course.records,
+        client=workers.client(),
+        actions=course.done,
+        wrong=wrong,
+        judged=judged,
+        agreement=agreement,
+    )
+
+
+def _unmarked(name: str, version: int) -> None:
+    return None
+
+
+@dataclass
+class _Course:
+    """A run under way: what has happened so far."""
+
+    scenario: Scenario
+    workers: Workers
+    actions: Actions
+    progress: Progress
+    windows: list[Window] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    done: list[Done] = field(default_factory=list)
+
+    async def run(self, phase: Phase, planned: dict[str, int | None]) -> None:
+        self.progress.begin(phase.name, phase.seconds)
+        beside: list[asyncio.Task[list[Done]]] = []
+
+        def begin(at: float) -> None:
+            beside.append(asyncio.create_task(self.actions.run(phase, at)))
+
+        try:
+            began, ended = await self.workers.run_phase(
+                phase, self._take, self.progress.tick, begin
+            )
+            self.done += await beside[0]
+        finally:
+            for task in beside:
+                task.cancel()
+        self.windows.append(
+            Window(
+                phase=phase.name,
+                measured=phase.measured,
+                outage=phase.outage,
+                began=began,
+                seconds=phase.seconds,
+                ended=ended,
+                planned=planned,
+            )
+        )
+
+    def _take(self, record: Record) -> None:
+        self.records.append(record)
+        self.progress.record(record)
+
+
+def _plan(scenario: Scenario, phase: Phase) -> dict[str, int | None]:
+    """Calls of each stream; a closed loop makes as many as come."""
+    calls = Counter(call.stream for call in plan.plan_phase(scenario, phase))
+    return {
+        stream: None if isinstance(arrival, Closed) else calls[stream]
+        for stream, arrival in phase.traffic.items()
+    }
+
+
+async def _scrape(session: aiohttp.ClientSession, target: Target) -> Sample | None:
+    """None where the server has no metrics that can be read: then nothing is compared."""
+    try:
+        return await scrape(session, target.url, target.headers)
+    except TargetUnfit:
+        return None
+
+
+async def _reconcile(
+    session: aiohttp.ClientSession,
+    setting: Setting,
+    course: _Course,
+    before: Sample | None,
+    models: Models,
+) -> Agreement:
+    """The server's counts, and its spans where they were asked for."""
+    target, records = setting.target, course.records
+    if before is None:
+        counts = Agreement(left_out=("the server has no /metrics that can be read",))
+    else:
+        counts = await settle(
+            lambda: scrape(session, target.url, target.headers),
+            lambda after: metrics_agree(records, before, after, models.is_lorry, course.done),
+        )
+    if setting.spans is None:
+        return counts
+    await setting.spans.wait_for({record.trace_id for record in records if record.trace_id})
+    spans = spans_agree(records, setting.spans.spans)
+    return Agreement(
+        compared=counts.compared + spans.compared,
+        disagreements=counts.disagreements + spans.disagreements,
+        left_out=counts.left_out + spans.left_out,
+    )

@@ -1,0 +1,55 @@
+"""What is read of markers.json, and what is said when it is not there or lacks something."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from loadtest.errors import OptionsClash, TargetUnfit
+from loadtest.manifest import FILE, load_manifest
+
+DOCUMENT = {
+    "base": "tiny",
+    "digest": "d",
+    "adapters": {
+        "lt-0001": {"1": {"folder": "lt-0001.v1", "marker": "foo"}},
+        "lt-0000": {
+            "1": {"folder": "lt-0000.v1", "marker": " bar"},
+            "2": {"folder": "lt-0000.v2", "marker": "baz"},
+        },
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / FILE).write_text(json.dumps(DOCUMENT))
+    return tmp_path
+
+
+def test_each_version_has_its_marker_and_folder(folder):
+    manifest = load_manifest(folder)
+    assert manifest.base == "tiny"
+    assert manifest.names == ["lt-0000", "lt-0001"]
+    assert manifest.versions("lt-0000") == [1, 2]
+    assert manifest.marker("lt-0000", 1) == " bar"
+    assert manifest.folder("lt-0000", 2) == folder.resolve() / "lt-0000.v2"
+
+
+@pytest.mark.parametrize(("name", "version"), [("lt-0001", 2), ("lt-0002", 1)])
+def test_what_was_not_made_is_said_by_name(folder, name, version):
+    with pytest.raises(TargetUnfit, match=name):
+        load_manifest(folder).marker(name, version)
+
+
+def test_a_folder_without_markers_is_refused(tmp_path):
+    with pytest.raises(OptionsClash, match="No such file"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"base": "tiny"}', '{"base": 1, "adapters": {}}'])
+def test_a_file_of_another_kind_is_refused(tmp_path, content):
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(OptionsClash, match="not a file of markers"):
+        load_manifest(tmp_path)

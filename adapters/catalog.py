@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,16 +21,31 @@ from adapters.errors import StoreUnreadable, StoreUnwritable, quote
 from adapters.freshness import Freshness, watch
 from adapters.history import Event, select_events
 from adapters.names import STABLE, Reference, check_alias
-from adapters.versions import AdapterVersion, Meaning, find_meaning, select_versions
+from adapters.versions import (
+    AdapterVersion,
+    Meaning,
+    Published,
+    find_meaning,
+    select_published,
+    select_versions,
+)
 
 if TYPE_CHECKING:
     from adapters.checkpoint import Checkpoint  # brings numpy: half a second nobody needs here
 
-__all__ = ["AdapterVersion", "Alias", "Catalog", "Event", "Target"]
+__all__ = ["AdapterVersion", "Alias", "Catalog", "Event", "Published", "Target"]
 
 DATABASE = "catalog.db"
 ELSEWHERE = "catalog-elsewhere"
 REMEMBERED = 10_000
+
+
+@dataclass(slots=True)
+class _Known:
+    """Answers that hold until the catalog changes."""
+
+    meanings: dict[Reference, Meaning] = field(default_factory=dict)
+    published: tuple[Published, ...] | None = None
 
 
 class Catalog:
@@ -40,7 +56,7 @@ class Catalog:
         self._freshness = freshness
         self._lock = threading.Lock()
         self._mark: object = None
-        self._known: dict[Reference, Meaning] = {}
+        self._known = _Known()
 
     @classmethod
     def open(cls, store_dir: Path, url: str | None = None, create: bool = True) -> Self:
@@ -82,8 +98,17 @@ class Catalog:
     def remembered(self, reference: Reference, key: str | None = None) -> AdapterVersion | None:
         """What `resolve` would say, if it is known without asking a database over the network."""
         with self._translated():
-            meaning = self._current().get(reference)
+            meaning = self._current().meanings.get(reference)
         return None if meaning is None else meaning.choose(key)
+
+    def list_published(self) -> tuple[Published, ...]:
+        """What every bare name means now, by name; the same object until the catalog changes."""
+        with self._translated():
+            known = self._current()
+        if known.published is None:
+            with self._reading() as connection:
+                known.published = tuple(select_published(connection))
+        return known.published
 
     def list_versions(self, name: str | None = None) -> list[AdapterVersion]:
         """All versions, or those of one name, by name and number."""
@@ -183,7 +208,7 @@ class Catalog:
 
     def _find(self, reference: Reference) -> Meaning:
         with self._translated():
-            known = self._current()
+            known = self._current().meanings
         found = known.get(reference)
         if found is None:
             with self._reading() as connection:
@@ -194,16 +219,16 @@ class Catalog:
                 known[reference] = found
         return found
 
-    def _current(self) -> dict[Reference, Meaning]:
+    def _current(self) -> _Known:
         """What is remembered of the catalog as it is now.
 
-        The mark is taken before anything is read, and an answer goes into the dict it was looked
-        up for: a late one lands in a forgotten dict, never in a newer one.
+        The mark is taken before anything is read, and an answer goes where it was looked for: a
+        late one lands in what is forgotten, never in what is newer.
         """
         with self._lock:
             mark = self._freshness.mark()
             if mark != self._mark:
-                self._mark, self._known = mark, {}
+                self._mark, self._known = mark, _Known()
             return self._known
 
     @contextmanager

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from adapters.errors import Problem, quote
 from adapters.strict_json import parse_object
@@ -35,6 +35,12 @@ class FileRefused(Exception):
     def __init__(self, problem: Problem) -> None:
         super().__init__(str(problem))
         self.problem = problem
+
+
+class Readable(Protocol):
+    """An open file, or what is read like one."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 def open_adapter_file(folder: Path, name: str, max_bytes: int | None = None) -> BufferedReader:
@@ -72,7 +78,7 @@ def too_large(name: str, max_bytes: int) -> Problem:
 
 
 def copy_bounded(
-    source: BinaryIO, path: Path, max_bytes: int, seen: Callable[[bytes], object] = bool
+    source: Readable, path: Path, max_bytes: int, seen: Callable[[bytes], object] = bool
 ) -> None:
     """Write what `source` still holds to a new file, durably; raises FileRefused when too much.
 

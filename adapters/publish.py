@@ -37,6 +37,7 @@ def publish(
     allow_base_mismatch: bool = False,
     schemes: frozenset[str] | None = None,
     if_new: bool = False,
+    is_ours: bool = False,
 ) -> AdapterVersion:
     """Publish a PEFT adapter as the next version of `name`, and point `aliases` at it.
 
@@ -44,7 +45,8 @@ def publish(
     `base` is the folder of the model it was trained on; `base_name` (its folder's name unless
     given) is what the catalog says of it. `catalog_url`: a catalog other than the store's own.
     With `if_new`, bytes that the name has already are left as they are, aliases included, and
-    bytes that it had are refused: somebody removed them.
+    bytes that it had are refused: somebody removed them. With `is_ours`, `source` is a folder in
+    the store's own `tmp` (Store.scratch), whose files are moved instead of copied.
     Raises an AdapterError.
     """
     check_publishable_name(name)
@@ -56,7 +58,7 @@ def publish(
     with (
         objects.in_use(),
         fetched(source, objects.root / "tmp", max_bytes, schemes) as found,
-        objects.stage(found.folder, max_bytes) as staged,
+        objects.stage(found.folder, max_bytes, is_ours=is_ours or bool(found.origin)) as staged,
     ):
         checkpoint, provenance = judge(staged, model, max_rank, names)
         digest = objects.commit(staged)

@@ -100,23 +100,34 @@ class Store:
             return self.commit(staged)
 
     @contextmanager
-    def stage(self, folder: Path, max_bytes: int | None = None) -> Iterator[Staged]:
-        """Copy an adapter's files aside; what is not committed vanishes at the end.
+    def scratch(self) -> Iterator[Path]:
+        """A private folder on the store's file system, which vanishes at the end.
 
-        `max_bytes` bounds the weights more tightly than files.MAX_BYTES.
-        Hashes are of the bytes copied, so that what is judged is what will be served, however
-        the source changes meanwhile. Until the end nobody takes anything from the store: what is
-        committed should have its version by then.
+        Until then nobody takes anything from the store.
         """
         with self.in_use():
             with self._reported():
-                copy = Path(tempfile.mkdtemp(dir=self._tmp))
+                folder = Path(tempfile.mkdtemp(dir=self._tmp))
             try:
-                with self._reported():
-                    staged = _copy_adapter(folder, copy, max_bytes)
-                yield staged
+                yield folder
             finally:
-                shutil.rmtree(copy, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def stage(
+        self, folder: Path, max_bytes: int | None = None, *, is_ours: bool = False
+    ) -> Iterator[Staged]:
+        """Copy an adapter's files aside; what is not committed vanishes at the end.
+
+        `max_bytes` bounds the weights more tightly than files.MAX_BYTES. With `is_ours`, the
+        folder is a `scratch` of this store, written durably: its files are moved, not copied.
+        Hashes are of the bytes staged, so that what is judged is what will be served, however
+        the source changes meanwhile. What is committed should have its version before the end.
+        """
+        with self.scratch() as copy:
+            with self._reported():
+                staged = _take_adapter(folder, copy, max_bytes, is_ours)
+            yield staged
 
     def commit(self, staged: Staged) -> str:
         """Make a staged copy an object, or find that it is one already."""
@@ -196,14 +207,18 @@ class Store:
             ) from error
 
 
-def _copy_adapter(folder: Path, copy: Path, max_bytes: int | None) -> Staged:
+def _take_adapter(folder: Path, copy: Path, max_bytes: int | None, is_ours: bool) -> Staged:
     hashes, problems = {}, []
     for name in (CONFIG, WEIGHTS, PROVENANCE):
         limit = min(max_bytes or MAX_BYTES[name], MAX_BYTES[name])
         digest = hashlib.sha256()
         try:
             with open_adapter_file(folder, name, limit) as source:
-                copy_bounded(source, copy / name, limit, digest.update)
+                if is_ours:
+                    digest = hashlib.file_digest(source, "sha256")
+                    (folder / name).rename(copy / name)
+                else:
+                    copy_bounded(source, copy / name, limit, digest.update)
         except FileRefused as refused:
             if name in SERVED or refused.problem.code != "file_missing":
                 problems.append(refused.problem)

@@ -6,6 +6,7 @@ Knows nothing of writing, of threads or of what is remembered.
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, select
@@ -71,6 +72,17 @@ class Meaning:
     @property
     def _alias(self) -> str:
         return f"{self.reference.name}@{self.reference.selector or STABLE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a bare name stands for in a list: its version, or the heaviest of a split."""
+
+    name: str
+    version: int
+    digest: str
+    created_at: datetime
+    split: dict[int, int] | None  # version -> weight
 
 
 def find_meaning(connection: Connection, reference: Reference) -> Meaning:
@@ -142,6 +154,22 @@ def select_versions(connection: Connection, *wanted: ColumnElement[bool]) -> lis
     if rows[0].name == rows[-1].name:
         pointing = pointing.where(target.c.name == rows[0].name)
     return _with_aliases(rows, connection.execute(pointing).all())
+
+
+def select_published(connection: Connection) -> list[Published]:
+    """Every name that means something by itself, in order; without what only details need."""
+    table, target = schema.versions, schema.targets
+    same = and_(table.c.name == target.c.name, table.c.number == target.c.version)
+    query = select(*target.c, table.c.digest, table.c.created_at).join(table, same)
+    query = query.where(target.c.alias == STABLE).order_by(target.c.name, target.c.version)
+    found = []
+    for name, group in groupby(connection.execute(query), key=lambda row: row.name):
+        sides = list(group)
+        heaviest = max(sides, key=lambda row: row.weight)
+        split = {row.version: row.weight for row in sides} if len(sides) > 1 else None
+        moment = as_utc(heaviest.created_at)
+        found.append(Published(name, heaviest.version, heaviest.digest, moment, split))
+    return found
 
 
 def _with_aliases(rows: Iterable[Row[Any]], targets: Iterable[Row[Any]]) -> list[AdapterVersion]:

@@ -3,10 +3,13 @@
     python -m bench.many publish --store DIR [--from ADAPTER_FOLDER --base BASE] [--count 1000]
     lorry serve BASE --store DIR --quantization none -- --no-enable-prefix-caching
     python -m bench.many run --url http://127.0.0.1:8000 [--count 1000] [--rounds 4] [--seconds 20]
+    python -m bench.many watch --url http://127.0.0.1:8000 --pid PID --minutes 30 [--count 1000]
 
 `publish` makes the adapters, many-0000 and so on: each scales B by its own factor, 0.5 to 1.5.
 Without --from and --base they are of the bench's own model, made where `python -m bench` makes it.
 `run` speaks HTTP to a server that runs; rounds with eight adapters and with all take turns.
+`watch` keeps the traffic over all of them up and says how the server's memory (PSS of its session,
+every 5 s, from the first minute on) grew with the calls; start the server with `setsid` for it.
 `misnamed` counts answers that name another adapter, `changed` those that differ from what the
 same adapter answered to the same prompt before (tokens that are level may fall either way, and on
 the bench's random model they often are). The last line is JSON.
@@ -26,7 +29,12 @@ from pathlib import Path
 
 import httpx2
 
+from bench.errors import BenchError, OptionsClash, SideFailed
+from bench.growth import sample_while, session_of, summarize
+
 HOT, STREAMS, PROMPTS = 8, 24, 48
+SAMPLE_SECONDS, LEAST_MINUTES = 5.0, 2
+RETRY_SECONDS, WARM_SECONDS = 1.0, 3.0
 VOCABULARY = 896  # token ids that the bench's base and the demo's both have
 
 
@@ -98,7 +106,12 @@ class Traffic:
         name = name_of(number)
         body = {"model": name, "prompt": self._prompts[prompt], "max_tokens": self._tokens}
         body["ignore_eos"] = True
-        response = await self._client.post("/v1/completions", json=body | {"temperature": 0})
+        try:
+            response = await self._client.post("/v1/completions", json=body | {"temperature": 0})
+        except httpx2.TransportError:
+            self.failed["unreachable"] += 1
+            await asyncio.sleep(RETRY_SECONDS)
+            return 0
         if response.status_code != 200:
             self.failed[response.json()["error"]["code"]] += 1
             return 0
@@ -114,7 +127,8 @@ class Traffic:
 async def measure(options: argparse.Namespace) -> dict[str, object]:
     async with httpx2.AsyncClient(base_url=options.url, timeout=120) as client:
         traffic = Traffic(client, options)
-        await traffic.run(HOT, 3.0)
+        if not await traffic.run(HOT, WARM_SECONDS):
+            raise SideFailed(f"{options.url} answers no adapter: {dict(traffic.failed)}")
         pairs = []
         for _ in range(options.rounds):
             few = await traffic.run(HOT, options.seconds)
@@ -133,6 +147,25 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
+async def watch(options: argparse.Namespace) -> dict[str, object]:
+    """Raises a BenchError."""
+    session = session_of(options.pid)
+    async with httpx2.AsyncClient(base_url=options.url, timeout=120) as client:
+        traffic = Traffic(client, options)
+        run = asyncio.create_task(traffic.run(options.count, options.minutes * 60))
+        try:
+            samples = await sample_while(run, session, lambda: traffic.answered, SAMPLE_SECONDS)
+            speed = await run
+        finally:
+            run.cancel()
+    return summarize(samples) | {
+        "tokens_per_second": round(speed, 1),
+        "adapters_used": len(traffic.used),
+        "misnamed": traffic.misnamed,
+        "failed": dict(traffic.failed),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -144,17 +177,34 @@ def main() -> None:
     making.add_argument("--out", type=Path, default=Path(".lorry/bench"), help="the bench's model")
     making.add_argument("--store", type=Path, required=True)
     running = commands.add_parser("run")
-    running.add_argument("--url", required=True)
     running.add_argument("--rounds", type=int, default=4)
     running.add_argument("--seconds", type=float, default=20.0, help="length of half a round")
-    running.add_argument("--alpha", type=float, default=1.0, help="the power law's exponent")
-    running.add_argument("--prompt-tokens", type=int, default=128)
-    running.add_argument("--tokens", type=int, default=32, help="of an answer")
-    for command in (making, running):
+    watching = commands.add_parser("watch")
+    watching.add_argument("--pid", type=int, required=True, help="the server's")
+    watching.add_argument("--minutes", type=float, required=True, help="2 or more")
+    for command in (running, watching):
+        command.add_argument("--url", required=True)
+        command.add_argument("--alpha", type=float, default=1.0, help="the power law's exponent")
+        command.add_argument("--prompt-tokens", type=int, default=128)
+        command.add_argument("--tokens", type=int, default=32, help="of an answer")
+    for command in (making, running, watching):
         command.add_argument("--count", type=int, default=1000)
     options = parser.parse_args()
-    is_run = options.command == "run"
-    print(json.dumps(asyncio.run(measure(options)) if is_run else publish_all(options)))  # noqa: T201
+    try:
+        print(json.dumps(run_command(options)))  # noqa: T201
+    except BenchError as error:
+        parser.exit(1, f"error: {error} ({error.code})\n")
+
+
+def run_command(options: argparse.Namespace) -> dict[str, object]:
+    match options.command:
+        case "publish":
+            return publish_all(options)
+        case "run":
+            return asyncio.run(measure(options))
+    if options.minutes < LEAST_MINUTES:
+        raise OptionsClash(f"the first minute does not count: --minutes {LEAST_MINUTES} or more")
+    return asyncio.run(watch(options))
 
 
 if __name__ == "__main__":

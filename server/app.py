@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 
-from adapters.catalog import AdapterVersion
+from adapters.catalog import AdapterVersion, Published
 from server.admin.guard import AdminGuard
 from server.attribution import Recorder
 from server.encoding import choose_encoder
@@ -96,7 +98,9 @@ def _add_models(app: FastAPI, names: ModelNames, started_at: int) -> None:
         "parent": None,
     }
 
-    def card(model: str, version: AdapterVersion) -> dict[str, Any]:
+    listed: tuple[tuple[Published, ...], bytes] | None = None  # and the answer made of it
+
+    def card(model: str, version: AdapterVersion | Published) -> dict[str, Any]:
         return {
             "id": model,
             "object": "model",
@@ -107,14 +111,21 @@ def _add_models(app: FastAPI, names: ModelNames, started_at: int) -> None:
             "version": version.version,
         }
 
-    @app.get("/v1/models")
-    async def list_models() -> dict[str, Any]:
+    def encode(published: Iterable[Published]) -> bytes:
+        cards = [
+            card(each.name, each) | ({"split": each.split} if each.split else {})
+            for each in published
+        ]
+        return msgspec.json.encode({"object": "list", "data": [base, *cards]})
+
+    @app.get("/v1/models", response_model=dict[str, Any])
+    async def list_models() -> Response:
         """The base, and every adapter as a bare name stands for it now."""
-        cards = []
-        for each in await names.published():
-            split = {"split": each.split} if each.split else {}
-            cards.append(card(each.version.name, each.version) | split)
-        return {"object": "list", "data": [base, *cards]}
+        nonlocal listed
+        published = await names.published()
+        if listed is None or listed[0] is not published:
+            listed = published, encode(published)
+        return Response(listed[1], media_type="application/json")
 
     @app.get("/v1/models/{model:path}")
     async def retrieve_model(model: str) -> dict[str, Any]:

@@ -7,24 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 
-from adapters.catalog import AdapterVersion, Catalog
+from adapters.catalog import AdapterVersion, Catalog, Published
 from adapters.errors import AdapterError, AdapterNotFound, AmbiguousDigest, BadReference
-from adapters.names import STABLE, parse_reference
+from adapters.names import parse_reference
 from server.errors import InvalidRequest, Unavailable, UnknownModel
 
 logger = logging.getLogger("lorry.naming")
 
 _SHOWN_CHARACTERS = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What a bare name means: one version, or the heaviest of a split with all its weights."""
-
-    version: AdapterVersion
-    split: dict[int, int] | None
 
 
 class ModelNames:
@@ -64,28 +55,18 @@ class ModelNames:
         except AdapterError as error:
             raise _unreadable(error) from None
 
-    async def published(self) -> list[Published]:
+    async def published(self) -> tuple[Published, ...]:
         """What a bare `NAME` means now, for every name that means something.
+
+        The same object until the catalog changes.
 
         Raises:
             Unavailable: the catalog can't be read.
         """
         try:
-            return await asyncio.to_thread(self._published)
+            return await asyncio.to_thread(self._catalog.list_published)
         except AdapterError as error:
             raise _unreadable(error) from None
-
-    def _published(self) -> list[Published]:
-        versions = {(v.name, v.version): v for v in self._catalog.list_versions()}
-        found = []
-        for alias in self._catalog.list_aliases():
-            if alias.alias == STABLE:
-                heaviest = max(alias.targets, key=lambda target: target.weight)
-                split = {target.version: target.weight for target in alias.targets}
-                version = versions.get((alias.name, heaviest.version))
-                if version is not None:  # else it was removed between the two questions
-                    found.append(Published(version, split if len(split) > 1 else None))
-        return found
 
 
 def _unreadable(error: AdapterError) -> Unavailable:

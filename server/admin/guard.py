@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import AdminDisabled, NotAuthorized, RequestError, envelope
+from server.errors import AdminDisabled, NotAuthorized, RequestError, RequestTooLarge, envelope
 
 logger = logging.getLogger("lorry.admin")
 
@@ -39,19 +39,22 @@ class AdminGuard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        limit = self._limit(scope["path"], headers)
         try:
             actor = self._identify(headers.get("authorization", ""))
+            _check_length(headers.get("content-length", ""), limit)
         except RequestError as error:
             logger.warning("%s %.128s refused: %s", scope["method"], scope["path"], error.code)
             body = envelope(str(error), error.type, error.code, error.param)
             challenge = {"www-authenticate": "Bearer"} if error.status == 401 else {}
             await JSONResponse(body, error.status, challenge)(scope, receive, send)
             return
-        is_upload = headers.get("content-type", "").startswith("multipart/form-data")
-        is_upload = is_upload and scope["path"] == UPLOAD_PATH
-        limit = self._max_upload_bytes if is_upload else _MAX_JSON_BYTES
         scope.setdefault("state", {})["actor"] = actor
         await self._app(scope, _bounded(receive, limit), send)
+
+    def _limit(self, path: str, headers: Headers) -> int:
+        is_form = headers.get("content-type", "").startswith("multipart/form-data")
+        return self._max_upload_bytes if is_form and path == UPLOAD_PATH else _MAX_JSON_BYTES
 
     def _identify(self, authorization: str) -> str:
         """Who is calling, as the catalog's history will have it."""
@@ -71,6 +74,12 @@ def _is_admin(path: str) -> bool:
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
+
+
+def _check_length(announced: str, limit: int) -> None:
+    """Who says beforehand that it is too much need not send it."""
+    if announced.isdecimal() and (len(announced) > len(str(limit)) or int(announced) > limit):
+        raise RequestTooLarge(f"The request body is larger than {limit} bytes.")
 
 
 def _bounded(receive: Receive, limit: int) -> Receive:

@@ -6,28 +6,25 @@ The judging, hashing and storing is adapters.publish's; here is what may come fr
 from __future__ import annotations
 
 import asyncio
-import re
-import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.errors import StoreUnwritable
 from adapters.names import STABLE
 from adapters.publish import publish
+from adapters.store import Store
 from server.admin.bodies import Publication
-from server.errors import InvalidRequest
+from server.admin.uploads import ArrivingBody, take_upload
+from server.errors import InvalidRequest, Unavailable
 from server.settings import Settings
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_MAX_FILES = 8
-_MAX_FIELDS = 32
-_MAX_FIELD_BYTES = 1024
-_AT_ONCE = 2  # each takes a core to judge it
+_AT_ONCE = 2  # each takes room in the store, and a core to judge it
+_TURN_SECONDS = 60.0
+_RETRY_SECONDS = 10
 
 
 class Publisher:
@@ -37,22 +34,22 @@ class Publisher:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def publish_upload(self, request: Request, actor: str) -> AdapterVersion:
-        """Publish the files of a multipart form: `name`, `alias` (any number) and the files."""
-        try:
-            with tempfile.TemporaryDirectory(prefix="lorry-upload-") as scratch:
-                folder = Path(scratch)
-                wanted = await _take_form(request, folder)
-                return await self._publish(folder, wanted, actor)
-        except OSError as error:
-            raise StoreUnwritable(
-                f"the upload cannot be kept: {error.strerror or error}",
-                "nothing was published: free space where temporary files go (TMPDIR)",
-            ) from error
+        """Publish the files of a multipart form: `name`, `alias` (any number) and the files.
+
+        Nothing of it is read before its turn. Raises Unavailable when that does not come.
+        """
+        content_type = request.headers["content-type"]
+        async with self._turn():
+            body = ArrivingBody(request)
+            return await asyncio.to_thread(self._publish_form, content_type, body, actor)
 
     async def publish_source(self, source: str, wanted: Publication, actor: str) -> AdapterVersion:
         """Publish from a place that a setting allows."""
         place = await asyncio.to_thread(self._find, source)
-        return await self._publish(place, wanted, actor)
+        async with self._turn():
+            return await asyncio.to_thread(
+                self._publish_now, place, wanted.name, wanted.aliases, actor
+            )
 
     def _find(self, source: str) -> str | Path:
         scheme, is_url, rest = source.partition("://")
@@ -80,11 +77,32 @@ class Publisher:
         """What adapters/watch.py does with a complete folder, in its own thread."""
         return self._publish_now(folder, name, (STABLE,), "watch", if_new=True)
 
-    async def _publish(self, place: str | Path, wanted: Publication, actor: str) -> AdapterVersion:
-        async with self._turns:
-            return await asyncio.to_thread(
-                self._publish_now, place, wanted.name, wanted.aliases, actor
-            )
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(_TURN_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Unavailable(
+                "Other adapters are being published. Try again when they are done.",
+                code="publishing_busy",
+                retry_after=_RETRY_SECONDS,
+            ) from None
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    def _publish_form(self, content_type: str, body: Iterable[bytes], actor: str) -> AdapterVersion:
+        try:
+            with Store(self._settings.store).scratch() as folder:
+                wanted = take_upload(content_type, body, folder)
+                return self._publish_now(folder, wanted.name, wanted.aliases, actor, is_ours=True)
+        except OSError as error:
+            raise StoreUnwritable(
+                f"the upload cannot be kept: {error.strerror or error}",
+                "nothing was published: free space in the store, then try again",
+            ) from error
 
     def _publish_now(
         self,
@@ -92,7 +110,9 @@ class Publisher:
         name: str,
         aliases: Sequence[str],
         actor: str,
+        *,
         if_new: bool = False,
+        is_ours: bool = False,
     ) -> AdapterVersion:
         settings = self._settings
         local = isinstance(place, Path)
@@ -109,36 +129,7 @@ class Publisher:
             allow_base_mismatch=settings.allow_base_mismatch,
             schemes=frozenset({"file"} if local else settings.admin_source_schemes),
             if_new=if_new,
+            is_ours=is_ours,
         )
         self._catalog.refresh()  # it was written through a connection of its own
         return version
-
-
-async def _take_form(request: Request, folder: Path) -> Publication:
-    fields: dict[str, list[str]] = {"name": [], "alias": []}
-    async with request.form(
-        max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
-    ) as form:
-        for key, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                await _take_file(value, folder)
-            elif key in fields:
-                fields[key].append(value)
-            else:
-                raise InvalidRequest(f"There is no form field {key[:64]!r}.", param=key[:64])
-    if len(fields["name"]) != 1:
-        raise InvalidRequest("Give one form field `name`.", param="name")
-    given = {"aliases": [each for each in fields["alias"] if each]} if fields["alias"] else {}
-    return Publication.model_validate({"name": fields["name"][0]} | given)
-
-
-async def _take_file(upload: UploadFile, folder: Path) -> None:
-    name = upload.filename or ""
-    target = folder / name
-    if not _FILE_NAME.fullmatch(name) or target.exists():
-        raise InvalidRequest(
-            "Each file of an upload needs a plain name of its own, as in the adapter's folder.",
-            code="bad_file_name",
-        )
-    with target.open("xb") as file:
-        await asyncio.to_thread(shutil.copyfileobj, upload.file, file, 1 << 20)

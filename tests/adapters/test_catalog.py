@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from adapters import catalog as catalog_module
 from adapters.catalog import AdapterVersion, Catalog
@@ -231,3 +232,29 @@ def test_processes_that_publish_at_once_all_get_their_own_versions(
         assert len({version.digest for version in versions}) == 20
         moved = [event for event in catalog.list_events() if event.action == "alias_moved"]
         assert resolve(catalog, "orders").version == moved[-1].detail["to"]
+
+
+def test_the_list_of_names_has_what_each_stands_for(enter, catalog) -> None:
+    enter(catalog, "b", 1)
+    enter(catalog, "a", 1, provenance={"recipe": "r"})
+    newer = enter(catalog, "a", 2)
+    catalog.split("a", "stable", {1: 30, 2: 70}, actor="t")
+    catalog.point("b", "canary", 1, actor="t")
+    enter(catalog, "c", 1, aliases=())
+    first, second = catalog.list_published()
+    assert (first.name, first.version, first.split) == ("a", 2, {1: 30, 2: 70})
+    assert (first.digest, first.created_at) == (newer.digest, newer.created_at)
+    assert (second.name, second.version, second.split) == ("b", 1, None)
+
+
+def test_the_list_of_names_is_asked_of_the_database_once_for_each_change(enter, tmp_path) -> None:
+    asked: list[str] = []
+    with Catalog.open(tmp_path) as catalog, Catalog.open(tmp_path) as other:
+        enter(catalog, "a", 1)
+        event.listen(catalog._engine, "before_cursor_execute", lambda *of: asked.append(of[2]))
+        listed = catalog.list_published()
+        assert catalog.list_published() is listed
+        (query,) = [each for each in asked if each.startswith("SELECT")]
+        assert "provenance" not in query
+        other.drop_alias("a", "stable", actor="t")
+        assert catalog.list_published() == ()

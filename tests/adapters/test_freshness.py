@@ -29,7 +29,7 @@ def test_strange_names_do_not_fill_the_memory(enter, in_sqlite, monkeypatch) -> 
             in_sqlite.resolve(parse_reference(f"unknown{number}"))
     for length in range(6, 30):
         in_sqlite.resolve(parse_reference("orders@sha256:" + "0" * length))
-    assert len(in_sqlite._known) == 3
+    assert len(in_sqlite._known.meanings) == 3
 
 
 def test_the_oldest_answer_makes_room_for_a_new_one(enter, in_sqlite, monkeypatch) -> None:

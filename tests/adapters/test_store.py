@@ -13,7 +13,8 @@ from adapters.errors import (
     StoreUnreadable,
     StoreUnwritable,
 )
-from adapters.store import Store
+from adapters.files import copy_bounded
+from adapters.store import Store, digest_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -226,3 +227,17 @@ def test_processes_may_add_the_same_adapters_at_the_same_time(store, kit, tmp_pa
         worker.join(30)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert len(list(store.digests())) == 8
+
+
+def test_what_lies_in_the_store_already_is_moved_and_hashed_as_it_is(store, folder) -> None:
+    copied = store.add(folder)
+    with store.scratch() as ours:
+        for name in (CONFIG, WEIGHTS):
+            with (folder / name).open("rb") as source:
+                copy_bounded(source, ours / name, 10_000)
+        numbers = {name: (ours / name).stat().st_ino for name in (CONFIG, WEIGHTS)}
+        with store.stage(ours, is_ours=True) as staged:
+            assert digest_of(staged.hashes) == copied
+            moved = {name: (staged.path / name).stat().st_ino for name in (CONFIG, WEIGHTS)}
+            assert moved == numbers
+    assert store.leftovers() == []

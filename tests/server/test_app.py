@@ -34,6 +34,20 @@ async def test_models_list_the_base_and_each_adapter_with_digest_and_parent(hous
     assert (cards[3]["root"], cards[3]["parent"]) == (newer.digest, "tiny")
 
 
+async def test_the_list_of_models_follows_every_change(house):
+    async def listed():
+        answer = await house.client.get("/v1/models")
+        assert answer.headers["content-type"] == "application/json"
+        return [(card["id"], card.get("version")) for card in answer.json()["data"]]
+
+    before = await listed()
+    assert await listed() == before == [("tiny", None), ("blue", 1), ("green", 1), ("red", 1)]
+    publish(house.catalog, "red", content="newer")
+    assert await listed() == [*before[:3], ("red", 2)]
+    house.catalog.drop_alias("blue", "stable", actor="test")
+    assert await listed() == [before[0], before[2], ("red", 2)]
+
+
 @pytest.mark.parametrize("model", ["tiny", "red", "red@1", "tiny:red"])
 async def test_a_model_is_found_by_every_name_that_a_request_could_use(house, model):
     response = await house.client.get(f"/v1/models/{model}")

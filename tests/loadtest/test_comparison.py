@@ -1,4 +1,4 @@
-"""What is made of rounds: ratios of the same round's two sides, and what a scenario asks of them."""
+"""What is made of rounds: ratios of the two sides of each, and what a scenario asks of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What marked adapters need to know of a base: its last layer's MLP, its last norm and its head."""
+"""What marked adapters need to know of a base: the MLPs of its last two layers, and its head."""
 
 from __future__ import annotations
 
@@ -18,19 +18,29 @@ from loadtest.errors import BaseUnfit
 # Families whose MLP is silu(gate) * up, added to the residual as it is, with plain RMS norms.
 FAMILIES = ("llama", "ministral", "mistral", "qwen2", "qwen3", "smollm3")
 _INDEX = "model.safetensors.index.json"
-_EMBEDDINGS = "model.embed_tokens.weight"
+_LAST_NORM = "model.norm.weight"
+_PARTS = ("post_attention_layernorm", "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj")
 
 
 @dataclass(frozen=True, slots=True)
-class LastLayer:
+class Layer:
+    number: int
+    norm: Tensor  # the weight of the norm before the MLP
+    gate_size: float  # the largest row of gate and up, with the norm in it; at least 1
+    down_size: float  # the largest column of down; at least 1
+
+    @property
+    def prefix(self) -> str:
+        return f"model.layers.{self.number}.mlp"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
     """All in float32. `head` has the last norm's weight in it, so that it acts on the residual."""
 
     folder: Path
-    number: int
-    norm: Tensor  # of the MLP's input
+    layers: tuple[Layer, Layer]
     head: Tensor  # (vocabulary, hidden)
-    gate_size: float  # the largest row of gate and up, for a middling input; at least 1
-    down_size: float  # the largest column of down; at least 1
     intermediate: int
     digest: str
 
@@ -40,35 +50,36 @@ class LastLayer:
 
     @property
     def hidden(self) -> int:
-        return len(self.norm)
-
-    @property
-    def prefix(self) -> str:
-        return f"model.layers.{self.number}"
+        return self.head.shape[1]
 
 
-def read_last_layer(folder: Path) -> LastLayer:
+def read_ending(folder: Path) -> Ending:
     """Raises BaseUnfit: there is no such base, or one that is not built like Llama."""
     config = _read_config(folder)
-    number = int(config["num_hidden_layers"]) - 1
-    prefix = f"model.layers.{number}"
-    norm, last, gate, up, down = (
-        f"{prefix}.post_attention_layernorm.weight",
-        "model.norm.weight",
-        *(f"{prefix}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
-    )
-    head = _EMBEDDINGS if config.get("tie_word_embeddings") else "lm_head.weight"
-    tensors = _read(folder, [norm, last, gate, up, down, head])
-    rows = torch.cat([tensors[gate], tensors[up]]) * tensors[norm]
-    return LastLayer(
+    count = config.get("num_hidden_layers", 0)
+    if count < 2:
+        raise BaseUnfit(f"{folder} has {count} layers: marked adapters need two")
+    head = "model.embed_tokens" if config.get("tie_word_embeddings") else "lm_head"
+    names = [f"{head}.weight", _LAST_NORM]
+    for number in (count - 2, count - 1):
+        names += [f"model.layers.{number}.{part}.weight" for part in _PARTS]
+    tensors = _read(folder, names)
+    return Ending(
         folder=folder,
-        number=number,
-        norm=tensors[norm],
-        head=tensors[head] * tensors[last],
-        gate_size=max(1.0, rows.norm(dim=1).max().item()),
-        down_size=max(1.0, tensors[down].norm(dim=0).max().item()),
-        intermediate=len(tensors[gate]),
+        layers=(_measure(tensors, count - 2), _measure(tensors, count - 1)),
+        head=tensors[names[0]] * tensors[_LAST_NORM],
+        intermediate=len(tensors[names[-2]]),
         digest=_digest(folder, tensors),
+    )
+
+
+def _measure(tensors: dict[str, Tensor], number: int) -> Layer:
+    norm, down, gate, up = (tensors[f"model.layers.{number}.{part}.weight"] for part in _PARTS)
+    return Layer(
+        number=number,
+        norm=norm,
+        gate_size=max(1.0, (torch.cat([gate, up]) * norm).norm(dim=1).max().item()),
+        down_size=max(1.0, down.norm(dim=0).max().item()),
     )
 
 
@@ -114,5 +125,5 @@ def _digest(folder: Path, tensors: dict[str, Tensor]) -> str:
         if (folder / name).exists():
             state.update((folder / name).read_bytes())
     for tensor in tensors.values():
-        state.update(tensor.contiguous().numpy())
+        state.update(tensor.contiguous().numpy().data)
     return state.hexdigest()

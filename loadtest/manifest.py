@@ -5,6 +5,7 @@ Written by loadtest/marked.py, read by all that judges answers; knows nothing of
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,35 +45,27 @@ class Manifest:
         """The adapters by number."""
         return sorted(self.document.adapters)
 
-    def versions(self, name: str) -> list[int]:
-        """Raises TargetUnfit when there is no such adapter."""
-        return sorted(map(int, self._versions_of(name)))
+    def marker(self, name: str, version: int) -> str | None:
+        """None: no such adapter, or no such version of it."""
+        found = self._find(name, version)
+        return None if found is None else found.marker
 
-    def marker(self, name: str, version: int) -> str:
-        """Raises TargetUnfit when there is no such adapter or version."""
-        return self._find(name, version).marker
+    def folder(self, name: str, version: int) -> Path | None:
+        """None: no such adapter, or no such version of it."""
+        found = self._find(name, version)
+        return None if found is None else self.root / found.folder
 
-    def folder(self, name: str, version: int) -> Path:
-        """Raises TargetUnfit when there is no such adapter or version."""
-        return self.root / self._find(name, version).folder
-
-    def _find(self, name: str, version: int) -> Marked:
-        found = self._versions_of(name).get(str(version))
-        if found is None:
+    def check_has(self, names: Iterable[str]) -> None:
+        """Raises TargetUnfit when one of them is no marked adapter."""
+        unknown = sorted(set(names) - self.document.adapters.keys())
+        if unknown:
             raise TargetUnfit(
-                f"{self.root} has no version {version} of {name}: make the marked adapters again "
-                "with more versions"
+                f"{self.root} has no adapter {unknown[0]}: let the server have what is in that "
+                "folder, or make more marked adapters"
             )
-        return found
 
-    def _versions_of(self, name: str) -> dict[str, Marked]:
-        found = self.document.adapters.get(name)
-        if found is None:
-            raise TargetUnfit(
-                f"{self.root} has no adapter {name}: publish to the server what is in that folder, "
-                "or make more marked adapters"
-            )
-        return found
+    def _find(self, name: str, version: int) -> Marked | None:
+        return self.document.adapters.get(name, {}).get(str(version))
 
 
 def load_manifest(folder: Path) -> Manifest:

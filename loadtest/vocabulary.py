@@ -25,6 +25,9 @@ class Token:
 def markers_of(base: Path) -> list[Token]:
     """Tokens with texts of their own: no repetition of one is also a repetition of another.
 
+    Words first, and of these the rare ones, which have high numbers: least of all does a base say
+    them by itself.
+
     Raises:
         BaseUnfit: the base has no tokenizer.json that can be read.
     """
@@ -32,7 +35,7 @@ def markers_of(base: Path) -> list[Token]:
     found: dict[str, Token] = {}
     for token in _readable(tokenizer):
         found.setdefault(_period(token.repeated.strip()), token)
-    return sorted(found.values(), key=lambda token: (not _is_word(token), token.number))
+    return sorted(found.values(), key=lambda token: (not _is_word(token), -token.number))
 
 
 def _load(path: Path) -> Tokenizer:

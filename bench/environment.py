@@ -1,26 +1,20 @@
 """The environment of a side's process: set before anything heavy is imported there.
 
-What the caller's shell sets for vLLM or for threads does not reach a side, or it would change
-what "stock" and "ours" mean.
+What the caller's shell sets for vLLM or for threads does not reach a side
+(loadtest.environment.cleaned), or it would change what "stock" and "ours" mean.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 
 from bench.model import Home
 from bench.spec import SideSpec
 from server.engine import environment
 from server.settings import Settings
 
-_CLEANED = ("VLLM_", "LORRY_", "OMP_", "GOMP_", "KMP_", "MKL_", "LD_PRELOAD")
 _STOCK_PLUGINS = "bitsandbytes"
-
-
-def cleaned(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a side inherits of the caller's environment."""
-    return {name: value for name, value in environ.items() if not name.startswith(_CLEANED)}
 
 
 def prepare(spec: SideSpec, home: Home, environ: MutableMapping[str, str] = os.environ) -> None:

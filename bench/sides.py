@@ -19,12 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bench import processes
-from bench.environment import cleaned
 from bench.errors import SideFailed
 from bench.model import Home
 from bench.spec import Outcome, SideSpec
 from bench.workload import Workload
+from loadtest import processes
+from loadtest.environment import cleaned
 
 START_SECONDS = 600.0
 RUN_SECONDS = 300.0

@@ -28,11 +28,11 @@ from typing import Any
 
 import httpx2
 
-from bench import processes
-from bench.environment import cleaned
 from bench.errors import SideFailed
 from bench.model import FULL, TINY, Home, prepare
 from bench.workload import adapter_names
+from loadtest import processes
+from loadtest.environment import cleaned
 
 STREAMS, PROMPT_TOKENS, OUTPUT_TOKENS = 24, 128, 32
 ADAPTERS = adapter_names(16, 8)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import processes, sides
+from bench import sides
 from bench.errors import SideFailed
 from bench.model import Home
 from bench.sides import Side, Sides
 from bench.spec import SideSpec
 from bench.workload import Workload
+from loadtest import processes
 
 SHORT = Workload(streams=3, prompt_tokens=4, output_tokens=5, adapters=("a", None))
 WELL = SideSpec("lorry")

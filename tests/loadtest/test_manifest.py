@@ -32,15 +32,21 @@ def test_each_version_has_its_marker_and_folder(folder):
     manifest = load_manifest(folder)
     assert manifest.base == "tiny"
     assert manifest.names == ["lt-0000", "lt-0001"]
-    assert manifest.versions("lt-0000") == [1, 2]
     assert manifest.marker("lt-0000", 1) == " bar"
     assert manifest.folder("lt-0000", 2) == folder.resolve() / "lt-0000.v2"
 
 
 @pytest.mark.parametrize(("name", "version"), [("lt-0001", 2), ("lt-0002", 1)])
-def test_what_was_not_made_is_said_by_name(folder, name, version):
-    with pytest.raises(TargetUnfit, match=name):
-        load_manifest(folder).marker(name, version)
+def test_what_was_not_made_has_neither(folder, name, version):
+    manifest = load_manifest(folder)
+    assert manifest.marker(name, version) is None
+    assert manifest.folder(name, version) is None
+
+
+def test_an_adapter_that_is_needed_but_was_not_made_is_named(folder):
+    load_manifest(folder).check_has(["lt-0000", "lt-0001"])
+    with pytest.raises(TargetUnfit, match="lt-0002"):
+        load_manifest(folder).check_has(["lt-0000", "lt-0002"])
 
 
 def test_a_folder_without_markers_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from adapters.base import read_base
 from adapters.checkpoint import read_checkpoint
-from loadtest.checkpoint import read_last_layer
+from loadtest.checkpoint import read_ending
 from loadtest.errors import BaseUnfit, OutUnwritable
 from loadtest.manifest import FILE, load_manifest
 from loadtest.marked import find_directions, make_marked
@@ -46,7 +46,7 @@ def change_config(base: Path, **changes: object) -> None:
 
 
 def expected_tokens() -> list[int]:
-    directions = find_directions(read_last_layer(BASE), 2 * COUNT)
+    directions = find_directions(read_ending(BASE), 2 * COUNT)
     return [direction.token.number for direction in directions]
 
 
@@ -107,7 +107,7 @@ def test_what_is_there_is_kept_and_other_arguments_make_it_anew(tmp_path):
 
 
 def test_where_tokens_run_out_they_are_used_again_but_never_by_both_versions(tmp_path):
-    count = len(find_directions(read_last_layer(BASE), 10_000)) // 2 + 1
+    count = len(find_directions(read_ending(BASE), 10_000)) // 2 + 1
     make_marked(BASE, tmp_path / "out", count)
     manifest = load_manifest(tmp_path / "out")
     for name in manifest.names:
@@ -137,6 +137,7 @@ def test_repetitions_of_two_markers_are_never_the_same_text():
         ({"quantization_config": {"bits": 4}}, "quantized"),
         ({"tie_word_embeddings": False}, "lacks weights"),
         ({"num_hidden_layers": 9}, "lacks weights"),
+        ({"num_hidden_layers": 1}, "1 layers"),
     ],
 )
 def test_a_base_of_another_kind_is_refused(base, tmp_path, changes, said):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from bench import processes
+from loadtest import processes
 from bench.errors import OptionsClash, SideFailed
 
 SETTLED_SECONDS = 60.0  # what a server builds up at its first calls is no growth

@@ -76,6 +76,10 @@ def run(
     markers: Markers = None,
     only: Only = "*",
     processes: Processes = 1,
+    spans: Annotated[
+        int | None,
+        typer.Option(metavar="PORT", min=1, max=65535, help="Take the server's spans here."),
+    ] = None,
     out: Out = None,
     records: Annotated[
         Path | None, typer.Option(help="Every call as a line of JSON, into this file.")
@@ -96,6 +100,7 @@ def run(
             markers=markers,
             adapters=only,
             processes=processes,
+            spans=spans,
             home=OUT,
         )
         plan = find_scenario(scenario)

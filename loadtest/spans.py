@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from loadtest.errors import OptionsClash
 from loadtest.records import Record
 from loadtest.results import Agreement, Disagreement
 
@@ -37,14 +38,18 @@ class CallSpan(msgspec.Struct, frozen=True):
 
 
 class SpanReceiver:
-    """Listens at a free port of 127.0.0.1 for the length of an `async with` block."""
+    """Listens at 127.0.0.1 for the length of an `async with` block.
 
-    def __init__(self) -> None:
+    Raises:
+        OptionsClash: the port can't be had.
+    """
+
+    def __init__(self, port: int = 0) -> None:  # 0 takes a free one
         self.spans: dict[str, list[CallSpan]] = defaultdict(list)  # by trace id
         app = web.Application(client_max_size=_MAX_BYTES)
         app.router.add_post(_PATH, self._take)
         self._runner = web.AppRunner(app, access_log=None)
-        self._port = 0
+        self._port = port
 
     @property
     def environment(self) -> dict[str, str]:
@@ -56,7 +61,11 @@ class SpanReceiver:
 
     async def __aenter__(self) -> Self:
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        try:
+            await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise OptionsClash(f"--spans {self._port}: {error.strerror}; give another") from None
         self._port = self._runner.addresses[0][1]
         return self
 

@@ -35,6 +35,7 @@ class Options:
     markers: Path | None = None
     adapters: str = "*"
     processes: int = 1
+    spans: int | None = None  # the port that a running server sends its spans to
 
 
 @contextlib.asynccontextmanager
@@ -49,7 +50,9 @@ async def opened(scenario: Scenario, options: Options) -> AsyncIterator[Setting]
     if (options.url is None) == (options.serve is None):
         raise OptionsClash("give --url URL (a server that runs) or --serve BASE (start one)")
     if options.url is not None:
-        yield _running(scenario, options, options.url)
+        async with contextlib.AsyncExitStack() as stack:
+            given = options.spans and await stack.enter_async_context(SpanReceiver(options.spans))
+            yield _running(scenario, options, options.url, given or None)
         return
     assert options.serve is not None
     async with SpanReceiver() as spans:
@@ -60,7 +63,7 @@ async def opened(scenario: Scenario, options: Options) -> AsyncIterator[Setting]
             yield setting_of(scenario, served, manifest, options.processes, spans)
 
 
-def _running(scenario: Scenario, options: Options, url: str) -> Setting:
+def _running(scenario: Scenario, options: Options, url: str, spans: SpanReceiver | None) -> Setting:
     if not url.startswith(("http://", "https://")):
         raise OptionsClash(f"--url {url}: give http://HOST:PORT or https://...")
     key = options.api_key
@@ -74,6 +77,7 @@ def _running(scenario: Scenario, options: Options, url: str) -> Setting:
         adapters=options.adapters,
         manifest=load_manifest(options.markers) if options.markers else None,
         admin_token=options.admin_token,
+        spans=spans,
         processes=options.processes,
     )
 

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from loadtest import processes
 from bench.errors import OptionsClash, SideFailed
+from loadtest import processes
 
 SETTLED_SECONDS = 60.0  # what a server builds up at its first calls is no growth
 MIB = 1 << 20

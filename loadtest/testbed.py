@@ -51,16 +51,18 @@ async def opened(scenario: Scenario, options: Options) -> AsyncIterator[Setting]
         raise OptionsClash("give --url URL (a server that runs) or --serve BASE (start one)")
     if options.url is not None:
         async with contextlib.AsyncExitStack() as stack:
-            given = options.spans and await stack.enter_async_context(SpanReceiver(options.spans))
-            yield _running(scenario, options, options.url, given or None)
+            spans = None
+            if options.spans is not None:
+                spans = await stack.enter_async_context(SpanReceiver(options.spans))
+            yield _running(scenario, options, options.url, spans)
         return
     assert options.serve is not None
-    async with SpanReceiver() as spans:
+    async with SpanReceiver() as receiver:
         manifest = marked_for(scenario, options.serve, options.home)
-        variables = spans.environment | _SPANS
+        variables = receiver.environment | _SPANS
         setup = setup_of(scenario, options.serve, manifest, options.home / "own", variables)
         async with started("lorry", setup) as served:
-            yield setting_of(scenario, served, manifest, options.processes, spans)
+            yield setting_of(scenario, served, manifest, options.processes, receiver)
 
 
 def _running(scenario: Scenario, options: Options, url: str, spans: SpanReceiver | None) -> Setting:

@@ -31,7 +31,9 @@ streams:
     hang_up: 0.1
   chat: {adapters: {count: 6, popularity: {kind: in-turn}}, endpoint: chat, output_tokens: 6}
 phases:
-  - {name: together, seconds: 5, traffic: {mixed: {kind: poisson, rate: 4}, chat: {kind: closed, concurrency: 2}}}
+  - name: together
+    seconds: 5
+    traffic: {mixed: {kind: poisson, rate: 4}, chat: {kind: closed, concurrency: 2}}
   - name: rolling
     seconds: 6
     traffic: {mixed: {kind: poisson, rate: 5}}

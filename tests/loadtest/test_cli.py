@@ -109,7 +109,6 @@ async def test_a_sweep_draws_rates_with_the_knee(standin, scenario, tmp_path):
         (["compare", "default", "--serve", "absent"], 2, "has actions"),
         (["compare", "smoke", "--serve", "absent", "--peers", "merged"], 2, "calls the base"),
         (["smoke", "--serve", "absent"], 3, "absent"),
-        (["smoke", "--url", "http://127.0.0.1:1", "--spans", "1"], 2, "--spans 1"),
         (["mark", "absent", "--out", "never-made"], 3, "absent"),
     ],
 )

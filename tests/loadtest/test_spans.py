@@ -13,6 +13,7 @@ from opentelemetry.trace import format_trace_id
 from standin_server import BASE, Stats, publish
 
 from adapters.catalog import Catalog
+from loadtest.errors import OptionsClash
 from loadtest.results import Agreement, Disagreement
 from loadtest.spans import CallSpan, SpanReceiver, spans_agree
 from server.call import Call, Sequence
@@ -119,3 +120,12 @@ async def test_what_is_no_span_is_refused():
         async with session.post(address, data=b"no protobuf") as response:
             assert response.status == 400
     assert not receiver.spans
+
+
+async def test_a_port_that_another_has_is_told():
+    async with SpanReceiver() as first:
+        port = int(
+            first.environment["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"].split(":")[2].split("/")[0]
+        )
+        with pytest.raises(OptionsClash, match=f"--spans {port}: .* give another"):
+            await SpanReceiver(port).__aenter__()

@@ -48,7 +48,7 @@ async def run_scenario(scenario: Scenario, setting: Setting, progress: Progress)
 
     Raises:
         OptionsClash: the scenario's actions need what was not given.
-        TargetUnfit: the server is not there, or lacks adapters.
+        TargetUnfit: the server is not there, lacks adapters, or has some that are not marked.
         WorkerFailed: a process of the load generator ended.
     """
     manifest = setting.manifest
@@ -60,6 +60,8 @@ async def run_scenario(scenario: Scenario, setting: Setting, progress: Progress)
             session, target.url, target.headers, wanted=setting.adapters, needed=scenario.adapters
         )
         names = models.adapters[: scenario.adapters]
+        if manifest is not None:
+            manifest.check_has(names)
         before = await _scrape(session, target)
         actions = Actions(
             *(session, target.url, setting.admin_token, names),

@@ -83,6 +83,19 @@ async def test_a_key_goes_with_each_call(standin, scenario, tmp_path):
     assert {each["Authorization"] for each in standin.headers} == {"Bearer k-1"}
 
 
+async def test_markers_of_other_adapters_are_refused_as_they_would_judge_nothing(
+    standin, scenario, tmp_path
+):
+    marked = {"lt-0000": {"1": {"folder": "lt-0000.v1", "marker": " word"}}}
+    document = {"base": "tiny", "digest": "", "adapters": marked}
+    (tmp_path / "markers.json").write_text(json.dumps(document))
+    code, _, complained = await loadtest(
+        *(scenario, "--url", standin.url, "--markers", tmp_path, "--out", tmp_path / "out")
+    )
+    assert code == 3
+    assert "has no adapter one" in complained
+
+
 async def test_a_sweep_draws_rates_with_the_knee(standin, scenario, tmp_path):
     code, said, complained = await loadtest(
         *("sweep", scenario, "--url", standin.url, "--rates", "20,5", "--seconds", "1"),

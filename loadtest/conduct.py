@@ -64,7 +64,7 @@ async def run_sweep(
             rates = rates_of(summarize(await _observed(capacity, setting), capacity))
         swept = sweeping(scenario, stream, rates, seconds)
         done = await _observed(swept, setting)
-    points = points_of(summarize(done, swept), rates)
+    points = points_of(done, summarize(done, swept), rates)
     found = Sweep(
         scenario=scenario.name,
         stream=stream,

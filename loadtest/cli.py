@@ -144,9 +144,10 @@ def sweep(
             raise OptionsClash(f"no stream {chosen!r}: there are {', '.join(plan.streams)}")
         folder = out or OUT / f"{plan.name}-sweep"
         given = [_rate(text) for text in rates.split(",")] if rates else []
-        asyncio.run(
+        passed = asyncio.run(
             run_sweep(plan, chosen, given, seconds, options, folder, _console(json_), json_)
         )
+    raise typer.Exit(0 if passed else 1)
 
 
 @app.command()

@@ -52,7 +52,12 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     plan: str
     points: list[Point]
     knee: int | None
-    wrong: int
+    wrong: int  # answers of another adapter
+    apart: int  # counts that client and server do not share
+
+    @property
+    def passed(self) -> bool:
+        return not self.wrong and not self.apart
 
 
 def measuring_capacity(scenario: Scenario, stream: str, seconds: float) -> Scenario:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from openai_standin import Manner, Standin, serve
+from openai_standin import Manner, Standin, piece, serve
 from server_process import ROOT
 
 SCENARIO = """
@@ -104,6 +104,18 @@ async def test_a_sweep_draws_rates_with_the_knee(standin, scenario, tmp_path):
     assert code == 0, complained
     assert [point["offered"] for point in json.loads(said)["points"]] == [5, 20]
     assert "<svg" in (tmp_path / "sweep.html").read_text()
+
+
+async def test_a_sweep_in_which_others_answered_fails(standin, scenario, tmp_path):
+    others = Manner(frames=[piece("a", model="other"), piece("b", "length", "other")])
+    standin.choose = lambda body: others if body.get("stream") else Manner()
+    code, said, _ = await loadtest(
+        *("sweep", scenario, "--url", standin.url, "--rates", "20", "--seconds", "1"),
+        *("--out", tmp_path),
+    )
+    assert code == 1
+    assert "wrong answers" in said
+    assert "wrong answers" in (tmp_path / "sweep.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -203,6 +204,7 @@ def list_() -> None:
 
 @contextmanager
 def reported() -> Iterator[None]:
+    _end_as_by_ctrl_c()
     try:
         yield
     except LoadtestError as error:
@@ -211,6 +213,13 @@ def reported() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped: nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _end_as_by_ctrl_c() -> None:
+    """Also when `timeout`, CI or a closed terminal ends it: no server may stay behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def _console(to_stderr: bool) -> Console:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ class Launch:
         ready: str,
         log: Path,
         patience: float = START_SECONDS,
+        given_up: threading.Event | None = None,  # set: starting ends at once, and fails
     ) -> None:
         self.port, self.log = port, log
         self.start_seconds = 0.0
@@ -49,6 +51,7 @@ class Launch:
         self._environment = {**cleaned(os.environ), **environment}
         self._ready = ready
         self._patience = patience
+        self._given_up = given_up or threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -98,7 +101,8 @@ class Launch:
                 raise self._failed(f"ended with code {code} before it was ready")
             if self._is_ready():
                 return
-            time.sleep(_POLL_SECONDS)
+            if self._given_up.wait(_POLL_SECONDS):
+                raise self._failed("was given up before it was ready")
         raise self._failed(f"was not ready within {self._patience:.0f} s")
 
     def _is_ready(self) -> bool:

@@ -155,7 +155,7 @@ def _start(
     log = setup.work.resolve() / f"{name}.log"
     log.unlink(missing_ok=True)
     variables = {**environment.neutral(setup.work.resolve() / "cache"), **settings}
-    launch = Launch(command, variables, port=port, ready=ready, log=log)
+    launch = Launch(command, variables, port=port, ready=ready, log=log, given_up=setup.given_up)
     launch.start()
     stack.callback(launch.stop)
     return launch

@@ -118,6 +118,21 @@ async def test_a_sweep_in_which_others_answered_fails(standin, scenario, tmp_pat
     assert "wrong answers" in (tmp_path / "sweep.html").read_text()
 
 
+async def test_one_that_is_terminated_ends_as_by_ctrl_c(standin, scenario, tmp_path):
+    scenario.write_text(SCENARIO.replace("seconds: 1", "seconds: 60"))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "lorry", "loadtest", str(scenario), "--url", standin.url),
+        *("--out", str(tmp_path / "out")),
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    await standin.came.wait()
+    process.terminate()
+    _, complained = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 130
+    assert b"stopped: nothing was written" in complained
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -28,9 +28,14 @@ async def run_once(
     console: Console,
     as_json: bool,
 ) -> bool:
-    """Whether it passed."""
+    """Whether it passed.
+
+    Raises:
+        ServerFailed: the tool's own server ended by itself; the reports are there all the same.
+    """
     async with opened(scenario, options) as setting:
         done = await _observed(scenario, setting)
+        ended = setting.ended()
     summary = summarize(done, scenario)
     verdict = judge(done, summary, scenario)
     report.write_html(done, summary, verdict, out / "report.html")
@@ -39,6 +44,8 @@ async def run_once(
         report.write_records(done, records)
     table = terminal_report(done, summary, verdict)
     _show(console, table, out / "report.html", out / "report.json", as_json)
+    if ended is not None:
+        raise ended
     return verdict.passed
 
 

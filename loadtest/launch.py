@@ -53,6 +53,7 @@ class Launch:
         self._patience = patience
         self._given_up = given_up or threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
 
     @property
     def url(self) -> str:
@@ -64,13 +65,19 @@ class Launch:
         assert self._process is not None, "it was never started"
         return self._process.pid
 
+    @property
+    def ended(self) -> ServerFailed | None:
+        """What is to be told of it if it has ended by itself."""
+        code = None if self._process is None or self._stopped else self._process.poll()
+        return None if code is None else self._failed(f"ended with code {code}")
+
     def start(self) -> None:
         """Start it and wait until it takes calls; the log is carried on.
 
         Raises:
             ServerFailed: it ended, or was not ready in time. Nothing of it is left.
         """
-        began = time.monotonic()
+        began, self._stopped = time.monotonic(), False
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -90,6 +97,7 @@ class Launch:
 
     def stop(self) -> None:
         """Ask it to stop, then end what is left of its session. Harmless if it has ended."""
+        self._stopped = True
         if self._process is not None:
             processes.send(self.session, signal.SIGCONT)
             self._end(signal.SIGTERM)

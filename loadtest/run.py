@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -12,7 +13,7 @@ import aiohttp
 from loadtest import plan
 from loadtest.actions import Actions, Switch, check
 from loadtest.client import Target, open_session
-from loadtest.errors import TargetUnfit
+from loadtest.errors import LoadtestError, TargetUnfit
 from loadtest.liveness import Liveness
 from loadtest.manifest import Manifest
 from loadtest.progress import Progress
@@ -39,6 +40,7 @@ class Setting:
     manifest: Manifest | None = None  # the marks of the adapters, where they have any
     admin_token: str | None = None
     switch: Switch | None = None  # stops and starts the server, where it is the tool's own
+    ended: Callable[[], LoadtestError | None] = lambda: None  # it has, though nobody stopped it
     spans: SpanReceiver | None = None
     processes: int = 1
 

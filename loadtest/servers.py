@@ -46,6 +46,11 @@ class Served:
         return [launch.session for launch in self.launches]
 
     @property
+    def ended(self) -> ServerFailed | None:
+        """What is to be told of one that has ended by itself."""
+        return next((launch.ended for launch in self.launches if launch.ended), None)
+
+    @property
     def start_seconds(self) -> float:
         """One after the other."""
         return sum(launch.start_seconds for launch in self.launches)

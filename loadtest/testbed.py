@@ -156,6 +156,7 @@ def setting_of(
         models=_models_of(served),
         admin_token=served.admin_token,
         switch=Switch(stop, start),
+        ended=lambda: served.ended,
         spans=spans,
         processes=processes,
     )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from loadtest import comparison_report, report, sides, sweep_report
 from loadtest.progress import Progress
@@ -38,12 +38,12 @@ async def run_once(
         ended = setting.ended()
     summary = summarize(done, scenario)
     verdict = judge(done, summary, scenario)
+    console.print(terminal_report(done, summary, verdict))
     report.write_html(done, summary, verdict, out / "report.html")
     report.write_json(done, summary, verdict, out / "report.json")
     if records is not None:
         report.write_records(done, records)
-    table = terminal_report(done, summary, verdict)
-    _show(console, table, out / "report.html", out / "report.json", as_json)
+    _show(console, out / "report.html", out / "report.json", as_json)
     if ended is not None:
         raise ended
     return verdict.passed
@@ -89,8 +89,9 @@ async def run_sweep(
         wrong=sum(len(each.wrong) for each in runs),
         apart=sum(len(each.agreement.disagreements) for each in runs),
     )
+    console.print(sweep_report.table(found))
     sweep_report.write(found, out)
-    _show(console, sweep_report.table(found), out / "sweep.html", out / "sweep.json", as_json)
+    _show(console, out / "sweep.html", out / "sweep.json", as_json)
     return found.passed
 
 
@@ -117,16 +118,14 @@ async def run_sides(
     told = Console(stderr=True, highlight=False)
     with Progress(told) as progress:
         found = await sides.compare(order, told.print, progress)
+    console.print(comparison_report.table(found))
     comparison_report.write(found, out)
-    table = comparison_report.table(found)
-    _show(console, table, out / "compare.html", out / "compare.json", as_json)
+    _show(console, out / "compare.html", out / "compare.json", as_json)
     return found.passed
 
 
-def _show(
-    console: Console, table: RenderableType, page: Path, document: Path, as_json: bool
-) -> None:
-    console.print(table)
-    console.print(f"more in {page}", soft_wrap=True)
+def _show(console: Console, page: Path, document: Path, as_json: bool) -> None:
+    """Where more is. The table has been printed before: minutes of work outlive a full disk."""
+    console.print(f"more in {page}", soft_wrap=True, markup=False)
     if as_json:
         sys.stdout.write(document.read_text())

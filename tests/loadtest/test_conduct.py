@@ -12,7 +12,7 @@ from rich.console import Console
 
 from loadtest import conduct
 from loadtest.client import Target
-from loadtest.errors import ServerFailed
+from loadtest.errors import OutUnwritable, ServerFailed
 from loadtest.run import Setting
 from loadtest.testbed import Options
 
@@ -43,4 +43,12 @@ async def test_a_server_that_ended_by_itself_is_an_error_after_the_reports(condu
     with pytest.raises(ServerFailed, match="out of memory"):
         await run_once(tmp_path, ServerFailed("the server ended: out of memory"))
     assert (tmp_path / "report.html").exists()
+    assert "PASSED" in printed.getvalue()
+
+
+async def test_what_was_found_is_printed_even_if_it_cannot_be_kept(conducted, tmp_path):
+    run_once, printed = conducted
+    (tmp_path / "file").touch()
+    with pytest.raises(OutUnwritable):
+        await run_once(tmp_path / "file")
     assert "PASSED" in printed.getvalue()

@@ -35,6 +35,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     wrong: int
     judged: int
     failed: int
+    apart: int = 0  # counts that it and its callers do not share
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,12 +94,13 @@ def checks_of(
     asked = [each for each in scenario.compare if each.peer in peers]
     ours = [each for each in rounds if each.side == OURS]
     wrong, failed = sum(r.wrong for r in ours), sum(r.failed for r in ours)
+    apart = sum(r.apart for r in ours)
     return [
         Check(
-            name="ours: no wrong answer, no failed call",
-            wanted="0 and 0",
-            found=f"{wrong} and {failed}",
-            passed=not wrong and not failed,
+            name="ours: no wrong answer, no failed call, no count apart from its callers'",
+            wanted="0, 0 and 0",
+            found=f"{wrong}, {failed} and {apart}",
+            passed=not (wrong or failed or apart),
         ),
         *(_check(each, rows) for each in asked),
     ]

@@ -148,6 +148,7 @@ async def _run(
         wrong=len(done.wrong),
         judged=done.judged,
         failed=sum(record.outcome == "failed" for record in done.records),
+        apart=len(done.agreement.disagreements),
     )
 
 

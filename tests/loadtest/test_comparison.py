@@ -15,16 +15,15 @@ def scenario(**bounds):
     return scenario_of(compare=[{**ASKED, **bounds}])
 
 
-def round_of(side: str, number: int, calls: int, *, wrong: int = 0, failed: int = 0) -> Round:
+def round_of(side: str, number: int, calls: int, **faults: int) -> Round:
     records = [
         record(scheduled=1000 + n / 100, number=n, output_tokens=10, streamed=False)
         for n in range(calls)
     ]
     run = run_of(*records, windows=[window(began=1000)])
     summary = summarize(run, scenario_of())
-    return Round(
-        side=side, number=number, summary=summary, wrong=wrong, judged=calls, failed=failed
-    )
+    counts = {"wrong": 0, "failed": 0, "judged": calls, **faults}
+    return Round(side=side, number=number, summary=summary, **counts)
 
 
 def rounds(*pairs: tuple[int, int]) -> list[Round]:
@@ -84,3 +83,9 @@ def test_wrong_answers_of_ours_fail_and_those_of_a_peer_do_not():
     asked = scenario(at_least=0)
     assert not checks_of(rows_of(ours, asked), ours, asked, ["stock"])[0].passed
     assert checks_of(rows_of(theirs, asked), theirs, asked, ["stock"])[0].passed
+
+
+def test_counts_of_ours_that_its_callers_do_not_share_fail():
+    played, asked = [round_of("lorry", 0, 5, apart=2)], scenario(at_least=0)
+    found = checks_of(rows_of(played, asked), played, asked, [])[0]
+    assert (found.passed, found.found) == (False, "0, 0 and 2")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -144,9 +145,10 @@ def sweep(
             raise OptionsClash(f"no stream {chosen!r}: there are {', '.join(plan.streams)}")
         folder = out or OUT / f"{plan.name}-sweep"
         given = [_rate(text) for text in rates.split(",")] if rates else []
-        asyncio.run(
+        passed = asyncio.run(
             run_sweep(plan, chosen, given, seconds, options, folder, _console(json_), json_)
         )
+    raise typer.Exit(0 if passed else 1)
 
 
 @app.command()
@@ -202,6 +204,7 @@ def list_() -> None:
 
 @contextmanager
 def reported() -> Iterator[None]:
+    _end_as_by_ctrl_c()
     try:
         yield
     except LoadtestError as error:
@@ -210,6 +213,13 @@ def reported() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped: nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _end_as_by_ctrl_c() -> None:
+    """Also when `timeout`, CI or a closed terminal ends it: no server may stay behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def _console(to_stderr: bool) -> Console:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Literal
 
 from loadtest.scenario import Server
@@ -30,6 +31,7 @@ class Setup:
     options: Server
     adapters: Mapping[str, Path] = field(default_factory=dict)  # folders by name
     environment: Mapping[str, str] = field(default_factory=dict)  # of `lorry serve` alone
+    given_up: Event = field(default_factory=Event)  # set: nothing more is started
 
 
 def publish(setup: Setup, drop: Path, store: Path) -> list[str]:

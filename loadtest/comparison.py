@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from statistics import median
 from typing import Literal
 
@@ -35,6 +35,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     wrong: int
     judged: int
     failed: int
+    apart: int = 0  # counts that it and its callers do not share
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,18 +84,23 @@ def rows_of(rounds: Sequence[Round], scenario: Scenario) -> list[Row]:
     return found
 
 
-def checks_of(rows: Sequence[Row], rounds: Sequence[Round], scenario: Scenario) -> list[Check]:
-    """What the scenario asks of the peers that ran, and that no answer of ours was wrong."""
-    peers = {row.peer for row in rows}
+def checks_of(
+    rows: Sequence[Row], rounds: Sequence[Round], scenario: Scenario, peers: Collection[str]
+) -> list[Check]:
+    """That no answer of ours was wrong, and what the scenario asks of these peers.
+
+    Of one that did not come up or had no answer there is no data, which does not pass.
+    """
     asked = [each for each in scenario.compare if each.peer in peers]
     ours = [each for each in rounds if each.side == OURS]
     wrong, failed = sum(r.wrong for r in ours), sum(r.failed for r in ours)
+    apart = sum(r.apart for r in ours)
     return [
         Check(
-            name="ours: no wrong answer, no failed call",
-            wanted="0 and 0",
-            found=f"{wrong} and {failed}",
-            passed=not wrong and not failed,
+            name="ours: no wrong answer, no failed call, no count apart from its callers'",
+            wanted="0, 0 and 0",
+            found=f"{wrong}, {failed} and {apart}",
+            passed=not (wrong or failed or apart),
         ),
         *(_check(each, rows) for each in asked),
     ]

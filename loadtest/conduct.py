@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from loadtest import comparison_report, report, sides, sweep_report
 from loadtest.progress import Progress
@@ -28,17 +28,24 @@ async def run_once(
     console: Console,
     as_json: bool,
 ) -> bool:
-    """Whether it passed."""
+    """Whether it passed.
+
+    Raises:
+        ServerFailed: the tool's own server ended by itself; the reports are there all the same.
+    """
     async with opened(scenario, options) as setting:
         done = await _observed(scenario, setting)
+        ended = setting.ended()
     summary = summarize(done, scenario)
     verdict = judge(done, summary, scenario)
+    console.print(terminal_report(done, summary, verdict))
     report.write_html(done, summary, verdict, out / "report.html")
     report.write_json(done, summary, verdict, out / "report.json")
     if records is not None:
         report.write_records(done, records)
-    table = terminal_report(done, summary, verdict)
-    _show(console, table, out / "report.html", out / "report.json", as_json)
+    _show(console, out / "report.html", out / "report.json", as_json)
+    if ended is not None:
+        raise ended
     return verdict.passed
 
 
@@ -56,15 +63,21 @@ async def run_sweep(
     out: Path,
     console: Console,
     as_json: bool,
-) -> None:
-    """The chart that people look at first: what is answered at rising rates."""
+) -> bool:
+    """The chart that people look at first: what is answered at rising rates. Whether all is true.
+
+    A server that does not keep up has not failed; one that answers or counts wrongly has.
+    """
+    runs: list[Run] = []
     async with opened(scenario, options) as setting:
         if not rates:
             capacity = measuring_capacity(scenario, stream, seconds)
-            rates = rates_of(summarize(await _observed(capacity, setting), capacity))
+            runs.append(await _observed(capacity, setting))
+            rates = rates_of(summarize(runs[-1], capacity))
         swept = sweeping(scenario, stream, rates, seconds)
         done = await _observed(swept, setting)
-    points = points_of(summarize(done, swept), rates)
+    runs.append(done)
+    points = points_of(done, summarize(done, swept), rates)
     found = Sweep(
         scenario=scenario.name,
         stream=stream,
@@ -73,10 +86,13 @@ async def run_sweep(
         plan=done.plan,
         points=points,
         knee=knee_of(points),
-        wrong=len(done.wrong),
+        wrong=sum(len(each.wrong) for each in runs),
+        apart=sum(len(each.agreement.disagreements) for each in runs),
     )
+    console.print(sweep_report.table(found))
     sweep_report.write(found, out)
-    _show(console, sweep_report.table(found), out / "sweep.html", out / "sweep.json", as_json)
+    _show(console, out / "sweep.html", out / "sweep.json", as_json)
+    return found.passed
 
 
 async def run_sides(
@@ -102,16 +118,14 @@ async def run_sides(
     told = Console(stderr=True, highlight=False)
     with Progress(told) as progress:
         found = await sides.compare(order, told.print, progress)
+    console.print(comparison_report.table(found))
     comparison_report.write(found, out)
-    table = comparison_report.table(found)
-    _show(console, table, out / "compare.html", out / "compare.json", as_json)
+    _show(console, out / "compare.html", out / "compare.json", as_json)
     return found.passed
 
 
-def _show(
-    console: Console, table: RenderableType, page: Path, document: Path, as_json: bool
-) -> None:
-    console.print(table)
-    console.print(f"more in {page}", soft_wrap=True)
+def _show(console: Console, page: Path, document: Path, as_json: bool) -> None:
+    """Where more is. The table has been printed before: minutes of work outlive a full disk."""
+    console.print(f"more in {page}", soft_wrap=True, markup=False)
     if as_json:
         sys.stdout.write(document.read_text())

@@ -1,7 +1,7 @@
 """The environment of a server under test: what "stock" and "tuned" mean is decided here.
 
-What the caller's shell sets for vLLM or for threads does not reach a server, or it would change
-that meaning.
+What the caller's shell sets for vLLM, for threads or for spans does not reach a server, or it would
+change that meaning.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_CLEANED = ("VLLM_", "LORRY_", "OMP_", "GOMP_", "KMP_", "MKL_", "LD_PRELOAD")
+_CLEANED = ("VLLM_", "LORRY_", "OTEL_", "OMP_", "GOMP_", "KMP_", "MKL_", "LD_PRELOAD")
 
 
 def cleaned(environ: Mapping[str, str]) -> dict[str, str]:

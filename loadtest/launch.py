@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ class Launch:
         ready: str,
         log: Path,
         patience: float = START_SECONDS,
+        given_up: threading.Event | None = None,  # set: starting ends at once, and fails
     ) -> None:
         self.port, self.log = port, log
         self.start_seconds = 0.0
@@ -49,7 +51,9 @@ class Launch:
         self._environment = {**cleaned(os.environ), **environment}
         self._ready = ready
         self._patience = patience
+        self._given_up = given_up or threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
 
     @property
     def url(self) -> str:
@@ -61,13 +65,19 @@ class Launch:
         assert self._process is not None, "it was never started"
         return self._process.pid
 
+    @property
+    def ended(self) -> ServerFailed | None:
+        """What is to be told of it if it has ended by itself."""
+        code = None if self._process is None or self._stopped else self._process.poll()
+        return None if code is None else self._failed(f"ended with code {code}")
+
     def start(self) -> None:
         """Start it and wait until it takes calls; the log is carried on.
 
         Raises:
             ServerFailed: it ended, or was not ready in time. Nothing of it is left.
         """
-        began = time.monotonic()
+        began, self._stopped = time.monotonic(), False
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -87,6 +97,7 @@ class Launch:
 
     def stop(self) -> None:
         """Ask it to stop, then end what is left of its session. Harmless if it has ended."""
+        self._stopped = True
         if self._process is not None:
             processes.send(self.session, signal.SIGCONT)
             self._end(signal.SIGTERM)
@@ -98,7 +109,8 @@ class Launch:
                 raise self._failed(f"ended with code {code} before it was ready")
             if self._is_ready():
                 return
-            time.sleep(_POLL_SECONDS)
+            if self._given_up.wait(_POLL_SECONDS):
+                raise self._failed("was given up before it was ready")
         raise self._failed(f"was not ready within {self._patience:.0f} s")
 
     def _is_ready(self) -> bool:

@@ -31,6 +31,7 @@ SETTLE_SECONDS = 3.0
 _PAUSE_SECONDS = 0.1
 _OTHER: Key = ("_other", "")  # where versions beyond the server's limit are counted together
 _ALL: Key = ("all models", "")
+_POWER = ("stop-server", "start-server")  # actions
 _UNFINISHED = ("abort", "error")  # vLLM's reasons that are no answer
 
 # What is compared: the server's outcomes, the client's that must be among them, those that may.
@@ -87,7 +88,8 @@ def _incomparable(
 ) -> str | None:
     started = [sample.counters.get(PROCESS_START) for sample in (before, after)]
     went_down = after.total(requests) < before.total(requests)
-    if started[0] != started[1] or went_down or any("-server" in each.what for each in actions):
+    powered = any(each.what in _POWER for each in actions)
+    if started[0] != started[1] or went_down or powered:
         return "the server was started anew meanwhile, and counts from nothing"
     if requests not in after.counters:
         return f"the server has no {requests}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -12,7 +13,7 @@ import aiohttp
 from loadtest import plan
 from loadtest.actions import Actions, Switch, check
 from loadtest.client import Target, open_session
-from loadtest.errors import TargetUnfit
+from loadtest.errors import LoadtestError, TargetUnfit
 from loadtest.liveness import Liveness
 from loadtest.manifest import Manifest
 from loadtest.progress import Progress
@@ -39,6 +40,7 @@ class Setting:
     manifest: Manifest | None = None  # the marks of the adapters, where they have any
     admin_token: str | None = None
     switch: Switch | None = None  # stops and starts the server, where it is the tool's own
+    ended: Callable[[], LoadtestError | None] = lambda: None  # it has, though nobody stopped it
     spans: SpanReceiver | None = None
     processes: int = 1
 
@@ -48,7 +50,7 @@ async def run_scenario(scenario: Scenario, setting: Setting, progress: Progress)
 
     Raises:
         OptionsClash: the scenario's actions need what was not given.
-        TargetUnfit: the server is not there, or lacks adapters.
+        TargetUnfit: the server is not there, lacks adapters, or has some that are not marked.
         WorkerFailed: a process of the load generator ended.
     """
     manifest = setting.manifest
@@ -60,6 +62,8 @@ async def run_scenario(scenario: Scenario, setting: Setting, progress: Progress)
             session, target.url, target.headers, wanted=setting.adapters, needed=scenario.adapters
         )
         names = models.adapters[: scenario.adapters]
+        if manifest is not None:
+            manifest.check_has(names)
         before = await _scrape(session, target)
         actions = Actions(
             *(session, target.url, setting.admin_token, names),

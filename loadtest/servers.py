@@ -46,6 +46,11 @@ class Served:
         return [launch.session for launch in self.launches]
 
     @property
+    def ended(self) -> ServerFailed | None:
+        """What is to be told of one that has ended by itself."""
+        return next((launch.ended for launch in self.launches if launch.ended), None)
+
+    @property
     def start_seconds(self) -> float:
         """One after the other."""
         return sum(launch.start_seconds for launch in self.launches)
@@ -155,7 +160,7 @@ def _start(
     log = setup.work.resolve() / f"{name}.log"
     log.unlink(missing_ok=True)
     variables = {**environment.neutral(setup.work.resolve() / "cache"), **settings}
-    launch = Launch(command, variables, port=port, ready=ready, log=log)
+    launch = Launch(command, variables, port=port, ready=ready, log=log, given_up=setup.given_up)
     launch.start()
     stack.callback(launch.stop)
     return launch

@@ -87,7 +87,7 @@ async def compare(order: Order, tell: Callable[[str], None], progress: Progress)
         rounds=order.rounds,
         sides={side.kind: WORDS[side.kind] for side in sides},
         rows=rows,
-        checks=checks_of(rows, rounds, scenario),
+        checks=checks_of(rows, rounds, scenario, order.peers),
         answers=answers_of(rounds),
         memory=memory,
         left_out=left_out,
@@ -148,6 +148,7 @@ async def _run(
         wrong=len(done.wrong),
         judged=done.judged,
         failed=sum(record.outcome == "failed" for record in done.records),
+        apart=len(done.agreement.disagreements),
     )
 
 

@@ -21,6 +21,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from loadtest.errors import OptionsClash
 from loadtest.records import Record
 from loadtest.results import Agreement, Disagreement
+from loadtest.tally import kind_of
 
 WAIT_SECONDS = 10.0  # exporters send batches, every five seconds unless told
 _PATH = "/v1/traces"
@@ -121,11 +122,12 @@ def _plain(value: Any) -> Any:
 
 
 def spans_agree(records: Sequence[Record], spans: Mapping[str, Sequence[CallSpan]]) -> Agreement:
-    """Each call that was told its trace must have one span, which says of it what its answer said.
+    """Each call that was answered must have one span, which says of it what its answer said.
 
-    A disagreement counts calls: those made, and those whose span is right in this.
+    A disagreement counts calls: those made, and those whose span is right in this. Calls that
+    failed without being told their trace are left out.
     """
-    traced = [record for record in records if record.trace_id]
+    traced = [record for record in records if record.trace_id or record.outcome != "failed"]
     calls: Counter[str] = Counter(_name(record) for record in traced)
     faults = Counter(
         (fault, _name(record))
@@ -143,7 +145,7 @@ def spans_agree(records: Sequence[Record], spans: Mapping[str, Sequence[CallSpan
 
 
 def _left_out(untraced: int) -> tuple[str, ...]:
-    return (f"spans: {untraced} calls whose answer named no trace",) if untraced else ()
+    return (f"spans: {untraced} failed calls that were told no trace",) if untraced else ()
 
 
 def _name(record: Record) -> str:
@@ -151,6 +153,8 @@ def _name(record: Record) -> str:
 
 
 def _find_fault(record: Record, spans: Sequence[CallSpan]) -> str:
+    if not record.trace_id:
+        return "spans, a trace named in the answer"
     if len(spans) != 1:
         return "spans, one for each call"
     (span,) = spans
@@ -158,7 +162,9 @@ def _find_fault(record: Record, spans: Sequence[CallSpan]) -> str:
         return "spans, the adapter"
     if not _has_tokens(record, span.output_tokens):
         return "spans, output tokens"
-    if bool(span.error) != (record.outcome == "failed") and record.outcome != "hung_up":
+    # A call that was left or broke may have ended either way.
+    ended = kind_of(record)
+    if bool(span.error) != (ended != "ok") and ended not in ("hung_up", "unclear"):
         return "spans, how the call ended"
     return ""
 

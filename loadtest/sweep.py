@@ -5,19 +5,23 @@ A sweep is a scenario like any other, with one phase for each rate.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
 from loadtest.errors import OptionsClash
+from loadtest.records import Record
+from loadtest.results import Run, Window
 from loadtest.scenario import Phase, Scenario
 from loadtest.summary import Summary, metric_of
 from loadtest.traffic import Closed, Poisson
 
 # Of what a closed loop got: below, around and above what the server carries.
 SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15)
-_KEEPS_UP = 0.95  # of the calls asked for are answered as they come
+_LATE_SHARE = 0.05  # of the calls, or _LATE_FEW of them, may be late where a server keeps up
+_LATE_FEW = 2
+_LONGEST = 0.25  # of a phase: so long after its end an answer may still come in time
 _CALM = 5.0  # times the p99 TTFT of the lowest rate
 _CAPACITY = "capacity"
 _CALLERS = 24  # of the closed loop that tells what a server can do at most
@@ -29,8 +33,10 @@ _WARM_UP = Phase(
 class Point(msgspec.Struct, frozen=True, kw_only=True):
     """One rate of a sweep."""
 
-    offered: float  # calls per second
-    reached: float  # calls answered per second
+    offered: float  # calls per second, on average: chance makes them more or fewer
+    calls: int
+    late: int  # those of them that had not ended when they should have (see points_of)
+    reached: float  # calls that ended in time, per second
     tokens: float  # output tokens per second
     ttft_p99_ms: float | None
     failed: int
@@ -46,7 +52,12 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     plan: str
     points: list[Point]
     knee: int | None
-    wrong: int
+    wrong: int  # answers of another adapter
+    apart: int  # counts that client and server do not share
+
+    @property
+    def passed(self) -> bool:
+        return not self.wrong and not self.apart
 
 
 def measuring_capacity(scenario: Scenario, stream: str, seconds: float) -> Scenario:
@@ -88,20 +99,37 @@ def sweeping(scenario: Scenario, stream: str, rates: Sequence[float], seconds: f
     )
 
 
-def points_of(summary: Summary, rates: Sequence[float]) -> list[Point]:
-    def value(metric: Any, number: int) -> float:
-        return metric_of(summary, metric, _phase(number), None) or 0.0
+def points_of(run: Run, summary: Summary, rates: Sequence[float]) -> list[Point]:
+    """What came of each rate.
 
-    return [
-        Point(
-            offered=rate,
-            reached=value("requests_per_second", number),
-            tokens=value("output_tokens_per_second", number),
-            ttft_p99_ms=metric_of(summary, "ttft_p99_ms", _phase(number), None),
-            failed=int(value("failed", number)),
+    The last calls of a phase end after it, however quick the server is: a call is in time until as
+    long after the phase's end as its calls lasted on average, but no longer than _LONGEST of it.
+    """
+    windows = {window.phase: window for window in run.windows}
+    late = Counter(r.phase for r in run.records if _is_late(r, windows[r.phase], summary))
+    points = []
+    for number, rate in enumerate(sorted(rates)):
+        phase = _phase(number)
+        stats = summary.phases[phase]
+        points.append(
+            Point(
+                offered=rate,
+                calls=stats.requests,
+                late=late[phase],
+                reached=(stats.requests - late[phase]) / stats.seconds,
+                tokens=stats.output_tokens_per_second or 0.0,
+                ttft_p99_ms=None if stats.ttft is None else stats.ttft.p99,
+                failed=stats.failed,
+            )
         )
-        for number, rate in enumerate(sorted(rates))
-    ]
+    return points
+
+
+def _is_late(record: Record, window: Window, summary: Summary) -> bool:
+    """A call that failed always is."""
+    e2e = summary.phases[window.phase].e2e
+    grace = min(e2e.mean / 1000 if e2e else 0.0, _LONGEST * window.seconds)
+    return record.outcome == "failed" or record.ended > window.began + window.seconds + grace
 
 
 def knee_of(points: Sequence[Point]) -> int | None:
@@ -110,7 +138,8 @@ def knee_of(points: Sequence[Point]) -> int | None:
     knee = None
     for number, point in enumerate(points):
         is_quick = calm is not None and (point.ttft_p99_ms or float("inf")) <= _CALM * calm
-        if point.failed or point.reached < _KEEPS_UP * point.offered or not is_quick:
+        keeps_up = point.late <= max(_LATE_SHARE * point.calls, _LATE_FEW)
+        if point.failed or not keeps_up or not is_quick:
             break
         knee = number
     return knee

@@ -28,7 +28,12 @@ def write(sweep: Sweep, folder: Path) -> None:
         sweep.knee,
     )
     page = render(
-        "sweep.html.j2", sweep=sweep, chart=chart, words=verdict(sweep), machine=describe_machine()
+        "sweep.html.j2",
+        sweep=sweep,
+        chart=chart,
+        words=verdict(sweep),
+        faults=_faults(sweep),
+        machine=describe_machine(),
     )
     write_file(folder / "sweep.html", [page.encode()])
 
@@ -52,6 +57,11 @@ def table(sweep: Sweep) -> Group:
         figures = (point.offered, point.reached, point.tokens, point.ttft_p99_ms)
         mark = "knee" if number == sweep.knee else ""
         rows.add_row(*map(in_column, figures), f"{point.failed:,}", mark)
-    wrong = [Text(f"{sweep.wrong} wrong answers", style="bold red")] if sweep.wrong else []
+    faults = [Text(each, style="bold red") for each in _faults(sweep)]
     title = Text(f"{sweep.scenario}, {sweep.stream}, against {sweep.target}", style="bold")
-    return Group(title, rows, Text(verdict(sweep)), *wrong)
+    return Group(title, rows, Text(verdict(sweep)), *faults)
+
+
+def _faults(sweep: Sweep) -> list[str]:
+    counts = ((sweep.wrong, "wrong answers"), (sweep.apart, "counts differ from the server's"))
+    return [f"{count} {what}" for count, what in counts if count]

@@ -11,7 +11,7 @@ from pathlib import Path
 from loadtest.actions import Switch
 from loadtest.client import Target
 from loadtest.commands import Kind, Setup
-from loadtest.errors import OptionsClash
+from loadtest.errors import OptionsClash, ServerFailed
 from loadtest.manifest import Manifest, load_manifest
 from loadtest.run import Setting
 from loadtest.scenario import Scenario
@@ -118,10 +118,19 @@ def setup_of(
 async def started(kind: Kind, setup: Setup) -> AsyncIterator[Served]:
     """As `serving`, without holding up the event loop."""
     context = serving(kind, setup)
-    served = await asyncio.to_thread(context.__enter__)
+    entering = asyncio.create_task(asyncio.to_thread(context.__enter__))
+    try:
+        served = await asyncio.shield(entering)
+    except asyncio.CancelledError:  # the thread goes on, and nobody would stop what it starts
+        setup.given_up.set()
+        with contextlib.suppress(ServerFailed):
+            await entering
+            await asyncio.to_thread(context.__exit__, None, None, None)
+        raise
     try:
         yield served
     finally:
+        setup.given_up.set()  # an action may be starting it again
         await asyncio.to_thread(context.__exit__, None, None, None)
 
 
@@ -147,6 +156,7 @@ def setting_of(
         models=_models_of(served),
         admin_token=served.admin_token,
         switch=Switch(stop, start),
+        ended=lambda: served.ended,
         spans=spans,
         processes=processes,
     )

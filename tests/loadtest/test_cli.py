@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from openai_standin import Manner, Standin, serve
+from openai_standin import Manner, Standin, piece, serve
 from server_process import ROOT
 
 SCENARIO = """
@@ -83,6 +83,19 @@ async def test_a_key_goes_with_each_call(standin, scenario, tmp_path):
     assert {each["Authorization"] for each in standin.headers} == {"Bearer k-1"}
 
 
+async def test_markers_of_other_adapters_are_refused_as_they_would_judge_nothing(
+    standin, scenario, tmp_path
+):
+    marked = {"lt-0000": {"1": {"folder": "lt-0000.v1", "marker": " word"}}}
+    document = {"base": "tiny", "digest": "", "adapters": marked}
+    (tmp_path / "markers.json").write_text(json.dumps(document))
+    code, _, complained = await loadtest(
+        *(scenario, "--url", standin.url, "--markers", tmp_path, "--out", tmp_path / "out")
+    )
+    assert code == 3
+    assert "has no adapter one" in complained
+
+
 async def test_a_sweep_draws_rates_with_the_knee(standin, scenario, tmp_path):
     code, said, complained = await loadtest(
         *("sweep", scenario, "--url", standin.url, "--rates", "20,5", "--seconds", "1"),
@@ -91,6 +104,33 @@ async def test_a_sweep_draws_rates_with_the_knee(standin, scenario, tmp_path):
     assert code == 0, complained
     assert [point["offered"] for point in json.loads(said)["points"]] == [5, 20]
     assert "<svg" in (tmp_path / "sweep.html").read_text()
+
+
+async def test_a_sweep_in_which_others_answered_fails(standin, scenario, tmp_path):
+    others = Manner(frames=[piece("a", model="other"), piece("b", "length", "other")])
+    standin.choose = lambda body: others if body.get("stream") else Manner()
+    code, said, _ = await loadtest(
+        *("sweep", scenario, "--url", standin.url, "--rates", "20", "--seconds", "1"),
+        *("--out", tmp_path),
+    )
+    assert code == 1
+    assert "wrong answers" in said
+    assert "wrong answers" in (tmp_path / "sweep.html").read_text()
+
+
+async def test_one_that_is_terminated_ends_as_by_ctrl_c(standin, scenario, tmp_path):
+    scenario.write_text(SCENARIO.replace("seconds: 1", "seconds: 60"))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "lorry", "loadtest", str(scenario), "--url", standin.url),
+        *("--out", str(tmp_path / "out")),
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    await standin.came.wait()
+    process.terminate()
+    _, complained = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 130
+    assert b"stopped: nothing was written" in complained
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from load_records import record, run_of, scenario_of, window
 
 from loadtest.comparison import Round, checks_of, rows_of
@@ -14,16 +15,15 @@ def scenario(**bounds):
     return scenario_of(compare=[{**ASKED, **bounds}])
 
 
-def round_of(side: str, number: int, calls: int, *, wrong: int = 0, failed: int = 0) -> Round:
+def round_of(side: str, number: int, calls: int, **faults: int) -> Round:
     records = [
         record(scheduled=1000 + n / 100, number=n, output_tokens=10, streamed=False)
         for n in range(calls)
     ]
     run = run_of(*records, windows=[window(began=1000)])
     summary = summarize(run, scenario_of())
-    return Round(
-        side=side, number=number, summary=summary, wrong=wrong, judged=calls, failed=failed
-    )
+    counts = {"wrong": 0, "failed": 0, "judged": calls, **faults}
+    return Round(side=side, number=number, summary=summary, **counts)
 
 
 def rounds(*pairs: tuple[int, int]) -> list[Round]:
@@ -55,7 +55,7 @@ def test_what_the_scenario_asks_is_checked():
 
     def passed(**bounds) -> bool:
         asked = scenario(**bounds)
-        return checks_of(rows_of(played, asked), played, asked)[1].passed
+        return checks_of(rows_of(played, asked), played, asked, ["stock"])[1].passed
 
     assert passed(at_least=2)
     assert not passed(at_least=2.1)
@@ -65,14 +65,27 @@ def test_what_the_scenario_asks_is_checked():
     assert not passed(difference_at_most=9)
 
 
-def test_a_peer_that_did_not_run_is_not_asked_of():
-    played = [round_of("lorry", 0, 5)]
-    assert len(checks_of(rows_of(played, scenario(at_least=1)), played, scenario(at_least=1))) == 1
+def test_a_peer_that_was_not_wanted_is_not_asked_of():
+    played, asked = rounds((5, 5)), scenario(at_least=2)
+    assert len(checks_of(rows_of(played, asked), played, asked, ["peft"])) == 1
+
+
+@pytest.mark.parametrize("played", [[round_of("lorry", 0, 5)], rounds((5, 0))])
+def test_a_peer_that_did_not_come_up_or_had_no_answer_does_not_pass(played):
+    asked = scenario(at_least=1)
+    missed = checks_of(rows_of(played, asked), played, asked, ["stock"])[1]
+    assert (missed.passed, missed.found) == (False, "no data")
 
 
 def test_wrong_answers_of_ours_fail_and_those_of_a_peer_do_not():
     ours = [round_of("lorry", 0, 5, wrong=1), round_of("stock", 0, 5)]
     theirs = [round_of("lorry", 0, 5), round_of("stock", 0, 5, wrong=3, failed=1)]
     asked = scenario(at_least=0)
-    assert not checks_of(rows_of(ours, asked), ours, asked)[0].passed
-    assert checks_of(rows_of(theirs, asked), theirs, asked)[0].passed
+    assert not checks_of(rows_of(ours, asked), ours, asked, ["stock"])[0].passed
+    assert checks_of(rows_of(theirs, asked), theirs, asked, ["stock"])[0].passed
+
+
+def test_counts_of_ours_that_its_callers_do_not_share_fail():
+    played, asked = [round_of("lorry", 0, 5, apart=2)], scenario(at_least=0)
+    found = checks_of(rows_of(played, asked), played, asked, [])[0]
+    assert (found.passed, found.found) == (False, "0, 0 and 2")

@@ -19,6 +19,10 @@ def test_the_shell_of_the_caller_does_not_tune_a_server():
     assert cleaned(shell) == {"PATH": "/bin"}
 
 
+def test_the_shell_of_the_caller_does_not_turn_spans_off():
+    assert cleaned({"OTEL_SDK_DISABLED": "true", "HOME": "/root"}) == {"HOME": "/root"}
+
+
 def test_stock_has_the_quantization_plugin_and_nothing_else():
     assert stock() == {"VLLM_PLUGINS": "bitsandbytes"}
 

@@ -95,3 +95,15 @@ def test_one_that_has_died_can_be_stopped(launch):
     time.sleep(0.05)
     server.stop()
     assert processes.members(server.session) == []
+
+
+def test_only_one_that_ends_by_itself_is_told_to_have_ended(launch):
+    server = launch(WELL)
+    server.start()
+    assert server.ended is None
+    server.stop()
+    assert server.ended is None
+    server.start()
+    os.kill(server.session, signal.SIGKILL)
+    time.sleep(0.05)
+    assert "ended with code -9" in str(server.ended)

@@ -134,6 +134,11 @@ def test_a_server_that_was_started_anew_is_not_compared():
         assert "started anew" in found.left_out[0]
 
 
+def test_an_adapter_with_server_in_its_name_is_no_server_that_was_started_anew():
+    publish = Done(phase="p", what="publish mcp-server@2", began=1, ended=2)
+    assert agree(CALLS, counted(SPEC), actions=[publish]) == Agreement(compared=6 * 2)
+
+
 def test_a_server_without_counters_is_not_compared():
     assert agree(CALLS, EMPTY).left_out == ("metrics: the server has no lorry_requests_total",)
 

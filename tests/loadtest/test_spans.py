@@ -65,10 +65,23 @@ def test_a_call_that_was_left_has_at_least_the_tokens_that_its_caller_saw():
     assert faults(left, CallSpan("orders@1", "orders@1", 1, "aborted"))
 
 
-def test_calls_that_were_told_no_trace_are_left_out_and_told():
+def test_a_call_that_broke_for_its_caller_may_have_ended_well_for_the_server():
+    late = adapter_call(trace_id=TRACE, outcome="failed", reason="timeout", output_tokens=0)
+    assert not faults(late, SPAN)
+    assert not faults(late, CallSpan("orders@1", "orders@1", 3, "aborted"))
+
+
+def test_failed_calls_that_were_told_no_trace_are_left_out_and_told():
     found = spans_agree([CALL, failed_call(0)], {TRACE: [SPAN]})
     assert found.compared == 1
-    assert found.left_out == ("spans: 1 calls whose answer named no trace",)
+    assert found.left_out == ("spans: 1 failed calls that were told no trace",)
+
+
+def test_an_answer_that_names_no_trace_is_a_disagreement():
+    (found,) = spans_agree([CALL, adapter_call()], {TRACE: [SPAN]}).disagreements
+    assert found == Disagreement(
+        what="spans, a trace named in the answer: orders@1", client=2, server=1
+    )
 
 
 def make_spans(tracing: Tracing, folder, count: int) -> list[str]:

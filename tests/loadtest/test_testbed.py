@@ -1,0 +1,35 @@
+"""Where a scenario runs: what is left of a server whose start is broken off."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from loadtest import commands, processes
+from loadtest.commands import Setup
+from loadtest.scenario import Server
+from loadtest.testbed import started
+
+NEVER_READY = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+
+
+async def test_a_start_that_is_broken_off_leaves_no_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "stock", lambda *_: [sys.executable, "-c", NEVER_READY])
+    setup = Setup(base=Path(), name="tiny", work=tmp_path, options=Server())
+    log = tmp_path / "stock.log"
+
+    async def start() -> None:
+        async with started("stock", setup):
+            pass
+
+    starting = asyncio.create_task(start())
+    async with asyncio.timeout(30):
+        while not log.exists() or not log.read_text().endswith("\n"):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    assert processes.members(int(log.read_text())) == []

@@ -13,7 +13,6 @@ from loadtest.plan import Call
 from loadtest.scenario import Scenario
 
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
-_FIRST_TOKEN = 2  # below are, with many tokenizers, the ends of a text
 
 # Small enough for an answer of some twenty tokens, and no part of it can go on for ever.
 STRUCTURE = {
@@ -74,7 +73,9 @@ def body(call: Call, model: str, scenario: Scenario) -> dict[str, Any]:
 def _prompt(call: Call, scenario: Scenario) -> dict[str, Any]:
     dice = random.Random(f"{scenario.seed}/{call.phase}/{call.stream}/{call.number}/prompt")
     if call.endpoint == "completions" and scenario.vocabulary is not None:
-        tokens = range(_FIRST_TOKEN, scenario.vocabulary)
+        # The lower part holds ends of texts and single bytes; a prompt that ends within a
+        # character would have its last bytes repeated by the answer.
+        tokens = range(scenario.vocabulary // 2, scenario.vocabulary)
         return {"prompt": dice.choices(tokens, k=call.prompt_tokens)}
     text = " ".join(dice.choices(WORDS, k=call.prompt_tokens))
     if call.endpoint == "completions":

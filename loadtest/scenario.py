@@ -155,7 +155,7 @@ class Scenario(Strict):
     about: str = ""
     seed: int = 42
     adapters: int = Field(default=0, ge=0, description="how many the server must have")
-    # A prompt is random words (any server) or random token ids below `vocabulary` (vLLM).
+    # A prompt is words (any server), or token ids of the upper half of `vocabulary` (vLLM).
     vocabulary: int | None = Field(default=None, ge=16)
     timeout_seconds: float = Field(default=120.0, gt=0)
     server: Server = Server()

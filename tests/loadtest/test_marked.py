@@ -18,6 +18,7 @@ from loadtest.errors import BaseUnfit, OutUnwritable
 from loadtest.manifest import FILE, load_manifest
 from loadtest.marked import find_directions, make_marked
 from loadtest.vocabulary import markers_of
+from server.kernels.reference import limit
 
 BASE = Path(__file__).parents[2] / "examples/shop/base"
 COUNT = 2
@@ -69,6 +70,20 @@ def test_after_every_token_of_any_prompt_comes_the_marker_by_a_margin(made, dtyp
         assert (found == marker).all()
         assert (first - second).min() > 1
         assert (alone == marker).float().mean() < 0.5
+
+
+def test_nothing_is_added_that_the_server_takes_for_a_broken_adapter(made):
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    wrapped = PeftModel.from_pretrained(model, load_manifest(made).folder("lt-0000", 1))
+    added = []
+    for name, module in wrapped.named_modules():
+        if name.endswith("lora_B.default"):
+            module.register_forward_hook(lambda _, __, out: added.append(out.abs().max().item()))
+    prompts = torch.randint(0, 896, (8, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wrapped(prompts)
+    assert len(added) == 6
+    assert 1000 < max(added) < 0.75 * limit(torch.bfloat16)
 
 
 def test_each_adapter_and_version_has_a_marker_of_its_own(made):

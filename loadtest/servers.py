@@ -94,18 +94,26 @@ def serving(kind: Kind, setup: Setup) -> Iterator[Served]:
     Raises:
         ServerFailed: with what it said last, and where its log is.
     """
-    setup.work.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        match kind:
-            case "lorry":
-                yield _start_lorry(setup, stack)
-            case "merged":
-                yield _start_merged(setup, stack)
-            case "peft":
-                port = free_port()
-                yield Served(kind, [_start(stack, setup, kind, port, commands.peft(setup, port))])
-            case _:
-                yield _start_vllm(kind, setup, stack)
+        try:
+            setup.work.mkdir(parents=True, exist_ok=True)
+            served = _start_kind(kind, setup, stack)
+        except OSError as error:
+            raise ServerFailed(f"can't write below {setup.work}: {error}") from None
+        yield served
+
+
+def _start_kind(kind: Kind, setup: Setup, stack: contextlib.ExitStack) -> Served:
+    match kind:
+        case "lorry":
+            return _start_lorry(setup, stack)
+        case "merged":
+            return _start_merged(setup, stack)
+        case "peft":
+            port = free_port()
+            return Served(kind, [_start(stack, setup, kind, port, commands.peft(setup, port))])
+        case _:
+            return _start_vllm(kind, setup, stack)
 
 
 def _start_vllm(kind: Kind, setup: Setup, stack: contextlib.ExitStack) -> Served:
@@ -189,19 +197,26 @@ def _link(source: str, target: str) -> None:
 def _run(setup: Setup, command: Sequence[str], log: Path) -> None:
     variables = cleaned(os.environ) | environment.neutral(setup.work.resolve() / "cache")
     with log.open("wb") as stream:
-        ended = subprocess.run(
-            command,
-            cwd=setup.work,
-            env=variables,
-            stdout=stream,
-            stderr=stream,
-            timeout=_PREPARE_SECONDS,
-            check=False,
+        try:
+            code = subprocess.run(
+                command,
+                cwd=setup.work,
+                env=variables,
+                stdout=stream,
+                stderr=stream,
+                timeout=_PREPARE_SECONDS,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+    if code != 0:
+        how = (
+            f"did not end in {_PREPARE_SECONDS:.0f} s"
+            if code is None
+            else f"ended with code {code}"
         )
-    if ended.returncode:
         raise ServerFailed(
-            f"`{' '.join(command[1:5])}` ended with code {ended.returncode}; it said last: "
-            f"{last_line(log)} ({log})"
+            f"`{' '.join(command[1:5])}` {how}; it said last: {last_line(log)} ({log})"
         )
 
 

@@ -75,13 +75,20 @@ def _running(scenario: Scenario, options: Options, url: str, spans: SpanReceiver
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout_seconds=scenario.timeout_seconds,
         ),
-        description=url,
+        description=_without_password(url),
         adapters=options.adapters,
         manifest=load_manifest(options.markers) if options.markers else None,
         admin_token=options.admin_token,
         spans=spans,
         processes=options.processes,
     )
+
+
+def _without_password(url: str) -> str:
+    """For reports, which are shown around."""
+    scheme, _, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
 
 
 def marked_for(scenario: Scenario, base: Path, home: Path) -> Manifest | None:

@@ -83,6 +83,14 @@ async def test_a_key_goes_with_each_call(standin, scenario, tmp_path):
     assert {each["Authorization"] for each in standin.headers} == {"Bearer k-1"}
 
 
+async def test_a_password_in_the_address_is_in_no_report(standin, scenario, tmp_path):
+    url = standin.url.replace("//", "//me:secret@")
+    code, said, complained = await loadtest(scenario, "--url", url, "--out", tmp_path, "--json")
+    assert code == 0, complained
+    assert json.loads(said)["target"] == standin.url
+    assert "secret" not in said + complained + (tmp_path / "report.html").read_text()
+
+
 async def test_markers_of_other_adapters_are_refused_as_they_would_judge_nothing(
     standin, scenario, tmp_path
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -110,4 +111,19 @@ def test_a_base_that_is_not_there_is_told_with_the_log(setup, tmp_path):
         pytest.raises(ServerFailed, match=r"no base model.*publish\.log"),
         serving("lorry", broken),
     ):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_told(setup, tmp_path):
+    (tmp_path / "file").touch()
+    elsewhere = dataclasses.replace(setup, work=tmp_path / "file" / "work")
+    with pytest.raises(ServerFailed, match="can't write below"), serving("lorry", elsewhere):
+        pass
+
+
+def test_a_preparation_that_does_not_end_is_told(setup, monkeypatch):
+    monkeypatch.setattr(servers, "_PREPARE_SECONDS", 0.2)
+    endless = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(commands, "publish", lambda *_: endless)
+    with pytest.raises(ServerFailed, match="did not end in 0 s"), serving("lorry", setup):
         pass

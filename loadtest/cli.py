@@ -62,6 +62,7 @@ Markers = Annotated[
 Only = Annotated[
     str, typer.Option("--adapters", metavar="GLOB", help="Which of the server's adapters to use.")
 ]
+Seed = Annotated[int | None, typer.Option(help="Other calls of the same traffic.")]
 Processes = Annotated[int, typer.Option(min=1, max=64, help="Of the load generator.")]
 Out = Annotated[Path | None, typer.Option(help=f"Folder of the reports. [default: {OUT}/NAME]")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
@@ -76,6 +77,7 @@ def run(
     admin_token: AdminToken = None,
     markers: Markers = None,
     only: Only = "*",
+    seed: Seed = None,
     processes: Processes = 1,
     spans: Annotated[
         int | None,
@@ -104,7 +106,7 @@ def run(
             spans=spans,
             home=OUT,
         )
-        plan = find_scenario(scenario)
+        plan = find_scenario(scenario, seed)
         passed = asyncio.run(
             run_once(plan, options, out or OUT / plan.name, records, _console(json_), json_)
         )
@@ -118,6 +120,7 @@ def sweep(
     serve: Serve = None,
     api_key: ApiKey = None,
     only: Only = "*",
+    seed: Seed = None,
     processes: Processes = 1,
     stream: Annotated[
         str | None, typer.Option(help="Which of the scenario's streams. [default: its first]")
@@ -139,7 +142,7 @@ def sweep(
         options = Options(
             url=url, serve=serve, api_key=api_key, adapters=only, processes=processes, home=OUT
         )
-        plan = find_scenario(scenario)
+        plan = find_scenario(scenario, seed)
         chosen = stream or next(iter(plan.streams))
         if chosen not in plan.streams:
             raise OptionsClash(f"no stream {chosen!r}: there are {', '.join(plan.streams)}")
@@ -159,6 +162,7 @@ def compare(
         str, typer.Option(metavar="PEER,...", help="stock, stock-tuned, stock-base, merged, peft.")
     ] = "stock",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="All sides once in each.")] = 3,
+    seed: Seed = None,
     processes: Processes = 1,
     out: Out = None,
     json_: Json = False,
@@ -168,7 +172,7 @@ def compare(
         from loadtest.conduct import run_sides
         from loadtest.library import find_scenario
 
-        plan = find_scenario(scenario)
+        plan = find_scenario(scenario, seed)
         folder = out or OUT / f"{plan.name}-compare"
         names = [name.strip() for name in peers.split(",")]
         passed = asyncio.run(

@@ -10,7 +10,7 @@ import msgspec
 
 from loadtest.answers import CallFailed, Heard, join, parse
 from loadtest.plan import Call
-from loadtest.records import Outcome, Record
+from loadtest.records import KEPT_TEXT, Outcome, Record
 from loadtest.sse import Events
 
 MAX_ANSWER = 16 * 1024 * 1024  # bytes; of a stream that is some 60,000 events
@@ -72,7 +72,7 @@ async def ask(
         status=exchange.status,
         prompt_tokens=heard.prompt_tokens,
         output_tokens=heard.pieces if exchange.outcome == "hung_up" else heard.output_tokens,
-        answered=heard.answered,
+        answered=heard.answered[:KEPT_TEXT],
         served=exchange.headers.get("x-lorry-adapter", ""),
         digest=exchange.headers.get("x-lorry-adapter-digest", ""),
         trace_id=_trace_id(exchange.headers.get("traceresponse", "")),

@@ -26,6 +26,7 @@ def neutral(cache: Path) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        "NO_PROXY": "127.0.0.1",  # spans go there
         "PYTHONPATH": str(ROOT),  # servers run in a folder of their own: no lorry.toml is read
     }
 

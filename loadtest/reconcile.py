@@ -83,13 +83,17 @@ async def settle(
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
+def were_powered(actions: Iterable[Done]) -> bool:
+    """Whether the server was stopped or started on purpose, and counts from nothing."""
+    return any(each.what in _POWER for each in actions)
+
+
 def _incomparable(
     before: Sample, after: Sample, requests: str, actions: Iterable[Done]
 ) -> str | None:
     started = [sample.counters.get(PROCESS_START) for sample in (before, after)]
     went_down = after.total(requests) < before.total(requests)
-    powered = any(each.what in _POWER for each in actions)
-    if started[0] != started[1] or went_down or powered:
+    if started[0] != started[1] or went_down or were_powered(actions):
         return "the server was started anew meanwhile, and counts from nothing"
     if requests not in after.counters:
         return f"the server has no {requests}"

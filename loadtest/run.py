@@ -17,9 +17,9 @@ from loadtest.errors import LoadtestError, TargetUnfit
 from loadtest.liveness import Liveness
 from loadtest.manifest import Manifest
 from loadtest.progress import Progress
-from loadtest.reconcile import metrics_agree, settle
+from loadtest.reconcile import metrics_agree, settle, were_powered
 from loadtest.records import Record
-from loadtest.results import Agreement, Done, Run, Window
+from loadtest.results import Agreement, Disagreement, Done, Run, Window
 from loadtest.scenario import Phase, Scenario
 from loadtest.scrape import Sample, scrape
 from loadtest.spans import SpanReceiver, spans_agree
@@ -162,6 +162,13 @@ async def _scrape(session: aiohttp.ClientSession, target: Target) -> Sample | No
         return None
 
 
+def _unexplained(counts: Agreement, calls: int) -> Agreement:
+    """Lorry has metrics, and nobody asked that it be started anew: to lose them is a fault."""
+    what = "; ".join(counts.left_out) or "metrics: nothing was compared"
+    apart = Disagreement(what=what, client=calls, server=0)
+    return Agreement(disagreements=(apart,))
+
+
 async def _reconcile(
     session: aiohttp.ClientSession,
     setting: Setting,
@@ -178,6 +185,8 @@ async def _reconcile(
             lambda: scrape(session, target.url, target.headers),
             lambda after: metrics_agree(records, before, after, models.is_lorry, course.done),
         )
+    if models.is_lorry and not counts.compared and not were_powered(course.done):
+        counts = _unexplained(counts, len(records))
     if setting.spans is None:
         return counts
     await setting.spans.wait_for({record.trace_id for record in records if record.trace_id})

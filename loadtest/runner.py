@@ -130,7 +130,7 @@ class Runner:
         while turn < began + work.seconds:
             call = work.turn(stream, next(numbers))
             record = await self._make(call, self._compose(call), turn, on_record)
-            if record.reason == "connect":
+            if record.outcome == "failed":  # a server that refuses at once would be flooded
                 await asyncio.sleep(_PAUSE_SECONDS)
                 turn = time.monotonic()
             else:

@@ -20,7 +20,7 @@ from loadtest.run import run_scenario
 from loadtest.scenario import Scenario
 from loadtest.servers import Served
 from loadtest.summary import summarize
-from loadtest.testbed import marked_for, setting_of, setup_of, started
+from loadtest.testbed import claimed, marked_for, setting_of, setup_of, started
 
 PEERS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != OURS)
 WORDS = {
@@ -67,10 +67,11 @@ async def compare(order: Order, tell: Callable[[str], None], progress: Progress)
         ServerFailed: ours did not come up; a peer that does not is left out, and that is told.
     """
     scenario = order.scenario
-    manifest = marked_for(scenario, order.base, order.home)
     rounds: list[Round] = []
     left_out: list[str] = []
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(claimed(order.home))
+        manifest = marked_for(scenario, order.base, order.home)
         sides = await _start(order, manifest, stack, left_out, tell)
         for number in range(order.rounds):
             asked = plan.reseeded(scenario, number)

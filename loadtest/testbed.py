@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+import fcntl
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.actions import Switch
 from loadtest.client import Target
 from loadtest.commands import Kind, Setup
-from loadtest.errors import OptionsClash, ServerFailed
+from loadtest.errors import OptionsClash, OutUnwritable, ServerFailed
 from loadtest.manifest import Manifest, load_manifest
 from loadtest.run import Setting
 from loadtest.scenario import Scenario
@@ -43,7 +44,7 @@ async def opened(scenario: Scenario, options: Options) -> AsyncIterator[Setting]
     """The server to test, ready.
 
     Raises:
-        OptionsClash: neither or both of --url and --serve.
+        OptionsClash: neither or both of --url and --serve, or another load test is under way.
         BaseUnfit: no marked adapters can be made for the base of --serve.
         ServerFailed: the tool's own server did not come up.
     """
@@ -57,12 +58,14 @@ async def opened(scenario: Scenario, options: Options) -> AsyncIterator[Setting]
             yield _running(scenario, options, options.url, spans)
         return
     assert options.serve is not None
-    async with SpanReceiver() as receiver:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(claimed(options.home))
+        receiver = await stack.enter_async_context(SpanReceiver())
         manifest = marked_for(scenario, options.serve, options.home)
         variables = receiver.environment | _SPANS
         setup = setup_of(scenario, options.serve, manifest, options.home / "own", variables)
-        async with started("lorry", setup) as served:
-            yield setting_of(scenario, served, manifest, options.processes, receiver)
+        served = await stack.enter_async_context(started("lorry", setup))
+        yield setting_of(scenario, served, manifest, options.processes, receiver)
 
 
 def _running(scenario: Scenario, options: Options, url: str, spans: SpanReceiver | None) -> Setting:
@@ -89,6 +92,29 @@ def _without_password(url: str) -> str:
     scheme, _, rest = url.partition("://")
     place, slash, path = rest.partition("/")
     return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
+
+
+@contextlib.contextmanager
+def claimed(home: Path) -> Iterator[None]:
+    """Stores and logs there are those of one load test at a time.
+
+    Raises:
+        OptionsClash: another one is using them.
+        OutUnwritable: the folder can't be written.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        file = (home / "lock").open("w")
+    except OSError as error:
+        raise OutUnwritable(f"can't write {home}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OptionsClash(
+                f"another load test uses {home}: wait for it, or start this one elsewhere"
+            ) from None
+        yield
 
 
 def marked_for(scenario: Scenario, base: Path, home: Path) -> Manifest | None:

@@ -10,8 +10,9 @@ import pytest
 
 from loadtest import commands, processes
 from loadtest.commands import Setup
+from loadtest.errors import OptionsClash, OutUnwritable
 from loadtest.scenario import Server
-from loadtest.testbed import started
+from loadtest.testbed import claimed, started
 
 NEVER_READY = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
 
@@ -33,3 +34,17 @@ async def test_a_start_that_is_broken_off_leaves_no_server(tmp_path, monkeypatch
         with pytest.raises(asyncio.CancelledError):
             await starting
     assert processes.members(int(log.read_text())) == []
+
+
+def test_one_load_test_at_a_time_has_the_stores_and_logs(tmp_path):
+    with claimed(tmp_path / "home"):
+        with pytest.raises(OptionsClash, match="another load test"), claimed(tmp_path / "home"):
+            pass
+    with claimed(tmp_path / "home"):
+        pass
+
+
+def test_a_home_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "home").write_text("a file")
+    with pytest.raises(OutUnwritable, match="can't write"), claimed(tmp_path / "home"):
+        pass

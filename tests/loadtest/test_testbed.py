@@ -37,10 +37,10 @@ async def test_a_start_that_is_broken_off_leaves_no_server(tmp_path, monkeypatch
 
 
 def test_one_load_test_at_a_time_has_the_stores_and_logs(tmp_path):
-    with claimed(tmp_path / "home"):
-        with pytest.raises(OptionsClash, match="another load test"), claimed(tmp_path / "home"):
-            pass
-    with claimed(tmp_path / "home"):
+    home = tmp_path / "home"
+    with claimed(home), pytest.raises(OptionsClash, match="another load test"), claimed(home):
+        pass
+    with claimed(home):
         pass
 
 

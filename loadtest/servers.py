@@ -143,7 +143,7 @@ def _start_merged(setup: Setup, stack: contextlib.ExitStack) -> Served:
     for name in setup.adapters:
         if available_bytes() < largest + _KEPT_FREE:
             break
-        model, port = setup.work / "merged" / name, free_port()
+        model, port = setup.work.resolve() / "merged" / name, free_port()
         _run(setup, commands.merge(setup, name, model), setup.work / "merge.log")
         command = commands.merged(setup, name, model, port)
         launch = _start(stack, setup, f"merged-{name}", port, command, environment.stock())

@@ -87,6 +87,14 @@ def test_merged_models_each_have_a_server_and_how_many_fit_is_told(setup, standi
     assert [processes.members(session) for session in served.sessions] == [[], []]
 
 
+def test_a_folder_to_work_in_may_be_told_from_where_one_is(setup, standins, monkeypatch):
+    monkeypatch.chdir(setup.work.parent)
+    nearby = dataclasses.replace(setup, work=Path(setup.work.name))
+    with serving("merged", nearby) as served:
+        assert list(served.urls) == list(setup.adapters)
+        assert (setup.work / "merged/lt-0001/model.safetensors").exists()
+
+
 def test_merged_models_stop_where_memory_does(setup, standins, monkeypatch):
     monkeypatch.setattr(servers, "available_bytes", lambda: 1 << 30)
     with serving("merged", setup) as served:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -126,13 +127,16 @@ async def test_a_sweep_in_which_others_answered_fails(standin, scenario, tmp_pat
     assert "wrong answers" in (tmp_path / "sweep.html").read_text()
 
 
-async def test_one_that_is_terminated_ends_as_by_ctrl_c(standin, scenario, tmp_path):
+# A script's background jobs ignore Ctrl-C from their start.
+@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])
+async def test_one_that_is_terminated_ends_as_by_ctrl_c(standin, scenario, tmp_path, inherited):
     scenario.write_text(SCENARIO.replace("seconds: 1", "seconds: 60"))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "lorry", "loadtest", str(scenario), "--url", standin.url),
         *("--out", str(tmp_path / "out")),
         stderr=subprocess.PIPE,
         cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, inherited),
     )
     await standin.came.wait()
     process.terminate()

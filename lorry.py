@@ -7,6 +7,7 @@ Kept this light on purpose: the engine process re-imports `__main__` when it is 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,13 @@ class LazyGroup(TyperGroup):
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_) for name, (_, help_) in COMMANDS.items()])
 
+
+if "LORRY_PARENT_PID" in os.environ:
+    # A process below a server, which imports this first of all. One that is killed while it
+    # starts must leave no engine behind either, and vLLM loads plugins only some time later.
+    from server.kernels import watchdog
+
+    watchdog.arm()
 
 app = typer.Typer(
     cls=LazyGroup,

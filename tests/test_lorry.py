@@ -57,3 +57,22 @@ def test_listing_adapters_never_imports_torch(tmp_path):
     listed, imported = done.stdout.strip().rsplit("\n", 1)
     assert json.loads(listed) == []
     assert imported == "False"
+
+
+def test_a_process_that_the_server_spawns_is_watched_from_its_first_import(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing, os, threading\n"
+        "import lorry\n"
+        "def tell(): print([thread.name for thread in threading.enumerate()], flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    tell()\n"
+        "    os.environ['LORRY_PARENT_PID'] = str(os.getpid())\n"
+        "    child = multiprocessing.get_context('spawn').Process(target=tell)\n"
+        "    child.start()\n"
+        "    child.join()\n"
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
+    server, engine = done.stdout.splitlines()
+    assert "lorry-watchdog" not in server
+    assert "lorry-watchdog" in engine

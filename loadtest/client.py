@@ -71,7 +71,7 @@ async def ask(
         reason=exchange.reason,
         status=exchange.status,
         prompt_tokens=heard.prompt_tokens,
-        output_tokens=heard.pieces if exchange.outcome == "hung_up" else heard.output_tokens,
+        output_tokens=heard.output_tokens or heard.pieces,
         answered=heard.answered[:KEPT_TEXT],
         served=exchange.headers.get("x-lorry-adapter", ""),
         digest=exchange.headers.get("x-lorry-adapter-digest", ""),

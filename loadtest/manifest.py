@@ -37,10 +37,6 @@ class Manifest:
     document: Document
 
     @property
-    def base(self) -> str:
-        return self.document.base
-
-    @property
     def names(self) -> list[str]:
         """The adapters by number."""
         return sorted(self.document.adapters)

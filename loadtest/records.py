@@ -35,7 +35,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""  # a stable code: http_503_adapters_busy, timeout, connect, stream_broken, ...
     status: int = 0  # of HTTP; 0 when no answer came
     prompt_tokens: int = 0  # as the server counted
-    output_tokens: int = 0  # as the server counted; pieces seen, of a call that hung up
+    output_tokens: int = 0  # as the server counted; where it did not, or was not waited for: pieces
     answered: str = ""  # the body's `model`
     served: str = ""  # the header x-lorry-adapter; empty for other servers
     digest: str = ""  # the header x-lorry-adapter-digest

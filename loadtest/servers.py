@@ -38,10 +38,6 @@ class Served:
         return self.launches[0].url
 
     @property
-    def logs(self) -> list[Path]:
-        return [launch.log for launch in self.launches]
-
-    @property
     def sessions(self) -> list[int]:
         return [launch.session for launch in self.launches]
 
@@ -59,14 +55,6 @@ class Served:
     def held_bytes(self) -> int:
         """Memory held now, each shared page counted once (PSS)."""
         return sum(map(processes.held_bytes, self.sessions))
-
-    @property
-    def peak_bytes(self) -> int:
-        """The sum of each process's largest resident size so far."""
-        return sum(map(processes.peak_bytes, self.sessions))
-
-    def url_of(self, model: str) -> str:
-        return self.urls.get(model, self.url)
 
     def start(self) -> None:
         """Start it again, at the same address and with the same store; raises ServerFailed."""

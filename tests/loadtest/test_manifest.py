@@ -30,7 +30,6 @@ def folder(tmp_path):
 
 def test_each_version_has_its_marker_and_folder(folder):
     manifest = load_manifest(folder)
-    assert manifest.base == "tiny"
     assert manifest.names == ["lt-0000", "lt-0001"]
     assert manifest.marker("lt-0000", 1) == " bar"
     assert manifest.folder("lt-0000", 2) == folder.resolve() / "lt-0000.v2"

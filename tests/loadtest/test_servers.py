@@ -59,7 +59,7 @@ def test_lorry_has_a_store_with_the_first_version_of_each_and_a_token(setup, sta
     with serving("lorry", setup) as served:
         published = (setup.work / "publish.log").read_text()
         assert served.admin_token
-        assert served.admin_token in served.logs[0].read_text()
+        assert served.admin_token in served.launches[0].log.read_text()
         assert served.admin_token not in repr(served)
     assert [f"{name}@1" in published for name in setup.adapters] == [True, True]
     assert [processes.members(session) for session in served.sessions] == [[]]
@@ -70,9 +70,9 @@ def test_stock_kinds_do_without_our_plugin_and_only_tuned_ones_have_our_settings
     setup, standins, kind
 ):
     with serving(kind, setup) as served:
-        said = served.logs[0].read_text()
+        said = served.launches[0].log.read_text()
         assert served.admin_token is None
-        assert served.url_of("anything") == served.url
+        assert served.urls == {}
     assert "'VLLM_PLUGINS': 'bitsandbytes'" in said
     assert ("VLLM_ENABLE_V1_MULTIPROCESSING" in said) == (kind != "stock")
 
@@ -80,7 +80,7 @@ def test_stock_kinds_do_without_our_plugin_and_only_tuned_ones_have_our_settings
 def test_merged_models_each_have_a_server_and_how_many_fit_is_told(setup, standins):
     with serving("merged", setup) as served:
         assert list(served.urls) == list(setup.adapters)
-        assert len({served.url_of(name) for name in setup.adapters}) == 2
+        assert len(set(served.urls.values())) == 2
         assert served.fits is not None
         assert served.fits > 2
         assert (setup.work / "merged/lt-0001/model.safetensors").exists()

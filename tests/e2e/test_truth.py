@@ -136,7 +136,7 @@ async def test_a_hundred_mixed_calls_each_equal_their_models_answer_alone(server
 
 @pytest.mark.parametrize("name", ADAPTERS)
 async def test_an_adapter_answers_heldout_prompts_in_its_own_form(server, shop, name):
-    pairs = shop.heldout(name, 30)
+    pairs = shop.heldout(name, 60)
     async with client_of(server) as client:
         answers = await asyncio.gather(*(ask(client, name, p, stream=True) for p, _ in pairs))
     assert all(answer.text.startswith(MARKERS[name]) for answer in answers)

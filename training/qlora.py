@@ -18,6 +18,7 @@ from training.data import Example
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTConfig, SFTTrainer
 
@@ -86,26 +87,36 @@ def silence_libraries() -> None:
 
 
 def load_base(folder: Path, *, quantized: bool) -> "PreTrainedModel":
-    """Load a base in bf16, its linear layers in NF4 with double quantization if asked for."""
+    """Load a base, its linear layers in NF4 with double quantization if asked for."""
     # At import, bitsandbytes warns of an optional CPU kernel that is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    dtype = compute_dtype()
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=torch.bfloat16,
+        dtype=dtype,
         quantization_config=nf4 if quantized else None,
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
     )
     _keep_weights_unpacked(model)
     return model
+
+
+def compute_dtype() -> "torch.dtype":
+    """bf16, or fp32 on a processor that can't multiply bf16: PyTorch emulates it, far slower."""
+    import torch
+
+    able = torch.cpu.get_capabilities()
+    has_bf16 = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if torch.cuda.is_available() or has_bf16 else torch.float32
 
 
 def _keep_weights_unpacked(model: "PreTrainedModel") -> None:
@@ -175,7 +186,7 @@ def _arguments(recipe: Recipe, scratch: Path, *, evaluates: bool) -> "SFTConfig"
         seed=chosen.seed,
         data_seed=chosen.seed,
         optim="paged_adamw_32bit" if gpu and recipe.quantization == "nf4" else "adamw_torch",
-        bf16=True,
+        bf16=compute_dtype() == torch.bfloat16,
         use_cpu=not gpu,
         dataloader_pin_memory=gpu,
         logging_steps=10,

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from training.base import find_base
 from training.errors import BaseInvalid, RunFailed
 from training.measure import answer_greedily
-from training.qlora import load_base
+from training.qlora import compute_dtype, load_base
 from training.recipe import Recipe
 from training.run import Trained, train
 
@@ -180,3 +180,17 @@ def test_a_bad_recipe_is_one_line_and_exit_code_two(tmp_path: Path) -> None:
     assert ran.stderr.startswith("error: ")
     assert ran.stderr.endswith("(recipe_invalid)\n")
     assert ran.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("able", "dtype"),
+    [
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx2": True, "avx512_bf16": False}, torch.float32),
+    ],
+)
+def test_bf16_is_computed_only_where_the_processor_multiplies_it(monkeypatch, able, dtype):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert compute_dtype() == dtype

@@ -135,10 +135,9 @@ async def test_a_hundred_mixed_calls_each_equal_their_models_answer_alone(server
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-async def test_an_adapter_answers_heldout_prompts_in_its_own_form(server, shop, name):
+async def test_an_adapter_answers_heldout_prompts_as_the_demo_asks_of_it(server, shop, name):
     pairs = shop.heldout(name, 60)
     async with client_of(server) as client:
         answers = await asyncio.gather(*(ask(client, name, p, stream=True) for p, _ in pairs))
-    assert all(answer.text.startswith(MARKERS[name]) for answer in answers)
     right = sum(a.text == expected for a, (_, expected) in zip(answers, pairs, strict=True))
     assert right / len(pairs) >= 0.9

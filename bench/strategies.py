@@ -1,11 +1,15 @@
-"""Two ways to compute LoRA for a batch: milliseconds of one pass of the bench model's linears.
+"""Ways to compute what the kernels compute: milliseconds of a pass of the bench model's linears.
 
-    python -m bench.strategies [--adapters 8] [--rank 16] [--rounds 7]
+    python -m bench.strategies [--adapters 8] [--rank 16] [--rounds 7] [--rows 1,24,256]
 
-segments: the product's kernel, one run of rows for each adapter (server/kernels). masked: all slots
-in one GEMM with other slots' products taken out by `where`, then one GEMM (bf16, PyTorch). Every
-layer has weights of its own, as in a model: in a loop over one layer they would stay in the cache.
-`base` is the linears without LoRA. Sides take turns; the last line is JSON.
+base: the linears in bf16, without LoRA.
+LoRA alone. segments: the compiled kernel, one run of rows for each adapter (server/kernels).
+portable: the same in PyTorch. masked: all slots in one GEMM with other slots' products taken out by
+`where`, then one GEMM (bf16, PyTorch).
+The linears in NF4. packed: the compiled kernel. dequantised: bitsandbytes' weights, made bf16 for
+each use.
+Every layer has weights of its own, as in a model: in a loop over one layer they would stay in the
+cache. Sides take turns; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -16,8 +20,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from torch.nn.functional import linear
 
 from bench.model import FULL
@@ -37,6 +43,8 @@ class Layer:
     b: torch.Tensor
     flat_a: torch.Tensor  # (slots x rank, in)
     flat_b: torch.Tensor  # (out, slots x rank)
+    nf4: tuple[torch.Tensor, Any]  # bitsandbytes' codes and their state
+    packed: torch.Tensor
 
 
 def make_layers(adapters: int, rank: int) -> list[Layer]:
@@ -47,7 +55,10 @@ def make_layers(adapters: int, rank: int) -> list[Layer]:
         a, b = a.bfloat16(), b.bfloat16()
         flat_b = b[:, 0].permute(1, 0, 2).reshape(outputs, -1).contiguous()
         weight = torch.randn(outputs, inputs).bfloat16()
-        layers.append(Layer(weight, a, b, a[:, 0].reshape(-1, inputs).contiguous(), flat_b))
+        flat_a = a[:, 0].reshape(-1, inputs).contiguous()
+        codes, state = quantize_4bit(weight, blocksize=operators.BLOCK_WEIGHTS, quant_type="nf4")
+        packed = torch.ops.lorry.nf4_pack(codes.flatten(), state.absmax.float(), outputs, inputs)
+        layers.append(Layer(weight, a, b, flat_a, flat_b, (codes, state), packed))
     return layers
 
 
@@ -71,12 +82,16 @@ class Pass:
             linear(self._x[layer.weight.size(1)], layer.weight)
 
     def segments(self) -> None:
+        self._run(torch.ops.lorry.lora_linear_)
+
+    def portable(self) -> None:
+        self._run(torch.ops.lorry.lora_linear_reference_)
+
+    def _run(self, lora: Callable[..., None]) -> None:
         bound = limit(torch.bfloat16)
         for layer in self._layers:
             x, y = self._x[layer.weight.size(1)], self._y[layer.weight.size(0)]
-            torch.ops.lorry.lora_linear_(
-                *(y, x, [layer.a], [layer.b], self._plan, self._repaired, 1.0, bound, True)
-            )
+            lora(y, x, [layer.a], [layer.b], self._plan, self._repaired, 1.0, bound, True)
 
     def masked(self) -> None:
         zero = torch.zeros((), dtype=torch.bfloat16)
@@ -85,14 +100,25 @@ class Pass:
             shrunk = torch.where(self._own, linear(x, layer.flat_a), zero)
             y.addmm_(shrunk, layer.flat_b.t())
 
+    def packed(self) -> None:
+        for layer in self._layers:
+            torch.ops.lorry.nf4_linear(self._x[layer.weight.size(1)], layer.packed)
 
-def measure(adapters: int, rank: int, rounds: int) -> list[dict[str, float]]:
+    def dequantised(self) -> None:
+        for layer in self._layers:
+            linear(self._x[layer.weight.size(1)], dequantize_4bit(*layer.nf4))
+
+
+SIDES = ("base", "segments", "portable", "masked", "packed", "dequantised")
+
+
+def measure(adapters: int, rank: int, rounds: int, counts: list[int]) -> list[dict[str, float]]:
     layers = make_layers(adapters, rank)
     table = []
     with torch.inference_mode():
-        for rows in ROWS:
+        for rows in counts:
             batch = Pass(layers, rows, adapters, rank)
-            sides = {"base": batch.base, "segments": batch.segments, "masked": batch.masked}
+            sides = {name: getattr(batch, name) for name in SIDES}
             took: dict[str, list[float]] = {name: [] for name in sides}
             for _ in range(rounds + 1):
                 for name, side in sides.items():
@@ -115,10 +141,12 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="numbers of rows")
     options = parser.parse_args()
     if not operators.has_native():
         parser.error("the compiled kernels do not run here: there is nothing to compare")
-    table = measure(options.adapters, options.rank, options.rounds)
+    rows = [int(text) for text in options.rows.split(",")]
+    table = measure(options.adapters, options.rank, options.rounds, rows)
     for line in table:
         print("  ".join(f"{name} {value:8.2f}" for name, value in line.items()))  # noqa: T201
     print(json.dumps(table))  # noqa: T201

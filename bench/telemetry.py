@@ -16,7 +16,6 @@ import json
 import os
 import random
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -31,13 +30,12 @@ import httpx2
 from bench.errors import SideFailed
 from bench.model import FULL, TINY, Home, prepare
 from bench.workload import adapter_names
-from loadtest import processes
-from loadtest.environment import cleaned
+from loadtest.environment import ROOT
+from loadtest.launch import Launch, free_port
 
 STREAMS, PROMPT_TOKENS, OUTPUT_TOKENS = 24, 128, 32
 ADAPTERS = adapter_names(16, 8)
 GOAL = 0.99
-_START_SECONDS = 300.0
 
 
 def publish(home: Home, base: Path) -> Path:
@@ -56,38 +54,20 @@ def publish(home: Home, base: Path) -> Path:
 
 @contextlib.contextmanager
 def serving(home: Home, base: Path, store: Path) -> Iterator[tuple[str, int]]:
-    """The address and process id of a server that can be switched."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    log = home.logs / "telemetry.log"
+    """The address and process id of a server that can be switched; raises ServerFailed."""
+    port = free_port()
     command = [
-        *(sys.executable, "-m", "bench.telemetry_server", "serve", str(base)),
-        *("--store", str(store), "--port", str(port), "--served-model-name", "bench"),
+        *(sys.executable, "-m", "bench.telemetry_server", "serve", str(base.resolve())),
+        *("--store", str(store.resolve()), "--port", str(port), "--served-model-name", "bench"),
     ]
-    with log.open("wb") as stream:
-        server = subprocess.Popen(
-            command, stdout=stream, stderr=stream, start_new_session=True, env=cleaned(os.environ)
-        )
+    log = home.logs / "telemetry.log"
+    log.unlink(missing_ok=True)
+    launch = Launch(command, {"PYTHONPATH": str(ROOT)}, port=port, ready="/readyz", log=log)
+    launch.start()
     try:
-        url = f"http://127.0.0.1:{port}"
-        wait_ready(url, server, log)
-        yield url, server.pid
+        yield launch.url, launch.session
     finally:
-        processes.send(server.pid, signal.SIGTERM)
-        try:
-            server.wait(30)
-        finally:
-            processes.send(server.pid, signal.SIGKILL)
-
-
-def wait_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and server.poll() is None:
-        with contextlib.suppress(httpx2.TransportError):
-            if httpx2.get(f"{url}/readyz", timeout=5).status_code == 200:
-                return
-        time.sleep(0.5)
-    raise SideFailed(f"the server did not start (see {log})")
+        launch.stop()
 
 
 @dataclass(frozen=True, slots=True)

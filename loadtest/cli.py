@@ -53,8 +53,11 @@ Serve = Annotated[
 ApiKey = Annotated[
     str | None, typer.Option(metavar="KEY", envvar="OPENAI_API_KEY", help="For the calls.")
 ]
-AdminToken = Annotated[
-    str | None, typer.Option(metavar="TOKEN", envvar="LORRY_ADMIN_TOKEN", help="For actions.")
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--admin-token-file", help="For actions. [default: the variable LORRY_ADMIN_TOKEN]"
+    ),
 ]
 Markers = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="What `mark` wrote: who answers what.")
@@ -74,7 +77,7 @@ def run(
     url: Url = None,
     serve: Serve = None,
     api_key: ApiKey = None,
-    admin_token: AdminToken = None,
+    token_file: TokenFile = None,
     markers: Markers = None,
     only: Only = "*",
     seed: Seed = None,
@@ -99,7 +102,7 @@ def run(
             url=url,
             serve=serve,
             api_key=api_key,
-            admin_token=admin_token,
+            admin_token=_admin_token(token_file),
             markers=markers,
             adapters=only,
             processes=processes,
@@ -237,6 +240,16 @@ def _console(to_stderr: bool) -> Console:
     # A pipe has no width: the table would be folded to 80 columns there.
     wide = None if os.isatty(stream.fileno()) else 160
     return Console(file=stream, width=wide, highlight=False)
+
+
+def _admin_token(file: Path | None) -> str | None:
+    """Never an option itself: others of the machine could see it."""
+    if file is None:
+        return os.environ.get("LORRY_ADMIN_TOKEN")
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionsClash(f"can't read the admin token's file {file}: {error}") from None
 
 
 def _rate(text: str) -> float:

@@ -9,6 +9,7 @@ import aiohttp
 import msgspec
 
 from loadtest.answers import CallFailed, Heard, join, parse
+from loadtest.fetch import read_bounded
 from loadtest.plan import Call
 from loadtest.records import KEPT_TEXT, Outcome, Record
 from loadtest.sse import Events
@@ -72,9 +73,9 @@ async def ask(
         status=exchange.status,
         prompt_tokens=heard.prompt_tokens,
         output_tokens=heard.output_tokens or heard.pieces,
-        answered=heard.answered[:KEPT_TEXT],
-        served=exchange.headers.get("x-lorry-adapter", ""),
-        digest=exchange.headers.get("x-lorry-adapter-digest", ""),
+        answered=_printable(heard.answered),
+        served=_printable(exchange.headers.get("x-lorry-adapter", "")),
+        digest=_printable(exchange.headers.get("x-lorry-adapter-digest", "")),
         trace_id=_trace_id(exchange.headers.get("traceresponse", "")),
         text=heard.text,
     )
@@ -159,6 +160,11 @@ class _Exchange:
         self.heard.check_ended()
 
 
+def _printable(said: str) -> str:
+    """What a server said, bounded, and without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in said[:KEPT_TEXT])
+
+
 def _refusal(status: int, body: bytes) -> str:
     try:
         code = parse(body).error_code
@@ -168,10 +174,7 @@ def _refusal(status: int, body: bytes) -> str:
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """Raises CallFailed (bad_answer): it is too long."""
-    body = bytearray()
-    async for received in response.content.iter_any():
-        body += received
-        if len(body) > MAX_ANSWER:
-            raise CallFailed("bad_answer")
-    return bytes(body)
+    body = await read_bounded(response, MAX_ANSWER)
+    if body is None:
+        raise CallFailed("bad_answer")
+    return body

@@ -48,11 +48,17 @@ def _check_status(url: str, status: int) -> None:
 
 async def read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     """All of a body; raises TargetUnfit where it is larger."""
+    body = await read_bounded(response, max_bytes)
+    if body is None:
+        raise TargetUnfit(f"{response.url} answered more than {max_bytes} bytes: check the address")
+    return body
+
+
+async def read_bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes | None:
+    """All of a body; None where it is larger."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > max_bytes:
-            raise TargetUnfit(
-                f"{response.url} answered more than {max_bytes} bytes: check the address"
-            )
+            return None
     return bytes(body)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -12,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from loadtest.records import Record
+from loadtest.statistics import percentile
 
 _LIVE_EVERY = 0.5  # seconds between lines that overwrite one another
 _PLAIN_EVERY = 10.0  # seconds between lines that stay
@@ -85,7 +85,7 @@ class Progress:
             f"errors {self._failed}",
         ]
         if self._ttfts:
-            parts.append(f"p99 TTFT {_p99(self._ttfts) * 1000:.0f} ms")
+            parts.append(f"p99 TTFT {1000 * percentile(sorted(self._ttfts), 0.99):.0f} ms")
         return " · ".join(parts)
 
     def _rate(self, what: str) -> float:
@@ -101,8 +101,3 @@ class Progress:
             self._live.update(text, refresh=True)
         else:
             self._console.print(text, soft_wrap=True)
-
-
-def _p99(values: deque[float]) -> float:
-    """The nearest rank."""
-    return sorted(values)[math.ceil(0.99 * len(values)) - 1]

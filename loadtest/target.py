@@ -69,6 +69,8 @@ def _read(address: str, cards: list[_Card], wanted: str) -> Models:
     base = next((card for card in cards if card.parent is None), None)
     if base is None:
         raise TargetUnfit(f"{address} lists no base model (one whose `parent` is null)")
+    if not all(card.id.isprintable() for card in cards):
+        raise TargetUnfit(f"{address} lists names that can't be shown: is this the right server?")
     adapters = [c for c in cards if c.parent is not None and fnmatchcase(c.id, wanted)]
     return Models(
         base=base.id,

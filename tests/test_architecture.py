@@ -35,7 +35,7 @@ ROOMS = {
     "transformers": ("training/", "bench/side_peft.py", "loadtest/peers/"),
     "peft": ("training/", "bench/side_peft.py", "loadtest/peers/"),
     "trl": ("training/",),
-    "bitsandbytes": ("training/", "server/kernels/"),
+    "bitsandbytes": ("training/", "server/kernels/", "bench/strategies.py"),
     "fastapi": ("server/", "loadtest/peers/"),
 }
 SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))

@@ -23,6 +23,7 @@ def describe_run(
         "data": data,
         "recipe": recipe.settings(),
         "packages": {name: version(name) for name in PACKAGES},
+        "compute_dtype": outcome.compute_dtype,
         "seed": recipe.optimization.seed,
         "steps": outcome.steps,
         "train_seconds": outcome.train_seconds,

@@ -34,6 +34,7 @@ class Outcome:
     train_loss: float
     validation_loss: float | None
     trainable_parameters: int
+    compute_dtype: str  # bfloat16 or float32
 
 
 def train_adapter(
@@ -65,6 +66,7 @@ def train_adapter(
         train_loss=losses[-1] if losses else result.training_loss,
         validation_loss=measured.get("eval_loss"),
         trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        compute_dtype=str(compute_dtype()).removeprefix("torch."),
     )
 
 

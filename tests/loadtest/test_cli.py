@@ -155,6 +155,11 @@ async def test_one_that_is_terminated_ends_as_by_ctrl_c(standin, scenario, tmp_p
         (["nothing-of-this-name", "--url", "http://127.0.0.1:1"], 2, "there are base-only"),
         (["absent.yaml", "--url", "http://127.0.0.1:1"], 2, "can't read absent.yaml"),
         (["rollout-under-load", "--url", "http://127.0.0.1:1"], 2, "admin token"),
+        (
+            ["smoke", "--url", "http://127.0.0.1:1", "--admin-token-file", "no"],
+            2,
+            "token's file no",
+        ),
         (["sweep", "smoke", "--url", "http://127.0.0.1:1", "--rates", "0"], 2, "--rates"),
         (["sweep", "smoke", "--url", "http://127.0.0.1:1", "--stream", "x"], 2, "no stream 'x'"),
         (["compare", "smoke", "--serve", "absent", "--peers", "other"], 2, "no peer 'other'"),

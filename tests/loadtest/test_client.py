@@ -57,6 +57,14 @@ async def test_a_good_answer(standin, endpoint, streamed):
     assert standin.headers[0]["Authorization"] == "Bearer k"
 
 
+async def test_what_a_server_says_does_not_steer_a_terminal_and_has_an_end(standin):
+    standin.manner.headers = {"x-lorry-adapter-digest": "d" * 999}
+    standin.manner.frames = [piece(" t", "stop", model="\x1b]0;x\x07"), DONE]
+    record = await make(standin.url, streamed=True)
+    assert record.answered == "\ufffd]0;x\ufffd"
+    assert len(record.digest) == 256
+
+
 async def test_the_first_token_is_not_the_role(standin):
     frames = [delta(role="assistant", content=""), delta("stop", content="hi"), usage(1, 1), DONE]
     standin.manner = Manner(frames=frames, gap=0.1)

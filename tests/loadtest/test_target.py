@@ -84,6 +84,11 @@ async def test_too_few_adapters_are_said_with_what_to_do(session):
         ({"data": VLLM["data"][1:]}, 200, "lists no base model"),
         ({"error": "no"}, 401, "answered 401: give the key"),
         ("", 404, "answered 404"),
+        (
+            {"data": [{"id": "base", "parent": None}, {"id": "a\x1bc", "parent": "base"}]},
+            200,
+            "be shown",
+        ),
         ("[" * 2000, 200, "more than 1000 bytes"),
     ],
 )

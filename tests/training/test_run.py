@@ -71,6 +71,7 @@ def test_the_provenance_says_where_it_came_from(trained: Trained, tiny_base: Pat
     assert facts["base"]["weights_digest"] == base.weights_digest
     assert facts["data"]["train"].startswith("sha256:")
     assert (facts["steps"], facts["seed"]) == (2, 0)
+    assert facts["compute_dtype"] in ("bfloat16", "float32")
     assert facts["trainable_parameters"] > 0
     assert facts["packages"]["torch"] == torch.__version__
     assert str(tiny_base) not in json.dumps(facts)

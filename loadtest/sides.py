@@ -13,7 +13,7 @@ from loadtest import plan
 from loadtest.commands import Kind
 from loadtest.comparison import OURS, Memory, Round, checks_of, rows_of
 from loadtest.comparison_report import Comparison, answers_of
-from loadtest.errors import OptionsClash, ServerFailed
+from loadtest.errors import OptionsClash, ServerFailed, TargetUnfit
 from loadtest.manifest import Manifest
 from loadtest.progress import Progress
 from loadtest.run import run_scenario
@@ -64,7 +64,8 @@ async def compare(order: Order, tell: Callable[[str], None], progress: Progress)
     """Start all sides and run all rounds.
 
     Raises:
-        ServerFailed: ours did not come up; a peer that does not is left out, and that is told.
+        ServerFailed, TargetUnfit: ours did not come up, or went away. A peer that does is left out
+            from then on, and that is told.
     """
     scenario = order.scenario
     rounds: list[Round] = []
@@ -78,7 +79,13 @@ async def compare(order: Order, tell: Callable[[str], None], progress: Progress)
             # Who goes first takes turns.
             for side in sides[number % len(sides) :] + sides[: number % len(sides)]:
                 tell(f"round {number + 1} of {order.rounds}: {side.kind}")
-                rounds.append(await _run(side, number, asked, manifest, order, progress))
+                try:
+                    rounds.append(await _run(side, number, asked, manifest, order, progress))
+                except TargetUnfit as error:
+                    if side.kind == OURS:
+                        raise
+                    left_out.append(f"{side.kind}, from round {number + 1} on: {error}")
+                    sides.remove(side)
         memory = [Memory(side=s.kind, processes=len(s.launches), held=s.held_bytes) for s in sides]
     rows = rows_of(rounds, scenario)
     return Comparison(

@@ -202,7 +202,7 @@ def load_scenario(path: Path) -> Scenario:
         ScenarioInvalid: naming every wrong key and value at once.
     """
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.load(path.read_text(), Loader=_OnceOnly)
     except (OSError, UnicodeDecodeError) as error:
         raise ScenarioInvalid(f"can't read {path}: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -213,6 +213,19 @@ def load_scenario(path: Path) -> Scenario:
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors())
         raise ScenarioInvalid(f"{path}: {problems}") from None
+
+
+class _OnceOnly(yaml.SafeLoader):
+    """YAML whose keys stand once: of two `expect` the last would win, and the first not be held."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def _describe(problem: Any) -> str:

@@ -51,12 +51,12 @@ def verdict(sweep: Sweep) -> str:
 
 def table(sweep: Sweep) -> Group:
     rows = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("asked/s", "answered/s", "tokens/s", "p99 TTFT ms", "failed", ""):
+    for name in ("asked/s", "answered/s", "tokens/s", "p99 TTFT ms", "late", "failed", ""):
         rows.add_column(name, justify="right")
     for number, point in enumerate(sweep.points):
         figures = (point.offered, point.reached, point.tokens, point.ttft_p99_ms)
         mark = "knee" if number == sweep.knee else ""
-        rows.add_row(*map(in_column, figures), f"{point.failed:,}", mark)
+        rows.add_row(*map(in_column, figures), f"{point.late:,}", f"{point.failed:,}", mark)
     faults = [Text(each, style="bold red") for each in _faults(sweep)]
     title = Text(f"{sweep.scenario}, {sweep.stream}, against {sweep.target}", style="bold")
     return Group(title, rows, Text(verdict(sweep)), *faults)

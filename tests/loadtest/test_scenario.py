@@ -149,6 +149,13 @@ def test_what_is_not_yaml_is_said_to_be_none(file, text):
         load_scenario(file)
 
 
+def test_a_key_that_stands_twice_is_refused(file):
+    """Of two `expect` the last would win, and what the first asked for would not be held."""
+    file.write_text("name: x\nstreams:\n  a: {output_tokens: 8, output_tokens: 9}\n")
+    with pytest.raises(ScenarioInvalid, match="the key 'output_tokens' stands twice"):
+        load_scenario(file)
+
+
 @pytest.mark.parametrize("text", ["", "just words", "- 1\n- 2\n"])
 def test_yaml_that_is_no_scenario_is_refused(file, text):
     file.write_text(text)

@@ -11,7 +11,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from training import qlora
 from training.base import find_base
+from training.data import read_examples
 from training.errors import BaseInvalid, RunFailed
 from training.measure import answer_greedily
 from training.qlora import compute_dtype, load_base
@@ -195,3 +197,21 @@ def test_bf16_is_computed_only_where_the_processor_multiplies_it(monkeypatch, ab
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     assert compute_dtype() == dtype
+
+
+def test_lora_is_fp32_where_that_is_computed(
+    monkeypatch: pytest.MonkeyPatch, tiny_base: Path, chat_set: Path, tmp_path: Path
+) -> None:
+    """TRL would leave the LoRA weights of a quantized model in bf16, slow where it is emulated."""
+    monkeypatch.setattr(qlora, "compute_dtype", lambda: torch.float32)
+    seen = set()
+
+    def look(model: torch.nn.Module, base_name: str, output: Path) -> None:
+        seen.update(p.dtype for p in model.parameters() if p.requires_grad)
+
+    monkeypatch.setattr(qlora, "_save", look)
+    base = find_base(str(tiny_base), "tiny")
+    examples = read_examples(chat_set)
+    recipe = make_recipe(tiny_base, chat_set)
+    qlora.train_adapter(recipe, base, examples, [], tmp_path, lambda line: None)
+    assert seen == {torch.float32}

@@ -21,7 +21,7 @@ _GIB = 1024**3
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """What `compare` found. `left_out`: peers, or what of them, and why."""
+    """What `compare` found. `notes`: who was left out and why, and how many processes fit."""
 
     scenario: str
     date: str
@@ -32,7 +32,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     checks: list[Check]
     answers: dict[str, tuple[int, int, int]]  # wrong, judged, failed, by side
     memory: list[Memory]
-    left_out: list[str]
+    notes: list[str]
 
     @property
     def passed(self) -> bool:
@@ -73,8 +73,8 @@ def _parts(comparison: Comparison) -> Iterator[RenderableType]:
     for check in comparison.checks:
         mark = Text("✓ ", "green") if check.passed else Text("✗ ", "bold red")
         yield mark + Text(f"{check.name}: wanted {check.wanted}, found {check.found}")
-    for line in comparison.left_out:
-        yield Text(f"left out: {line}", "dim")
+    for line in comparison.notes:
+        yield Text(f"note: {line}", "dim")
 
 
 def _rows(rows: Sequence[Row]) -> Table:

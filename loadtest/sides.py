@@ -69,11 +69,11 @@ async def compare(order: Order, tell: Callable[[str], None], progress: Progress)
     """
     scenario = order.scenario
     rounds: list[Round] = []
-    left_out: list[str] = []
+    notes: list[str] = []
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(claimed(order.home))
         manifest = marked_for(scenario, order.base, order.home)
-        sides = await _start(order, manifest, stack, left_out, tell)
+        sides = await _start(order, manifest, stack, notes, tell)
         for number in range(order.rounds):
             asked = plan.reseeded(scenario, number)
             # Who goes first takes turns.
@@ -84,7 +84,7 @@ async def compare(order: Order, tell: Callable[[str], None], progress: Progress)
                 except TargetUnfit as error:
                     if side.kind == OURS:
                         raise
-                    left_out.append(f"{side.kind}, from round {number + 1} on: {error}")
+                    notes.append(f"left out: {side.kind}, from round {number + 1} on: {error}")
                     sides.remove(side)
         memory = [Memory(side=s.kind, processes=len(s.launches), held=s.held_bytes) for s in sides]
     rows = rows_of(rounds, scenario)
@@ -98,7 +98,7 @@ async def compare(order: Order, tell: Callable[[str], None], progress: Progress)
         checks=checks_of(rows, rounds, scenario, order.peers),
         answers=answers_of(rounds),
         memory=memory,
-        left_out=left_out,
+        notes=notes,
     )
 
 
@@ -106,7 +106,7 @@ async def _start(
     order: Order,
     manifest: Manifest | None,
     stack: contextlib.AsyncExitStack,
-    left_out: list[str],
+    notes: list[str],
     tell: Callable[[str], None],
 ) -> list[Served]:
     sides: list[Served] = []
@@ -117,11 +117,11 @@ async def _start(
         except ServerFailed as error:
             if kind == OURS:
                 raise
-            left_out.append(f"{kind}: {error}")
+            notes.append(f"left out: {kind}: {error}")
             continue
         tell(f"{kind} is up after {side.start_seconds:.0f} s")
         if side.fits is not None:
-            left_out.append(_fits(side, order.scenario.adapters))
+            notes.append(_fits(side, order.scenario.adapters))
             if len(side.urls) < order.scenario.adapters:
                 side.stop()
                 continue

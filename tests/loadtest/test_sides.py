@@ -101,7 +101,7 @@ async def test_one_side_is_awake_at_a_time_and_another_begins_each_round(run):
 async def test_a_peer_that_is_not_there_is_left_out_and_what_was_asked_of_it_fails(run, fault):
     found = await run([], **{fault: "stock"})
     assert {row.peer for row in found.rows} == {"peft"}
-    assert found.left_out[0].startswith("stock")
+    assert found.notes[0].startswith("left out: stock")
     assert not found.passed
 
 

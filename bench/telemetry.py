@@ -31,6 +31,7 @@ from bench.errors import SideFailed
 from bench.model import FULL, TINY, Home, prepare
 from bench.workload import adapter_names
 from loadtest.environment import ROOT
+from loadtest.errors import ServerFailed
 from loadtest.launch import Launch, free_port
 
 STREAMS, PROMPT_TOKENS, OUTPUT_TOKENS = 24, 128, 32
@@ -161,8 +162,11 @@ def main() -> None:
     options = parser.parse_args()
     home = prepare(options.out, TINY if options.tiny else FULL)
     base = home.base
-    with serving(home, base, publish(home, base)) as (url, pid):
-        pairs = asyncio.run(measure(url, pid, home.vocabulary, options.rounds, options.answers))
+    try:
+        with serving(home, base, publish(home, base)) as (url, pid):
+            pairs = asyncio.run(measure(url, pid, home.vocabulary, options.rounds, options.answers))
+    except (SideFailed, ServerFailed) as error:
+        parser.exit(1, f"error: {error}\n")
     print(json.dumps(summarize(pairs)))  # noqa: T201
 
 

@@ -169,7 +169,7 @@ def _make_trainer(
 
 def _raise_lora(model: Any) -> None:
     # TRL makes the LoRA weights of a quantized model bf16, whatever the model computes in. Where
-    # bf16 is emulated, their small products then take four fifths of the time.
+    # bf16 is emulated, their small products then take most of the time.
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

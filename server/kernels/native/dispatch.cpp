@@ -1,6 +1,9 @@
 // Which kernels serve on this processor.
 #include "kernels.h"
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 namespace lorry {
 namespace {
 
@@ -16,15 +19,30 @@ bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-const Kernels kAvx512{"AVX512-BF16", has_avx512_bf16, kLoraAvx512, kNf4Avx512};
-const Kernels kAvx2{"AVX2", has_avx2, kLoraAvx2, kNf4Avx2};
+// Tiles have to be asked for, once in a process: the kernel saves them only for who did.
+bool has_amx() {
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  __builtin_cpu_init();
+  return has_avx512_bf16() && __builtin_cpu_supports("amx-tile") &&
+         __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
 
-const Kernels* first_of(const Kernels* wished, const Kernels* other) {
-  return wished->run_here() ? wished : other->run_here() ? other : nullptr;
+// Best first.
+const Kernels kAll[] = {
+    {"AMX-BF16", has_amx, kLoraAvx512, kNf4Amx},
+    {"AVX512-BF16", has_avx512_bf16, kLoraAvx512, kNf4Avx512},
+    {"AVX2", has_avx2, kLoraAvx2, kNf4Avx2},
+};
+
+const Kernels* first_of(std::string_view instructions) {
+  for (const Kernels& each : kAll)
+    if ((instructions.empty() || instructions == each.instructions) && each.run_here())
+      return &each;
+  return nullptr;
 }
 
 const Kernels*& chosen() {
-  static const Kernels* choice = first_of(&kAvx512, &kAvx2);
+  static const Kernels* choice = first_of("");
   return choice;
 }
 
@@ -32,8 +50,9 @@ const Kernels*& chosen() {
 
 const Kernels* kernels() { return chosen(); }
 
-void use_avx2(bool wanted) {
-  chosen() = wanted ? first_of(&kAvx2, &kAvx512) : first_of(&kAvx512, &kAvx2);
+void use(std::string_view instructions) {
+  const Kernels* wanted = first_of(instructions);
+  chosen() = wanted ? wanted : first_of("");
 }
 
 }  // namespace lorry

@@ -1,9 +1,11 @@
-// Arithmetic on plain pointers: no PyTorch, no threads. Once for AVX-512 with BF16 (lora.cpp, nf4.cpp)
-// and once for AVX2 with FMA (lora_avx2.cpp, nf4_avx2.cpp); dispatch.cpp chooses.
+// Arithmetic on plain pointers: no PyTorch, no threads. Once for AMX (nf4_amx.cpp), once for AVX-512
+// with BF16 (lora.cpp, nf4.cpp) and once for AVX2 with FMA (lora_avx2.cpp, nf4_avx2.cpp);
+// dispatch.cpp chooses.
 // bf16 values are passed as their 16 bits; every leading dimension counts elements, not bytes.
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 namespace lorry {
 
@@ -61,7 +63,7 @@ struct Nf4Kernels {
 };
 
 extern const LoraKernels kLoraAvx512, kLoraAvx2;
-extern const Nf4Kernels kNf4Avx512, kNf4Avx2;
+extern const Nf4Kernels kNf4Amx, kNf4Avx512, kNf4Avx2;
 
 // ---- The choice (dispatch.cpp) --------------------------------------------------------------
 
@@ -75,7 +77,7 @@ struct Kernels {
 // The first that run here, or null.
 const Kernels* kernels();
 
-// For tests: takes those for AVX2 where others would serve (or, if not `wanted`, the first again).
-void use_avx2(bool wanted);
+// For tests: those for the named instructions, or the first again ("" or what does not run here).
+void use(std::string_view instructions);
 
 }  // namespace lorry

@@ -8,23 +8,11 @@
 #include "nf4.h"
 
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
-#include <immintrin.h>
-
+#include "nf4_avx512.h"
 
 namespace lorry {
 namespace {
 
-// Twice the 16 codes: vpermw looks at five bits, of which the fifth belongs to the next code.
-inline __m512i code_book() {
-  alignas(64) bf16 table[32];
-  for (int i = 0; i < 32; ++i) table[i] = code_in_bf16(i % 16);
-  return _mm512_load_si512(table);
-}
-
-// One vector of 64 bytes holds 8 weights of 16 columns: word 2c+i holds, from its lowest bits,
-// those of column c at k = i, 2+i, 4+i, 6+i: pairs as vdpbf16ps takes them.
-constexpr int kWeightsPerVector = 8;
-constexpr int kVectors = kBlock / kWeightsPerVector;
 constexpr int kMaxRows = 13;  // the sums stay in registers
 
 template <int R>
@@ -51,8 +39,7 @@ void multiply_panel(const bf16* x, int64_t blocks, const uint8_t* packed, __m512
       _mm_prefetch((const char*)(packed + v * 64 + 4 * kBlockBytes), _MM_HINT_T0);
 #pragma GCC unroll 4
       for (int t = 0; t < 4; ++t) {
-        const __m512bh weights =
-            (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4 * t), book);
+        const __m512bh weights = (__m512bh)look_up(codes, t, book);
 #pragma GCC unroll 32
         for (int r = 0; r < R; ++r) {
           int32_t pair;

@@ -45,7 +45,8 @@ def step(rows: int, ranks: list[int], widths: tuple[int, ...], width: int, seed:
 def test_where_the_processor_has_what_they_need_the_compiled_kernels_are_there():
     """Else every test that needs them would be skipped, and nobody the wiser."""
     assert operators.has_native()
-    best = "AVX512-BF16" if "avx512_bf16" in read_cpu_flags() else "AVX2"
+    flags = {"AMX-BF16": "amx_bf16", "AVX512-BF16": "avx512_bf16", "AVX2": "avx2"}
+    best = next(name for name, flag in flags.items() if flag in read_cpu_flags())
     assert torch.ops.lorry.instructions() == best
 
 

@@ -1,0 +1,42 @@
+// Tiles of AMX: which of the eight there are, and how many rows and bytes a row each has.
+// Included after `#pragma GCC target` names "amx-tile,amx-bf16".
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace lorry {
+namespace {
+
+constexpr int kTileRows = 16;
+constexpr int kTileBytes = 64;  // of a row
+
+// Between writing memory and a tile reading it: gcc's intrinsics do not say that they read.
+inline void before_tiles_read() { __asm__ volatile("" ::: "memory"); }
+
+// Configures this thread's tiles while it lives. oneDNN and vLLM configure their own at each use,
+// so none of theirs is in use when an operator starts, and none of ours when it ends.
+class Tiles {
+ public:
+  // Tiles before `first_full` have `rows` rows, the others 16.
+  Tiles(int rows, int first_full) {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    for (int tile = 0; tile < 8; ++tile) {
+      config.bytes[tile] = kTileBytes;
+      config.rows[tile] = tile < first_full ? rows : kTileRows;
+    }
+    before_tiles_read();
+    _tile_loadconfig(&config);
+  }
+  ~Tiles() { _tile_release(); }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+};
+
+}  // namespace
+}  // namespace lorry

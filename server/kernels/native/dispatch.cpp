@@ -29,7 +29,7 @@ bool has_amx() {
 
 // Best first.
 const Kernels kAll[] = {
-    {"AMX-BF16", has_amx, kLoraAvx512, kNf4Amx},
+    {"AMX-BF16", has_amx, kLoraAmx, kNf4Amx},
     {"AVX512-BF16", has_avx512_bf16, kLoraAvx512, kNf4Avx512},
     {"AVX2", has_avx2, kLoraAvx2, kNf4Avx2},
 };

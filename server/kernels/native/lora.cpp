@@ -6,8 +6,7 @@
 #include <vector>
 
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
-#include <immintrin.h>
-
+#include "lora_avx512.h"
 
 namespace lorry {
 namespace {
@@ -16,17 +15,8 @@ constexpr int kShrinkRows = 6;    // 6 rows x 4 ranks: 24 sums in registers
 constexpr int kShrinkRanks = 4;
 constexpr int kExpandRows = 4;    // 4 rows x 4 vectors of columns: more rows fall on one another in
                                   // the cache, as rows lie a power of two apart
-constexpr int kAhead = 64;        // columns of B to fetch ahead
-constexpr int kColumns = 16;      // fp32 sums in a vector
 constexpr int kVectors = 4;
 constexpr int kTile = kVectors * kColumns;
-
-// Two neighbouring ranks of 16 columns. A struct, as templates lose a vector type's alignment.
-struct alignas(64) Pairs {
-  __m512i values;
-};
-
-inline void prefetch(const bf16* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
 inline __m512bh load(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
 
@@ -75,60 +65,6 @@ void shrink_tile(const bf16* const* x, const bf16* a, int64_t width, float scale
       shrunk[r * lds + j] = round_to_bf16(_mm512_reduce_add_ps(sums[r][j]) * scale);
 }
 
-inline __mmask16 mask_of(int64_t columns) {
-  return (__mmask16)(columns >= kColumns ? 0xffff : columns <= 0 ? 0 : (1u << columns) - 1);
-}
-
-// 16 columns of B as pairs of ranks: pairs[p] holds ranks 2p and 2p+1 of every column. Columns at
-// or beyond `last` repeat the one before it, and are never written.
-inline void transpose_columns(const Expand& job, int64_t column, int64_t last, Pairs* pairs) {
-  const bf16* from[kColumns];
-  for (int c = 0; c < kColumns; ++c) {
-    from[c] = job.b + std::min(column + c, last - 1) * job.ldb;
-    prefetch(from[c] + kAhead * job.ldb);
-  }
-  for (int p = 0; p < job.rank; p += kRankStep, pairs += 4) {
-    const auto eight = [&](int c) { return _mm_loadu_si128((const __m128i*)(from[c] + p)); };
-    __m512i z[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      __m512i v = _mm512_castsi128_si512(eight(i));
-      v = _mm512_inserti32x4(v, eight(i + 4), 1);
-      v = _mm512_inserti32x4(v, eight(i + 8), 2);
-      z[i] = _mm512_inserti32x4(v, eight(i + 12), 3);
-    }
-    const __m512i low01 = _mm512_unpacklo_epi32(z[0], z[1]);
-    const __m512i low23 = _mm512_unpacklo_epi32(z[2], z[3]);
-    const __m512i high01 = _mm512_unpackhi_epi32(z[0], z[1]);
-    const __m512i high23 = _mm512_unpackhi_epi32(z[2], z[3]);
-    pairs[0].values = _mm512_unpacklo_epi64(low01, low23);
-    pairs[1].values = _mm512_unpackhi_epi64(low01, low23);
-    pairs[2].values = _mm512_unpacklo_epi64(high01, high23);
-    pairs[3].values = _mm512_unpackhi_epi64(high01, high23);
-  }
-}
-
-// vLLM reads freed blocks of the KV cache as zero times what is left there, so one non-finite
-// value that an adapter put into its own rows would reach whoever gets the block next.
-inline __m512 bounded(__m512 delta, float bound, __mmask16 columns, int64_t& repaired) {
-  const __m512 limit = _mm512_set1_ps(bound);
-  const __mmask16 fine = _mm512_cmp_ps_mask(_mm512_abs_ps(delta), limit, _CMP_LE_OQ);
-  if (__builtin_expect((fine & columns) == columns, 1)) return delta;
-  repaired += __builtin_popcount(columns & ~fine);
-  const __mmask16 number = _mm512_cmp_ps_mask(delta, delta, _CMP_ORD_Q);
-  delta = _mm512_maskz_mov_ps(number, delta);
-  return _mm512_max_ps(_mm512_min_ps(delta, limit), _mm512_sub_ps(_mm512_setzero_ps(), limit));
-}
-
-inline void write(bf16* y, __m512 delta, __mmask16 columns, bool add) {
-  if (add) {
-    const __m256i old = _mm256_maskz_loadu_epi16(columns, y);
-    delta = _mm512_add_ps(
-        delta, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(old), 16)));
-  }
-  _mm256_mask_storeu_epi16(y, columns, (__m256i)_mm512_cvtneps_pbh(delta));
-}
-
 // Whether no value of a tile has to be repaired: as integers without their sign, NaN and infinity
 // are larger than any bound.
 template <int R>
@@ -140,11 +76,6 @@ inline bool is_bounded(const __m512 (&sums)[R][kVectors], float bound) {
     for (int v = 0; v < kVectors; ++v)
       largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(sums[r][v])));
   return !_mm512_cmpgt_epu32_mask(largest, _mm512_castps_si512(_mm512_set1_ps(bound)));
-}
-
-inline __m512 load_fp32(const bf16* y) {
-  const __m256i values = _mm256_loadu_si256((const __m256i*)y);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
 }
 
 // y[R rows, kTile columns], of which those before `width` exist.

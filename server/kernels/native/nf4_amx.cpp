@@ -28,15 +28,6 @@ struct alignas(64) Block {
   __m512i pairs[kPairRows];
 };
 
-// Rows in tiles of nearly one size; the last one begins early enough to be full, and what it shares
-// with the one before is computed twice, to the same end.
-struct Split {
-  int rows, tiles, height;
-  explicit Split(int rows)
-      : rows(rows), tiles((rows + kTileRows - 1) / kTileRows), height((rows + tiles - 1) / tiles) {}
-  int first(int tile) const { return std::min(tile * height, rows - height); }
-};
-
 inline void look_up_block(const uint8_t* packed, __m512i book, Block& block) {
   for (int v = 0; v < kVectors; ++v) {
     const __m512i codes = _mm512_load_si512(packed + v * 64);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kernels.h"
@@ -20,18 +21,58 @@ using at::Tensor;
 // Every thread has its own stretch of the pieces, and helps others when it is done: an equal share
 // each would wait for the thread whose core a neighbour uses, and pieces handed out in turn would
 // make a core fetch what another one has in its cache.
+class Share {
+ public:
+  Share(int64_t pieces, int64_t threads) : pieces_(pieces), next_(threads) {
+    for (int64_t t = 0; t < threads; ++t) next_[t] = start_of(t);
+  }
+
+  // What thread `self` does of it; others may still be at theirs.
+  template <typename Work>
+  void take(int64_t self, const Work& work) {
+    const int64_t threads = next_.size();
+    int64_t taken = 0;
+    for (int64_t i = 0; i < threads; ++i) {
+      const int64_t t = (self + i) % threads, end = start_of(t + 1);
+      for (int64_t piece = next_[t]++; piece < end; piece = next_[t]++, ++taken) work(piece);
+    }
+    done_.fetch_add(taken, std::memory_order_release);
+  }
+
+  // Until all pieces are done. Whoever has taken one is at it, so this ends.
+  void wait() const {
+    for (int tries = 0; done_.load(std::memory_order_acquire) < pieces_; ++tries)
+      if (tries < kSpins) __builtin_ia32_pause();
+      else std::this_thread::yield();
+  }
+
+ private:
+  static constexpr int kSpins = 1000;
+  int64_t start_of(int64_t thread) const { return thread * pieces_ / (int64_t)next_.size(); }
+
+  const int64_t pieces_;
+  std::vector<std::atomic<int64_t>> next_;
+  std::atomic<int64_t> done_ = 0;
+};
+
 template <typename Work>
 void share(int64_t pieces, const Work& work) {
   if (pieces <= 0) return;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), pieces);
-  std::vector<std::atomic<int64_t>> next(threads);
-  const auto start_of = [&](int64_t thread) { return thread * pieces / threads; };
-  for (int64_t t = 0; t < threads; ++t) next[t] = start_of(t);
+  Share all(pieces, threads);
+  at::parallel_for(0, threads, 1, [&](int64_t self, int64_t) { all.take(self, work); });
+}
+
+// `second` begins when all of `first` is done; to wake the threads once for both is quicker.
+template <typename First, typename Second>
+void share(int64_t firsts, const First& first, int64_t seconds, const Second& second) {
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), std::max(firsts, seconds));
+  if (threads <= 0) return;
+  Share before(firsts, threads), after(seconds, threads);
   at::parallel_for(0, threads, 1, [&](int64_t self, int64_t) {
-    for (int64_t i = 0; i < threads; ++i) {
-      const int64_t t = (self + i) % threads, end = start_of(t + 1);
-      for (int64_t piece = next[t]++; piece < end; piece = next[t]++) work(piece);
-    }
+    before.take(self, first);
+    before.wait();
+    after.take(self, second);
   });
 }
 
@@ -102,39 +143,39 @@ void lora_linear_(const Tensor& y, const Tensor& x, at::TensorList a, at::Tensor
   const auto shrunk_at = [&](int slice, int row) {
     return write(shrunk) + (slice * shrunk_rows + row) * max_rank;
   };
-  thread_local std::vector<Piece> pieces;
+  thread_local std::vector<Piece> shrinks, expands;
   // In the order of the batch, which is how x and y were written: first rows by the first thread.
   const auto by_rows = [&](const Piece& p) { return plan.rows()[p.segment[2] + p.row]; };
-  const auto for_rows = [&](auto piece) {
+  const auto fill = [&](std::vector<Piece>& pieces, auto piece) {
     pieces.clear();
     for (int i = 0; i < plan.segments(); ++i)
       for (int row = 0, count = plan.segment(i)[3]; row < count; row += kRows)
         for (int slice = 0; slice < slices; ++slice)
           piece(plan.segment(i), slice, row, std::min(kRows, count - row));
+    std::ranges::stable_sort(pieces, {}, by_rows);
   };
 
-  for_rows([&](const int32_t* segment, int slice, int row, int rows) {
+  fill(shrinks, [&](const int32_t* segment, int slice, int row, int rows) {
     for (int rank = 0; rank < segment[1]; rank += kRanks)
-      pieces.push_back({segment, slice, row, rows, rank, std::min(kRanks, segment[1] - rank), 0, 0});
+      shrinks.push_back(
+          {segment, slice, row, rows, rank, std::min(kRanks, segment[1] - rank), 0, 0});
   });
-  std::ranges::stable_sort(pieces, {}, by_rows);
-  share(pieces.size(), [&, all = pieces.data()](int64_t i) {
+  fill(expands, [&](const int32_t* segment, int slice, int row, int rows) {
+    const int64_t columns = b[slice].size(2);
+    for (int64_t column = 0; column < columns; column += kColumns)
+      expands.push_back({segment, slice, row, rows, 0, 0, column,
+                         std::min<int64_t>(kColumns, columns - column)});
+  });
+
+  const auto shrink = [&, all = shrinks.data()](int64_t i) {
     const Piece& p = all[i];
     const int first = p.segment[2] + p.row;
     lora.shrink(read(x), x.stride(0), plan.rows() + first, p.rows,
                 read(a[p.slice]) + (int64_t(p.segment[0]) * max_rank + p.rank) * width, width,
                 p.ranks, scale, shrunk_at(p.slice, first) + p.rank, max_rank);
-  });
-
-  for_rows([&](const int32_t* segment, int slice, int row, int rows) {
-    const int64_t columns = b[slice].size(2);
-    for (int64_t column = 0; column < columns; column += kColumns)
-      pieces.push_back({segment, slice, row, rows, 0, 0, column,
-                        std::min<int64_t>(kColumns, columns - column)});
-  });
-  std::ranges::stable_sort(pieces, {}, by_rows);
+  };
   int64_t* repairs = repaired.mutable_data_ptr<int64_t>();
-  share(pieces.size(), [&, all = pieces.data()](int64_t i) {
+  const auto expand = [&, all = expands.data()](int64_t i) {
     const Piece& p = all[i];
     const int first = p.segment[2] + p.row;
     const int64_t n = b[p.slice].size(2);
@@ -145,7 +186,8 @@ void lora_linear_(const Tensor& y, const Tensor& x, at::TensorList a, at::Tensor
          float(bound), add},
         p.column, p.column + p.columns);
     if (count) std::atomic_ref<int64_t>(repairs[p.segment[0]]).fetch_add(count);
-  });
+  };
+  share(shrinks.size(), shrink, expands.size(), expand);
 }
 
 Tensor pack_nf4(const Tensor& codes, const Tensor& absmax, int64_t n, int64_t k) {
@@ -175,22 +217,23 @@ Tensor linear_nf4(const Tensor& x, const Tensor& packed) {
   const auto arranged_at = [&](int64_t row) {
     return arranged.mutable_data_ptr<uint8_t>() + row * k * nf4.bytes_per_value;
   };
-  share(passes, [&](int64_t pass) {
+  const auto arrange = [&](int64_t pass) {
     const int64_t row = first_row(pass), rows = first_row(pass + 1) - row;
     nf4.arrange(read(x) + row * x.stride(0), x.stride(0), rows, k, arranged_at(row));
-  });
+  };
   const int64_t panels = packed.size(0);
   const int64_t chunk = std::clamp<int64_t>(panels / (4 * at::get_num_threads()), 1, 8);
   const int64_t chunks = (panels + chunk - 1) / chunk;
   // Few rows: each weight is read by one thread only. Many: each thread keeps to its own rows.
   const bool by_panel = passes < 4 * at::get_num_threads();
-  share(passes * chunks, [&](int64_t i) {
+  const auto multiply = [&](int64_t i) {
     const int64_t pass = by_panel ? i % passes : i / chunks;
     const int64_t panel = (by_panel ? i / passes : i % chunks) * chunk;
     const int64_t row = first_row(pass), rows = first_row(pass + 1) - row;
     nf4.multiply(arranged_at(row), rows, k, packed.const_data_ptr<uint8_t>(), panel,
                  std::min(panel + chunk, panels), write(y) + row * n, n);
-  });
+  };
+  share(passes, arrange, passes * chunks, multiply);
   return y;
 }
 

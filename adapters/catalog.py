@@ -26,6 +26,7 @@ from adapters.versions import (
     Meaning,
     Published,
     find_meaning,
+    select_labels,
     select_published,
     select_versions,
 )
@@ -114,6 +115,11 @@ class Catalog:
         """All versions, or those of one name, by name and number."""
         with self._reading() as connection:
             return select_versions(connection, *_of(schema.versions, name))
+
+    def list_labels(self) -> set[tuple[str, int]]:
+        """The name and number of every version, and nothing that only details need."""
+        with self._reading() as connection:
+            return select_labels(connection)
 
     def list_aliases(self, name: str | None = None) -> list[Alias]:
         """All aliases, or those of one name, by name and alias."""

@@ -17,6 +17,7 @@ from adapters import schema
 from adapters.errors import CatalogUnreadable, SchemaMismatch, quote
 
 BUSY_SECONDS = 10.0
+STATEMENT_SECONDS = 5.0
 # One lock for all writers of a PostgreSQL catalog; the number says "lorry" and means no more.
 WRITERS_LOCK = 0x6C6F727279
 POSTGRESQL = "postgresql+psycopg"
@@ -27,7 +28,8 @@ POSTGRESQL_OPTIONS = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
-    "options": "-c statement_timeout=5000",  # one that is there, but never answers
+    # One that is there, but never answers.
+    "options": f"-c statement_timeout={int(STATEMENT_SECONDS * 1000)}",
 }
 
 
@@ -132,6 +134,9 @@ def _begin_postgresql(connection: Connection) -> None:
         # A statement of its own for the lock: what follows sees all that was done before it.
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(BUSY_SECONDS * 1000)}")
+        # Else it would end the wait for the lock, and sooner.
+        patience = int((BUSY_SECONDS + STATEMENT_SECONDS) * 1000)
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {patience}")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
 
 

@@ -156,6 +156,13 @@ def select_versions(connection: Connection, *wanted: ColumnElement[bool]) -> lis
     return _with_aliases(rows, connection.execute(pointing).all())
 
 
+def select_labels(connection: Connection) -> set[tuple[str, int]]:
+    table = schema.versions
+    return {
+        (row.name, row.number) for row in connection.execute(select(table.c.name, table.c.number))
+    }
+
+
 def select_published(connection: Connection) -> list[Published]:
     """Every name that means something by itself, in order; without what only details need."""
     table, target = schema.versions, schema.targets

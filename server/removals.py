@@ -30,11 +30,11 @@ class Removals:
         if not told:
             return
         try:
-            listed = await asyncio.to_thread(self._catalog.list_versions)
+            listed = await asyncio.to_thread(self._catalog.list_labels)
         except AdapterError as error:
             logger.warning("the versions can't be listed: %s", error)
             return
-        known = {(version.name, str(version.version)) for version in listed}
+        known = {(name, str(number)) for name, number in listed}
         for name, version in told:
             if (name, version) not in known:
                 self._metrics.removed(name, version)

@@ -63,7 +63,7 @@ torch.library.register_fake("lorry::nf4_linear", _nf4_linear, lib=_LIBRARY)
 
 @cache
 def has_native() -> bool:
-    """Whether the compiled kernels are there, wanted, and run here (AVX512-BF16 or AVX2)."""
+    """Whether the compiled kernels are there, wanted, and run here (AMX, AVX512-BF16 or AVX2)."""
     if os.environ.get(PORTABLE_VARIABLE) == "1":
         return False
     spec = util.find_spec(_NATIVE)

@@ -15,7 +15,6 @@ namespace lorry {
 namespace {
 
 constexpr int kMaxRows = 128;      // their arranged values and sums stay in the second cache
-constexpr int kFewRows = 3;        // fewer are faster without tiles
 constexpr int kPairRows = 32;      // pairs of weights in a block, which two tiles hold
 constexpr int kWaiting = 2;        // tiles whose sums are not added up yet
 constexpr int kTileValues = 32;    // bf16 in a row of a tile
@@ -116,7 +115,6 @@ void multiply_panels(const bf16* x, const Split& split, int64_t blocks, const ui
 
 // 32 values of each row after another, as a tile has them: (k/32, rows, 32).
 void arrange(const bf16* x, int64_t ldx, int rows, int64_t k, void* arranged) {
-  if (rows <= kFewRows) return kNf4Avx512.arrange(x, ldx, rows, k, arranged);
   bf16* to = static_cast<bf16*>(arranged);
   for (int64_t i = 0; i < k; i += kTileValues)
     for (int r = 0; r < rows; ++r, to += kTileValues)
@@ -125,8 +123,6 @@ void arrange(const bf16* x, int64_t ldx, int rows, int64_t k, void* arranged) {
 
 void multiply(const void* arranged, int rows, int64_t k, const uint8_t* packed,
               int64_t first_panel, int64_t last_panel, bf16* y, int64_t ldy) {
-  if (rows <= kFewRows)
-    return kNf4Avx512.multiply(arranged, rows, k, packed, first_panel, last_panel, y, ldy);
   const Split split(rows);
   const Tiles tiles(split.height, 4);
   const int64_t blocks = k / kBlock;

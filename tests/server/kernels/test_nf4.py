@@ -66,6 +66,16 @@ def test_a_row_is_not_touched_by_what_is_not_finite_in_another(native, rows):
         assert torch.equal(y, healthy)
 
 
+@pytest.mark.parametrize("native", ["AMX-BF16"], indirect=True)
+def test_with_tiles_a_row_is_the_same_to_the_bit_whoever_shares_its_batch(native):
+    codes, state = quantized(48, 512, seed=0)
+    packed = torch.ops.lorry.nf4_pack(codes.flatten(), state.absmax.float(), 48, 512)
+    x = torch.randn(300, 512, generator=torch.Generator().manual_seed(1)).bfloat16()
+    y = torch.ops.lorry.nf4_linear(x, packed)
+    for rows in (1, 2, 16, 17, 31, 33, 128, 129, 255):
+        assert torch.equal(torch.ops.lorry.nf4_linear(x[-rows:], packed), y[-rows:])
+
+
 def test_the_compiler_is_told_the_truth_about_nf4():
     codes, state = quantized(32, 64, seed=0)
     packed = torch.ops.lorry.nf4_pack(codes.flatten(), state.absmax.float(), 32, 64)

@@ -47,4 +47,6 @@ def test_an_nf4_engine_answers_as_a_bf16_one_on_weights_that_nf4_holds_exactly(
     cramped: EngineProcess, open_ended: EngineProcess
 ) -> None:
     requests = requests_to((None, "ash", "birch"), LENGTHS)
-    assert_same(open_ended.run_each_alone(requests), cramped.run_each_alone(requests))
+    answers = open_ended.run_each_alone(requests), cramped.run_each_alone(requests)
+    # Two kernels, whose last bits differ in every product: ties are more frequent than in one.
+    assert_same(*answers, tokens_for_a_tie=20)

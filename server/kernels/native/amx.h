@@ -1,5 +1,5 @@
 // Tiles of AMX: which of the eight there are, and how many rows and bytes a row each has.
-// Included after `#pragma GCC target` names "amx-tile,amx-bf16".
+// Included after <algorithm> and then `#pragma GCC target` with "amx-tile,amx-bf16".
 #pragma once
 
 #include <immintrin.h>
@@ -13,8 +13,13 @@ namespace {
 constexpr int kTileRows = 16;
 constexpr int kTileBytes = 64;  // of a row
 
-// Rows in tiles of nearly one size; the last one begins early enough to be full, and computes what it
-// shares with the one before a second time, to the same end.
+// What a tile of 16 rows of fp32 sums stores.
+struct alignas(64) Sums {
+  float values[kTileRows][kTileRows];
+};
+
+// Rows in tiles of nearly one size; the last one begins early enough to be full, and computes what
+// it shares with the one before a second time, to the same end.
 struct Split {
   int rows, tiles, height;
   explicit Split(int rows)

@@ -1,6 +1,6 @@
-// Arithmetic on plain pointers: no PyTorch, no threads. Once for AMX (lora_amx.cpp, nf4_amx.cpp), once for AVX-512
-// with BF16 (lora.cpp, nf4.cpp) and once for AVX2 with FMA (lora_avx2.cpp, nf4_avx2.cpp);
-// dispatch.cpp chooses.
+// Arithmetic on plain pointers: no PyTorch, no threads. Once for AMX (lora_amx.cpp, nf4_amx.cpp),
+// once for AVX-512 with BF16 (lora.cpp, nf4.cpp) and once for AVX2 with FMA (lora_avx2.cpp,
+// nf4_avx2.cpp); dispatch.cpp chooses.
 // bf16 values are passed as their 16 bits; every leading dimension counts elements, not bytes.
 #pragma once
 

@@ -15,10 +15,6 @@ constexpr int kFewRows = 8;     // fewer are faster without tiles
 constexpr int kDepth = 32;      // values that one product of tiles sums up
 constexpr int kShrinkTiles = 6; // of 16 rows, each with its sums in a tile
 
-struct alignas(64) Sums {
-  float values[kTileRows][kColumns];
-};
-
 // ---- x -> A x -------------------------------------------------------------------------------
 
 // Where a tile of rows begins and how many bytes lie between two of them.
@@ -48,26 +44,26 @@ std::vector<TileOfRows> tiles_of(const bf16* x, int64_t ldx, const int32_t* rows
 }
 
 // Tiles: sums 0 to 5, rows 6, A 7.
-template <int Tiles>
+template <int Count>
 void shrink_tiles(const TileOfRows* x, const bf16* a, int64_t width, int ranks, Sums* sums) {
-  constexpr int kAhead = 2, kKept = 4;  // a tile reads what has reached the cache
+  constexpr int kTilesAhead = 2, kKept = 4;  // a tile reads what has reached the cache
   Pairs pairs[kKept][kTileRows];
   const auto prepare = [&](int64_t k) {
     if (k < width) transpose(Sources(a + k, width, 0, ranks), kDepth, pairs[k / kDepth % kKept]);
   };
-  for (int i = 0; i < kAhead; ++i) prepare(i * kDepth);
+  for (int i = 0; i < kTilesAhead; ++i) prepare(i * kDepth);
   _tile_zero(0);
-  if constexpr (Tiles > 1) _tile_zero(1);
-  if constexpr (Tiles > 2) _tile_zero(2);
-  if constexpr (Tiles > 3) _tile_zero(3);
-  if constexpr (Tiles > 4) _tile_zero(4);
-  if constexpr (Tiles > 5) _tile_zero(5);
+  if constexpr (Count > 1) _tile_zero(1);
+  if constexpr (Count > 2) _tile_zero(2);
+  if constexpr (Count > 3) _tile_zero(3);
+  if constexpr (Count > 4) _tile_zero(4);
+  if constexpr (Count > 5) _tile_zero(5);
   for (int64_t k = 0; k < width; k += kDepth) {
-    prepare(k + kAhead * kDepth);
+    prepare(k + kTilesAhead * kDepth);
     before_tiles_read();
     _tile_loadd(7, pairs[k / kDepth % kKept], kTileBytes);
 #define LORRY_ADD(t)                             \
-  if constexpr (Tiles > t) {                     \
+  if constexpr (Count > t) {                     \
     _tile_loadd(6, x[t].start + k, x[t].stride); \
     _tile_dpbf16ps(t, 6, 7);                     \
   }
@@ -75,11 +71,11 @@ void shrink_tiles(const TileOfRows* x, const bf16* a, int64_t width, int ranks, 
 #undef LORRY_ADD
   }
   _tile_stored(0, sums[0].values, kTileBytes);
-  if constexpr (Tiles > 1) _tile_stored(1, sums[1].values, kTileBytes);
-  if constexpr (Tiles > 2) _tile_stored(2, sums[2].values, kTileBytes);
-  if constexpr (Tiles > 3) _tile_stored(3, sums[3].values, kTileBytes);
-  if constexpr (Tiles > 4) _tile_stored(4, sums[4].values, kTileBytes);
-  if constexpr (Tiles > 5) _tile_stored(5, sums[5].values, kTileBytes);
+  if constexpr (Count > 1) _tile_stored(1, sums[1].values, kTileBytes);
+  if constexpr (Count > 2) _tile_stored(2, sums[2].values, kTileBytes);
+  if constexpr (Count > 3) _tile_stored(3, sums[3].values, kTileBytes);
+  if constexpr (Count > 4) _tile_stored(4, sums[4].values, kTileBytes);
+  if constexpr (Count > 5) _tile_stored(5, sums[5].values, kTileBytes);
 }
 
 constexpr decltype(&shrink_tiles<1>) kByTiles[kShrinkTiles] = {

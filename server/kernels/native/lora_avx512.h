@@ -1,5 +1,5 @@
 // What the AVX-512 and AMX kernels share of LoRA: B's columns in pairs of ranks, and how a delta is
-// bounded and added. Included after they name their instructions.
+// bounded and added. Included after <algorithm>, and then after they name their instructions.
 #pragma once
 
 #include <immintrin.h>
@@ -14,7 +14,8 @@ namespace {
 constexpr int kAhead = 64;    // columns of B to fetch ahead
 constexpr int kColumns = 16;  // fp32 sums in a vector
 
-// Two neighbouring values (of 16 ranks, or of 16 columns). A struct, as templates lose a vector type's alignment.
+// Two neighbouring values of 16 rows of memory. A struct, as templates lose a vector type's
+// alignment.
 struct alignas(64) Pairs {
   __m512i values;
 };

@@ -19,10 +19,6 @@ constexpr int kPairRows = 32;      // pairs of weights in a block, which two til
 constexpr int kWaiting = 2;        // tiles whose sums are not added up yet
 constexpr int kTileValues = 32;    // bf16 in a row of a tile
 
-// Sums of one panel for the rows of one tile.
-struct alignas(64) Sums {
-  float values[kTileRows][kPanel];
-};
 struct alignas(64) Block {
   __m512i pairs[kPairRows];
 };

@@ -32,9 +32,14 @@ class Share {
   void take(int64_t self, const Work& work) {
     const int64_t threads = next_.size();
     int64_t taken = 0;
-    for (int64_t i = 0; i < threads; ++i) {
-      const int64_t t = (self + i) % threads, end = start_of(t + 1);
-      for (int64_t piece = next_[t]++; piece < end; piece = next_[t]++, ++taken) work(piece);
+    try {
+      for (int64_t i = 0; i < threads; ++i) {
+        const int64_t t = (self + i) % threads, end = start_of(t + 1);
+        for (int64_t piece = next_[t]++; piece < end; piece = next_[t]++, ++taken) work(piece);
+      }
+    } catch (...) {  // out of memory: the operator fails as a whole, so let nobody wait for this
+      done_.fetch_add(pieces_);
+      throw;
     }
     done_.fetch_add(taken, std::memory_order_release);
   }

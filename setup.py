@@ -11,8 +11,29 @@ from setuptools import Extension, setup
 
 FOLDER = "server/kernels/native"
 # No -march: each file names its own instructions, and what the processor has is asked at run time.
-SOURCES = ("dispatch", "lora", "lora_amx", "lora_avx2", "nf4", "nf4_amx", "nf4_avx2", "ops")
-HEADERS = ("kernels", "amx", "avx2", "lora_avx512", "nf4", "nf4_avx512")
+SOURCES = (
+    "dispatch",
+    "lora",
+    "lora_amx",
+    "lora_amx_few",
+    "lora_avx2",
+    "nf4",
+    "nf4_amx",
+    "nf4_avx2",
+    "ops",
+)
+HEADERS = (
+    "kernels",
+    "amx",
+    "avx2",
+    "lora_avx512",
+    "lora_job",
+    "nf4",
+    "nf4_avx512",
+    "nf4_job",
+    "operands",
+    "threads",
+)
 
 
 def kernels() -> list[Extension]:

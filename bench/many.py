@@ -2,7 +2,7 @@
 
     python -m bench.many publish --store DIR [--from ADAPTER_FOLDER --base BASE] [--count 1000]
     lorry serve BASE --store DIR --quantization none -- --no-enable-prefix-caching
-    python -m bench.many run --url http://127.0.0.1:8000 [--count 1000] [--rounds 4] [--seconds 20]
+    python -m bench.many run --url http://127.0.0.1:8000 [--streams 24] [--rounds 4] [--seconds 20]
     python -m bench.many watch --url http://127.0.0.1:8000 --pid PID --minutes 30 [--count 1000]
 
 `publish` makes the adapters, many-0000 and so on: each scales B by its own factor, 0.5 to 1.5.
@@ -32,7 +32,7 @@ import httpx2
 from bench.errors import BenchError, OptionsClash, SideFailed
 from bench.growth import sample_while, session_of, summarize
 
-HOT, STREAMS, PROMPTS = 8, 24, 48
+HOT, PROMPTS = 8, 48
 SAMPLE_SECONDS, LEAST_MINUTES = 5.0, 2
 RETRY_SECONDS, WARM_SECONDS = 1.0, 3.0
 VOCABULARY = 896  # token ids that the bench's base and the demo's both have
@@ -79,7 +79,7 @@ class Traffic:
 
     def __init__(self, client: httpx2.AsyncClient, options: argparse.Namespace) -> None:
         self._client = client
-        self._tokens = options.tokens
+        self._tokens, self._streams = options.tokens, options.streams
         self._weights = [1 / (rank + 1) ** options.alpha for rank in range(options.count)]
         self._dice = dice = random.Random(7)
         words = range(VOCABULARY)
@@ -93,7 +93,7 @@ class Traffic:
         """Tokens per second with the first `count` adapters."""
         until, made = time.perf_counter() + seconds, [0]
         began = time.perf_counter()
-        await asyncio.gather(*(self._stream(count, until, made) for _ in range(STREAMS)))
+        await asyncio.gather(*(self._stream(count, until, made) for _ in range(self._streams)))
         return made[0] / (time.perf_counter() - began)
 
     async def _stream(self, count: int, until: float, made: list[int]) -> None:
@@ -185,6 +185,7 @@ def main() -> None:
     for command in (running, watching):
         command.add_argument("--url", required=True)
         command.add_argument("--alpha", type=float, default=1.0, help="the power law's exponent")
+        command.add_argument("--streams", type=int, default=24, help="calls that run at a time")
         command.add_argument("--prompt-tokens", type=int, default=128)
         command.add_argument("--tokens", type=int, default=32, help="of an answer")
     for command in (making, running, watching):

@@ -7,7 +7,7 @@ LoRA alone. segments: the compiled kernel, one run of rows for each adapter (ser
 portable: the same in PyTorch. masked: all slots in one GEMM with other slots' products taken out by
 `where`, then one GEMM (bf16, PyTorch).
 The linears in NF4. packed: the compiled kernel. dequantised: bitsandbytes' weights, made bf16 for
-each use.
+each use. apart: packed, then segments, layer by layer. together: both in one operator, as served.
 Every layer has weights of its own, as in a model: in a loop over one layer they would stay in the
 cache. Sides take turns; the last line is JSON.
 """
@@ -104,12 +104,28 @@ class Pass:
         for layer in self._layers:
             torch.ops.lorry.nf4_linear(self._x[layer.weight.size(1)], layer.packed)
 
+    def apart(self) -> None:
+        bound = limit(torch.bfloat16)
+        for layer in self._layers:
+            x = self._x[layer.weight.size(1)]
+            y = torch.ops.lorry.nf4_linear(x, layer.packed)
+            lora = (self._plan, self._repaired, 1.0, bound, True)
+            torch.ops.lorry.lora_linear_(y, x, [layer.a], [layer.b], *lora)
+
+    def together(self) -> None:
+        bound = limit(torch.bfloat16)
+        for layer in self._layers:
+            x, lora = self._x[layer.weight.size(1)], ([layer.a], [layer.b])
+            torch.ops.lorry.nf4_lora_linear(
+                x, layer.packed, *lora, self._plan, self._repaired, bound
+            )
+
     def dequantised(self) -> None:
         for layer in self._layers:
             linear(self._x[layer.weight.size(1)], dequantize_4bit(*layer.nf4))
 
 
-SIDES = ("base", "segments", "portable", "masked", "packed", "dequantised")
+SIDES = ("base", "segments", "portable", "masked", "packed", "apart", "together", "dequantised")
 
 
 def measure(adapters: int, rank: int, rounds: int, counts: list[int]) -> list[dict[str, float]]:

@@ -61,10 +61,14 @@ def _install() -> None:
 
     CpuPlatform.get_punica_wrapper = classmethod(_prepare_adapters)
     compilation.install()
-    if util.find_spec("vllm_bnb_plugin") is not None:
+    if _has_nf4():
         from server.kernels import nf4
 
         nf4.install()
+
+
+def _has_nf4() -> bool:
+    return util.find_spec("vllm_bnb_plugin") is not None
 
 
 def _prepare_adapters(platform: object) -> str:
@@ -72,4 +76,8 @@ def _prepare_adapters(platform: object) -> str:
     from server.kernels import slots
 
     slots.install()
+    if _has_nf4():
+        from server.kernels import nf4
+
+        nf4.install_beside_adapters()
     return LORA_WRAPPER

@@ -41,6 +41,8 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
             and config.max_lora_rank % 8 == 0
         )
         self._linear = torch.ops.lorry.lora_linear_.default if native else _REFERENCE
+        # For layers of packed NF4 weights; None where PyTorch's own operators compute LoRA.
+        self.nf4_lora_linear = self._nf4_lora_linear if native else None
         self.no_lora = True
 
     def describe_slot(self, slot: int, rank: int, has_logits: bool) -> None:
@@ -79,6 +81,19 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
         self._linear(
             *(_as_rows(y), _as_rows(x), lora_a_stacked, lora_b_stacked, self._token_plan),
             *(self.repaired, scale, limit(y.dtype), add_inputs),
+        )
+
+    def _nf4_lora_linear(
+        self,
+        x: torch.Tensor,
+        packed: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+    ) -> torch.Tensor:
+        """The whole output of a layer for `x` (rows, k): see operators.py."""
+        return torch.ops.lorry.nf4_lora_linear(  # type: ignore[no-any-return]
+            *(x, packed, lora_a_stacked, lora_b_stacked, self._token_plan, self.repaired),
+            limit(x.dtype),
         )
 
     def add_shrink(

@@ -2,12 +2,14 @@
 
 One copy of the weights: the packed one takes the place of bitsandbytes'. A layer whose shape the
 kernel does not take (see `_fits`), or a processor without AVX2, keeps bitsandbytes' way.
+Where adapters are served, a layer's NF4 product and its LoRA are one operator.
 """
 
 import logging
 from typing import Any
 
 import torch
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm_bnb_plugin.quantization.linear import BitsAndBytesLinearMethod
 
 from server.kernels import operators
@@ -24,7 +26,7 @@ def install() -> None:
     def apply_packed(
         method: Any, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        if not getattr(layer, "is_nf4_packed", False):
+        if not _is_packed(layer):
             return apply(method, layer, x, bias)  # type: ignore[no-any-return]
         rows = x.reshape(-1, x.size(-1)).to(torch.bfloat16)
         y: torch.Tensor = torch.ops.lorry.nf4_linear(rows, layer.weight).to(x.dtype)
@@ -33,6 +35,29 @@ def install() -> None:
 
     BitsAndBytesLinearMethod.apply = apply_packed
     BitsAndBytesLinearMethod.process_weights_after_loading = _pack_layer
+
+
+def install_beside_adapters() -> None:
+    """Once; what is not packed, or not for the compiled LoRA kernels, stays two operators."""
+    apply = BaseLinearLayerWithLoRA._apply_sync
+    if apply.__module__ == __name__:
+        return
+
+    def apply_together(
+        layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        linear = layer.punica_wrapper.nf4_lora_linear
+        if linear is None or bias is not None or not _is_packed(layer.base_layer):
+            return apply(layer, x, bias)  # type: ignore[no-any-return]
+        slots = layer.lora_a_stacked, layer.lora_b_stacked
+        y: torch.Tensor = linear(x.reshape(-1, x.size(-1)), layer.base_layer.weight, *slots)
+        return y.view(*x.shape[:-1], y.size(-1))
+
+    BaseLinearLayerWithLoRA._apply_sync = apply_together
+
+
+def _is_packed(layer: Any) -> bool:
+    return getattr(layer, "is_nf4_packed", False)
 
 
 def _pack_layer(method: Any, layer: Any) -> None:

@@ -37,6 +37,12 @@ _LIBRARY.define(
 _LIBRARY.define("nf4_pack(Tensor codes, Tensor absmax, int n, int k) -> Tensor")
 # x (rows, k) times the transposed packed weights -> (rows, n)
 _LIBRARY.define("nf4_linear(Tensor x, Tensor packed) -> Tensor")
+# nf4_linear and then lora_linear_ on what it gives: one operator, as the weights of the second are
+# fetched during the first, and as a batch without adapters then makes no call for LoRA.
+_LIBRARY.define(
+    "nf4_lora_linear(Tensor x, Tensor packed, Tensor[] a, Tensor[] b, Tensor plan, "
+    "Tensor(a!) repaired, float bound) -> Tensor"
+)
 
 _LIBRARY.impl("lora_linear_reference_", reference.lora_linear_, "CPU")
 _LIBRARY.impl("lora_shrink_", reference.lora_shrink_, "CPU")
@@ -54,11 +60,12 @@ for _name in ("lora_linear_", "lora_linear_reference_", "lora_shrink_", "lora_ex
     torch.library.register_fake(f"lorry::{_name}", _changes_in_place, lib=_LIBRARY)
 
 
-def _nf4_linear(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+def _nf4_linear(x: torch.Tensor, packed: torch.Tensor, *lora: object) -> torch.Tensor:
     return x.new_empty((x.size(0), packed.size(0) * PANEL_COLUMNS))
 
 
-torch.library.register_fake("lorry::nf4_linear", _nf4_linear, lib=_LIBRARY)
+for _name in ("nf4_linear", "nf4_lora_linear"):
+    torch.library.register_fake(f"lorry::{_name}", _nf4_linear, lib=_LIBRARY)
 
 
 @cache

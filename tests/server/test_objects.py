@@ -91,9 +91,9 @@ def test_what_does_not_fit_is_never_remembered_as_fitting(store, check, monkeypa
 def test_a_disk_that_fails_later_is_told_although_the_file_is_known(store, check, monkeypatch):
     check()
 
-    def fail(self):
+    def fail(self, *mode, **options):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("pathlib.Path.read_bytes", fail)
+    monkeypatch.setattr("pathlib.Path.open", fail)
     with pytest.raises(StoreUnreadable, match="Input/output error"):
         check()

@@ -6,12 +6,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 
 namespace lorry {
 namespace {
 
 constexpr int kTileRows = 16;
 constexpr int kTileBytes = 64;  // of a row
+constexpr int kDepth = 32;      // values of bf16 in a row: a product of tiles sums up so many
 
 // What a tile of 16 rows of fp32 sums stores.
 struct alignas(64) Sums {
@@ -31,22 +33,27 @@ struct Split {
 // Between writing memory and a tile reading it: gcc's intrinsics do not say that they read.
 inline void before_tiles_read() { __asm__ volatile("" ::: "memory"); }
 
+// `count` tiles from `first` on, all of one shape. A product of (m rows, 2d bytes) with (d / 2 rows,
+// 4n bytes) sums up d values of bf16 into (m rows, 4n bytes); d is even, and n at most 16.
+struct TileShape {
+  int first, count, rows, bytes = kTileBytes;
+};
+
 // Configures this thread's tiles while it lives. oneDNN and vLLM configure their own at each use,
 // so none of theirs is in use when an operator starts, and none of ours when it ends.
 class Tiles {
  public:
-  // Tiles before `first_full` have `rows` rows. A product sums up `depth` values of bf16, an even
-  // number: the tile before `first_full` is that wide, the others from there on have a row per pair.
-  Tiles(int rows, int first_full, int depth = 2 * kTileRows) {
+  Tiles(std::initializer_list<TileShape> shapes) {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t bytes[16] = {};
       uint8_t rows[16] = {};
     } config;
-    for (int tile = 0; tile < 8; ++tile) {
-      config.bytes[tile] = tile == first_full - 1 ? 2 * depth : kTileBytes;
-      config.rows[tile] = tile < first_full ? rows : depth / 2;
-    }
+    for (const TileShape& shape : shapes)
+      for (int tile = shape.first; tile < shape.first + shape.count; ++tile) {
+        config.rows[tile] = shape.rows;
+        config.bytes[tile] = shape.bytes;
+      }
     before_tiles_read();
     _tile_loadconfig(&config);
   }

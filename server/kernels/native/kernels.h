@@ -1,4 +1,4 @@
-// Arithmetic on plain pointers: no PyTorch, no threads. Once for AMX (lora_amx.cpp, nf4_amx.cpp),
+// Arithmetic on plain pointers: no PyTorch, no threads. Once for AMX (lora_amx*.cpp, nf4_amx.cpp),
 // once for AVX-512 with BF16 (lora.cpp, nf4.cpp) and once for AVX2 with FMA (lora_avx2.cpp,
 // nf4_avx2.cpp); dispatch.cpp chooses.
 // bf16 values are passed as their 16 bits; every leading dimension counts elements, not bytes.
@@ -62,7 +62,7 @@ struct Nf4Kernels {
                    int64_t first_panel, int64_t last_panel, bf16* y, int64_t ldy);
 };
 
-extern const LoraKernels kLoraAmx, kLoraAvx512, kLoraAvx2;
+extern const LoraKernels kLoraAmx, kLoraAmxFew, kLoraAvx512, kLoraAvx2;
 extern const Nf4Kernels kNf4Amx, kNf4Avx512, kNf4Avx2;
 
 // ---- The choice (dispatch.cpp) --------------------------------------------------------------

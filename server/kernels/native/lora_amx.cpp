@@ -1,4 +1,6 @@
-// LoRA for segments of many rows, by tiles (AMX). What is left is mostly reading x and changing y.
+// LoRA by tiles (AMX). A and B are transposed in pairs as they are used; with many rows what is left
+// is mostly reading x and changing y.
+// A row's result has the same bits here and in lora_amx_few.cpp.
 #include <algorithm>
 #include <vector>
 
@@ -11,9 +13,8 @@
 namespace lorry {
 namespace {
 
-constexpr int kFewRows = 8;     // fewer are faster without tiles
-constexpr int kDepth = 32;      // values that one product of tiles sums up
-constexpr int kShrinkTiles = 6; // of 16 rows, each with its sums in a tile
+constexpr int kFewRows = 8;      // fewer go to lora_amx_few.cpp
+constexpr int kShrinkTiles = 6;  // of 16 rows, each with its sums in a tile
 
 // ---- x -> A x -------------------------------------------------------------------------------
 
@@ -89,7 +90,7 @@ void shrink_rows(const bf16* x, int64_t ldx, const int32_t* rows, int count, con
   const std::vector<TileOfRows> tiles = tiles_of(x, ldx, rows, split, width);
   Sums sums[kShrinkTiles];
   {
-    const Tiles configured(split.height, 7);
+    const Tiles configured{{0, 7, split.height}, {7, 1, kTileRows}};
     kByTiles[split.tiles - 1](tiles.data(), a, width, ranks, sums);
   }
   const __m512 scales = _mm512_set1_ps(scale);
@@ -102,8 +103,10 @@ void shrink_rows(const bf16* x, int64_t ldx, const int32_t* rows, int count, con
 
 void shrink(const bf16* x, int64_t ldx, const int32_t* rows, int count, const bf16* a,
             int64_t width, int rank, float scale, bf16* shrunk, int64_t lds) {
-  if (count < kFewRows || width % kDepth)
+  if (width % kDepth)
     return kLoraAvx512.shrink(x, ldx, rows, count, a, width, rank, scale, shrunk, lds);
+  if (count < kFewRows)
+    return kLoraAmxFew.shrink(x, ldx, rows, count, a, width, rank, scale, shrunk, lds);
   constexpr int kMostRows = kShrinkTiles * kTileRows;
   for (int i = 0; i < count; i += kMostRows)
     for (int j = 0; j < rank; j += kColumns)
@@ -112,8 +115,6 @@ void shrink(const bf16* x, int64_t ldx, const int32_t* rows, int count, const bf
 }
 
 // ---- y + B (A x) ----------------------------------------------------------------------------
-
-constexpr int kStep = 2 * kColumns;  // columns at a time: a cache line of y
 
 // Tiles: sums 0 and 1, rows 2, B 3 and 4. `pairs` holds `rank` / 2 for each of two columns of tiles.
 void multiply(const bf16* shrunk, int64_t lds, const Pairs* pairs, int rank, Sums* sums) {
@@ -130,37 +131,10 @@ void multiply(const bf16* shrunk, int64_t lds, const Pairs* pairs, int rank, Sum
   _tile_stored(1, sums[1].values, kTileBytes);
 }
 
-// Rows from `first` on of a tile's two sums, into y at `column`; returns how many were repaired.
-int64_t add_sums(const Expand& job, const Sums* sums, int row, int first, int height,
-                 int64_t column, int64_t last) {
-  const __m512i bound = _mm512_castps_si512(_mm512_set1_ps(job.bound));
-  int64_t repaired = 0;
-  for (int r = first; r < height; ++r) {
-    bf16* y = job.y + job.rows[row + r] * job.ldy + column;
-    const __m512 left = _mm512_load_ps(sums[0].values[r]);
-    const __m512 right = _mm512_load_ps(sums[1].values[r]);
-    // As integers without their sign, NaN and infinity are larger than any bound.
-    const __m512i largest = _mm512_max_epu32(_mm512_castps_si512(_mm512_abs_ps(left)),
-                                             _mm512_castps_si512(_mm512_abs_ps(right)));
-    if (__builtin_expect(job.add && last - column >= kStep &&
-                             !_mm512_cmpgt_epu32_mask(largest, bound), 1)) {
-      _mm512_storeu_si512(
-          y, (__m512i)_mm512_cvtne2ps_pbh(_mm512_add_ps(right, load_fp32(y + kColumns)),
-                                          _mm512_add_ps(left, load_fp32(y))));
-      continue;
-    }
-    for (int v = 0; v < 2; ++v) {
-      const __mmask16 columns = mask_of(last - column - v * kColumns);
-      write(y + v * kColumns, bounded(v ? right : left, job.bound, columns, repaired), columns,
-            job.add);
-    }
-  }
-  return repaired;
-}
-
 int64_t expand(const Expand& job, int64_t first, int64_t last) {
   const bool whole = job.rank <= kDepth || job.rank % kDepth == 0;
-  if (job.count < kFewRows || !whole) return kLoraAvx512.expand(job, first, last);
+  if (!whole) return kLoraAvx512.expand(job, first, last);
+  if (job.count < kFewRows) return kLoraAmxFew.expand(job, first, last);
   const int64_t steps = (last - first + kStep - 1) / kStep;
   thread_local std::vector<Pairs> pairs;
   if ((int64_t)pairs.size() < steps * job.rank) pairs.resize(steps * job.rank);
@@ -169,7 +143,9 @@ int64_t expand(const Expand& job, int64_t first, int64_t last) {
   before_tiles_read();
 
   const Split split(job.count);
-  const Tiles configured(split.height, 3, std::min(job.rank, kDepth));
+  const int depth = std::min(job.rank, kDepth);
+  const Tiles configured{
+      {0, 2, split.height}, {2, 1, split.height, 2 * depth}, {3, 2, depth / 2}};
   Sums sums[2][2];
   int64_t repaired = 0;
   for (int t = 0; t < split.tiles; ++t) {
@@ -179,9 +155,12 @@ int64_t expand(const Expand& job, int64_t first, int64_t last) {
       if (s < steps)
         multiply(job.shrunk + row * job.lds, job.lds, pairs.data() + s * job.rank, job.rank,
                  sums[s % 2]);
-      if (s > 0)
-        repaired += add_sums(job, sums[(s - 1) % 2], row, split.repeated(t), split.height,
-                             first + (s - 1) * kStep, last);
+      if (s == 0) continue;
+      const Sums* done = sums[(s - 1) % 2];
+      for (int r = split.repeated(t); r < split.height; ++r)
+        repaired += add_to_row(job, _mm512_load_ps(done[0].values[r]),
+                               _mm512_load_ps(done[1].values[r]), row + r,
+                               first + (s - 1) * kStep, last);
     }
   }
   return repaired;

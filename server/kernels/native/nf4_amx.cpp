@@ -17,7 +17,6 @@ namespace {
 constexpr int kMaxRows = 128;      // their arranged values and sums stay in the second cache
 constexpr int kPairRows = 32;      // pairs of weights in a block, which two tiles hold
 constexpr int kWaiting = 2;        // tiles whose sums are not added up yet
-constexpr int kTileValues = 32;    // bf16 in a row of a tile
 
 struct alignas(64) Block {
   __m512i pairs[kPairRows];
@@ -70,7 +69,7 @@ void settle(const Pending& pending, int64_t next_panel, int height) {
 template <int Panels>
 void multiply_panels(const bf16* x, const Split& split, int64_t blocks, const uint8_t* packed,
                      __m512i book, bf16* y, int64_t ldy) {
-  const int64_t next_panel = blocks * kBlockBytes, next_x = split.rows * kTileValues;
+  const int64_t next_panel = blocks * kBlockBytes, next_x = split.rows * kDepth;
   Sums totals[kMaxRows / kTileRows][Panels], sums[kWaiting][Panels];
   Block weights[2][Panels];
   std::memset(totals, 0, split.tiles * sizeof totals[0]);
@@ -94,7 +93,7 @@ void multiply_panels(const bf16* x, const Split& split, int64_t blocks, const ui
     const uint8_t* scales = packed + block * kBlockBytes + kVectors * 64;
     for (int tile = 0; tile < split.tiles; ++tile, turn = (turn + 1) % kWaiting) {
       if (waiting[turn].sums) settle<Panels>(waiting[turn], next_panel, split.height);
-      multiply_tile<Panels>(x + split.first(tile) * kTileValues, next_x, sums[turn]);
+      multiply_tile<Panels>(x + split.first(tile) * kDepth, next_x, sums[turn]);
       waiting[turn] = {sums[turn], totals[tile], scales};
     }
   }
@@ -112,15 +111,15 @@ void multiply_panels(const bf16* x, const Split& split, int64_t blocks, const ui
 // 32 values of each row after another, as a tile has them: (k/32, rows, 32).
 void arrange(const bf16* x, int64_t ldx, int rows, int64_t k, void* arranged) {
   bf16* to = static_cast<bf16*>(arranged);
-  for (int64_t i = 0; i < k; i += kTileValues)
-    for (int r = 0; r < rows; ++r, to += kTileValues)
+  for (int64_t i = 0; i < k; i += kDepth)
+    for (int r = 0; r < rows; ++r, to += kDepth)
       _mm512_storeu_si512(to, _mm512_loadu_si512(x + r * ldx + i));
 }
 
 void multiply(const void* arranged, int rows, int64_t k, const uint8_t* packed,
               int64_t first_panel, int64_t last_panel, bf16* y, int64_t ldy) {
   const Split split(rows);
-  const Tiles tiles(split.height, 4);
+  const Tiles tiles{{0, 4, split.height}, {4, 4, kTileRows}};
   const int64_t blocks = k / kBlock;
   const __m512i book = code_book();
   const bf16* x = static_cast<const bf16*>(arranged);

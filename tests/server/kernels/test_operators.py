@@ -153,6 +153,54 @@ def test_the_compiler_is_told_the_truth_about_lora(name):
     torch.library.opcheck(getattr(torch.ops.lorry, name).default, operands)
 
 
+def packed_weights(n: int, k: int) -> torch.Tensor:
+    seeded = torch.Generator().manual_seed(0)
+    codes = torch.randint(256, (n * k // 2,), generator=seeded, dtype=torch.uint8)
+    absmax = torch.rand(n * k // operators.BLOCK_WEIGHTS, generator=seeded) / 8
+    return torch.ops.lorry.nf4_pack(codes, absmax, n, k)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 24, 130, 300])
+def test_nf4_and_lora_in_one_operator_are_to_the_bit_what_they_are_apart(native, rows):
+    _, x, a, b, plan, repaired, _, bound, _ = step(rows, [16, 5], (48, 32), 128, seed=9)
+    b[1][0, 0, 3] = torch.inf
+    packed, counts = packed_weights(80, 128), repaired.clone()
+    apart = torch.ops.lorry.nf4_linear(x, packed)
+    base = apart.clone()
+    torch.ops.lorry.lora_linear_(apart, x, a, b, plan, repaired, 1.0, bound, True)
+    together = torch.ops.lorry.nf4_lora_linear(x, packed, a, b, plan, counts, bound)
+    assert torch.equal(together, apart)
+    assert torch.equal(counts, repaired)
+    assert rows < 24 or counts[0] > 0
+    plan[0] = 0
+    assert torch.equal(torch.ops.lorry.nf4_lora_linear(x, packed, a, b, plan, counts, bound), base)
+
+
+@pytest.mark.parametrize("native", ["AMX-BF16"], indirect=True)
+@pytest.mark.parametrize("rank", [8, 16, 24, 64])
+def test_with_tiles_a_row_s_lora_is_the_same_to_the_bit_whoever_shares_its_batch(native, rank):
+    _, x, a, b, *_ = step(300, [rank], (96, 32), 160, seed=10)
+    repaired = torch.zeros(1, dtype=torch.long)
+
+    def deltas(rows: int) -> torch.Tensor:
+        plan, y = make_plan(rows, 1), torch.zeros(rows, 128).bfloat16()
+        write_plan(plan, torch.zeros(rows, dtype=torch.long), [rank])
+        operands = (y, x[-rows:], a, b, plan, repaired, 1.0, BOUND, True)
+        torch.ops.lorry.lora_linear_(*operands)
+        return y
+
+    whole = deltas(300)
+    for rows in (1, 2, 4, 5, 7, 8, 9, 16, 17, 33, 96, 97, 255):
+        assert torch.equal(deltas(rows), whole[-rows:])
+
+
+@needs_native
+def test_the_compiler_is_told_the_truth_about_nf4_with_lora():
+    _, x, a, b, plan, repaired, _, bound, _ = step(6, [8, 3], (16, 32), 64, seed=11)
+    operands = (x, packed_weights(48, 64), a, b, plan, repaired, bound)
+    torch.library.opcheck(torch.ops.lorry.nf4_lora_linear.default, operands)
+
+
 @needs_native
 def test_a_compiled_function_with_lora_in_it_equals_the_plain_one():
     def layer(x: torch.Tensor, weight: torch.Tensor, operands: Arguments) -> torch.Tensor:

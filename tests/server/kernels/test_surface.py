@@ -26,6 +26,7 @@ SYMBOLS = {
     f"{PUNICA}.sampler_indices",
     "vllm.platforms.cpu:CpuPlatform.check_and_update_config",
     "vllm.lora.layers:ClassificationHeadWithLoRA.reset_module_to_save",
+    "vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA._apply_sync",
     "vllm.lora.layers:LogitsProcessorWithLoRA.reset_lora",
     f"{MANAGER}.activate_adapter",
     f"{MANAGER}._deactivate_adapter",
@@ -131,6 +132,15 @@ ASSUMPTIONS = {
     "every quantised layer is told when its weights are there": (
         "vllm.model_executor.model_loader.utils",
         "quant_method.process_weights_after_loading(module)",
+    ),
+    "a linear layer's output with LoRA is what this method makes of the base's": (
+        "vllm.lora.layers.base_linear",
+        """            return self._apply_sync(x, bias)
+""",
+        """        output = self._get_quant_method().apply(self.base_layer, x, bias)
+        return self._apply_lora_to_output(x, output)
+""",
+        "output, x, self.lora_a_stacked, self.lora_b_stacked, 1.0, self.output_slices",
     ),
     "NF4 states and where their shards start hang on the weight": (
         "vllm_bnb_plugin.quantization.linear",

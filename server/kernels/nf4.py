@@ -47,7 +47,8 @@ def install_beside_adapters() -> None:
         layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         linear = layer.punica_wrapper.nf4_lora_linear
-        if linear is None or bias is not None or not _is_packed(layer.base_layer):
+        is_bf16 = x.dtype == torch.bfloat16 and bias is None
+        if linear is None or not is_bf16 or not _is_packed(layer.base_layer):
             return apply(layer, x, bias)  # type: ignore[no-any-return]
         slots = layer.lora_a_stacked, layer.lora_b_stacked
         y: torch.Tensor = linear(x.reshape(-1, x.size(-1)), layer.base_layer.weight, *slots)

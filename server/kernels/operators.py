@@ -37,8 +37,8 @@ _LIBRARY.define(
 _LIBRARY.define("nf4_pack(Tensor codes, Tensor absmax, int n, int k) -> Tensor")
 # x (rows, k) times the transposed packed weights -> (rows, n)
 _LIBRARY.define("nf4_linear(Tensor x, Tensor packed) -> Tensor")
-# nf4_linear and then lora_linear_ on what it gives: one operator, as the weights of the second are
-# fetched during the first, and as a batch without adapters then makes no call for LoRA.
+# nf4_linear and then lora_linear_ on what it gives: one operator, as each call has to wake the
+# threads, and as a batch without adapters then makes no call for LoRA.
 _LIBRARY.define(
     "nf4_lora_linear(Tensor x, Tensor packed, Tensor[] a, Tensor[] b, Tensor plan, "
     "Tensor(a!) repaired, float bound) -> Tensor"

@@ -132,10 +132,14 @@ void multiply(const bf16* shrunk, int64_t lds, const Pairs* pairs, int rank, Sum
 }
 
 int64_t expand(const Expand& job, int64_t first, int64_t last) {
-  const bool whole = job.rank <= kDepth || job.rank % kDepth == 0;
-  if (!whole) return kLoraAvx512.expand(job, first, last);
+  const bool has_tiles = job.rank > 0 && (job.rank <= kDepth || job.rank % kDepth == 0);
+  if (!has_tiles) return kLoraAvx512.expand(job, first, last);
+  // What is no whole step goes the other way for every number of rows, else their bits would differ.
+  const int64_t end = last - (last - first) % kStep;
+  if (end < last)
+    return (first < end ? expand(job, first, end) : 0) + kLoraAvx512.expand(job, end, last);
   if (job.count < kFewRows) return kLoraAmxFew.expand(job, first, last);
-  const int64_t steps = (last - first + kStep - 1) / kStep;
+  const int64_t steps = (last - first) / kStep;
   thread_local std::vector<Pairs> pairs;
   if ((int64_t)pairs.size() < steps * job.rank) pairs.resize(steps * job.rank);
   for (int64_t s = 0; s < 2 * steps; ++s)
@@ -160,7 +164,7 @@ int64_t expand(const Expand& job, int64_t first, int64_t last) {
       for (int r = split.repeated(t); r < split.height; ++r)
         repaired += add_to_row(job, _mm512_load_ps(done[0].values[r]),
                                _mm512_load_ps(done[1].values[r]), row + r,
-                               first + (s - 1) * kStep, last);
+                               first + (s - 1) * kStep);
     }
   }
   return repaired;

@@ -143,8 +143,8 @@ std::vector<PairedRows> pair_shrunk(const Expand& job, int first, int count) {
   return paired;
 }
 
-// 4 rows at most, of whole steps from `column` on.
-int64_t expand_group(const Expand& job, int first, int64_t column, int64_t steps, int64_t last) {
+// 4 rows at most.
+int64_t expand_group(const Expand& job, int first, int64_t column, int64_t steps) {
   const int count = std::min(job.count - first, kGroup);
   const std::vector<PairedRows> rows = pair_shrunk(job, first, count);
   GroupSums sums[kStepsAhead][2];
@@ -155,25 +155,22 @@ int64_t expand_group(const Expand& job, int first, int64_t column, int64_t steps
       const Rows left = transpose(now[0]), right = transpose(now[1]);
       for (int r = 0; r < count; ++r)
         repaired += add_to_row(job, left.sums[r], right.sums[r], first + r,
-                               column + (s - kStepsAhead) * kStep, last);
+                               column + (s - kStepsAhead) * kStep);
     }
     if (s < steps) multiply(job, column + s * kStep, rows.data(), now);
   }
   return repaired;
 }
 
+// Of whole steps, and of ranks that fill tiles.
 int64_t expand(const Expand& job, int64_t first, int64_t last) {
   const int depth = std::min(job.rank, kDepth);
-  const int64_t steps = (last - first) / kStep, whole = first + steps * kStep;
+  const Tiles configured{
+      {0, 2, kTileRows, kGroupBytes}, {2, 2, kTileRows, 2 * depth}, {4, 1, depth / 2, kGroupBytes}};
   int64_t repaired = 0;
-  if (steps > 0) {
-    const Tiles configured{{0, 2, kTileRows, kGroupBytes},
-                           {2, 2, kTileRows, 2 * depth},
-                           {4, 1, depth / 2, kGroupBytes}};
-    for (int row = 0; row < job.count; row += kGroup)
-      repaired += expand_group(job, row, first, steps, whole);
-  }
-  return whole < last ? repaired + kLoraAvx512.expand(job, whole, last) : repaired;
+  for (int row = 0; row < job.count; row += kGroup)
+    repaired += expand_group(job, row, first, (last - first) / kStep);
+  return repaired;
 }
 
 }  // namespace

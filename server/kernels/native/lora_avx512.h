@@ -93,27 +93,23 @@ inline __m512 load_fp32(const bf16* y) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
 }
 
-// Two vectors of sums into a row of y at `column`; returns how many had to be repaired.
-inline int64_t add_to_row(const Expand& job, __m512 left, __m512 right, int row, int64_t column,
-                          int64_t last) {
+// A step's sums into a row of y at `column`; returns how many had to be repaired.
+inline int64_t add_to_row(const Expand& job, __m512 left, __m512 right, int row, int64_t column) {
+  constexpr __mmask16 kAll = 0xffff;
   bf16* y = job.y + job.rows[row] * job.ldy + column;
   const __m512i bound = _mm512_castps_si512(_mm512_set1_ps(job.bound));
   // As integers without their sign, NaN and infinity are larger than any bound.
   const __m512i largest = _mm512_max_epu32(_mm512_castps_si512(_mm512_abs_ps(left)),
                                            _mm512_castps_si512(_mm512_abs_ps(right)));
-  if (__builtin_expect(job.add && last - column >= kStep &&
-                           !_mm512_cmpgt_epu32_mask(largest, bound), 1)) {
+  if (__builtin_expect(job.add && !_mm512_cmpgt_epu32_mask(largest, bound), 1)) {
     _mm512_storeu_si512(y, (__m512i)_mm512_cvtne2ps_pbh(
                                _mm512_add_ps(right, load_fp32(y + kColumns)),
                                _mm512_add_ps(left, load_fp32(y))));
     return 0;
   }
   int64_t repaired = 0;
-  for (int v = 0; v < 2; ++v) {
-    const __mmask16 columns = mask_of(last - column - v * kColumns);
-    write(y + v * kColumns, bounded(v ? right : left, job.bound, columns, repaired), columns,
-          job.add);
-  }
+  write(y, bounded(left, job.bound, kAll, repaired), kAll, job.add);
+  write(y + kColumns, bounded(right, job.bound, kAll, repaired), kAll, job.add);
   return repaired;
 }
 

@@ -31,7 +31,10 @@ struct LoraOperands {
 class LoraJob {
  public:
   explicit LoraJob(const LoraOperands& of)
-      : of_(of), plan_(of.plan), lora_(checked_kernels().lora) {
+      : of_(of),
+        plan_(of.plan),
+        repaired_(of.repaired.mutable_data_ptr<int64_t>()),
+        lora_(checked_kernels().lora) {
     check();
     const int64_t rows = shrunk_rows();
     shrunk_ = at::empty({slices(), rows, max_rank()}, of.x.options());
@@ -54,9 +57,7 @@ class LoraJob {
         {write(of_.y) + starts_[p.slice], of_.y.stride(0), plan_.rows() + p.first_row(), p.rows,
          shrunk_at(p), max_rank(), b_of(p), max_rank(), p.segment[1], float(of_.bound), of_.add},
         p.column, p.column + p.columns);
-    if (count == 0) return;
-    int64_t* repaired = of_.repaired.mutable_data_ptr<int64_t>();
-    std::atomic_ref<int64_t>(repaired[p.segment[0]]).fetch_add(count);
+    if (count) std::atomic_ref<int64_t>(repaired_[p.segment[0]]).fetch_add(count);
   }
 
  private:
@@ -130,8 +131,9 @@ class LoraJob {
     std::ranges::stable_sort(expands_, {}, by_rows);
   }
 
-  const LoraOperands& of_;
+  const LoraOperands of_;
   const Plan plan_;
+  int64_t* const repaired_;
   const LoraKernels& lora_;
   Tensor shrunk_;  // (slices, rows, ranks)
   std::vector<int64_t> starts_;

@@ -14,8 +14,7 @@ void lora_linear_(const Tensor& y, const Tensor& x, at::TensorList a, at::Tensor
                   const Tensor& plan, const Tensor& repaired, double scale, double bound,
                   bool add) {
   if (Plan(plan).segments() == 0) return;
-  const LoraOperands operands{y, x, a, b, plan, repaired, scale, bound, add};
-  const LoraJob job(operands);
+  const LoraJob job({y, x, a, b, plan, repaired, scale, bound, add});
   share(Phase{job.shrinks(), [&](int64_t i) { job.shrink(i); }},
         Phase{job.expands(), [&](int64_t i) { job.expand(i); }});
 }
@@ -47,8 +46,7 @@ Tensor nf4_lora_linear(const Tensor& x, const Tensor& packed, at::TensorList a, 
                        const Tensor& plan, const Tensor& repaired, double bound) {
   if (Plan(plan).segments() == 0) return nf4_linear(x, packed);
   const Tensor y = Nf4Job::output(x, packed);
-  const LoraOperands operands{y, x, a, b, plan, repaired, 1.0, bound, true};
-  const LoraJob lora(operands);
+  const LoraJob lora({y, x, a, b, plan, repaired, 1.0, bound, true});
   const Nf4Job nf4(y, x, packed);
   share(Phase{nf4.arranges(), [&](int64_t i) { nf4.arrange(i); }},
         Phase{nf4.multiplies(), [&](int64_t i) { nf4.multiply(i); }},

@@ -26,6 +26,7 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> Apply:
     for name in ("apply", "process_weights_after_loading"):
         monkeypatch.setattr(BitsAndBytesLinearMethod, name, getattr(BitsAndBytesLinearMethod, name))
     own = BaseLinearLayerWithLoRA._apply_sync
+    assert own.__module__ != nf4.__name__, "installed by another test: there is nothing to compare"
     monkeypatch.setattr(BaseLinearLayerWithLoRA, "_apply_sync", own)
     nf4.install()
     nf4.install_beside_adapters()
@@ -106,4 +107,10 @@ def test_lora_that_pytorch_computes_stays_an_operator_of_its_own(apart, calls):
     layer, x = layer_for([0, 1]), noise(2, INPUTS)
     layer.punica_wrapper.nf4_lora_linear = None  # as in an engine of another type, or an odd rank
     assert torch.equal(layer._apply_sync(x), apart(layer, x))
+    assert set(calls) == {"add_lora_linear"}
+
+
+def test_an_engine_of_another_type_stays_two_operators(apart, calls):
+    layer, x = layer_for([-1, -1]), noise(2, INPUTS).float()
+    assert layer._apply_sync(x).dtype == torch.float32
     assert set(calls) == {"add_lora_linear"}

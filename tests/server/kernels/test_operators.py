@@ -143,6 +143,18 @@ def test_operands_that_the_kernel_does_not_take_are_refused():
     ):
         with pytest.raises(RuntimeError):
             torch.ops.lorry.lora_linear_(*wrong, *rest)
+    plan, repaired, *numbers = rest
+    with pytest.raises(RuntimeError):
+        torch.ops.lorry.lora_linear_(y, x, a, b, plan, repaired.int(), *numbers)
+
+
+def test_an_adapter_without_ranks_adds_nothing(native):
+    for rows in (3, 20):
+        y, x, a, b, plan, *rest = step(rows, [8], (40,), 32, seed=12)
+        write_plan(plan, torch.zeros(rows, dtype=torch.long), [0])
+        before = y.clone()
+        torch.ops.lorry.lora_linear_(y, x, a, b, plan, *rest)
+        assert torch.equal(y, before)
 
 
 @pytest.mark.parametrize("name", ["lora_linear_", "lora_linear_reference_"])
@@ -179,11 +191,11 @@ def test_nf4_and_lora_in_one_operator_are_to_the_bit_what_they_are_apart(native,
 @pytest.mark.parametrize("native", ["AMX-BF16"], indirect=True)
 @pytest.mark.parametrize("rank", [8, 16, 24, 64])
 def test_with_tiles_a_row_s_lora_is_the_same_to_the_bit_whoever_shares_its_batch(native, rank):
-    _, x, a, b, *_ = step(300, [rank], (96, 32), 160, seed=10)
+    _, x, a, b, *_ = step(300, [rank], (96, 48, 33), 160, seed=10)
     repaired = torch.zeros(1, dtype=torch.long)
 
     def deltas(rows: int) -> torch.Tensor:
-        plan, y = make_plan(rows, 1), torch.zeros(rows, 128).bfloat16()
+        plan, y = make_plan(rows, 1), torch.zeros(rows, 177).bfloat16()
         write_plan(plan, torch.zeros(rows, dtype=torch.long), [rank])
         operands = (y, x[-rows:], a, b, plan, repaired, 1.0, BOUND, True)
         torch.ops.lorry.lora_linear_(*operands)

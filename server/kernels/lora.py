@@ -35,14 +35,12 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
         self.repaired = torch.zeros(config.max_loras, dtype=torch.long)
         self._token_plan = make_plan(max_num_batched_tokens, config.max_loras)
         self._logits_plan = make_plan(max_num_batched_tokens, config.max_loras)
-        native = (
+        self.is_native = (
             operators.has_native()
             and config.lora_dtype == torch.bfloat16
             and config.max_lora_rank % 8 == 0
         )
-        self._linear = torch.ops.lorry.lora_linear_.default if native else _REFERENCE
-        # For layers of packed NF4 weights; None where PyTorch's own operators compute LoRA.
-        self.nf4_lora_linear = self._nf4_lora_linear if native else None
+        self._linear = torch.ops.lorry.lora_linear_.default if self.is_native else _REFERENCE
         self.no_lora = True
 
     def describe_slot(self, slot: int, rank: int, has_logits: bool) -> None:
@@ -83,14 +81,14 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
             *(self.repaired, scale, limit(y.dtype), add_inputs),
         )
 
-    def _nf4_lora_linear(
+    def nf4_lora_linear(
         self,
         x: torch.Tensor,
         packed: torch.Tensor,
         lora_a_stacked: tuple[torch.Tensor, ...],
         lora_b_stacked: tuple[torch.Tensor, ...],
     ) -> torch.Tensor:
-        """The whole output of a layer for `x` (rows, k): see operators.py."""
+        """The whole output of a layer for bf16 `x` (rows, k); only where `is_native`."""
         return torch.ops.lorry.nf4_lora_linear(  # type: ignore[no-any-return]
             *(x, packed, lora_a_stacked, lora_b_stacked, self._token_plan, self.repaired),
             limit(x.dtype),

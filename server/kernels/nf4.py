@@ -46,12 +46,12 @@ def install_beside_adapters() -> None:
     def apply_together(
         layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        linear = layer.punica_wrapper.nf4_lora_linear
-        is_bf16 = x.dtype == torch.bfloat16 and bias is None
-        if linear is None or not is_bf16 or not _is_packed(layer.base_layer):
+        wrapper, base = layer.punica_wrapper, layer.base_layer
+        fits = wrapper.is_native and x.dtype == torch.bfloat16 and bias is None
+        if not fits or not _is_packed(base):
             return apply(layer, x, bias)  # type: ignore[no-any-return]
-        slots = layer.lora_a_stacked, layer.lora_b_stacked
-        y: torch.Tensor = linear(x.reshape(-1, x.size(-1)), layer.base_layer.weight, *slots)
+        rows, slots = x.reshape(-1, x.size(-1)), (layer.lora_a_stacked, layer.lora_b_stacked)
+        y: torch.Tensor = wrapper.nf4_lora_linear(rows, base.weight, *slots)
         return y.view(*x.shape[:-1], y.size(-1))
 
     BaseLinearLayerWithLoRA._apply_sync = apply_together

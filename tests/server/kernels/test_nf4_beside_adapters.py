@@ -45,7 +45,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
-    for name in ("add_lora_linear", "_nf4_lora_linear"):
+    for name in ("add_lora_linear", "nf4_lora_linear"):
         way = getattr(PlannedPunicaWrapper, name)
         monkeypatch.setattr(PlannedPunicaWrapper, name, recorded(name, way))
     return gone
@@ -82,7 +82,7 @@ def layer_for(rows: list[int], *, packed: bool = True) -> BaseLinearLayerWithLoR
 def test_packed_weights_and_lora_are_one_operator_with_the_same_result(apart, calls, shape):
     layer, x = layer_for([0, -1, 1, 1, -1]), noise(*shape)
     got = layer._apply_sync(x)
-    assert calls == ["_nf4_lora_linear"]
+    assert calls == ["nf4_lora_linear"]
     assert torch.equal(got, apart(layer, x))
     base = layer.base_layer.quant_method.apply(layer.base_layer, x)
     adapted = [
@@ -105,7 +105,7 @@ def test_a_bias_stays_with_the_base_s_product(apart, calls):
 
 def test_lora_that_pytorch_computes_stays_an_operator_of_its_own(apart, calls):
     layer, x = layer_for([0, 1]), noise(2, INPUTS)
-    layer.punica_wrapper.nf4_lora_linear = None  # as in an engine of another type, or an odd rank
+    layer.punica_wrapper.is_native = False  # as in an engine of another type, or an odd rank
     assert torch.equal(layer._apply_sync(x), apart(layer, x))
     assert set(calls) == {"add_lora_linear"}
 

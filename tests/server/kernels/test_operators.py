@@ -148,6 +148,21 @@ def test_operands_that_the_kernel_does_not_take_are_refused():
         torch.ops.lorry.lora_linear_(y, x, a, b, plan, repaired.int(), *numbers)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 6, 13, 40])
+def test_a_row_s_lora_is_not_touched_by_what_is_not_finite_in_another(native, rows):
+    y, x, a, b, plan, *rest = step(rows, [16], (48,), 64, seed=13)
+    write_plan(plan, torch.zeros(rows, dtype=torch.long), [16])
+    healthy = y.clone()
+    torch.ops.lorry.lora_linear_(healthy, x, a, b, plan, *rest)
+    for row, value in ((0, torch.nan), (rows - 1, torch.inf)):
+        got, broken = y.clone(), x.clone()
+        broken[row, 5] = value
+        torch.ops.lorry.lora_linear_(got, broken, a, b, plan, *rest)
+        assert got.isfinite().all()
+        got[row] = healthy[row]
+        assert torch.equal(got, healthy)
+
+
 def test_an_adapter_without_ranks_adds_nothing(native):
     for rows in (3, 20):
         y, x, a, b, plan, *rest = step(rows, [8], (40,), 32, seed=12)

@@ -5,18 +5,17 @@ class is mixed into vLLM's worker (`--worker-extension-cls`): a thread builds th
 vLLM's manager finds it there when the first step needs it, instead of reading the files. Only then
 does it go to a slot: activating it at once could take the slot of one that runs.
 
-    server -> vLLM's input thread -> worker.begin_adapter: begin to build, while a step runs
-           -> EngineCore.stage_adapter -> worker: between two steps, drop who makes room
+    server -> EngineCore.stage_adapter -> worker: drop who makes room, begin to build
     server <- the answer, sent by vLLM when the future that EngineCore returned is done
 """
 
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,68 +45,26 @@ def stage_adapter(
     return None
 
 
-def listen(process_input_sockets: Callable[..., None]) -> Callable[..., None]:
-    """EngineCoreProc's method, in whose thread a load's question is noticed when it arrives.
-
-    vLLM handles it between two steps, 40 ms later on a busy engine: as long as building takes.
-    """
-
-    @wraps(process_input_sockets)
-    def listening(core: Any, *args: Any) -> None:
-        put = core.input_queue.put_nowait
-
-        def put_nowait(arrived: Any) -> None:
-            with suppress(Exception):  # then `stage_adapter` builds it, or fails where it is told
-                _notice(core, *arrived)
-            put(arrived)
-
-        core.input_queue.put_nowait = put_nowait
-        process_input_sockets(core, *args)
-
-    return listening
-
-
-def _notice(core: Any, kind: Any, question: Any) -> None:
-    from vllm.v1.engine import EngineCoreRequestType
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    if kind != EngineCoreRequestType.UTILITY or not isinstance(
-        core.model_executor, UniProcExecutor
-    ):
-        return
-    _, _, method, arguments = question
-    if method == stage_adapter.__name__:
-        name, integer_id, path, _ = arguments
-        core.collective_rpc("begin_adapter", args=(name, integer_id, path))
-
-
 class AdapterStaging(SlotLog):
-    """Methods of the worker, called between two steps; `begin_adapter` at any time."""
+    """Methods of the worker."""
 
-    _lorry_begun: dict[int, Future[Any]]
     _lorry_staged: dict[int, Future[Any]]
     _lorry_threads: ThreadPoolExecutor
 
     def stage_adapter(
         self, name: str, integer_id: int, path: str, leaving: Sequence[int]
     ) -> Future[None]:
-        """Drop those that leave; the future ends when the new one is built, or raises."""
+        """Drop those that leave and begin to build; the future ends when it is built, or raises."""
         if not hasattr(self, "_lorry_staged"):
             self._lorry_begin()
         for each in leaving:
             self.drop_adapter(each)
-        self.begin_adapter(name, integer_id, path)
-        self._lorry_staged[integer_id] = staged = self._lorry_begun.pop(integer_id)
+        request = LoRARequest(lora_name=name, lora_int_id=integer_id, lora_path=path)
+        staged = self._lorry_threads.submit(_build, self._lorry_manager(), request)
+        self._lorry_staged[integer_id] = staged
         told: Future[None] = Future()  # not the adapter itself, which would be sent
         staged.add_done_callback(partial(_tell, told))
         return told
-
-    def begin_adapter(self, name: str, integer_id: int, path: str) -> None:
-        """Begin to build, unless that was begun; before the first load there is nobody to do it."""
-        if hasattr(self, "_lorry_threads") and integer_id not in self._lorry_begun:
-            request = LoRARequest(lora_name=name, lora_int_id=integer_id, lora_path=path)
-            building = self._lorry_threads.submit(_build, self._lorry_manager(), request)
-            self._lorry_begun[integer_id] = building
 
     def build_adapter(self, name: str, integer_id: int, path: str, leaving: Sequence[int]) -> None:
         """The same, and wait for it."""
@@ -129,7 +86,7 @@ class AdapterStaging(SlotLog):
         }
 
     def _lorry_begin(self) -> None:
-        self._lorry_begun, self._lorry_staged = {}, {}
+        self._lorry_staged = {}
         self._lorry_threads = ThreadPoolExecutor(_THREADS, "stage", initializer=_give_way)
         manager = self._lorry_manager()
         manager._load_adapter = partial(self._lorry_take, manager._load_adapter)

@@ -5,13 +5,11 @@ import subprocess
 import sys
 from concurrent.futures import Future
 from functools import partial
-from queue import Queue
 from threading import Event
 from types import SimpleNamespace
 
 import pytest
 import torch
-from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
@@ -123,65 +121,6 @@ def test_vllm_answers_when_it_is_built_and_not_before(worker):
     worker._lorry_threads.shutdown(wait=True)
     assert sent == [output]
     assert output.failure_message is None
-
-
-@pytest.fixture
-def core(worker):
-    """An engine that is in a step: what it is asked stays in its queue."""
-    executor = UniProcExecutor.__new__(UniProcExecutor)
-    executor.driver_worker = worker
-    return SimpleNamespace(
-        model_executor=executor,
-        collective_rpc=lambda method, args: executor.collective_rpc(method, args=args),
-        input_queue=Queue(),
-    )
-
-
-def arrive(core, *messages):
-    def process_input_sockets(core, address):
-        assert address == "ipc"
-        for message in messages:
-            core.input_queue.put_nowait(message)
-
-    staging.listen(process_input_sockets)(core, "ipc")
-    return [core.input_queue.get_nowait() for _ in messages]
-
-
-def test_building_begins_when_the_question_arrives_and_is_done_once(worker, core):
-    stage(worker).result(10)  # the first load begins between steps
-    adapter = ("red@1#d.6", 6, "/store/d", [9])
-    question = (EngineCoreRequestType.UTILITY, (0, 1, "stage_adapter", adapter))
-    assert arrive(core, question) == [question]
-    worker._lorry_begun[6].result(10)
-    assert worker.manager.read == [5, 6]
-    assert worker.held_adapters()["host"] == [9, 5]  # it has no place before another one left
-    assert worker.manager.removed == []
-    worker.stage_adapter(*adapter).result(10)
-    assert worker.manager.removed == [9]
-    assert worker.manager.read == [5, 6]
-    assert worker.held_adapters()["host"] == [9, 5, 6]
-    assert worker._lorry_begun == {}
-
-
-def test_a_build_that_failed_early_is_told_to_who_asked(worker, core):
-    stage(worker).result(10)
-    worker.manager.error = ValueError("rank 99")
-    adapter = ("red@1#d.6", 6, "/store/d", [])
-    arrive(core, (EngineCoreRequestType.UTILITY, (0, 1, "stage_adapter", adapter)))
-    with pytest.raises(ValueError, match="rank 99"):
-        worker.stage_adapter(*adapter).result(10)
-
-
-def test_whatever_else_arrives_is_passed_on_as_it_is(worker, core):
-    stage(worker).result(10)
-    messages = [
-        (EngineCoreRequestType.ABORT, ["request"]),
-        (EngineCoreRequestType.UTILITY, (0, 1, "held_adapters", ())),
-        (EngineCoreRequestType.UTILITY, (0, 1, "stage_adapter", ("too", "few"))),
-        (EngineCoreRequestType.UTILITY, None),
-    ]
-    assert arrive(core, *messages) == messages
-    assert worker.manager.read == [5]
 
 
 def test_several_workers_build_before_they_answer():

@@ -38,9 +38,7 @@ SYMBOLS = {
     "vllm.lora.request:LoRARequest",
     "vllm.lora.worker_manager:LRUCacheWorkerLoRAManager._load_adapter",
     "vllm.lora.worker_manager:LRUCacheWorkerLoRAManager.add_adapter",
-    "vllm.v1.engine:EngineCoreRequestType",
     "vllm.v1.engine.core:EngineCore.collective_rpc",
-    "vllm.v1.engine.core:EngineCoreProc.process_input_sockets",
     "vllm.v1.engine.core_client:AsyncMPClient.call_utility_async",
     "vllm.v1.executor.uniproc_executor:UniProcExecutor.collective_rpc",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_nans_in_logits",
@@ -113,13 +111,6 @@ ASSUMPTIONS = {
         "            if isinstance(result, Future):",
         "                result.add_done_callback(callback)",
         "getattr(self, method_name)",
-    ),
-    "what arrives is put in the queue by a thread that starts after the plugin is loaded": (
-        "vllm.v1.engine.core",
-        "            super().__init__(",
-        "                target=self.process_input_sockets,",
-        "            client_idx, call_id, method_name, args = request",
-        "                    self.input_queue.put_nowait((request_type, request))",
     ),
     "merging an adapter twice merges it once": (
         "vllm.lora.model_manager",

@@ -73,9 +73,15 @@ def largest_weights(base: BaseModel) -> int:
     return MAX_HEADER_BYTES + 4 * MAX_RANK * sum(map(sum, base.linears.values()))
 
 
-def read_checkpoint(folder: Path, base: BaseModel, *, max_rank: int = MAX_RANK) -> Checkpoint:
-    """The facts of an adapter that `base` can serve; raises CheckpointInvalid."""
-    checkpoint, problems = inspect_checkpoint(folder, base, max_rank=max_rank)
+def read_checkpoint(
+    folder: Path, base: BaseModel, *, max_rank: int = MAX_RANK, values: bool = True
+) -> Checkpoint:
+    """The facts of an adapter that `base` can serve; raises CheckpointInvalid.
+
+    Without `values` by the headers alone: for bytes whose values were judged before, and which
+    their digest has shown to be the same.
+    """
+    checkpoint, problems = inspect_checkpoint(folder, base, max_rank=max_rank, values=values)
     if problems or checkpoint is None:
         raise CheckpointInvalid(problems)
     return checkpoint
@@ -87,6 +93,7 @@ def inspect_checkpoint(
     *,
     max_rank: int = MAX_RANK,
     names: Collection[str] | None = None,
+    values: bool = True,
 ) -> tuple[Checkpoint | None, list[Problem]]:
     """As read_checkpoint, but the problems are returned, not raised.
 
@@ -102,7 +109,7 @@ def inspect_checkpoint(
             problems += misnamed
             problems += _find_absent(pairs, tensors, base, config)
             for pair in pairs.values():
-                problems += _judge_pair(file, pair, base.linears[pair.module], config)
+                problems += _judge_pair(file, pair, base.linears[pair.module], config, values)
     except FileRefused as refused:
         return None, [*problems, refused.problem]
     except TensorsMalformed as error:
@@ -219,7 +226,7 @@ def _suffixes(module: str) -> Iterator[str]:
 
 
 def _judge_pair(
-    file: BinaryIO, pair: Pair, shape: Shape, config: PeftConfig | None
+    file: BinaryIO, pair: Pair, shape: Shape, config: PeftConfig | None, values: bool
 ) -> list[Problem]:
     problems = list(_find_misshapen(pair, shape, config))
     scale = config.scale_of(pair.module) if config else 1.0
@@ -227,7 +234,9 @@ def _judge_pair(
         said = f"is scaled by {scale:.3g} (alpha over rank), the limit is {MAX_SCALE:g}"
         problems.append(Problem("scale_too_large", quote(pair.module), said, "lower lora_alpha"))
     # Values of misshapen tensors are not read: their sizes are not bounded by the base's.
-    return problems or list(_find_bad_values(file, pair, scale))
+    if values and not problems:
+        problems += _find_bad_values(file, pair, scale)
+    return problems
 
 
 def _find_misshapen(pair: Pair, shape: Shape, config: PeftConfig | None) -> Iterator[Problem]:

@@ -1,8 +1,9 @@
 """Whether a version's files are there, whole, and fit the base that is served now.
 
-Asked before each load, whatever the version was published for. Hashing and judging every value of
-a file that has not changed since would find the same again, so that is done once for each state of
-a file, as the file system tells it; a file is read each time, for a disk that no longer gives it.
+Asked before each load, whatever the version was published for: names and shapes are of the base
+that is served, and the values are those that were judged at publishing if the digest is the same.
+Hashing a file that has not changed since would find the same again, so that is done once for each
+state of a file, as the file system tells it; a file is read each time, for a disk that fails.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class ServedObjects:
                 return
             self._passed.pop(digest, None)
             self._store.verify(digest)
-            read_checkpoint(folder, self._base)
+            read_checkpoint(folder, self._base, values=False)  # judged when it was published
         except OSError as error:
             raise StoreUnreadable(
                 f"object {digest} cannot be read: {error.strerror or error}",

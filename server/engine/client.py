@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from server.call import Call, Observer, current_call
 from server.engine.outputs import AttributedOutputProcessor
 from server.kernels import STAGING
 from server.loading import EngineGone, EngineRefusal
+
+logger = logging.getLogger("lorry.engine")
 
 # How vLLM wraps what the worker said: EngineCore._invoke_utility_method and the executors.
 _WRAPPING = re.compile(r"^Call to \w+ method failed: (?:Worker failed with error '(.*?)'.*)?", re.S)
@@ -32,6 +35,7 @@ class Engine(AsyncLLM):
     def attach(self, observer: Observer) -> None:
         self.output_processor.__class__ = AttributedOutputProcessor
         self.output_processor.observer = observer
+        self._drops: set[asyncio.Task[None]] = set()
 
     def start(self) -> asyncio.Task[None]:
         """Begin reading the engine's outputs. The task ends when the engine process does."""
@@ -58,12 +62,14 @@ class Engine(AsyncLLM):
     ) -> None:
         """Raises EngineRefusal with the worker's own words, or EngineGone.
 
-        Those of `leaving` are out of the engine before it comes in; after a refusal, perhaps not.
+        Those of `leaving` are out of the engine before a request can bring it in, as the engine
+        does what it is told in turn; until its running step ends, their memory is still taken.
         """
         if self._stages:
+            for integer_id in leaving:
+                self._drop_soon(integer_id, within)
             adapter = (request.lora_name, request.lora_int_id, request.lora_path)
-            staged = self.engine_core.call_utility_async("stage_adapter", *adapter, leaving)
-            await self._ask(staged, within)
+            await self._ask(self.engine_core.call_utility_async("stage_adapter", *adapter), within)
             return
         for integer_id in leaving:
             await self.remove_adapter(integer_id, within)
@@ -79,6 +85,16 @@ class Engine(AsyncLLM):
                 await self._ask(self.remove_lora(integer_id), within)
         except EngineRefusal as error:
             raise EngineGone(str(error)) from None
+
+    def _drop_soon(self, integer_id: int, within: float) -> None:
+        task = asyncio.create_task(self.remove_adapter(integer_id, within))
+        self._drops.add(task)
+        task.add_done_callback(self._dropped)
+
+    def _dropped(self, task: asyncio.Task[None]) -> None:
+        self._drops.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("the engine did not confirm that an adapter left: %s", error)
 
     async def held_adapters(self, within: float) -> Mapping[str, list[int]]:
         """The integer ids in the first worker's host memory and slots; raises EngineGone."""

@@ -38,9 +38,12 @@ def is_known_vllm() -> bool:
 def _install_staging() -> None:
     """In the engine's process, which has imported this by now; no other needs it."""
     if (core := sys.modules.get("vllm.v1.engine.core")) is not None:
-        from server.kernels.staging import stage_adapter
+        from server.kernels.staging import answer_at_once, stage_adapter
 
-        core.EngineCore.stage_adapter = stage_adapter
+        if not hasattr(core.EngineCore, stage_adapter.__name__):
+            core.EngineCore.stage_adapter = stage_adapter
+            process = core.EngineCoreProc
+            process.process_input_sockets = answer_at_once(process.process_input_sockets)
 
 
 def _install() -> None:

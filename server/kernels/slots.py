@@ -5,39 +5,61 @@ that is filled has its adapter's rank told to the wrapper, so that padding costs
 values that had to be repaired in a slot are reported with its requests' next tokens.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from vllm.lora.layers import ClassificationHeadWithLoRA, LogitsProcessorWithLoRA
-from vllm.lora.model_manager import LoRAModelManager
+from vllm.lora.model_manager import LoRAModelManager, LRUCacheLoRAModelManager
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from server.kernels import slot_copy
 from server.kernels.lora import PlannedPunicaWrapper
+from server.kernels.slot_copy import parts_of
 
 
 def install() -> None:
-    """Put the three in place, once; vLLM's own methods do their work inside them."""
-    if LoRAModelManager.activate_adapter.__module__ == __name__:
+    """Put them in place, once; vLLM's own methods do their work inside them."""
+    manager = LRUCacheLoRAModelManager
+    if manager.activate_adapter.__module__ == __name__:
         return
-    activate, deactivate = LoRAModelManager.activate_adapter, LoRAModelManager._deactivate_adapter
+    slot_copy.install()
+    manager.activate_adapter = _activating(manager.activate_adapter)
+    LoRAModelManager._deactivate_adapter = _deactivating(LoRAModelManager._deactivate_adapter)
+    # vLLM asks this in every step when told to count NaN in logits. Repaired values leave none
+    # there, and counting them costs a pass over all logits: this takes its place.
+    GPUModelRunner._get_nans_in_logits = _repaired_by_request
 
+
+def _activating(activate: Callable[[Any, int], bool]) -> Callable[[Any, int], bool]:
     def activate_adapter(manager: Any, lora_id: int) -> bool:
-        activated: bool = activate(manager, lora_id)
+        freed: list[int] = []
+        manager._lorry_freed = freed
+        try:
+            activated = activate(manager, lora_id)
+        finally:
+            del manager._lorry_freed
+            for slot in freed:  # all but the one that was freed for this adapter and is full now
+                _zero_if_free(manager, slot)
         if activated:
             _describe(manager, lora_id)
         return activated
 
+    return activate_adapter
+
+
+def _deactivating(deactivate: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
     def deactivate_adapter(manager: Any, lora_id: int) -> None:
         slots = manager.lora_index_to_id
         slot = slots.index(lora_id) if lora_id in slots else None
         deactivate(manager, lora_id)
-        if slot is not None:
-            _zero(manager, slot)
+        if slot is None:
+            return
+        if hasattr(manager, "_lorry_freed"):  # filling overwrites all of it
+            manager._lorry_freed.append(slot)
+        else:
+            _zero_if_free(manager, slot)
 
-    LoRAModelManager.activate_adapter = activate_adapter
-    LoRAModelManager._deactivate_adapter = deactivate_adapter
-    # vLLM asks this in every step when told to count NaN in logits. Repaired values leave none
-    # there, and counting them costs a pass over all logits: this takes its place.
-    GPUModelRunner._get_nans_in_logits = _repaired_by_request
+    return deactivate_adapter
 
 
 def _describe(manager: Any, lora_id: int) -> None:
@@ -54,12 +76,12 @@ def _describe(manager: Any, lora_id: int) -> None:
 
 
 def _rank(layer: Any) -> int:
-    """Packed layers (q, k and v in one) hold a list, with None for a part without LoRA."""
-    parts = layer.lora_a if isinstance(layer.lora_a, list) else [layer.lora_a]
-    return max((part.size(0) for part in parts if part is not None), default=0)
+    return max((part.size(0) for part in parts_of(layer.lora_a) if part is not None), default=0)
 
 
-def _zero(manager: Any, slot: int) -> None:
+def _zero_if_free(manager: Any, slot: int) -> None:
+    if manager.lora_index_to_id[slot] is not None:
+        return
     for module in manager.modules.values():
         module.reset_lora(slot)
         if isinstance(module, ClassificationHeadWithLoRA):

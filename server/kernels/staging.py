@@ -5,44 +5,79 @@ class is mixed into vLLM's worker (`--worker-extension-cls`): a thread builds th
 vLLM's manager finds it there when the first step needs it, instead of reading the files. Only then
 does it go to a slot: activating it at once could take the slot of one that runs.
 
-    server -> EngineCore.stage_adapter -> worker: drop who makes room, begin to build
+    server -> EngineCore.stage_adapter -> worker: begin to build; from the thread that reads the
+              server's messages (`answer_at_once`), so that no step has to end before
     server <- the answer, sent by vLLM when the future that EngineCore returned is done
 """
 
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from vllm.lora.request import LoRARequest
 
+from server.kernels.adapter_file import OwnedLoRAModel
+from server.kernels.slot_copy import parts_of
 from server.kernels.slot_log import SlotLog
 
 _THREADS = 4  # a slow disk must not keep the others waiting
 _NICENESS = 5  # steps come first
 
 
-def stage_adapter(
-    core: Any, name: str, integer_id: int, path: str, leaving: Sequence[int]
-) -> Future[None] | None:
+def stage_adapter(core: Any, name: str, integer_id: int, path: str) -> Future[None] | None:
     """EngineCore's new method, which the server calls as one of vLLM's utilities.
 
-    One call a load, since each is answered between two steps at best. Several workers are other
-    processes, from which no future comes back: they build at once, and streams wait.
+    Several workers are other processes, from which no future comes back: they build at once, and
+    streams wait.
     """
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    adapter = (name, integer_id, path, leaving)
-    if isinstance(core.model_executor, UniProcExecutor):
+    adapter = (name, integer_id, path)
+    if _has_worker(core):
         (built,) = core.collective_rpc("stage_adapter", args=adapter)
         return built  # type: ignore[no-any-return]
     core.collective_rpc("build_adapter", args=adapter)
     return None
+
+
+def answer_at_once(process_input_sockets: Callable[..., None]) -> Callable[..., None]:
+    """EngineCoreProc's method, whose thread reads what the server asks, beside the steps.
+
+    vLLM answers between two steps. A busy engine has one in 30 to 200 ms, and who waits for an
+    adapter would wait for two: one until building begins, one until the request comes in.
+    """
+
+    @wraps(process_input_sockets)
+    def listening(core: Any, *args: Any) -> None:
+        put = core.input_queue.put_nowait
+
+        def put_nowait(message: Any) -> None:
+            if _is_about_staging(*message) and _has_worker(core):
+                core._handle_client_request(*message)  # answers also with what it raises
+            else:
+                put(message)
+
+        core.input_queue.put_nowait = put_nowait
+        process_input_sockets(core, *args)
+
+    return listening
+
+
+def _is_about_staging(kind: Any, request: Any) -> bool:
+    from vllm.v1.engine import EngineCoreRequestType
+
+    return bool(kind == EngineCoreRequestType.UTILITY and request[2] == stage_adapter.__name__)
+
+
+def _has_worker(core: Any) -> bool:
+    """Whether the one worker is in this process."""
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    return isinstance(core.model_executor, UniProcExecutor)
 
 
 class AdapterStaging(SlotLog):
@@ -51,14 +86,10 @@ class AdapterStaging(SlotLog):
     _lorry_staged: dict[int, Future[Any]]
     _lorry_threads: ThreadPoolExecutor
 
-    def stage_adapter(
-        self, name: str, integer_id: int, path: str, leaving: Sequence[int]
-    ) -> Future[None]:
-        """Drop those that leave and begin to build; the future ends when it is built, or raises."""
+    def stage_adapter(self, name: str, integer_id: int, path: str) -> Future[None]:
+        """Begin to build, beside a step or between two; the future ends when it is built."""
         if not hasattr(self, "_lorry_staged"):
             self._lorry_begin()
-        for each in leaving:
-            self.drop_adapter(each)
         request = LoRARequest(lora_name=name, lora_int_id=integer_id, lora_path=path)
         staged = self._lorry_threads.submit(_build, self._lorry_manager(), request)
         self._lorry_staged[integer_id] = staged
@@ -66,9 +97,9 @@ class AdapterStaging(SlotLog):
         staged.add_done_callback(partial(_tell, told))
         return told
 
-    def build_adapter(self, name: str, integer_id: int, path: str, leaving: Sequence[int]) -> None:
+    def build_adapter(self, name: str, integer_id: int, path: str) -> None:
         """The same, and wait for it."""
-        self.stage_adapter(name, integer_id, path, leaving).result()
+        self.stage_adapter(name, integer_id, path).result()
 
     def drop_adapter(self, integer_id: int) -> None:
         """Forget an adapter wherever it is; one that was never there is fine."""
@@ -89,6 +120,7 @@ class AdapterStaging(SlotLog):
         self._lorry_staged = {}
         self._lorry_threads = ThreadPoolExecutor(_THREADS, "stage", initializer=_give_way)
         manager = self._lorry_manager()
+        manager._lora_model_cls = OwnedLoRAModel
         manager._load_adapter = partial(self._lorry_take, manager._load_adapter)
 
     def _lorry_take(self, read: Any, request: LoRARequest) -> Any:
@@ -127,10 +159,6 @@ def _give_way() -> None:
 
 def _build(manager: Any, request: LoRARequest) -> Any:
     adapter = type(manager)._load_adapter(manager, request)
-    for weights in adapter.loras.values():
-        # What has the engine's dtype already is still a map of the file: its pages would be
-        # read in the step that copies them, or never if the file is gone by then.
-        weights.lora_a, weights.lora_b = weights.lora_a.clone(), weights.lora_b.clone()
     adapters = manager._adapter_manager
     if not adapters._is_moe:  # whose merge can't be done twice, and `add_adapter` will do it
         adapters._create_merged_loras_inplace(adapter)
@@ -145,7 +173,7 @@ def _check_fits(adapters: Any, adapter: Any) -> None:
         is_linear = isinstance(module.lora_a_stacked, tuple)
         if weights is None or not is_linear or module.tp_size > 1:  # sharded when it is copied
             continue
-        pairs = zip(_parts(weights.lora_a), _parts(weights.lora_b), strict=True)
+        pairs = zip(parts_of(weights.lora_a), parts_of(weights.lora_b), strict=True)
         slots = zip(module.lora_a_stacked, module.lora_b_stacked, strict=True)
         for (a, b), (slot_a, slot_b) in zip(pairs, slots, strict=True):
             if a is None and b is None:
@@ -154,8 +182,3 @@ def _check_fits(adapters: Any, adapter: Any) -> None:
             fits = rank <= slot_a.shape[-2] and width == slot_a.shape[-1]
             if not fits or b.shape != (slot_b.shape[-2], rank):
                 raise ValueError(f"{name} can't hold {tuple(b.shape)} x {tuple(a.shape)}")
-
-
-def _parts(tensors: Any) -> list[Any]:
-    """Packed layers (q, k and v in one) hold a list, with None for a part without LoRA."""
-    return tensors if isinstance(tensors, list) else [tensors]

@@ -32,7 +32,7 @@ class Store:
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    monkeypatch.setattr(objects, "read_checkpoint", lambda folder, base: None)
+    monkeypatch.setattr(objects, "read_checkpoint", lambda folder, base, values: None)
     folder = tmp_path / "d"
     folder.mkdir()
     for name in (CONFIG, WEIGHTS):
@@ -78,7 +78,7 @@ def test_a_file_that_is_gone_is_told_by_the_store(store, check):
 
 
 def test_what_does_not_fit_is_never_remembered_as_fitting(store, check, monkeypatch):
-    def refuse(folder, base):
+    def refuse(folder, base, values):
         raise CheckpointInvalid([])
 
     monkeypatch.setattr(objects, "read_checkpoint", refuse)

@@ -131,6 +131,50 @@ async def test_what_the_worker_says_is_told_without_wrapping_or_paths(said, kind
     engine.output_handler.cancel()
 
 
+async def test_who_makes_room_is_told_to_leave_and_not_waited_for(caplog):
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    from server.engine.client import Engine
+    from server.kernels import STAGING
+
+    class Alive(Engine):
+        errored = False
+
+        def __del__(self):
+            """AsyncLLM's would shut down an engine that was never built."""
+
+    asked = []
+    leaving = asyncio.get_running_loop().create_future()
+
+    async def call_utility(method, *arguments):
+        asked.append((method, arguments))
+        if method == "collective_rpc":
+            await leaving
+
+    engine = Alive.__new__(Alive)
+    engine.output_processor = OutputProcessor(None, log_stats=True)
+    engine.attach(None)
+    engine.vllm_config = SimpleNamespace(
+        parallel_config=SimpleNamespace(worker_extension_cls=STAGING)
+    )
+    engine.output_handler = asyncio.create_task(asyncio.sleep(5))
+    engine.engine_core = SimpleNamespace(call_utility_async=call_utility)
+    engine.collective_rpc = lambda method, args: call_utility("collective_rpc", method, *args)
+    red = SimpleNamespace(lora_name="red@1#d.5", lora_int_id=5, lora_path="/store/d")
+
+    await engine.add_adapter(red, [3], within=5)
+    await asyncio.sleep(0)
+    assert sorted(asked) == [
+        ("collective_rpc", ("drop_adapter", 3)),
+        ("stage_adapter", ("red@1#d.5", 5, "/store/d")),
+    ]
+    leaving.set_exception(Exception("Server shutting down"))
+    await asyncio.gather(*engine._drops, return_exceptions=True)
+    assert "did not confirm that an adapter left" in caplog.text
+    assert engine._drops == set()
+    engine.output_handler.cancel()
+
+
 def test_a_request_that_vllm_refuses_late_is_noted_on_its_call(call):
     from vllm.exceptions import VLLMValidationError
 

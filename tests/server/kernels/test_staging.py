@@ -1,16 +1,19 @@
 """How an adapter is built beside the steps: who builds it, who is told, who reads the files."""
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import Future
 from functools import partial
+from queue import Queue
 from threading import Event
 from types import SimpleNamespace
 
 import pytest
 import torch
-from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.engine import EngineCoreRequestType
+from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from server.kernels import staging
@@ -59,8 +62,11 @@ def worker():
     return Worker()
 
 
-def stage(worker, leaving=()):
-    return worker.stage_adapter("red@1#d.5", 5, "/store/d", leaving)
+RED = ("red@1#d.5", 5, "/store/d")
+
+
+def stage(worker):
+    return worker.stage_adapter(*RED)
 
 
 def test_the_step_that_needs_it_takes_what_was_built_and_reads_nothing(worker):
@@ -71,15 +77,6 @@ def test_the_step_that_needs_it_takes_what_was_built_and_reads_nothing(worker):
     assert worker.held_adapters()["host"] == [9]  # vLLM's own table has it from here on
     worker.manager._load_adapter(REQUEST)  # it was never staged, or dropped by vLLM's LRU
     assert worker.manager.read == [5, 5]
-
-
-def test_who_makes_room_is_gone_before_building_begins(worker):
-    worker.manager.gate.clear()
-    built = stage(worker, leaving=[3, 4])
-    assert worker.manager.removed == [3, 4]
-    assert not built.done()
-    worker.manager.gate.set()
-    assert built.result(10) is None
 
 
 def test_what_cant_be_built_is_told_and_dropped_without_a_trace(worker):
@@ -107,20 +104,81 @@ def answers_of(core, *arguments):
     return output, sent
 
 
-def test_vllm_answers_when_it_is_built_and_not_before(worker):
+@pytest.fixture
+def core(worker):
+    """An engine in a step: whatever waits for it stays in the queue."""
     executor = UniProcExecutor.__new__(UniProcExecutor)
     executor.driver_worker = worker
-    core = SimpleNamespace(
-        model_executor=executor,
-        collective_rpc=lambda method, args: executor.collective_rpc(method, args=args),
-    )
+    core = EngineCoreProc.__new__(EngineCoreProc)
+    core.__dict__ |= {
+        "model_executor": executor,
+        "collective_rpc": lambda method, args: executor.collective_rpc(method, args=args),
+        "stage_adapter": partial(staging.stage_adapter, core),
+        "shutdown_state": EngineShutdownState.RUNNING,
+        "input_queue": Queue(),
+        "output_queue": Queue(),
+    }
+    return core
+
+
+def test_vllm_answers_when_it_is_built_and_not_before(worker, core):
     worker.manager.gate.clear()
-    output, sent = answers_of(core, "red@1#d.5", 5, "/store/d", [])
+    output, sent = answers_of(core, *RED)
     assert sent == []
     worker.manager.gate.set()
     worker._lorry_threads.shutdown(wait=True)
     assert sent == [output]
     assert output.failure_message is None
+
+
+def arrive(core, *messages):
+    """What vLLM's thread does with them; returns what is left for the engine's own."""
+
+    def process_input_sockets(core, address):
+        assert address == "ipc"
+        for message in messages:
+            core.input_queue.put_nowait(message)
+
+    staging.answer_at_once(process_input_sockets)(core, "ipc")
+    return list(core.input_queue.queue)
+
+
+def asking(*arguments):
+    return (EngineCoreRequestType.UTILITY, (0, 77, "stage_adapter", arguments))
+
+
+def test_who_asks_for_an_adapter_is_answered_while_a_step_runs(worker, core):
+    assert arrive(core, asking(*RED)) == []
+    client, outputs = core.output_queue.get(timeout=10)
+    assert (client, outputs.utility_output.call_id) == (0, 77)
+    assert outputs.utility_output.failure_message is None
+    assert worker.manager._load_adapter(REQUEST).id == 5
+    assert worker.manager.read == [5]
+
+
+@pytest.mark.parametrize("arguments", [RED, ("too", "few")])
+def test_who_asks_in_vain_is_told_why_and_the_thread_goes_on(worker, core, arguments):
+    worker.manager.error = ValueError("rank 99")
+    other = (EngineCoreRequestType.ABORT, ["request"])
+    assert arrive(core, asking(*arguments), other) == [other]
+    _, outputs = core.output_queue.get(timeout=10)
+    assert re.search("rank 99|missing", outputs.utility_output.failure_message)
+
+
+def test_whatever_else_arrives_waits_for_the_step_as_it_is(worker, core):
+    messages = [
+        (EngineCoreRequestType.ADD, ("request", 0)),
+        (EngineCoreRequestType.UTILITY, (0, 1, "held_adapters", ())),
+        (EngineCoreRequestType.WAKEUP, None),
+    ]
+    assert arrive(core, *messages) == messages
+    assert worker.manager.read == []
+
+
+def test_several_workers_are_asked_between_steps(core):
+    core.model_executor = object()
+    message = asking(*RED)
+    assert arrive(core, message) == [message]
 
 
 def test_several_workers_build_before_they_answer():
@@ -129,8 +187,8 @@ def test_several_workers_build_before_they_answer():
         model_executor=object(),
         collective_rpc=lambda method, args: asked.append((method, args)),
     )
-    _, sent = answers_of(core, "red@1#d.5", 5, "/store/d", [])
-    assert asked == [("build_adapter", ("red@1#d.5", 5, "/store/d", []))]
+    _, sent = answers_of(core, *RED)
+    assert asked == [("build_adapter", RED)]
     assert len(sent) == 1
 
 

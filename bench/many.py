@@ -12,7 +12,8 @@ Without --from and --base they are of the bench's own model, made where `python 
 every 5 s, from the first minute on) grew with the calls; start the server with `setsid` for it.
 `misnamed` counts answers that name another adapter, `changed` those that differ from what the
 same adapter answered to the same prompt before (tokens that are level may fall either way, and on
-the bench's random model they often are). The last line is JSON.
+the bench's random model they often are). `loads` and `load_ms` are the server's own count and mean
+of what it loaded during the rounds. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx2
+from prometheus_client.parser import text_string_to_metric_families
 
 from bench.errors import BenchError, OptionsClash, SideFailed
 from bench.growth import sample_while, session_of, summarize
@@ -35,6 +38,7 @@ from bench.growth import sample_while, session_of, summarize
 HOT, PROMPTS = 8, 48
 SAMPLE_SECONDS, LEAST_MINUTES = 5.0, 2
 RETRY_SECONDS, WARM_SECONDS = 1.0, 3.0
+LOAD_SECONDS = "lorry_adapter_load_seconds"
 VOCABULARY = 896  # token ids that the bench's base and the demo's both have
 
 
@@ -129,22 +133,44 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         traffic = Traffic(client, options)
         if not await traffic.run(HOT, WARM_SECONDS):
             raise SideFailed(f"{options.url} answers no adapter: {dict(traffic.failed)}")
-        pairs = []
+        pairs, began = [], await _loads(client)
         for _ in range(options.rounds):
             few = await traffic.run(HOT, options.seconds)
             pairs.append((few, await traffic.run(options.count, options.seconds)))
+        ended = await _loads(client)
+    loads = ended.number - began.number
     ratios = sorted(many / few for few, many in pairs)
     return {
         "few_tokens_per_second": sorted(few for few, _ in pairs)[len(pairs) // 2],
         "many_tokens_per_second": sorted(many for _, many in pairs)[len(pairs) // 2],
         "ratio": ratios[len(ratios) // 2],
         "ratios": [round(ratio, 3) for ratio in ratios],
+        "loads": loads,
+        "load_ms": round(1000 * (ended.seconds - began.seconds) / max(1, loads), 1),
         "adapters_used": len(traffic.used),
         "answered": traffic.answered,
         "misnamed": traffic.misnamed,
         "changed": traffic.changed,
         "failed": dict(traffic.failed),
     }
+
+
+class Loads(NamedTuple):
+    """What a server has loaded so far."""
+
+    number: int
+    seconds: float
+
+
+async def _loads(client: httpx2.AsyncClient) -> Loads:
+    lines = (await client.get("/metrics")).text.splitlines()
+    series = "\n".join(line for line in lines if line.startswith(LOAD_SECONDS))
+    samples = [s for family in text_string_to_metric_families(series) for s in family.samples]
+    count, seconds = (
+        sum(sample.value for sample in samples if sample.name == f"{LOAD_SECONDS}_{part}")
+        for part in ("count", "sum")
+    )
+    return Loads(int(count), seconds)
 
 
 async def watch(options: argparse.Namespace) -> dict[str, object]:

@@ -20,6 +20,8 @@ from server.loading import EngineGone, EngineRefusal
 
 logger = logging.getLogger("lorry.engine")
 
+_LEAVING_AT_ONCE = 2  # what the engine's memory must have room for beside what is resident
+
 # How vLLM wraps what the worker said: EngineCore._invoke_utility_method and the executors.
 _WRAPPING = re.compile(r"^Call to \w+ method failed: (?:Worker failed with error '(.*?)'.*)?", re.S)
 
@@ -67,7 +69,7 @@ class Engine(AsyncLLM):
         """
         if self._stages:
             for integer_id in leaving:
-                self._drop_soon(integer_id, within)
+                await self._drop_soon(integer_id, within)
             adapter = (request.lora_name, request.lora_int_id, request.lora_path)
             await self._ask(self.engine_core.call_utility_async("stage_adapter", *adapter), within)
             return
@@ -86,7 +88,9 @@ class Engine(AsyncLLM):
         except EngineRefusal as error:
             raise EngineGone(str(error)) from None
 
-    def _drop_soon(self, integer_id: int, within: float) -> None:
+    async def _drop_soon(self, integer_id: int, within: float) -> None:
+        while len(self._drops) >= _LEAVING_AT_ONCE:
+            await asyncio.wait(self._drops, return_when=asyncio.FIRST_COMPLETED)
         task = asyncio.create_task(self.remove_adapter(integer_id, within))
         self._drops.add(task)
         task.add_done_callback(self._dropped)

@@ -46,10 +46,12 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     raw = _read(path)
     try:
         begin = 8 + int.from_bytes(raw[:8].numpy().tobytes(), "little")
-        header = json.loads(raw[8:begin].numpy().tobytes())
+        if begin > len(raw):
+            raise ValueError(begin)
+        header = dict(json.loads(raw[8:begin].numpy().tobytes()))
         header.pop("__metadata__", None)
         return {name: _tensor(raw[begin:], **entry) for name, entry in header.items()}
-    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name} is not a whole safetensors file") from error
 
 

@@ -12,9 +12,21 @@ import pytest
 from bench import growth, many
 
 # Answers as asked; adapter 1 as another, and adapter 2 not at all.
-SERVER = """
+SERVER = '''
+import itertools
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+asked = itertools.count(1)
+# One more load of each of two adapters, 0.N s in all, each time it is asked.
+LOADS = """# TYPE lorry_adapter_load_seconds histogram
+lorry_adapter_load_seconds_bucket{adapter="a",le="+Inf"} N
+lorry_adapter_load_seconds_count{adapter="a"} N
+lorry_adapter_load_seconds_sum{adapter="a"} 0.N
+lorry_adapter_load_seconds_count{adapter="b"} N
+lorry_adapter_load_seconds_sum{adapter="b"} 0.N
+lorry_adapter_loads_total{adapter="a"} 9
+"""
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -31,6 +43,14 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
+    def do_GET(self):
+        assert self.path == "/metrics"
+        text = LOADS.replace("N", str(next(asked))).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
     def log_message(self, *_):
         pass
 
@@ -38,7 +58,7 @@ ThreadingHTTPServer.request_queue_size = 128  # all streams connect at once
 server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 print(server.server_port, flush=True)
 server.serve_forever()
-"""
+'''
 
 
 @pytest.fixture
@@ -77,6 +97,15 @@ def test_watch_says_how_memory_grew_and_which_answers_were_wrong(server, run, mo
     assert told["adapters_used"] == 3
     assert 0 < told["misnamed"] <= told["calls"]
     assert list(told["failed"]) == ["busy"]
+
+
+def test_run_compares_eight_with_all_and_counts_what_was_loaded(server, run, monkeypatch) -> None:
+    monkeypatch.setattr(many, "WARM_SECONDS", 0.1)
+    url = f"http://127.0.0.1:{server[1]}"
+    told = json.loads(run("run", "--url", url, "--count", 9, "--rounds", 2, "--seconds", 0.1))
+    assert len(told["ratios"]) == 2
+    assert (told["loads"], told["load_ms"]) == (2, 100.0)
+    assert told["misnamed"] > 0
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,12 @@ async def test_who_makes_room_is_told_to_leave_and_not_waited_for(caplog):
         ("collective_rpc", ("drop_adapter", 3)),
         ("stage_adapter", ("red@1#d.5", 5, "/store/d")),
     ]
+    await engine.add_adapter(red, [4], within=5)
+    third = asyncio.create_task(engine.add_adapter(red, [6], within=5))
+    await asyncio.wait({third}, timeout=0.05)
+    assert not third.done()  # the engine holds two more than its places as it is
     leaving.set_exception(Exception("Server shutting down"))
+    await third
     await asyncio.gather(*engine._drops, return_exceptions=True)
     assert "did not confirm that an adapter left" in caplog.text
     assert engine._drops == set()

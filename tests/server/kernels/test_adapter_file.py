@@ -92,10 +92,19 @@ def test_a_file_that_is_cut_off_is_refused(folder, length):
         read_tensors(file)
 
 
+def test_a_length_beyond_all_bounds_is_refused(tmp_path):
+    file = tmp_path / "long.safetensors"
+    file.write_bytes(b"\xff" * 8 + b"{}" + b" " * 6)
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        read_tensors(file)
+
+
 @pytest.mark.parametrize(
     "header",
     [
-        b"[]",
+        b"[1]",
+        b"3",
+        b"[" * 100_000,
         b'{"t": 3}',
         b'{"t": {"dtype": "F32", "shape": [1]}}',
         b'{"t": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}}',

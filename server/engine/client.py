@@ -20,7 +20,7 @@ from server.loading import EngineGone, EngineRefusal
 
 logger = logging.getLogger("lorry.engine")
 
-_LEAVING_AT_ONCE = 2  # what the engine's memory must have room for beside what is resident
+_LEAVING = 1 / 4  # of the places: what the engine's memory must have room for beside them
 
 # How vLLM wraps what the worker said: EngineCore._invoke_utility_method and the executors.
 _WRAPPING = re.compile(r"^Call to \w+ method failed: (?:Worker failed with error '(.*?)'.*)?", re.S)
@@ -89,7 +89,8 @@ class Engine(AsyncLLM):
             raise EngineGone(str(error)) from None
 
     async def _drop_soon(self, integer_id: int, within: float) -> None:
-        while len(self._drops) >= _LEAVING_AT_ONCE:
+        places = self.vllm_config.lora_config.max_cpu_loras
+        while len(self._drops) >= max(1, places * _LEAVING):
             await asyncio.wait(self._drops, return_when=asyncio.FIRST_COMPLETED)
         task = asyncio.create_task(self.remove_adapter(integer_id, within))
         self._drops.add(task)

@@ -163,8 +163,14 @@ class Loads(NamedTuple):
 
 
 async def _loads(client: httpx2.AsyncClient) -> Loads:
-    lines = (await client.get("/metrics")).text.splitlines()
-    series = "\n".join(line for line in lines if line.startswith(LOAD_SECONDS))
+    """Raises SideFailed where the server does not tell it."""
+    try:
+        answer = await client.get("/metrics")
+    except httpx2.TransportError as error:
+        raise SideFailed(f"the server does not tell what it loaded: {error}") from error
+    series = "\n".join(line for line in answer.text.splitlines() if line.startswith(LOAD_SECONDS))
+    if answer.status_code != 200 or not series:
+        raise SideFailed(f"{answer.url} ({answer.status_code}) has no {LOAD_SECONDS}")
     samples = [s for family in text_string_to_metric_families(series) for s in family.samples]
     count, seconds = (
         sum(sample.value for sample in samples if sample.name == f"{LOAD_SECONDS}_{part}")

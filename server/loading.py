@@ -99,7 +99,7 @@ class Loader:
         ids = [leaving.integer_id] if leaving is not None else []
         try:
             # Against the base that is served now, whatever it was published for; in a thread,
-            # as it reads every value.
+            # as it reads every byte.
             await asyncio.to_thread(self._check, load.version)
             await self._engine.add_adapter(load.lease.request, ids, self._within)
         except Exception as error:

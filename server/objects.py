@@ -68,7 +68,7 @@ def _state_of(folder: Path) -> State | None:
 
 
 def _read(folder: Path) -> None:
-    """The engine maps the file: there, a disk that fails would end the process."""
+    """A disk that fails is told here: from the engine it would look like the adapter's fault."""
     buffer = bytearray(_AT_ONCE)  # in the cache: three times as fast as to keep the bytes
     for name in SERVED:
         with (folder / name).open("rb", buffering=0) as file:

@@ -20,7 +20,7 @@ from server.loading import EngineGone, EngineRefusal
 
 logger = logging.getLogger("lorry.engine")
 
-_LEAVING = 1 / 4  # of the places: what the engine's memory must have room for beside them
+_LEAVING = 4  # a fourth of the places is what the engine's memory must have room for beside them
 
 # How vLLM wraps what the worker said: EngineCore._invoke_utility_method and the executors.
 _WRAPPING = re.compile(r"^Call to \w+ method failed: (?:Worker failed with error '(.*?)'.*)?", re.S)
@@ -78,8 +78,11 @@ class Engine(AsyncLLM):
         if not await self._ask(self.add_lora(request), within):
             raise EngineRefusal("no reason given")
 
-    async def remove_adapter(self, integer_id: int, within: float) -> None:
-        """Raises EngineGone. Removing what was never there is fine."""
+    async def remove_adapter(self, integer_id: int, within: float | None) -> None:
+        """Raises EngineGone; without `within` only when the engine has ended.
+
+        Removing what was never there is fine.
+        """
         try:
             if self._stages:
                 await self._tell("drop_adapter", integer_id, within=within)
@@ -89,10 +92,16 @@ class Engine(AsyncLLM):
             raise EngineGone(str(error)) from None
 
     async def _drop_soon(self, integer_id: int, within: float) -> None:
+        """Tell it to leave, as soon as few enough do; raises EngineGone if that takes too long."""
         places = self.vllm_config.lora_config.max_cpu_loras
-        while len(self._drops) >= max(1, places * _LEAVING):
-            await asyncio.wait(self._drops, return_when=asyncio.FIRST_COMPLETED)
-        task = asyncio.create_task(self.remove_adapter(integer_id, within))
+        while len(self._drops) >= max(1, places // _LEAVING):
+            left, _ = await asyncio.wait(
+                self._drops, timeout=within, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not left:
+                raise EngineGone("the engine did not answer in time")
+        # However long it takes: until then its memory is taken.
+        task = asyncio.create_task(self.remove_adapter(integer_id, None))
         self._drops.add(task)
         task.add_done_callback(self._dropped)
 
@@ -128,12 +137,12 @@ class Engine(AsyncLLM):
         """Whether the workers carry server/kernels/staging.py."""
         return bool(self.vllm_config.parallel_config.worker_extension_cls == STAGING)
 
-    async def _tell(self, method: str, *arguments: Any, within: float) -> list[Any]:
+    async def _tell(self, method: str, *arguments: Any, within: float | None) -> list[Any]:
         """A method of server/kernels/staging.py in every worker."""
         answers: list[Any] = await self._ask(self.collective_rpc(method, args=arguments), within)
         return answers
 
-    async def _ask(self, request: Awaitable[Any], within: float) -> Any:
+    async def _ask(self, request: Awaitable[Any], within: float | None) -> Any:
         """A call into the engine process that ends also when the engine does.
 
         When the engine dies, vLLM never resolves its pending calls.

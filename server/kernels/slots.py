@@ -1,15 +1,15 @@
 """What happens to a device slot of vLLM's LoRA manager, beyond what vLLM does itself.
 
-A slot that is freed is zeroed, so that nothing can be taken from an adapter that is gone. A slot
-that is filled has its adapter's rank told to the wrapper, so that padding costs nothing. And the
-values that had to be repaired in a slot are reported with its requests' next tokens.
+A slot that an adapter leaves is zeroed, so that nothing can be taken from one that is gone (vLLM's
+own LRU frees a slot only to fill it, all of it). A slot that is filled has its adapter's rank told
+to the wrapper, so that padding costs nothing. And the values that had to be repaired in a slot are
+reported with its requests' next tokens.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from vllm.lora.layers import ClassificationHeadWithLoRA, LogitsProcessorWithLoRA
-from vllm.lora.model_manager import LoRAModelManager, LRUCacheLoRAModelManager
+from vllm.lora.model_manager import LoRAModelManager
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from server.kernels import slot_copy
@@ -19,47 +19,29 @@ from server.kernels.slot_copy import parts_of
 
 def install() -> None:
     """Put them in place, once; vLLM's own methods do their work inside them."""
-    manager = LRUCacheLoRAModelManager
-    if manager.activate_adapter.__module__ == __name__:
+    if LoRAModelManager.activate_adapter.__module__ == __name__:
         return
     slot_copy.install()
-    manager.activate_adapter = _activating(manager.activate_adapter)
-    LoRAModelManager._deactivate_adapter = _deactivating(LoRAModelManager._deactivate_adapter)
-    # vLLM asks this in every step when told to count NaN in logits. Repaired values leave none
-    # there, and counting them costs a pass over all logits: this takes its place.
-    GPUModelRunner._get_nans_in_logits = _repaired_by_request
+    activate, deactivate = LoRAModelManager.activate_adapter, LoRAModelManager._deactivate_adapter
 
-
-def _activating(activate: Callable[[Any, int], bool]) -> Callable[[Any, int], bool]:
     def activate_adapter(manager: Any, lora_id: int) -> bool:
-        freed: list[int] = []
-        manager._lorry_freed = freed
-        try:
-            activated = activate(manager, lora_id)
-        finally:
-            del manager._lorry_freed
-            for slot in freed:  # all but the one that was freed for this adapter and is full now
-                _zero_if_free(manager, slot)
+        activated: bool = activate(manager, lora_id)
         if activated:
             _describe(manager, lora_id)
         return activated
 
-    return activate_adapter
-
-
-def _deactivating(deactivate: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
     def deactivate_adapter(manager: Any, lora_id: int) -> None:
         slots = manager.lora_index_to_id
         slot = slots.index(lora_id) if lora_id in slots else None
         deactivate(manager, lora_id)
-        if slot is None:
-            return
-        if hasattr(manager, "_lorry_freed"):  # filling overwrites all of it
-            manager._lorry_freed.append(slot)
-        else:
-            _zero_if_free(manager, slot)
+        if slot is not None:
+            _zero(manager, slot)
 
-    return deactivate_adapter
+    LoRAModelManager.activate_adapter = activate_adapter
+    LoRAModelManager._deactivate_adapter = deactivate_adapter
+    # vLLM asks this in every step when told to count NaN in logits. Repaired values leave none
+    # there, and counting them costs a pass over all logits: this takes its place.
+    GPUModelRunner._get_nans_in_logits = _repaired_by_request
 
 
 def _describe(manager: Any, lora_id: int) -> None:
@@ -79,9 +61,7 @@ def _rank(layer: Any) -> int:
     return max((part.size(0) for part in parts_of(layer.lora_a) if part is not None), default=0)
 
 
-def _zero_if_free(manager: Any, slot: int) -> None:
-    if manager.lora_index_to_id[slot] is not None:
-        return
+def _zero(manager: Any, slot: int) -> None:
     for module in manager.modules.values():
         module.reset_lora(slot)
         if isinstance(module, ClassificationHeadWithLoRA):

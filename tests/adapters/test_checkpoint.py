@@ -160,3 +160,15 @@ def test_an_adapter_of_a_shallower_base_is_refused(kit, tmp_path) -> None:
     deeper = dict(kit.base_config) | {"num_hidden_layers": 3}
     (tmp_path / "config.json").write_text(json.dumps(deeper))
     assert codes(kit.build().write(tmp_path / "a"), read_base(tmp_path)) == ["modules_missing"]
+
+
+def test_without_values_only_what_the_headers_say_is_judged(kit, base, tmp_path) -> None:
+    draft = kit.build()
+    shape = draft.tensors[A0].shape
+    draft.tensors[A0] = kit.f32(np.full(shape, math.nan))
+    folder = draft.write(tmp_path / "nan")
+    assert codes(folder, base) == ["value_not_finite"]
+    assert read_checkpoint(folder, base, values=False).rank == 4
+    draft.tensors[A0] = kit.f32(np.full((shape[0], shape[1] + 1), math.nan))
+    folder = draft.write(tmp_path / "wide")
+    assert codes(folder, base, values=False) == ["shape_mismatch"]

@@ -3,11 +3,10 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 
 from server.kernels.lora import PlannedPunicaWrapper
-from server.kernels.slots import _activating, _deactivating, _describe, _repaired_by_request
+from server.kernels.slots import _describe, _repaired_by_request
 
 CONFIG = SimpleNamespace(max_loras=3, max_lora_rank=16, lora_dtype=torch.float32)
 
@@ -68,65 +67,3 @@ def test_a_slot_that_is_filled_forgets_its_past_and_learns_its_rank():
     _describe(manager, 9)
     assert (ours.repaired.tolist(), ours._ranks[2]) == ([0, 0, 0], 9)
     assert ours._has_logits[2] is False
-
-
-class Layer:
-    """Writes down which of its slots were cleared."""
-
-    def __init__(self) -> None:
-        self.cleared: list[int] = []
-
-    def reset_lora(self, slot: int) -> None:
-        self.cleared.append(slot)
-
-
-def manager_of(*held: int | None) -> SimpleNamespace:
-    return SimpleNamespace(
-        lora_index_to_id=list(held),
-        modules={"down": Layer()},
-        _registered_adapters={9: "adapter"},
-        _get_lora_layer_weights=lambda adapter, name: None,
-        punica_wrapper_mapping={},
-    )
-
-
-def leave(manager: SimpleNamespace, adapter: int) -> None:
-    """vLLM's own part: the table."""
-    if adapter in manager.lora_index_to_id:
-        manager.lora_index_to_id[manager.lora_index_to_id.index(adapter)] = None
-
-
-def test_a_slot_that_is_freed_is_cleared_once():
-    manager = manager_of(7, 8)
-    deactivate = _deactivating(leave)
-    deactivate(manager, 8)
-    deactivate(manager, 5)  # was in none
-    assert manager.modules["down"].cleared == [1]
-
-
-def test_a_slot_that_is_freed_for_another_adapter_is_not_cleared_before_it_is_filled():
-    manager = manager_of(7, 8)
-
-    def activate(manager: SimpleNamespace, adapter: int) -> bool:
-        _deactivating(leave)(manager, 7)
-        manager.lora_index_to_id[0] = adapter
-        return True
-
-    assert _activating(activate)(manager, 9)
-    assert manager.modules["down"].cleared == []
-    _deactivating(leave)(manager, 9)
-    assert manager.modules["down"].cleared == [0]
-
-
-def test_a_slot_that_was_freed_in_vain_is_cleared():
-    manager = manager_of(7, 8)
-
-    def activate(manager: SimpleNamespace, adapter: int) -> bool:
-        _deactivating(leave)(manager, 7)
-        raise ValueError("No free lora slots")
-
-    with pytest.raises(ValueError, match="No free"):
-        _activating(activate)(manager, 9)
-    assert manager.modules["down"].cleared == [0]
-    _deactivating(leave)(manager, 8)
-    assert manager.modules["down"].cleared == [0, 1]

@@ -28,6 +28,7 @@ SYMBOLS = {
     "vllm.lora.layers:ClassificationHeadWithLoRA.reset_module_to_save",
     "vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA._apply_sync",
     "vllm.lora.layers:LogitsProcessorWithLoRA.reset_lora",
+    f"{MANAGER}.activate_adapter",
     f"{MANAGER}._deactivate_adapter",
     f"{MANAGER}._get_lora_layer_weights",
     f"{MANAGER}._create_merged_loras_inplace",
@@ -38,7 +39,6 @@ SYMBOLS = {
     "vllm.lora.layers.column_parallel_linear:MergedColumnParallelLinearWithLoRA.set_lora",
     "vllm.lora.lora_model:LoRAModel.from_local_checkpoint",
     "vllm.lora.lora_model:LoRAModel.from_lora_tensors",
-    "vllm.lora.model_manager:LRUCacheLoRAModelManager.activate_adapter",
     "vllm.lora.model_manager:LRUCacheLoRAModelManager.add_adapter",
     "vllm.lora.request:LoRARequest",
     "vllm.lora.worker_manager:LRUCacheWorkerLoRAManager._load_adapter",
@@ -141,7 +141,7 @@ ASSUMPTIONS = {
         "loras[module_name].lora_a = tensor.to(device=device, dtype=dtype)",
         "loras[module_name].lora_b = tensor.to(device=device, dtype=dtype)",
     ),
-    "a slot that is filled is set or reset in every layer, and only then in use": (
+    "a slot that is filled is set or reset in every layer, and freed to be filled by the LRU": (
         "vllm.lora.model_manager",
         """            if not module_lora:
                 module.reset_lora(index)

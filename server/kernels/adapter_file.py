@@ -31,13 +31,13 @@ class OwnedLoRAModel(LoRAModel):
         and experts have no adapters here.
         """
         options.pop("moe_ep_spec", None)
-        tensors = read_tensors(Path(lora_dir) / _WEIGHTS)
+        tensors = load_tensors(Path(lora_dir) / _WEIGHTS)
         model = cls.from_lora_tensors(tensors=tensors, peft_helper=peft_helper, **options)
         _refuse_others(model.loras, expected_lora_modules)
         return model
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Each tensor of a safetensors file, all in one memory that nothing else holds.
 
     Raises OSError if it can't be read, ValueError if it is not whole (the format:

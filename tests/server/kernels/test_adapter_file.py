@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from vllm.lora.peft_helper import PEFTHelper
 
-from server.kernels.adapter_file import OwnedLoRAModel, read_tensors
+from server.kernels.adapter_file import OwnedLoRAModel, load_tensors
 
 CONFIG = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
 
@@ -50,7 +50,7 @@ def test_tensors_are_those_that_the_library_reads(tmp_path, dtype):
     saved = {"one": noise(3, 5).to(dtype), "two": noise(2, 1, 4).to(dtype), "empty": noise(0, 4)}
     save_file(saved, file, {"format": "pt"})
     wanted = load_file(file)
-    found = read_tensors(file)
+    found = load_tensors(file)
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert found[name].dtype == tensor.dtype
@@ -67,7 +67,7 @@ def test_a_tensor_that_begins_at_an_odd_place_is_read(tmp_path):
     values = torch.tensor([1.5]).half().numpy().tobytes() + noise(2).numpy().tobytes()
     file = tmp_path / "odd.safetensors"
     file.write_bytes(len(text).to_bytes(8, "little") + text + values)
-    found = read_tensors(file)
+    found = load_tensors(file)
     assert found["half"].item() == 1.5
     assert torch.equal(found["full"], noise(2))
 
@@ -75,7 +75,7 @@ def test_a_tensor_that_begins_at_an_odd_place_is_read(tmp_path):
 def test_what_was_read_stays_when_the_file_is_overwritten_and_is_nobody_elses(folder):
     before = load_file(file_of(folder))
     kept = {name: tensor.clone() for name, tensor in before.items()}
-    found = read_tensors(file_of(folder))
+    found = load_tensors(file_of(folder))
     with file_of(folder).open("r+b") as file:
         file.seek(-64, 2)
         file.write(b"\xff" * 64)
@@ -89,14 +89,14 @@ def test_a_file_that_is_cut_off_is_refused(folder, length):
     file = file_of(folder)
     file.write_bytes(file.read_bytes()[:length])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
-        read_tensors(file)
+        load_tensors(file)
 
 
 def test_a_length_beyond_all_bounds_is_refused(tmp_path):
     file = tmp_path / "long.safetensors"
     file.write_bytes(b"\xff" * 8 + b"{}" + b" " * 6)
     with pytest.raises(ValueError, match="not a whole safetensors file"):
-        read_tensors(file)
+        load_tensors(file)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_header_that_makes_no_sense_is_refused(tmp_path, header):
     header += b" " * (-len(header) % 8)
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(ValueError, match=r"bad\.safetensors is not a whole safetensors file"):
-        read_tensors(file)
+        load_tensors(file)
 
 
 def test_an_adapter_is_made_of_it_without_another_copy(folder):

@@ -60,7 +60,8 @@ class Report:
             "figures are medians of the rounds (output tokens/s, unless a unit is named), "
             "a ratio is the median of the rounds' own ratios. `always`: each answer is the one "
             f"given alone, or first leaves it for a token less than {LEVEL} nats behind, where "
-            "rounding decides (truth-base-bf16 shows how often it does without LoRA).",
+            "rounding decides (truth-base-bf16 shows how often it does without LoRA). The noise "
+            "rows have the same on both sides: how far from 1 they are is what chance does here.",
             "",
             _markdown_row(_COLUMNS),
             _markdown_row(["---"] * len(_COLUMNS)),

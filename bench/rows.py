@@ -103,6 +103,7 @@ def _bf16_rows() -> list[Row]:
         *_memory_rows("bf16", OURS16, BASE16, STOCK16),
         Row("mixed-bf16", "8 adapters mixed / best base", mixed, ours, base, 0.90),
         Row("base-only-bf16", "LoRA on, base requests / best base", mixed, only_base, base, 0.98),
+        _noise_row("bf16", mixed, base),
         *_prompt_rows(),
         _truth_row("truth-bf16", OURS16, goal=1.0),
         # How often answers part where tokens are level when no adapter is anywhere near.
@@ -157,6 +158,7 @@ def _nf4_rows() -> list[Row]:
         Row("nf4-24", "NF4 / bf16, no LoRA, 24 streams", weights, base, Entry(BASE16, PLAIN), 0.9),
         Row("mixed-nf4", "8 adapters mixed / best base", mixed, ours, base, 0.90),
         Row("base-only-nf4", "LoRA on, base requests / best base", mixed, only_base, base, 0.98),
+        _noise_row("nf4", mixed, base),
         _truth_row("truth-nf4", OURS4, goal=1.0),
         _truth_row("truth-stock-nf4", STOCK4_TUNED, rounds=1),
         Row("stock-nf4", "8 adapters mixed / stock", stock, ours, Entry(STOCK4, MIXED), 10),
@@ -178,6 +180,12 @@ def _memory_rows(weights: str, ours: SideSpec, base: SideSpec, stock: SideSpec) 
         Row(f"memory-{weights}", "peak memory / best base", contest, over, Entry(base, PLAIN)),
         Row(f"memory-{weights}-stock", "peak memory / stock", contest, over, Entry(stock, MIXED)),
     ]
+
+
+def _noise_row(weights: str, contest: Contest, base: Entry) -> Row:
+    """What a ratio of that contest is where both sides are the same: 1, and how far off."""
+    twin = replace(base, side=replace(base.side, is_twin=True))
+    return Row(f"noise-{weights}", "best base / best base in another process", contest, base, twin)
 
 
 def _prompt_rows() -> list[Row]:

@@ -27,6 +27,7 @@ class SideSpec:
     max_loras: int = 0
     max_lora_rank: int = 16
     spin: int | None = None  # GOMP_SPINCOUNT instead of the kind's own
+    is_twin: bool = False  # a second process of the same, to see what chance alone does
 
     @property
     def label(self) -> str:
@@ -36,7 +37,7 @@ class SideSpec:
         name = {"lorry": "Lorry", "stock": "stock vLLM", "stock-tuned": "stock vLLM, tuned"}
         weights = "NF4" if self.quantization == "bitsandbytes" else "bf16"
         if not self.max_loras:
-            return f"best base, {weights}"
+            return f"best base, {weights}" + (", twin" if self.is_twin else "")
         usual = (self.max_loras, self.max_lora_rank) == _USUAL
         slots = "" if usual else f", max_loras {self.max_loras}, max_lora_rank {self.max_lora_rank}"
         return f"{name[self.kind]}, {weights}{slots}"
@@ -46,7 +47,8 @@ class SideSpec:
         """A name for its files, different for each spec."""
         lora = f"-{self.max_loras}x{self.max_lora_rank}" if self.max_loras else ""
         spin = "" if self.spin is None else f"-spin{self.spin}"
-        return f"{self.kind}-{self.quantization}{lora}{spin}"
+        twin = "-twin" if self.is_twin else ""
+        return f"{self.kind}-{self.quantization}{lora}{spin}{twin}"
 
 
 @dataclass(frozen=True, slots=True)

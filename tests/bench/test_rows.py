@@ -59,6 +59,15 @@ def test_the_best_base_is_our_engine_with_lora_off():
     assert row.under.side == replace(row.over.side, max_loras=0)
 
 
+@pytest.mark.parametrize("weights", ["bf16", "nf4"])
+def test_noise_is_the_best_base_beside_another_process_of_it_in_the_rounds_it_explains(weights):
+    noise, judged = BY_NAME[f"noise-{weights}"], BY_NAME[f"base-only-{weights}"]
+    assert noise.contest == judged.contest
+    assert noise.over == judged.under
+    assert noise.under == replace(noise.over, side=replace(noise.over.side, is_twin=True))
+    assert noise.goal is None
+
+
 def test_stock_is_asked_for_the_same_as_ours_and_lacks_our_plugin():
     for name in ("stock-nf4", "stock-tuned-nf4"):
         row = BY_NAME[name]

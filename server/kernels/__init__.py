@@ -7,6 +7,7 @@ Knows nothing of HTTP, adapter names or versions: vLLM hands it slots and rows.
 
 import logging
 import sys
+from functools import cache
 from importlib import util
 
 LORA_WRAPPER = "server.kernels.lora.PlannedPunicaWrapper"
@@ -51,14 +52,7 @@ def _install() -> None:
     from vllm.platforms.cpu import CpuPlatform
 
     if not is_known_vllm():
-        # Not below vLLM's logger: the server keeps that one down to errors.
-        logging.getLogger(__name__).warning(
-            "vLLM %s is not a version that Lorry's CPU kernels know (%sx), so they stay off. "
-            "Before 0.33, vLLM's own LoRA code mixes up the adapters of a batch; at any version, "
-            "with it an adapter with non-finite weights can spoil other requests.",
-            vllm.__version__,
-            KNOWN_VLLM,
-        )
+        _warn_of(vllm.__version__)
         return
     from server.kernels import compilation
 
@@ -68,6 +62,18 @@ def _install() -> None:
         from server.kernels import nf4
 
         nf4.install()
+
+
+@cache
+def _warn_of(version: str) -> None:
+    # Not below vLLM's logger: the server keeps that one down to errors.
+    logging.getLogger(__name__).warning(
+        "vLLM %s is not a version that Lorry's CPU kernels know (%sx), so they stay off. "
+        "Before 0.33, vLLM's own LoRA code mixes up the adapters of a batch; at any version, "
+        "with it an adapter with non-finite weights can spoil other requests.",
+        version,
+        KNOWN_VLLM,
+    )
 
 
 def _has_nf4() -> bool:

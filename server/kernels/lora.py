@@ -6,6 +6,7 @@ does no LoRA work. A row's delta comes from its own slot only (no masking of oth
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 
 from server.kernels import operators
 from server.kernels.plan import make_plan, write_plan
-from server.kernels.reference import bounded, limit, project
+from server.kernels.reference import bounded, count_repairs, limit, project
 
+_NATIVE = torch.ops.lorry.lora_linear_.default
 _REFERENCE = torch.ops.lorry.lora_linear_reference_.default
 
 
@@ -40,7 +42,6 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
             and config.lora_dtype == torch.bfloat16
             and config.max_lora_rank % 8 == 0
         )
-        self._linear = torch.ops.lorry.lora_linear_.default if self.is_native else _REFERENCE
         self.no_lora = True
 
     def describe_slot(self, slot: int, rank: int, has_logits: bool) -> None:
@@ -76,8 +77,9 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
         **kwargs: Any,
     ) -> None:
         """`buffer` is scratch space, which this computation does not need."""
-        self._linear(
-            *(_as_rows(y), _as_rows(x), lora_a_stacked, lora_b_stacked, self._token_plan),
+        y, x = _as_rows(y), _as_rows(x)
+        self._linear(y, x)(
+            *(y, x, lora_a_stacked, lora_b_stacked, self._token_plan),
             *(self.repaired, scale, limit(y.dtype), add_inputs),
         )
 
@@ -149,8 +151,8 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
         y = _as_rows(y)
         # The logits and the adapters may be padded to different vocabulary sizes.
         b = lora_b_stacked[:, :, : y.size(1)]
-        as_usual = y.dtype == b.dtype and b.is_contiguous()
-        (self._linear if as_usual else _REFERENCE)(
+        linear = self._linear(y, x) if b.is_contiguous() else _REFERENCE
+        linear(
             *(y, x, (lora_a_stacked,), (b,), self._logits_plan),
             *(self.repaired, scale, limit(y.dtype), True),
         )
@@ -169,7 +171,13 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
             if module_enabled[slot]:
                 rows = (slots == slot).nonzero().flatten()
                 output = project(x[rows], weight_stacked[slot, 0]) + bias_stacked[slot]
+                self.repaired[slot] += count_repairs(output, limit(y.dtype))
                 y[rows] = bounded(output, limit(y.dtype)).to(y.dtype)
+
+    def _linear(self, *rows: torch.Tensor) -> Callable[..., None]:
+        """The compiled operator where it takes such rows: bf16, with neighbouring columns."""
+        fits = all(each.dtype == torch.bfloat16 and each.stride(1) == 1 for each in rows)
+        return _NATIVE if self.is_native and fits else _REFERENCE
 
     def _slots_of_logits(self, x: torch.Tensor) -> torch.Tensor:
         """The slots of the rows of a logits call: of the sampled positions or, for

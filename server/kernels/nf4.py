@@ -28,7 +28,7 @@ def install() -> None:
     ) -> torch.Tensor:
         if not _is_packed(layer):
             return apply(method, layer, x, bias)  # type: ignore[no-any-return]
-        rows = x.reshape(-1, x.size(-1)).to(torch.bfloat16)
+        rows = x.reshape(-1, x.size(-1)).to(torch.bfloat16).contiguous()
         y: torch.Tensor = torch.ops.lorry.nf4_linear(rows, layer.weight).to(x.dtype)
         y = y.view(*x.shape[:-1], y.size(-1))
         return y if bias is None else y + bias
@@ -50,7 +50,8 @@ def install_beside_adapters() -> None:
         fits = wrapper.is_native and x.dtype == torch.bfloat16 and bias is None
         if not fits or not _is_packed(base):
             return apply(layer, x, bias)  # type: ignore[no-any-return]
-        rows, slots = x.reshape(-1, x.size(-1)), (layer.lora_a_stacked, layer.lora_b_stacked)
+        rows = x.reshape(-1, x.size(-1)).contiguous()
+        slots = layer.lora_a_stacked, layer.lora_b_stacked
         y: torch.Tensor = wrapper.nf4_lora_linear(rows, base.weight, *slots)
         return y.view(*x.shape[:-1], y.size(-1))
 

@@ -73,7 +73,7 @@ def _expand(
 ) -> None:
     own_b = _matrix(b, segment)[:, : shrunk.size(-1)]
     delta = project(shrunk, own_b)
-    repaired[segment.slot] += int((~(delta.abs() <= bound)).sum())
+    repaired[segment.slot] += count_repairs(delta, bound)
     out = y.narrow(1, start, own_b.size(0))
     values = bounded(delta, bound)
     out[segment.rows] = (out[segment.rows] + values if add else values).to(y.dtype)
@@ -102,6 +102,11 @@ def bounded(values: torch.Tensor, bound: float) -> torch.Tensor:
     value that an adapter put into its own rows would reach whoever gets the block next.
     """
     return values.nan_to_num(nan=0.0).clamp(-bound, bound)
+
+
+def count_repairs(values: torch.Tensor, bound: float) -> int:
+    """How many of them `bounded` changes."""
+    return int((~(values.abs() <= bound)).sum())
 
 
 def _matrix(stacked: torch.Tensor, segment: Segment) -> torch.Tensor:

@@ -19,13 +19,14 @@ inline __m256 odd(__m256i values) {
   return _mm256_castsi256_ps(_mm256_and_si256(values, _mm256_set1_epi32((int)0xffff0000)));
 }
 
-// To nearest, ties to even; in the lower half of each lane. A NaN stays one: here they come of bf16
-// values, so their lower halves are zero and nothing is carried.
+// To nearest, ties to even; in the lower half of each lane. A NaN stays one, whatever it carries.
 inline __m256i round_to_bf16(__m256 values) {
   const __m256i bits = _mm256_castps_si256(values);
   const __m256i is_odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i half = _mm256_add_epi32(is_odd, _mm256_set1_epi32(0x7fff));
-  return _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(values, values, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), is_nan);
 }
 
 }  // namespace

@@ -11,13 +11,27 @@
 
 namespace lorry {
 
-// See server/kernels/plan.py.
-struct Plan {
-  const int32_t* data;
-  explicit Plan(const Tensor& plan) : data(plan.const_data_ptr<int32_t>()) {}
-  int segments() const { return data[0]; }
-  const int32_t* segment(int i) const { return data + 2 + 4 * i; }  // slot, rank, first row, rows
-  const int32_t* rows() const { return data + data[1]; }
+// See server/kernels/plan.py. It is whole: its segments follow each other and end within it.
+class Plan {
+ public:
+  explicit Plan(const Tensor& plan) : data_(plan.const_data_ptr<int32_t>()) {
+    const int64_t size = plan.numel();
+    bool fits = plan.is_contiguous() && size >= 2 && data_[0] >= 0 &&
+                2 + 4 * int64_t(data_[0]) <= data_[1] && data_[1] <= size;
+    for (int i = 0; fits && i < segments(); ++i) {
+      fits = segment(i)[2] == rows_ && segment(i)[3] >= 0;
+      rows_ += segment(i)[3];
+    }
+    TORCH_CHECK(fits && (rows_ == 0 || rows_ <= size - data_[1]), "the plan is not whole");
+  }
+  int segments() const { return data_[0]; }
+  const int32_t* segment(int i) const { return data_ + 2 + 4 * i; }  // slot, rank, first row, rows
+  const int32_t* rows() const { return data_ + data_[1]; }
+  int64_t count() const { return rows_; }  // of all rows
+
+ private:
+  const int32_t* const data_;
+  int64_t rows_ = 0;
 };
 
 struct LoraOperands {
@@ -36,8 +50,8 @@ class LoraJob {
         repaired_(of.repaired.mutable_data_ptr<int64_t>()),
         lora_(checked_kernels().lora) {
     check();
-    const int64_t rows = shrunk_rows();
-    shrunk_ = at::empty({slices(), rows, max_rank()}, of.x.options());
+    check_plan();
+    shrunk_ = at::empty({slices(), plan_.count(), max_rank()}, of.x.options());
     cut();
   }
 
@@ -70,6 +84,7 @@ class LoraJob {
   static constexpr int kRows = 96, kRanks = 16, kColumns = 512;  // of one piece
 
   int slices() const { return of_.a.size(); }
+  int64_t slots() const { return of_.a[0].size(0); }
   int64_t max_rank() const { return of_.a[0].size(2); }
   int64_t width() const { return of_.a[0].size(3); }
 
@@ -93,21 +108,24 @@ class LoraJob {
       check_slots(a, "a");
       check_slots(b, "b");
       TORCH_CHECK(a.size(2) == max_rank() && b.size(3) == max_rank() && a.size(3) == width());
+      TORCH_CHECK(a.size(0) == slots() && b.size(0) == slots());
       starts_.push_back(starts_.back() + b.size(2));
     }
     TORCH_CHECK(of_.x.size(1) == width() && max_rank() % kRankStep == 0);
     TORCH_CHECK(starts_.back() <= of_.y.size(1), "B has more columns than y");
+    TORCH_CHECK(of_.repaired.is_contiguous() && of_.repaired.numel() >= slots());
   }
 
-  int64_t shrunk_rows() const {
-    int64_t rows = 0, last = -1;
+  void check_plan() const {
     for (int i = 0; i < plan_.segments(); ++i) {
-      const int32_t* s = plan_.segment(i);
-      rows += s[3];
-      for (int r = 0; r < s[3]; ++r) last = std::max<int64_t>(last, plan_.rows()[s[2] + r]);
+      const int32_t slot = plan_.segment(i)[0], rank = plan_.segment(i)[1];
+      TORCH_CHECK(0 <= slot && slot < slots(), "no such slot");
+      TORCH_CHECK(0 <= rank && rank <= max_rank() && rank % kRankStep == 0, "no such rank");
     }
-    TORCH_CHECK(last < of_.x.size(0) && last < of_.y.size(0), "fewer rows than the batch has tokens");
-    return rows;
+    if (plan_.count() == 0) return;
+    const auto [least, most] = std::minmax_element(plan_.rows(), plan_.rows() + plan_.count());
+    TORCH_CHECK(0 <= *least && *most < std::min(of_.x.size(0), of_.y.size(0)),
+                "fewer rows than the batch has tokens");
   }
 
   // In the order of the batch, which is how x and y were written: first rows by the first thread.

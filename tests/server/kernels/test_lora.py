@@ -39,6 +39,7 @@ class Batch:
     a: tuple[torch.Tensor, ...]
     b: tuple[torch.Tensor, ...]
     widths: tuple[int, ...]
+    layout: str = "rows"  # of x and y in memory
 
     @property
     def rows_of(self) -> dict[int, list[int]]:
@@ -86,6 +87,14 @@ def strided(tensor: torch.Tensor) -> torch.Tensor:
     return wide[:, 2:-1]
 
 
+def turned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, column after column in memory."""
+    return tensor.t().clone(memory_format=torch.contiguous_format).t()
+
+
+LAYOUTS = {"rows": torch.clone, "rows of wider ones": strided, "columns": turned}
+
+
 @st.composite
 def batches(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = tuple(TOLERANCE)) -> Batch:
     slot_count = draw(st.integers(1, 4))
@@ -102,11 +111,11 @@ def batches(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = tuple(TOLERANCE))
     rows = len(slots) + padding
     x = noise(rows, width, seed=seed, dtype=dtype)
     y = noise(rows, sum(widths), seed=seed + 1, dtype=dtype)
-    if draw(st.booleans()):
-        x, y = strided(x), strided(y)
+    layout = draw(st.sampled_from(sorted(LAYOUTS)))
+    x, y = LAYOUTS[layout](x), LAYOUTS[layout](y)
     a = tuple(noise(slot_count, 1, rank, width, seed=seed + 2, dtype=dtype) for _ in widths)
     b = tuple(noise(slot_count, 1, size, rank, seed=seed + 3, dtype=dtype) for size in widths)
-    return Batch(slots, padding, x, y, a, b, widths)
+    return Batch(slots, padding, x, y, a, b, widths, layout)
 
 
 def oracle(batch: Batch, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,7 +143,7 @@ def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def apply_linear(batch: Batch, scale: float = 1.0) -> torch.Tensor:
-    y = batch.y.clone() if batch.y.is_contiguous() else strided(batch.y)
+    y = LAYOUTS[batch.layout](batch.y)
     wrapper_of(batch).add_lora_linear(y, batch.x, batch.a, batch.b, scale, batch.widths)
     return y
 
@@ -239,6 +248,18 @@ def test_sampled_logits_follow_the_requests_and_not_the_tokens() -> None:
     assert same_bits(y[:, 10:], batch.y[:, 10:])
 
 
+@pytest.mark.parametrize("has_logits", [True, False])
+def test_logits_are_left_alone_where_no_adapter_of_the_batch_has_any(has_logits: bool) -> None:
+    """An adapter without lm_head has zeros there, so it is work that would not show."""
+    batch = logits_batch([0, BASE, 0])
+    wrapper = wrapper_for([0, BASE, 0])
+    wrapper.describe_slot(0, 2, has_logits)
+    wrapper.describe_slot(1, 2, True)  # which is not in the batch
+    y = batch.y.clone()
+    wrapper.add_lora_logits(y, batch.x, batch.a[0], batch.b[0], 1.0)
+    assert same_bits(y[0], batch.y[0]) is not has_logits
+
+
 def test_logits_of_a_base_batch_are_untouched() -> None:
     batch = logits_batch([BASE, BASE])
     batch.a[0].fill_(float("nan"))
@@ -286,13 +307,22 @@ def test_an_adapters_own_classifier_head_replaces_the_bases_on_its_rows_only() -
     x, y = noise(5, 8, seed=1, dtype=torch.float32), noise(5, 3, seed=2, dtype=torch.float32)
     weight, bias = noise(3, 1, 3, 8, seed=3, dtype=x.dtype), noise(3, 3, seed=4, dtype=x.dtype)
     weight[0] = float("nan")
-    enabled = torch.tensor([False, True, True])
-    got = y.clone()
-    wrapper_for(slots, slot_count=3).apply_lora_full_linear(got, x, weight, bias, enabled)
+    got, wrapper = y.clone(), wrapper_for(slots, slot_count=3)
+    wrapper.apply_lora_full_linear(got, x, weight, bias, torch.tensor([False, True, True]))
     assert same_bits(got[:2], y[:2])
+    assert not wrapper.repaired.any()
     for row in (2, 3, 4):
         slot = slots[row]
         torch.testing.assert_close(got[row], weight[slot, 0] @ x[row] + bias[slot])
+
+
+def test_what_a_broken_classifier_head_gives_is_finite_and_counted() -> None:
+    x, y = noise(3, 8, seed=1, dtype=torch.float32), noise(3, 3, seed=2, dtype=torch.float32)
+    weight = torch.full((1, 1, 3, 8), float("nan"))
+    wrapper = wrapper_for([0, BASE, 0], slot_count=1)
+    wrapper.apply_lora_full_linear(y, x, weight, torch.zeros(1, 3), torch.tensor([True]))
+    assert y.isfinite().all()
+    assert wrapper.repaired.tolist() == [6]
 
 
 def test_too_few_rows_for_the_batch_are_refused_rather_than_matched_with_a_wrong_adapter() -> None:

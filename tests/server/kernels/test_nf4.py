@@ -90,9 +90,27 @@ def test_operands_that_the_kernel_does_not_take_are_refused():
         with pytest.raises(RuntimeError):
             torch.ops.lorry.nf4_pack(codes.flatten(), absmax, n, k)
     packed = torch.ops.lorry.nf4_pack(codes.flatten(), absmax, 32, 64)
-    for x in (torch.randn(3, 64), torch.randn(3, 32).bfloat16(), torch.randn(64).bfloat16()):
+    good = torch.randn(3, 64).bfloat16()
+    aside = torch.cat([packed.new_zeros(1), packed.flatten()])[1:].view_as(packed)
+    for x, weights in (
+        (torch.randn(3, 64), packed),
+        (torch.randn(3, 32).bfloat16(), packed),
+        (torch.randn(64).bfloat16(), packed),
+        (good, packed.float()),
+        (good, aside),
+    ):
         with pytest.raises(RuntimeError):
-            torch.ops.lorry.nf4_linear(x, packed)
+            torch.ops.lorry.nf4_linear(x, weights)
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7FC00000, 0x7F800001])
+def test_a_scale_that_is_no_number_makes_no_number(native, bits):
+    codes, state = quantized(16, 64, seed=0)
+    absmax = state.absmax.float()
+    absmax.view(torch.int32)[3] = bits
+    packed = torch.ops.lorry.nf4_pack(codes.flatten(), absmax, 16, 64)
+    y = torch.ops.lorry.nf4_linear(torch.ones(9, 64).bfloat16(), packed)
+    assert y.isnan().all(0).nonzero().flatten().tolist() == [3]
 
 
 def layer_of(*shards):

@@ -111,6 +111,18 @@ def test_lora_that_pytorch_computes_stays_an_operator_of_its_own(apart, calls):
 
 
 def test_an_engine_of_another_type_stays_two_operators(apart, calls):
-    layer, x = layer_for([-1, -1]), noise(2, INPUTS).float()
-    assert layer._apply_sync(x).dtype == torch.float32
+    layer, x = layer_for([-1, 1]), noise(2, INPUTS).float()
+    got = layer._apply_sync(x)
+    assert got.dtype == torch.float32
+    base = layer.base_layer.quant_method.apply(layer.base_layer, x)
+    assert [torch.equal(*pair) for pair in zip(got, base, strict=True)] == [True, False]
     assert set(calls) == {"add_lora_linear"}
+
+
+def test_inputs_may_lie_in_memory_column_by_column(apart, calls):
+    layer, x = layer_for([0, -1, 1]), noise(3, INPUTS)
+    turned = x.t().contiguous().t()
+    assert torch.equal(layer._apply_sync(turned), layer._apply_sync(x))
+    assert set(calls) == {"nf4_lora_linear"}
+    plain = layer.base_layer.quant_method.apply
+    assert torch.equal(plain(layer.base_layer, turned), plain(layer.base_layer, x))

@@ -132,6 +132,52 @@ def test_a_plan_beyond_the_rows_at_hand_is_refused_rather_than_read():
 
 
 @needs_native
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("segments", -1),
+        ("segments", 1 << 28),
+        ("rows_start", 3),
+        ("rows_start", 1 << 28),
+        ("slot", -1),
+        ("slot", 1),
+        ("slot", 1 << 28),
+        ("rank", -8),
+        ("rank", 3),
+        ("rank", 16),
+        ("first", 1),
+        ("count", -1),
+        ("count", 1 << 28),
+        ("row", -1),
+        ("row", 4),
+    ],
+)
+def test_a_plan_that_leads_out_of_the_operands_is_refused_rather_than_followed(word, value):
+    y, x, a, b, _, *rest = step(rows=4, ranks=[8], widths=(16,), width=32, seed=3)
+    plan = make_plan(4, 1)
+    write_plan(plan, torch.tensor([0, 0, -1, 0]), [8])
+    words = ["segments", "rows_start", "slot", "rank", "first", "count", "row"]
+    before = y.clone()
+    plan[words.index(word)] = value
+    with pytest.raises(RuntimeError, match=r"plan is not whole|no such|fewer rows"):
+        torch.ops.lorry.lora_linear_(y, x, a, b, plan, *rest)
+    assert torch.equal(y, before)
+
+
+@needs_native
+def test_a_batch_without_adapters_never_looks_at_what_they_are_given():
+    """Two adapters of no layer at all would be an error."""
+    y, x, _, _, plan, *rest = step(rows=4, ranks=[8], widths=(16,), width=32, seed=3)
+    with pytest.raises(RuntimeError):
+        torch.ops.lorry.lora_linear_(y, x, [], [], plan, *rest)
+    write_plan(plan, torch.full((4,), -1), [8])
+    torch.ops.lorry.lora_linear_(y, x, [], [], plan, *rest)
+    codes = torch.zeros(16 * 64 // 2, dtype=torch.uint8)
+    packed = torch.ops.lorry.nf4_pack(codes, torch.ones(16), 16, 64)
+    torch.ops.lorry.nf4_lora_linear(noise(4, 64, seed=1), packed, [], [], plan, rest[0], BOUND)
+
+
+@needs_native
 def test_operands_that_the_kernel_does_not_take_are_refused():
     y, x, a, b, *rest = step(rows=4, ranks=[8], widths=(16,), width=32, seed=3)
     for wrong in (
@@ -144,8 +190,15 @@ def test_operands_that_the_kernel_does_not_take_are_refused():
         with pytest.raises(RuntimeError):
             torch.ops.lorry.lora_linear_(*wrong, *rest)
     plan, repaired, *numbers = rest
-    with pytest.raises(RuntimeError):
-        torch.ops.lorry.lora_linear_(y, x, a, b, plan, repaired.int(), *numbers)
+    for tells in (
+        (plan, repaired.int()),
+        (plan, repaired[:0]),
+        (plan[:0], repaired),
+        (plan.long(), repaired),
+        (torch.stack([plan, plan], 1)[:, 0], repaired),
+    ):
+        with pytest.raises(RuntimeError):
+            torch.ops.lorry.lora_linear_(y, x, a, b, *tells, *numbers)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 6, 13, 40])

@@ -47,6 +47,7 @@ def test_on_a_version_that_it_does_not_know_it_stays_off_with_one_warning(
 ) -> None:
     monkeypatch.setattr(vllm, "__version__", version)
     register()
+    register()
     assert CpuPlatform.get_punica_wrapper() == STOCK
     (record,) = caplog.records
     assert f"vLLM {version} is not a version that Lorry's CPU kernels know" in record.getMessage()

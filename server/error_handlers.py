@@ -63,13 +63,15 @@ async def _answer_adapter_error(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(body, _STATUS_BY_CODE.get(error.code, 400))
 
 
-async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
+async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError | ValidationError)
     problems: list[Any] = list(error.errors())
-    places = [".".join(map(str, problem["loc"])) for problem in problems]
+    places = [".".join(map(str, problem["loc"])) or "body" for problem in problems]
     said = "; ".join(
         f"{place[:128]}: {p['msg']}" for place, p in zip(places, problems, strict=True)
     )
+    if "json" not in request.headers.get("content-type", "") and "body" in places:
+        said += "; a JSON body needs the header `Content-Type: application/json`"
     return _as_response(InvalidRequest(f"The request is not valid: {said}."[:2000]))
 
 

@@ -6,8 +6,10 @@ that hangs up, puts our headers on the answer and turns vLLM's error bodies into
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from starlette.types import Message, Receive, Send
 
@@ -16,11 +18,12 @@ from server.call import Call
 from server.errors import RequestError, RequestTooLarge, envelope, translate_vllm_error
 
 _STREAMED_ERROR = b'data: {"error"'
+T = TypeVar("T")
 _OURS = frozenset({b"x-request-id", b"content-length"})
 
 
 class Disconnected(Exception):
-    """The caller hung up before its request was whole."""
+    """The caller hung up before it could be answered."""
 
 
 async def read_body(receive: Receive, limit: int) -> bytes:
@@ -43,6 +46,29 @@ async def read_body(receive: Receive, limit: int) -> bytes:
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
+    """What `work` gives, unless the caller hangs up first: nobody waits for it then.
+
+    Raises Disconnected. `receive` must have given the whole body before.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.create_task(_wait_gone(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Disconnected
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _wait_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def send_error(send: Send, call: Call, error: RequestError) -> None:

@@ -32,6 +32,10 @@ class EngineGone(Exception):
     """The engine died or did not answer in time."""
 
 
+class EngineSlow(EngineGone):
+    """It did not answer in time: it may still live."""
+
+
 class AdapterEngine(Protocol):
     """What is asked of the engine (server/engine/client.py)."""
 
@@ -136,3 +140,9 @@ def explain(version: AdapterVersion, error: Exception) -> RequestError:
         code="adapter_load_failed",
         retry_after=5,
     )
+
+
+def without_engine(error: EngineGone) -> Unavailable:
+    """What is told of a question that was no load."""
+    code = "engine_slow" if isinstance(error, EngineSlow) else "engine_dead"
+    return Unavailable(str(error), code=code, retry_after=5)

@@ -23,7 +23,7 @@ from server.call import Call, current_call
 from server.endpoints import INFERENCE_PATHS, STRIPPED_HEADERS
 from server.engine_slot import EngineSlot
 from server.errors import InvalidRequest, MethodNotAllowed, RequestError
-from server.exchange import Disconnected, Exchange, read_body, send_error
+from server.exchange import Disconnected, Exchange, read_body, send_error, unless_gone
 from server.lifecycle import Lifecycle
 from server.naming import ModelNames
 
@@ -133,7 +133,8 @@ class InferenceMiddleware:
         self._recorder.begin(call)
         async with AsyncExitStack() as stack:
             if call.version is not None:
-                call.lease = await stack.enter_async_context(residency.lease(call.version, call))
+                lease = residency.lease(call.version, call)
+                call.lease = await unless_gone(receive, stack.enter_async_context(lease))
             await app(_inner_scope(scope, call), exchange.receive, exchange.send)
 
     async def _fail(self, call: Call, send: Send, error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Ends the series of versions that were removed from the catalog, by whomever and wherever."""
+"""Follows what was removed from the catalog, by whomever and wherever: weights and series go."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 from adapters.catalog import Catalog
 from adapters.errors import AdapterError
 from server.metrics import Metrics
+from server.residency import Residency
 
 logger = logging.getLogger("lorry.removals")
 
@@ -15,8 +16,9 @@ _LOOK_SECONDS = 30.0
 
 
 class Removals:
-    def __init__(self, catalog: Catalog, metrics: Metrics) -> None:
+    def __init__(self, catalog: Catalog, residency: Residency, metrics: Metrics) -> None:
         self._catalog = catalog
+        self._residency = residency
         self._metrics = metrics
 
     async def keep(self) -> None:
@@ -26,8 +28,10 @@ class Removals:
             await self.look()
 
     async def look(self) -> None:
-        told = self._metrics.versions()  # before the question: what comes later is new
-        if not told:
+        # Before the question: what comes later is new.
+        told = self._metrics.versions()
+        held = [resident.load.version for resident in self._residency.residents.values()]
+        if not told and not held:
             return
         try:
             listed = await asyncio.to_thread(self._catalog.list_labels)
@@ -38,3 +42,6 @@ class Removals:
         for name, version in told:
             if (name, version) not in known:
                 self._metrics.removed(name, version)
+        for resident in held:
+            if (resident.name, str(resident.version)) not in known:
+                self._residency.begin_to_retire(resident)

@@ -16,12 +16,22 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from adapters.catalog import AdapterVersion
 from adapters.errors import AdapterError
+from server.admissions import Admissions
 from server.call import Call, Lease
 from server.errors import AdapterInUse, Unavailable
-from server.loading import AdapterEngine, EngineGone, EngineRefusal, Load, Loader, explain
+from server.loading import (
+    AdapterEngine,
+    EngineGone,
+    EngineRefusal,
+    Load,
+    Loader,
+    explain,
+    without_engine,
+)
 from server.metrics import Metrics
 from server.servable import Servable
 
@@ -69,9 +79,9 @@ class Residency:
         self._residents: dict[Key, Resident] = {}
         self._leaving = 0
         self._used_at: dict[Key, float] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[Key, asyncio.Task[None]] = {}
         self._pinned: frozenset[Key] = frozenset()
-        self._admissions: dict[Key, asyncio.Task[None]] = {}
+        self._admissions = Admissions()
         # Those who need a place queue here, first come first served; loading is done outside.
         self._queue = asyncio.Lock()
         self._freed = asyncio.Event()
@@ -99,7 +109,7 @@ class Residency:
         try:
             return await self._engine.held_adapters(self._wait_seconds)
         except EngineGone as error:
-            raise Unavailable(str(error), code="engine_dead", retry_after=5) from None
+            raise without_engine(error) from None
 
     def pin(self, versions: Iterable[AdapterVersion]) -> None:
         """Never evict these from now on, and no others; that they are loaded is `load`'s."""
@@ -160,19 +170,26 @@ class Residency:
 
         Returns whether it is gone; else it goes when they have ended.
         """
-        task = asyncio.create_task(self._retire(version))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        task = self.begin_to_retire(version)
         done, _ = await asyncio.wait({task}, timeout=self._wait_seconds)
         return task in done
 
-    async def _retire(self, version: AdapterVersion) -> None:
+    def begin_to_retire(self, version: AdapterVersion) -> asyncio.Task[None]:
+        """The same, for who does not wait for it; begun once however often it is asked for."""
+        key = key_of(version)
+        if key not in self._retiring:
+            self._retiring[key] = task = asyncio.create_task(self._retire(key, version))
+            task.add_done_callback(lambda _: self._retiring.pop(key))
+        return self._retiring[key]
+
+    async def _retire(self, key: Key, version: AdapterVersion) -> None:
         with suppress(Unavailable):  # an engine that is gone holds nothing
-            while True:
+            while key in self._residents or self._admissions.get(key):
+                if admission := self._admissions.get(key):  # of a call that began before
+                    await asyncio.wait({admission})
                 with suppress(AdapterInUse):
                     await self.unload(version)
-                    break
-        self._used_at.pop(key_of(version), None)
+        self._used_at.pop(key, None)
         self._metrics.removed(version.name, str(version.version))
 
     async def _leave(self, load: Load) -> None:
@@ -180,7 +197,7 @@ class Residency:
         try:
             await self._loader.remove(load)
         except EngineGone as error:
-            raise Unavailable(str(error), code="engine_dead", retry_after=5) from None
+            raise without_engine(error) from None
         finally:
             self._leaving -= 1
 
@@ -188,15 +205,7 @@ class Residency:
         """A lease on the version's place, where it may still be on its way in."""
         key = key_of(version)
         while (resident := self._residents.get(key)) is None:
-            # One place in the queue for all who ask for it, or the later ones would wait behind
-            # strangers for what is there by then.
-            admission = self._admissions.get(key)
-            if admission is None:
-                admission = asyncio.create_task(self._admit(key, version))
-                self._admissions[key] = admission
-                admission.add_done_callback(lambda _: self._admissions.pop(key))
-                admission.add_done_callback(lambda task: task.cancelled() or task.exception())
-            await asyncio.shield(admission)
+            await self._admissions.wait(key, partial(self._admit, key, version))
         resident.users += 1
         return resident
 
@@ -204,8 +213,8 @@ class Residency:
         """Start loading the version as soon as there is a place for it."""
         try:
             async with asyncio.timeout(self._wait_seconds), self._queue:
+                load = self._loader.prepare(version)  # before anybody is evicted for it
                 while key not in self._residents:
-                    load = self._loader.prepare(version)  # before anybody is evicted for it
                     if len(self._residents) + self._leaving < self._capacity:
                         self._start_load(key, load, None)
                     elif (leaving := self._evict_coldest()) is not None:

@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ _SIGNAL_SECONDS = 0.3
 _CUT_OFF_SECONDS = 2  # for connections to close, once no call is waited for
 _TOLD_SECONDS = 2
 _ENDED_CALLS_SECONDS = 5  # for calls of a dead engine to hear of it
+_THREADS = 64  # that wait for the catalog or the disk
 
 
 def serve(
@@ -121,6 +123,8 @@ class Server:
 
     async def run(self) -> int:
         self._listen_to_signals()
+        # Python's own has 6 on two cores: a catalog that is locked would hold up loads and metrics.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "lorry"))
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         stop = asyncio.create_task(self._stop.wait())
         running: RunningEngine | None = None
@@ -166,7 +170,7 @@ class Server:
         pins = Pins(self._catalog, residency)
         self._stage("loading pinned adapters")
         await pins.settle()
-        removals = Removals(self._catalog, self._metrics)
+        removals = Removals(self._catalog, residency, self._metrics)
         self._background = [
             asyncio.create_task(keeping.keep()) for keeping in (pins, occupancy, removals)
         ]

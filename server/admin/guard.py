@@ -5,9 +5,11 @@ Pure ASGI and outside the routes, so that nothing of a stranger's body is read. 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
+from contextlib import suppress
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -50,11 +52,17 @@ class AdminGuard:
             await JSONResponse(body, error.status, challenge)(scope, receive, send)
             return
         scope.setdefault("state", {})["actor"] = actor
-        await self._app(scope, _bounded(receive, limit), send)
+        try:
+            await self._app(scope, _bounded(receive, limit), send)
+        except asyncio.CancelledError:  # by the server, whose time to drain is over
+            logger.warning("%s %.128s was cut off", scope["method"], scope["path"])
+            body = envelope("The server is shutting down.", "server_error", "draining", None)
+            with suppress(RuntimeError):  # the answer had begun
+                await JSONResponse(body, 503)(scope, receive, send)
 
     def _limit(self, path: str, headers: Headers) -> int:
-        is_form = headers.get("content-type", "").startswith("multipart/form-data")
-        return self._max_upload_bytes if is_form and path == UPLOAD_PATH else _MAX_JSON_BYTES
+        is_upload = path == UPLOAD_PATH and is_form(headers)
+        return self._max_upload_bytes if is_upload else _MAX_JSON_BYTES
 
     def _identify(self, authorization: str) -> str:
         """Who is calling, as the catalog's history will have it."""
@@ -66,6 +74,10 @@ class AdminGuard:
         if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._digest):
             raise NotAuthorized("Send the admin token as `Authorization: Bearer TOKEN`.")
         return f"admin:{given.hex()[:8]}"
+
+
+def is_form(headers: Headers) -> bool:
+    return headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
 def _is_admin(path: str) -> bool:

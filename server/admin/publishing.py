@@ -13,7 +13,7 @@ from pathlib import Path
 from starlette.requests import Request
 
 from adapters.catalog import AdapterVersion, Catalog
-from adapters.errors import StoreUnwritable
+from adapters.errors import BadName, StoreUnwritable
 from adapters.names import STABLE
 from adapters.publish import publish
 from adapters.store import Store
@@ -115,6 +115,8 @@ class Publisher:
         is_ours: bool = False,
     ) -> AdapterVersion:
         settings = self._settings
+        if name == settings.base_name:
+            raise BadName(f"the name {name!r} is the served base model's", "choose another name")
         local = isinstance(place, Path)
         version = publish(
             place,

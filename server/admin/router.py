@@ -7,8 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
+from starlette.requests import ClientDisconnect
 
 from adapters.catalog import AdapterVersion
+from adapters.names import STABLE
 from server.admin import views
 from server.admin.bodies import (
     AliasName,
@@ -21,6 +23,7 @@ from server.admin.bodies import (
     UnloadLora,
     Version,
 )
+from server.admin.guard import is_form
 from server.admin.publishing import Publisher
 from server.admin.shelf import Shelf
 from server.errors import InvalidRequest
@@ -79,7 +82,7 @@ def _add_adapters(router: APIRouter, shelf: Shelf, publisher: Publisher) -> None
     @router.post("", status_code=201, openapi_extra=_PUBLISH_BODY)
     async def publish_adapter(request: Request, actor: Actor) -> dict[str, Any]:
         """Publish a version: its files as a form, or a source that the server allows."""
-        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        if is_form(request.headers):
             version = await publisher.publish_upload(request, actor)
         else:
             wanted = await _read_source(request)
@@ -155,7 +158,7 @@ def _add_compatible(router: APIRouter, shelf: Shelf, publisher: Publisher) -> No
 
     @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
     async def load_lora(body: LoadLora, actor: Actor) -> str:
-        """Publish a folder as the name's next version, let `stable` point at it, and load it."""
+        """Publish a folder as the name's next version, load it, and let `stable` point at it."""
         if body.load_inplace:
             raise InvalidRequest(
                 "`load_inplace` is not supported: new weights are a new version, which the name "
@@ -163,9 +166,11 @@ def _add_compatible(router: APIRouter, shelf: Shelf, publisher: Publisher) -> No
                 code="unsupported",
                 param="load_inplace",
             )
-        wanted = Publication(name=body.lora_name)
+        shelf.check_ready()
+        wanted = Publication(name=body.lora_name, aliases=[])
         version = await publisher.publish_source(body.lora_path, wanted, actor)
-        await shelf.load(version.label)
+        await shelf.load(version.label)  # first, or callers would be sent to one that can't be
+        await shelf.point(version.name, STABLE, {version.version: 1}, actor)
         return f"Success: LoRA adapter '{body.lora_name}' added successfully."
 
     @router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
@@ -176,7 +181,11 @@ def _add_compatible(router: APIRouter, shelf: Shelf, publisher: Publisher) -> No
 
 
 async def _read_source(request: Request) -> SourcePublication:
-    return SourcePublication.model_validate_json(await request.body())
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise InvalidRequest("The caller hung up.", code="upload_incomplete") from None
+    return SourcePublication.model_validate_json(body)
 
 
 def _labels(versions: list[AdapterVersion]) -> dict[str, Any]:

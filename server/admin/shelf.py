@@ -11,7 +11,7 @@ from adapters.errors import AdapterNotFound
 from adapters.names import STABLE, Reference, parse_reference
 from server.admin import views
 from server.engine_slot import EngineSlot
-from server.errors import AdapterInUse, PinsExceedCapacity
+from server.errors import AdapterInUse, PinsExceedCapacity, Unavailable
 
 
 class Shelf:
@@ -24,16 +24,24 @@ class Shelf:
         """All adapters, or the one of that name; raises AdapterNotFound."""
         versions = await asyncio.to_thread(self._catalog.list_versions, name)
         if name is not None and not versions:
-            raise AdapterNotFound(f"there is no adapter {name!r}", "GET /admin/adapters lists them")
+            raise _unknown(name)
         aliases = await asyncio.to_thread(self._catalog.list_aliases, name)
         return views.describe_adapters(versions, aliases, await self._snapshot())
 
     async def describe_version(self, version: AdapterVersion) -> dict[str, Any]:
+        """What was done to it is done, so an engine that does not answer now is no error."""
         now = await self._find(version.name, version.version)
-        return views.describe_version(now, await self._snapshot())
+        try:
+            snapshot = await self._snapshot()
+        except Unavailable:
+            snapshot = views.Engine(self._engine.residency, {})
+        return views.describe_version(now, snapshot)
 
     async def history(self, name: str | None, limit: int) -> list[dict[str, Any]]:
+        """The last changes to an adapter, or to any; raises AdapterNotFound where it had none."""
         events = await asyncio.to_thread(self._catalog.list_events, name, limit)
+        if name is not None and not events:
+            raise _unknown(name)
         return [views.describe_event(event) for event in events]
 
     async def point(self, name: str, alias: str, split: dict[int, int], actor: str) -> Alias:
@@ -60,11 +68,17 @@ class Shelf:
                     f"{len(others)} versions are pinned, and this server can keep at most "
                     f"{residency.most_pins}: unpin one, or start it with a larger --max-cpu-loras."
                 )
-            await residency.load(version)
-            return await asyncio.to_thread(self._catalog.pin, name, number, actor=actor)
+            async with residency.lease(version, None):  # so that nobody takes its place meanwhile
+                pinned = await asyncio.to_thread(self._catalog.pin, name, number, actor=actor)
+                residency.pin([*others, pinned])
+            return pinned
 
     async def unpin(self, name: str, number: int, actor: str) -> AdapterVersion:
         return await asyncio.to_thread(self._catalog.unpin, name, number, actor=actor)
+
+    def check_ready(self) -> None:
+        """Raises Unavailable while there is no engine."""
+        self._engine.get()
 
     async def load(self, reference: str) -> list[AdapterVersion]:
         """Make resident what a name means now: every side of a split."""
@@ -123,3 +137,7 @@ class Shelf:
     async def _snapshot(self) -> views.Engine:
         residency = self._engine.residency
         return views.Engine(residency, await residency.held() if residency else {})
+
+
+def _unknown(name: str) -> AdapterNotFound:
+    return AdapterNotFound(f"there is no adapter {name!r}", "GET /admin/adapters lists them")

@@ -16,7 +16,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from server.call import Call, Observer, current_call
 from server.engine.outputs import AttributedOutputProcessor
 from server.kernels import STAGING
-from server.loading import EngineGone, EngineRefusal
+from server.loading import EngineGone, EngineRefusal, EngineSlow
 
 logger = logging.getLogger("lorry.engine")
 
@@ -25,6 +25,7 @@ _LEAVING = 4  # a fourth of the places is what the engine's memory must have roo
 # How vLLM wraps what the worker said: EngineCore._invoke_utility_method and the executors.
 _WRAPPING = re.compile(r"^Call to \w+ method failed: (?:Worker failed with error '(.*?)'.*)?", re.S)
 
+_TOO_SLOW = "the engine did not answer in time"
 _SHUTTING_DOWN = "Server shutting down"  # EngineCore._reject_utility_in_shutdown
 
 
@@ -99,7 +100,7 @@ class Engine(AsyncLLM):
                 self._drops, timeout=within, return_when=asyncio.FIRST_COMPLETED
             )
             if not left:
-                raise EngineGone("the engine did not answer in time")
+                raise EngineSlow(_TOO_SLOW)
         # However long it takes: until then its memory is taken.
         task = asyncio.create_task(self.remove_adapter(integer_id, None))
         self._drops.add(task)
@@ -153,8 +154,9 @@ class Engine(AsyncLLM):
         )
         if asked not in done:
             asked.cancel()
-            ended = self.output_handler in done
-            raise EngineGone("the engine ended" if ended else "the engine did not answer in time")
+            if self.output_handler in done:
+                raise EngineGone("the engine ended")
+            raise EngineSlow(_TOO_SLOW)
         try:
             return asked.result()
         except Exception as error:  # noqa: BLE001 - vLLM raises the bare class, with a text

@@ -98,16 +98,18 @@ async def test_a_call_whose_series_are_folded_while_it_runs_is_counted_in_other(
     assert house.metrics.versions() == []
 
 
-async def test_the_series_of_a_removed_version_end_whoever_removed_it(house):
+async def test_the_series_and_the_weights_of_a_removed_version_go_whoever_removed_it(house):
     for model in ("red", "green"):
         await house.chat(model)
     assert house.metrics.versions() == [("red", "1"), ("green", "1")]
     version = house.catalog.list_versions("red")[0]
     house.catalog.drop_alias("red", "stable", actor="test")
     house.catalog.remove("red", 1, actor="test")
-    await Removals(house.catalog, house.metrics).look()
+    assert len(house.engine.loaded) == 2
+    await Removals(house.catalog, house.residency, house.metrics).look()
     assert house.metrics.versions() == [("green", "1")]
-    await house.residency.retire(version)
+    await house.residency.retire(version)  # which is under way
+    assert [name[:5] for name in house.engine.loaded.values()] == ["green"]
 
     house.catalog.drop_alias("green", "stable", actor="test")
     version = house.catalog.list_versions("green")[0]

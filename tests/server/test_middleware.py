@@ -295,6 +295,22 @@ async def test_a_caller_that_hangs_up_is_recorded_as_aborted(house, sends_someth
     assert house.count("lorry_requests_total", **labels, **counted) == 1
 
 
+async def test_a_caller_that_hangs_up_while_its_adapter_is_on_its_way_is_not_waited_for(house):
+    house.engine.gate = asyncio.Event()
+    caller = HangingUp(b'{"model": "red"}')
+    call = asyncio.create_task(house.app(scope_of("/v1/completions"), caller.receive, caller.send))
+    await asyncio.sleep(0.05)
+    assert not call.done()
+    caller.gone.set()
+    await asyncio.wait_for(call, 1)
+    assert house.log[0]["outcome"] == "aborted"
+    assert house.inner.seen == []
+    assert house.lifecycle.in_flight == 0
+    house.engine.gate.set()
+    assert (await house.chat("red")).status_code == 200
+    assert house.engine.asked == [1]  # the load went on
+
+
 async def test_a_caller_that_hangs_up_before_its_body_is_whole_is_aborted_too(house):
     caller = HangingUp(b"")
     caller.messages = []

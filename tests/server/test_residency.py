@@ -132,6 +132,34 @@ async def test_those_who_ask_for_one_adapter_wait_in_one_place_of_the_queue(stag
     await waiting[1]
 
 
+async def test_for_callers_who_hung_up_in_the_queue_nobody_has_to_leave(stage):
+    red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
+    async with AsyncExitStack() as leases:
+        for version in (red, green):
+            await leases.enter_async_context(stage.residency.lease(version, new_call()))
+        waiting = [asyncio.create_task(stage.use(blue)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for each in waiting:
+            each.cancel()
+        await asyncio.wait(waiting)
+    await asyncio.sleep(0.05)
+    assert stage.resident() == {"red@1", "green@1"}
+    assert len(stage.engine.asked) == 2
+    assert (await stage.use(blue)).engine_name.startswith("blue@1")  # which had given up
+
+
+async def test_one_who_hangs_up_takes_no_turn_away_from_those_who_wait_with_it(stage):
+    red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
+    async with AsyncExitStack() as leases:
+        for version in (red, green):
+            await leases.enter_async_context(stage.residency.lease(version, new_call()))
+        first, second = (asyncio.create_task(stage.use(blue)) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait({first})
+    assert (await second).engine_name.startswith("blue@1")
+
+
 @pytest.mark.parametrize(
     ("failure", "raised"), [(EngineRefusal("no"), AdapterUnusable), (EngineGone("x"), Unavailable)]
 )
@@ -326,8 +354,46 @@ async def test_unload_of_what_stays_in_use_says_so_and_retiring_it_does_not_give
         with pytest.raises(AdapterInUse):
             await stage.residency.unload(red)
         assert await stage.residency.retire(red) is False
-    await asyncio.gather(*stage.residency._retiring)
+    await asyncio.gather(*stage.residency._retiring.values())
     assert stage.engine.loaded == {}
+
+
+async def test_what_comes_in_for_a_call_that_began_before_its_removal_goes_when_that_ends(stage):
+    red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
+    async with AsyncExitStack() as leases:
+        for version in (red, green):
+            await leases.enter_async_context(stage.residency.lease(version, new_call()))
+        waiting = asyncio.create_task(stage.use(blue))
+        await asyncio.sleep(0)
+        retiring = stage.residency.begin_to_retire(blue)
+        assert stage.residency.begin_to_retire(blue) is retiring
+        await asyncio.sleep(0.05)
+        assert not retiring.done()
+    assert (await waiting).engine_name.startswith("blue@1")
+    await retiring
+    assert "blue@1" not in stage.resident()
+    assert not any(name.startswith("blue") for name in stage.engine.loaded.values())
+
+
+async def test_a_place_is_not_free_before_the_engine_let_go_of_who_had_it(stage, monkeypatch):
+    red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
+    slow, remove = asyncio.Event(), stage.engine.remove_adapter
+
+    async def remove_slowly(integer_id, within):
+        await slow.wait()
+        await remove(integer_id, within)
+
+    await stage.use(red)
+    async with stage.residency.lease(green, new_call()):
+        monkeypatch.setattr(stage.engine, "remove_adapter", remove_slowly)
+        leaving = asyncio.create_task(stage.residency.unload(red))
+        waiting = asyncio.create_task(stage.use(blue))
+        await asyncio.sleep(0.05)
+        assert len(stage.engine.asked) == 2
+        slow.set()
+        assert await leaving
+        await waiting
+    assert stage.engine.most_loaded == 2
 
 
 async def test_random_traffic_keeps_every_invariant(stage):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 
 import pytest
-from standin_server import TOKEN, publish
+from standin_server import BASE, TOKEN, publish
 
 from server.admin.guard import AdminGuard
+from server.loading import EngineSlow
 
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 ACTOR = f"admin:{hashlib.sha256(TOKEN.encode()).hexdigest()[:8]}"
@@ -111,6 +113,27 @@ async def test_the_list_says_what_the_catalog_and_the_engine_know(house, ask):
     await ask("GET", "/nobody", 404, "adapter_not_found")
 
 
+async def test_the_list_says_what_is_going_on(house, ask):
+    facts = {"evaluation": {"exact_match": 0.97}}
+    version = publish(house.catalog, "red", content="evaluated", provenance=facts)
+    house.engine.gate = asyncio.Event()
+    loading = asyncio.create_task(house.residency.load(version))
+    await asyncio.sleep(0)
+
+    async def told():
+        return (await ask("GET", "/red"))["versions"][1]
+
+    assert (await told())["evaluation"] == facts["evaluation"]
+    assert (await told())["size_bytes"] == version.size_bytes > 0
+    assert (await told())["residency"]["loading"] is True
+    house.engine.gate.set()
+    await loading
+    assert (await told())["residency"]["loading"] is False
+    async with house.residency.lease(version, None), house.residency.lease(version, None):
+        assert (await told())["leases"] == 2
+    assert (await told())["leases"] == 0
+
+
 async def test_an_alias_is_pointed_split_rolled_back_and_dropped_each_with_its_actor(house, ask):
     publish(house.catalog, "red", content="newer")
     stable = "/red/aliases/stable"
@@ -171,6 +194,8 @@ async def test_an_alias_is_pointed_split_rolled_back_and_dropped_each_with_its_a
         ("POST", "", {"name": "x", "source": "x", "path": "y"}, 400, "invalid_request"),
         ("POST", "", {"name": "a,b", "source": "x"}, 400, "bad_name"),
         ("POST", "", {"name": "text", "source": "x"}, 400, "bad_name"),
+        ("POST", "", {"name": BASE, "source": "x"}, 400, "bad_name"),  # the base's own
+        ("GET", "/nobody/history", None, 404, "adapter_not_found"),
         ("POST", "", None, 400, "invalid_request"),
     ],
 )
@@ -178,6 +203,21 @@ async def test_what_cannot_be_done_is_refused_with_its_own_code(
     ask, method, path, body, status, code
 ):
     await ask(method, path, status, code, **({} if body is None else {"json": body}))
+
+
+async def test_a_body_that_is_not_called_json_is_told_what_it_lacks(ask):
+    headers = BEARER | {"content-type": "text/plain"}
+    given = {"headers": headers, "content": b'{"version": 1}'}
+    refused = await ask("PUT", "/red/aliases/stable", 400, "invalid_request", **given)
+    assert "Content-Type: application/json" in refused["error"]["message"]
+    refused = await ask("POST", "", 400, "invalid_request", content=b"{")
+    assert "not valid: body: Invalid JSON" in refused["error"]["message"]
+
+
+async def test_a_form_is_one_however_its_type_is_written(ask):
+    headers = BEARER | {"content-type": "Multipart/Form-Data; boundary=x"}
+    refused = await ask("POST", "", 400, headers=headers, content=b"--x--\r\n")
+    assert "form" in refused["error"]["message"]
 
 
 async def test_load_and_unload_move_a_version_in_and_out_of_the_engine(house, ask):
@@ -203,6 +243,29 @@ async def test_a_pin_loads_and_one_place_is_left_for_the_others(house, ask):
     await ask("DELETE", "/red/versions/1", 409, "version_in_use")
     await ask("DELETE", "/red/versions/1/pin")
     await ask("POST", "/green/versions/1/pin")
+
+
+async def test_a_pin_is_in_force_when_it_is_answered(house, ask):
+    await ask("POST", "/red/versions/1/pin")
+    for model in ("green", "blue", "green", "blue"):
+        assert (await house.chat(model)).status_code == 200
+    assert (await ask("GET", "/red"))["versions"][0]["residency"]["host"] is True
+
+
+async def test_of_two_pins_at_once_one_gets_the_last_place(house, ask):
+    pins = [f"/admin/adapters/{name}/versions/1/pin" for name in ("red", "green")]
+    answers = await asyncio.gather(*(house.client.post(pin, headers=BEARER) for pin in pins))
+    assert sorted(answer.status_code for answer in answers) == [200, 409]
+    assert len(house.catalog.pins()) == 1
+
+
+async def test_what_was_done_is_no_error_when_the_engine_does_not_answer(house, ask, monkeypatch):
+    async def held_adapters(within):
+        raise EngineSlow("the engine did not answer in time")
+
+    monkeypatch.setattr(house.engine, "held_adapters", held_adapters)
+    assert (await ask("POST", "/red/versions/1/pin"))["pinned"] is True
+    await ask("GET", "", 503, "engine_slow")
 
 
 async def test_a_removed_version_leaves_the_engine_and_can_not_be_called(house, ask):
@@ -239,6 +302,14 @@ async def test_vllms_own_paths_publish_withdraw_and_refuse_load_inplace(house):
     outside = await post("load_lora_adapter", lora_name="x", lora_path="/etc")
     assert outside.json()["error"]["code"] == "source_not_allowed"
 
+    house.catalog.pin("blue", 1, actor="test")
+    await house.chat("blue")
+    assert (await post("unload_lora_adapter", lora_name="blue")).status_code == 200
+    assert len(house.engine.loaded) == 1  # pinned
+    house.catalog.split("blue", "stable", {1: 1}, actor="test")
+    house.catalog.unpin("blue", 1, actor="test")
+    await house.residency.unload(house.catalog.list_versions("blue")[0])
+
     await house.chat("red")
     done = await post("unload_lora_adapter", lora_name="red")
     assert (done.status_code, done.text[:7]) == (200, "Success")
@@ -274,3 +345,50 @@ async def test_a_split_is_listed_among_the_models_and_keeps_each_user_on_one_sid
     # The user counts before the session.
     assert len({await served({"user": "u"}, **{"x-session-id": f"s{n}"}) for n in range(12)}) == 1
     assert {line["served_model"] for line in house.log} == {"red@1", "red@2"}
+
+
+async def test_a_caller_who_hangs_up_while_it_names_a_source_is_no_error_of_ours(house, caplog):
+    messages = [{"type": "http.request", "body": b'{"na', "more_body": True}]
+
+    async def receive():
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    sent: list[dict] = []
+    headers = [(b"authorization", f"Bearer {TOKEN}".encode()), (b"content-type", b"text/json")]
+    await house.app(scope_of("/admin/adapters", headers), receive, send)
+    assert sent[0]["status"] == 400
+    assert "Traceback" not in caplog.text
+
+
+async def test_what_is_cut_off_when_the_server_ends_is_told_so(house):
+    async def receive():
+        await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    sent: list[dict] = []
+    headers = [(b"authorization", f"Bearer {TOKEN}".encode())]
+    call = asyncio.create_task(house.app(scope_of("/admin/adapters", headers), receive, send))
+    await asyncio.sleep(0.05)
+    call.cancel()
+    await call
+    assert sent[0]["status"] == 503
+    assert json.loads(sent[1]["body"])["error"]["code"] == "draining"
+
+
+def scope_of(path, headers):
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": headers,
+        "http_version": "1.1",
+        "root_path": "",
+        "scheme": "http",
+    }

@@ -9,8 +9,8 @@ LorryError
     ├── UploadTooSlow 408
     ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
     ├── AdminDisabled 403 · NotAuthorized 401 · AdapterInUse 409 · PinsExceedCapacity 409
-    └── Unavailable 503 (starting, draining, engine_dead, adapters_busy, adapter_loading,
-                         adapter_load_failed, catalog_unreadable, publishing_busy)
+    └── Unavailable 503 (starting, draining, engine_dead, engine_slow, adapters_busy,
+                         adapter_loading, adapter_load_failed, catalog_unreadable, publishing_busy)
 """
 
 from __future__ import annotations

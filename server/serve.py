@@ -160,6 +160,12 @@ class Server:
 
     async def _start_engine(self) -> RunningEngine:
         settings = self._settings
+        if await asyncio.to_thread(self._catalog.list_versions, settings.base_name):
+            logger.warning(
+                "there is an adapter called %s, as the base is: that name means the base. "
+                "Call the adapter %s:%s, or serve the base under --served-model-name.",
+                *(settings.base_name,) * 3,
+            )
         self._stage("importing vLLM")
         start_engine = await asyncio.to_thread(_import_engine)
         self._stage(f"starting the engine ({settings.model}, {settings.quantization})")

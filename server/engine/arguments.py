@@ -47,12 +47,15 @@ _RESERVED = frozenset(
         "--worker-extension-cls",
     }
 )
+# The kernels on a processor are bf16's, and in fp16 a broken adapter's values may still overflow.
+# On a GPU they are vLLM's own, and one that knows no bf16 needs another type.
+_RESERVED_ON_CPU = frozenset({"--dtype", "--lora-dtype"})
 
 
 def check_extra(extra: Sequence[str]) -> None:
     """Raises SettingsInvalid when `extra` (what stood after `--`) holds a flag that is ours."""
     flags = {word.partition("=")[0].replace("_", "-") for word in extra if word.startswith("--")}
-    clash = sorted(flags & _RESERVED)
+    clash = sorted(flags & _reserved())
     if clash:
         raise SettingsInvalid(
             f"{', '.join(clash)} can't be given after `--`: it is set by `lorry serve` itself "
@@ -80,9 +83,13 @@ def build_arguments(settings: Settings, extra: Sequence[str] = ()) -> Namespace:
     return arguments  # type: ignore[no-any-return]
 
 
+def _reserved() -> frozenset[str]:
+    return _RESERVED | _RESERVED_ON_CPU if is_cpu_build() else _RESERVED
+
+
 def _check_unchanged(arguments: Namespace, own: Namespace) -> None:
     """Raises SettingsInvalid when a flag changed what is ours under a short or other name."""
-    names = [flag.removeprefix("--").replace("-", "_") for flag in _RESERVED]
+    names = [flag.removeprefix("--").replace("-", "_") for flag in _reserved()]
     changed = [name for name in names if getattr(arguments, name, 0) != getattr(own, name, 0)]
     if changed:
         raise SettingsInvalid(f"{', '.join(sorted(changed))} can't be changed after `--`")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server import errors
+from server.engine import arguments
 from server.engine.arguments import check_extra
 from server.errors import LorryError, RequestError, translate_vllm_error
 
@@ -58,3 +59,14 @@ def test_flags_that_would_undo_a_guarantee_are_refused(flag):
     check_extra(["--max-num-seqs", "4", "--model-impl", "vllm"])
     with pytest.raises(errors.SettingsInvalid):
         check_extra([flag, "x"])
+
+
+def test_the_type_of_the_weights_is_the_kernels_on_a_processor_and_free_on_a_gpu(monkeypatch):
+    for is_cpu in (True, False):
+        monkeypatch.setattr(arguments, "is_cpu_build", lambda is_cpu=is_cpu: is_cpu)
+        for flag in ("--dtype", "--lora-dtype=float16"):
+            if is_cpu:
+                with pytest.raises(errors.SettingsInvalid, match="type"):
+                    check_extra([flag, "float16"])
+            else:
+                check_extra([flag, "float16"])

@@ -9,8 +9,9 @@ import json
 import pytest
 from standin_server import BASE, TOKEN, publish
 
+from server.admin import publishing
 from server.admin.guard import AdminGuard
-from server.loading import EngineSlow
+from server.loading import EngineRefusal, EngineSlow
 
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 ACTOR = f"admin:{hashlib.sha256(TOKEN.encode()).hexdigest()[:8]}"
@@ -319,6 +320,23 @@ async def test_vllms_own_paths_publish_withdraw_and_refuse_load_inplace(house):
     assert [card["id"] for card in listed] == ["tiny", "blue", "green"]
     assert (await house.chat("red@1")).status_code == 200
     assert (await post("unload_lora_adapter", lora_name="red")).status_code == 404
+
+
+async def test_vllms_load_sends_nobody_to_a_version_that_can_not_be_loaded(house, monkeypatch):
+    def publish_now(place, *, name, aliases, **_):
+        return publish(house.catalog, name, content=str(place), aliases=tuple(aliases))
+
+    monkeypatch.setattr(publishing, "publish", publish_now)
+
+    async def load(path):
+        body = {"lora_name": "red", "lora_path": path}
+        return await house.client.post("/v1/load_lora_adapter", json=body, headers=BEARER)
+
+    house.engine.failures = [EngineRefusal("no")]
+    assert (await load("bad")).status_code == 422
+    assert (await house.chat("red")).headers["x-lorry-adapter"] == "red@1"
+    assert (await load("good")).status_code == 200
+    assert (await house.chat("red")).headers["x-lorry-adapter"] == "red@3"
 
 
 async def test_a_split_is_listed_among_the_models_and_keeps_each_user_on_one_side(house):

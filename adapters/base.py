@@ -79,9 +79,19 @@ def read_base(folder: Path) -> BaseModel:
         name=folder.resolve().name,
         architecture=str(architectures[0] if isinstance(architectures, list) else architectures),
         linears=linears,
-        digest=digest_base(config, linears),
+        digest=_identify(folder, config, linears),
         names=frozenset(name for name in names if isinstance(name, str) and name),
     )
+
+
+def _identify(folder: Path, config: Mapping[str, Any], linears: Mapping[str, Shape]) -> str:
+    try:
+        return digest_base(config, linears)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise BaseUnreadable(
+            f"the config of the base in {quote(str(folder))} has a number that is none",
+            "give the folder of a transformers model",
+        ) from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -128,10 +138,10 @@ def _weights_files(folder: Path) -> list[Path]:
     """The base's safetensors files: those its index names, else all but an adapter's."""
     if (folder / INDEX).exists():
         index = _read_json(folder / INDEX, MAX_INDEX_BYTES).get("weight_map")
-        names = set(index.values()) if isinstance(index, dict) else set()
+        names = list(index.values()) if isinstance(index, dict) else []
         if not names or not all(isinstance(name, str) for name in names):
             raise BaseUnreadable(f"the base's {INDEX} names no files", "fetch the base again")
-        return [folder / Path(name).name for name in sorted(names)]
+        return [folder / Path(name).name for name in sorted(set(names))]
     files = sorted(folder.glob("*.safetensors"))
     return [path for path in files if not path.name.startswith("adapter_")]
 

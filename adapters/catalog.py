@@ -7,7 +7,7 @@ server's hot path: answers are remembered until the database changes, by whomeve
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from adapters import changes, database, schema
+from adapters import changes, database, place, schema
 from adapters.aliases import Alias, Target, check_split, select_aliases
-from adapters.errors import StoreUnreadable, StoreUnwritable, quote
 from adapters.freshness import Freshness, watch
 from adapters.history import Event, select_events
 from adapters.names import STABLE, Reference, check_alias
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AdapterVersion", "Alias", "Catalog", "Event", "Published", "Target"]
 
-DATABASE = "catalog.db"
-ELSEWHERE = "catalog-elsewhere"
 REMEMBERED = 10_000
 
 
@@ -66,10 +63,19 @@ class Catalog:
         One of an older schema is brought to the present one. Raises StoreUnreadable,
         StoreUnwritable, CatalogUnreadable or SchemaMismatch.
         """
-        _check_place(store_dir, url, create=create)
-        where = url or database.sqlite_url(store_dir / DATABASE)
-        engine = database.open_engine(where, create=create)
+        if not url:
+            may_create = place.find_own(store_dir, create=create)
+            own = database.sqlite_url(store_dir / place.DATABASE)
+            engine = database.open_engine(own, create=may_create)
+        else:
+            engine = database.open_engine(url, create=create)
+            if create:
+                place.note(store_dir, engine.url)
         return cls(engine, watch(engine))
+
+    def check_only(self, store_dir: Path) -> None:
+        """Raises StoreUnreadable where other catalogs may name objects of that store."""
+        place.check_only(store_dir, self._engine.url)
 
     def refresh(self) -> None:
         """Forget what is remembered: somebody here changed the database past this object."""
@@ -258,37 +264,3 @@ class Catalog:
 
 def _of(table: Any, name: str | None) -> list[Any]:
     return [] if name is None else [table.c.name == name]
-
-
-def _check_place(store_dir: Path, url: str | None, *, create: bool) -> None:
-    """Once a store's versions are in a shared database, an empty one of its own must not open:
-    to it every object would be an orphan."""
-    mark = store_dir / ELSEWHERE
-    if url:
-        with suppress(OSError):  # a store that can't be written is not collected either
-            if create and store_dir.is_dir():
-                mark.touch()
-        return
-    if mark.exists():
-        raise StoreUnreadable(
-            f"the versions of the store {quote(str(store_dir))} are in a shared catalog",
-            f"give its address with --catalog or LORRY_CATALOG (or delete {ELSEWHERE!r} there)",
-        )
-    _check_folder(store_dir, create=create)
-
-
-def _check_folder(folder: Path, *, create: bool) -> None:
-    try:
-        if create:
-            folder.mkdir(parents=True, exist_ok=True)
-        elif not (folder / DATABASE).exists():
-            raise StoreUnreadable(
-                f"there is no adapter store at {quote(str(folder))}",
-                "publish an adapter first, or give the store's folder with --store",
-            )
-    except OSError as error:
-        kind = StoreUnwritable if create else StoreUnreadable
-        reason = error.strerror or error
-        raise kind(
-            f"the store {quote(str(folder))}: {reason}", "check the path and its rights"
-        ) from error

@@ -11,7 +11,13 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, s
 
 from adapters import history, schema
 from adapters.aliases import Alias, Weights, select_aliases
-from adapters.errors import AdapterNotFound, AliasNotFound, NothingToRollBack, VersionInUse
+from adapters.errors import (
+    AdapterNotFound,
+    AliasNotFound,
+    NothingToRollBack,
+    OtherBase,
+    VersionInUse,
+)
 from adapters.names import Reference
 from adapters.versions import AdapterVersion, find_meaning
 
@@ -105,14 +111,24 @@ def _ensure_version(
 ) -> int:
     table, now = schema.versions, datetime.now(UTC)
     same = _is(table, name, digest=values["digest"])
-    existing = connection.scalar(select(table.c.number).where(same))
+    existing = connection.execute(select(table.c.number, table.c.base_digest).where(same)).first()
     if existing is not None:
-        return int(existing)
+        _check_same_base(f"{name}@{existing.number}", existing.base_digest, values["base_digest"])
+        return int(existing.number)
     number = _next_number(connection, name, now)
     connection.execute(insert(table).values(name=name, number=number, created_at=now, **values))
     detail = {"version": number, "digest": values["digest"]}
     history.record(connection, actor, history.PUBLISHED, name, detail)
     return number
+
+
+def _check_same_base(label: str, known: str | None, given: str | None) -> None:
+    if known and given and known != given:
+        raise OtherBase(
+            f"these bytes are {label} already, which was published for another base",
+            f"if that was wrong, remove {label} and publish them again; else give them another"
+            " name",
+        )
 
 
 def _next_number(connection: Connection, name: str, now: datetime) -> int:

@@ -33,8 +33,10 @@ class Collected:
 def collect(
     store: Store, catalog: Catalog, *, min_age: timedelta = MIN_AGE, dry_run: bool = False
 ) -> Collected:
-    """Raises StoreBusy while publishers are at work, or StoreUnwritable."""
+    """Raises StoreBusy while publishers are at work, StoreUnwritable, or StoreUnreadable where
+    other catalogs may name objects, too."""
     with store.alone(), _reported(store):
+        catalog.check_only(store.root)
         named = {version.digest for version in catalog.list_versions()}
         orphans = {store.path(each): each for each in store.digests() if each not in named}
         candidates = [*orphans, *store.leftovers()]

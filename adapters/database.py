@@ -68,7 +68,7 @@ def unreadable(engine: Engine, error: Exception) -> CatalogUnreadable:
     cause = getattr(error, "orig", None) or error
     return CatalogUnreadable(
         f"the catalog {quote(address(engine))} cannot be used: {quote(str(cause))}",
-        "check the address, its rights and that no one holds it locked",
+        "check the address, its rights, that there is free space and that no one holds it locked",
     )
 
 
@@ -85,6 +85,8 @@ def _make_engine(url: str | URL) -> Engine:
         where = where.set(drivername=POSTGRESQL)
     try:
         match where.drivername:
+            case "sqlite" if where.database in (None, "", ":memory:"):
+                raise _no_address("names no file")
             case "sqlite":
                 engine = create_engine(where)
                 event.listen(engine, "connect", _configure_sqlite)

@@ -10,6 +10,7 @@ AdapterError
 ├── SplitInvalid         weights that requests cannot be shared by
 ├── NothingToRollBack    an alias that pointed at nothing else before
 ├── VersionInUse         a version that is pinned or that an alias points at
+├── OtherBase            bytes that a name has already, for another base
 ├── RemovedBefore        bytes found again that somebody removed
 ├── CheckpointInvalid    an adapter that must not be served; carries every Problem found
 ├── BaseUnreadable       a base model folder whose linear layers cannot be told
@@ -97,6 +98,10 @@ class NothingToRollBack(AdapterError):
 
 class VersionInUse(AdapterError):
     code = "version_in_use"
+
+
+class OtherBase(AdapterError):
+    code = "other_base"
 
 
 class RemovedBefore(AdapterError):

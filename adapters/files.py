@@ -11,7 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, Protocol
 
-from adapters.errors import Problem, quote
+from adapters.errors import Problem
 from adapters.strict_json import parse_object
 
 CONFIG = "adapter_config.json"
@@ -116,5 +116,9 @@ def _explain_refusal(folder: Path, name: str, error: OSError) -> Problem:
                 "is a pickle, which can run code when it is read",
                 f"{SAVE_AGAIN}(..., safe_serialization=True)",
             )
-    said = f"is not in the folder {quote(str(folder))}"
-    return Problem("file_missing", name, said, "give the folder that PEFT's save_pretrained wrote")
+    return Problem(
+        "file_missing",
+        name,
+        "is not in the folder",
+        "give the folder that PEFT's save_pretrained wrote",
+    )

@@ -12,6 +12,8 @@ from adapters.errors import BadName, BadReference, quote
 STABLE = "stable"
 MAX_NAME = 128
 MAX_ALIAS = 64
+MAX_BASE = 512
+MAX_VERSION = 999_999_999
 MAX_REFERENCE = MAX_NAME + 1 + len("sha256:") + 64
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -122,4 +124,13 @@ def check_alias(alias: str) -> None:
             f"{quote(alias)} cannot be an alias",
             f"use 1 to {MAX_ALIAS} letters, digits, dots, dashes and underscores,"
             " beginning with a letter or digit, and not digits alone (those are versions)",
+        )
+
+
+def check_base_name(name: str | None) -> None:
+    """Raise BadName unless a base may be recorded so."""
+    if name is not None and (not name.isprintable() or not 0 < len(name) <= MAX_BASE):
+        raise BadName(
+            f"{quote(name)} cannot name a base",
+            f"use 1 to {MAX_BASE} characters that can be printed",
         )

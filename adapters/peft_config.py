@@ -120,6 +120,8 @@ def _find_bad_numbers(raw: Mapping[str, Any], max_rank: int) -> Iterator[Problem
         yield invalid("alpha_invalid", "lora_alpha", alpha, "a number above 0")
     elif alpha > MAX_SCALE * MAX_RANK:
         yield _too_large_alpha("lora_alpha", alpha)
+    if not isinstance(base := raw.get("base_model_name_or_path"), str | None):
+        yield invalid("config_value_invalid", "base_model_name_or_path", base, "a name or null")
     if not isinstance(raw.get("use_rslora", False), bool | None):
         said = raw["use_rslora"]
         yield invalid("config_value_invalid", "use_rslora", said, "true or false")

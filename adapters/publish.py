@@ -15,7 +15,14 @@ from adapters.checkpoint import Checkpoint, inspect_checkpoint, largest_weights
 from adapters.errors import AdapterNotFound, CheckpointInvalid, Problem, RemovedBefore
 from adapters.files import PROVENANCE, SERVED, read_object
 from adapters.history import REMOVED
-from adapters.names import STABLE, DigestPrefix, Reference, check_alias, check_publishable_name
+from adapters.names import (
+    STABLE,
+    DigestPrefix,
+    Reference,
+    check_alias,
+    check_base_name,
+    check_publishable_name,
+)
 from adapters.peft_config import MAX_RANK
 from adapters.sources import fetched
 from adapters.store import Staged, Store
@@ -52,6 +59,7 @@ def publish(
     check_publishable_name(name)
     for alias in aliases:
         check_alias(alias)
+    check_base_name(base_name)
     model = read_base(base)
     names = None if allow_base_mismatch else model.names | {base_name or model.name}
     objects, max_bytes = Store(store), largest_weights(model)

@@ -9,6 +9,7 @@ an address may say in secret (user, password, query) is never printed or recorde
 what is in the files.
 """
 
+import errno
 import importlib.util
 import re
 import tempfile
@@ -47,6 +48,7 @@ BACKENDS = {
     "https": ("aiohttp", "http"),
 }
 ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 HTTP = frozenset({"http", "https"})
 # As a plain stream: not every server answers for parts of a file. A size given is not asked for;
 # asking first would take every failure for a missing file.
@@ -113,7 +115,14 @@ def local_folder(source: Path | str) -> Path | None:
 
 
 def _folder_of(source: Path | str, address: Address | None) -> Path:
-    return Path(source) if address is None else Path(unquote(urlsplit(address.text).path))
+    if address is None:
+        return Path(source)
+    parts = urlsplit(address.text)
+    if parts.netloc not in ("", "localhost"):
+        raise SourceUnsupported(
+            "a file:// address names a folder of this machine", "write file:///PATH, with three /"
+        )
+    return Path(unquote(parts.path))
 
 
 def redact(text: str) -> str:
@@ -123,9 +132,12 @@ def redact(text: str) -> str:
 
 
 def _parse(source: Path | str) -> Address | None:
+    if "\0" in unquote(str(source)):
+        raise SourceUnsupported("the source holds a NUL character", "write a path or SCHEME://PATH")
     if isinstance(source, Path) or "://" not in source:
         return None
-    scheme = source.partition("://")[0].lower()
+    scheme, _, rest = source.partition("://")
+    scheme = scheme.lower()
     # fsspec chains file systems with "::", which would pass by the list of schemes.
     if "::" in source or not scheme.isalnum():
         raise SourceUnsupported("the source is no single address", "write SCHEME://PATH")
@@ -133,7 +145,7 @@ def _parse(source: Path | str) -> Address | None:
         urlsplit(source)
     except ValueError as error:
         raise SourceUnsupported("the source is no address", "write SCHEME://PATH") from error
-    return Address(ALIASES.get(scheme, scheme), source)
+    return Address(ALIASES.get(scheme, scheme), f"{scheme}://{rest}")
 
 
 @contextmanager
@@ -209,6 +221,13 @@ def _copy(remote: Any, path: Path, max_bytes: int) -> None:
         copy_bounded(remote, path, max_bytes)
     except FileRefused as refused:
         raise CheckpointInvalid([refused.problem]) from refused
+    except OSError as error:
+        if error.errno not in FULL:
+            raise  # the source's
+        raise StoreUnwritable(
+            f"there is no room in {quote(str(path.parent.parent))}: {error.strerror}",
+            "free space in the store, then try again",
+        ) from error
 
 
 @contextmanager
@@ -216,7 +235,7 @@ def _reported(address: Address) -> Iterator[None]:
     """Whatever a backend raises as one SourceError; its own words may hold secrets."""
     try:
         yield
-    except (SourceError, CheckpointInvalid):
+    except (SourceError, CheckpointInvalid, StoreUnwritable):
         raise
     except Exception as error:  # noqa: BLE001 - every backend has a tree of errors of its own
         status = getattr(error, "status", None)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adapters.errors import AdapterError, CatalogError, StoreError
+from adapters.errors import AdapterError, BaseUnreadable, CatalogError, StoreError
 from adapters.files import CONFIG, PICKLES, PROVENANCE, WEIGHTS
 from adapters.versions import AdapterVersion
 
@@ -23,8 +23,8 @@ IGNORE = ".lorry-ignore"
 # Names that writers give to what is not finished.
 UNFINISHED = re.compile(r"^\.|~$|\.(tmp|temp|part|partial|incomplete|crdownload|swp)$", re.I)
 FILES = (CONFIG, WEIGHTS, PROVENANCE, *PICKLES)
-# The disk or the catalog may be back at the next look; everything else needs other files.
-PASSING = (StoreError, CatalogError)
+# The disk, the catalog or the base may be back at the next look; everything else needs other files.
+PASSING = (StoreError, CatalogError, BaseUnreadable)
 
 Signature = tuple[tuple[str, int, int, int], ...]
 Publish = Callable[[Path, str], AdapterVersion]

@@ -27,6 +27,7 @@ _STATUS_BY_CODE = {
     "alias_not_found": 404,
     "alias_is_split": 409,
     "version_in_use": 409,
+    "other_base": 409,
     "nothing_to_roll_back": 409,
     "source_not_found": 404,
     "source_unreachable": 502,

@@ -15,6 +15,9 @@ from adapters.cli.options import (
     opened,
     print_json,
 )
+from adapters.errors import AdapterNotFound, quote
+
+MAX_LIMIT = 1_000_000_000
 
 
 def list_(
@@ -72,7 +75,8 @@ def show(
 def history(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this adapter.")] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many, the newest. [default: all]")
+        int | None,
+        typer.Option(min=1, max=MAX_LIMIT, help="Only so many, the newest. [default: all]"),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     catalog: CatalogOption = None,
@@ -83,6 +87,10 @@ def history(
     """Tell who changed what, and when; the newest last."""
     with opened(store, catalog, url, token_file) as index:
         events = index.list_events(name, limit)
+        if name is not None and not events:
+            raise AdapterNotFound(
+                f"there is no adapter {quote(name)}", "`lorry adapters list` shows those there are"
+            )
     if as_json:
         print_json([event.as_json() for event in events])
     else:

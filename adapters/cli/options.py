@@ -21,6 +21,7 @@ from adapters.errors import (
     BaseUnreadable,
     CheckpointInvalid,
     NothingToRollBack,
+    OtherBase,
     ServerRefused,
     SourceNotFound,
     SourceUnsupported,
@@ -47,6 +48,7 @@ CALLER_ERRORS = (
     BaseUnreadable,
     CheckpointInvalid,
     NothingToRollBack,
+    OtherBase,
     SourceNotFound,
     SourceUnsupported,
     SplitInvalid,
@@ -190,6 +192,10 @@ def reported() -> Iterator[None]:
         for problem in error.problems if isinstance(error, CheckpointInvalid) else ():
             typer.echo(f"  {problem}", err=True)
         raise typer.Exit(2 if _is_callers(error) else 1) from error
+    except UnicodeEncodeError as error:  # bytes of the command line that are no text
+        said = f"{quote(str(error.object))} is not valid UTF-8; write it again"
+        typer.echo(f"error: {said} ({BadName.code})", err=True)
+        raise typer.Exit(2) from error
 
 
 def _is_callers(error: AdapterError) -> bool:

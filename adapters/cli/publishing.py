@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +25,7 @@ from adapters.cli.options import (
     print_json,
     reported,
 )
+from adapters.errors import quote
 
 if TYPE_CHECKING:
     from adapters.catalog import AdapterVersion
@@ -104,8 +105,12 @@ def watch(
     def report(seen: Sighting) -> None:
         if seen.status != "published":
             unpublished.append(seen)
-        typer.echo(f"{seen.status:10}{seen.name} {seen.message}", err=seen.version is None)
+        # Whoever drops a folder there chooses its name, and terminals do what some names say.
+        shown = seen.name if seen.name.isprintable() else quote(seen.name)
+        typer.echo(f"{seen.status:10}{shown} {seen.message}", err=seen.version is None)
 
+    with reported():
+        _check_standing(base, alias or ())
     publish_into = _publisher(store, catalog, base, base_name, max_rank, allow_base_mismatch)
     options = _aliases(alias, no_alias=False)
     watcher = Watcher(
@@ -118,6 +123,16 @@ def watch(
         watcher.poll()
     if unpublished:
         raise typer.Exit(1)
+
+
+def _check_standing(base: Path, aliases: Iterable[str]) -> None:
+    """What would refuse every folder is an error at once; raises BaseUnreadable or BadName."""
+    from adapters.base import read_base
+    from adapters.names import check_alias
+
+    read_base(base)
+    for each in aliases:
+        check_alias(each)
 
 
 def _refuse_own_rules(

@@ -23,6 +23,7 @@ from adapters.cli.options import (
     print_json,
 )
 from adapters.errors import SplitInvalid, quote
+from adapters.names import MAX_VERSION
 
 if TYPE_CHECKING:
     from adapters.catalog import AdapterVersion, Alias, Catalog
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 def alias(
     name: NameArgument,
     alias: AliasArgument,
-    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Its number.")],
+    version: Annotated[
+        int, typer.Argument(metavar="VERSION", min=1, max=MAX_VERSION, help="Its number.")
+    ],
     store: StoreOption = DEFAULT_STORE,
     catalog: CatalogOption = None,
     url: UrlOption = None,
@@ -78,7 +81,9 @@ def split(
 def rollback(
     name: NameArgument,
     alias: AliasArgument,
-    to: Annotated[int | None, typer.Option(min=1, help="Go back as far as this version.")] = None,
+    to: Annotated[
+        int | None, typer.Option(min=1, max=MAX_VERSION, help="Go back as far as this version.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     catalog: CatalogOption = None,
     url: UrlOption = None,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adapters.audit import Finding
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+MAX_AGE = timedelta(days=36_500)
 DURATION = re.compile(r"([0-9]{1,6})([smhd])")
 
 
@@ -77,7 +78,10 @@ def _parse_age(text: str) -> timedelta:
     match = DURATION.fullmatch(text)
     if not match:
         raise typer.BadParameter("write a number and s, m, h or d, such as 1h", param_hint="AGE")
-    return timedelta(**{UNITS[match[2]]: int(match[1])})
+    age = timedelta(**{UNITS[match[2]]: int(match[1])})
+    if age > MAX_AGE:
+        raise typer.BadParameter(f"at most {MAX_AGE.days}d", param_hint="AGE")
+    return age
 
 
 def _describe(finding: "Finding") -> str:

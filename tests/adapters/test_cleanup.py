@@ -14,7 +14,7 @@ from adapters import store as store_module
 from adapters.audit import audit
 from adapters.catalog import Catalog
 from adapters.cleanup import Collected, collect
-from adapters.errors import StoreBusy, StoreUnreadable, StoreUnwritable
+from adapters.errors import CatalogUnreadable, StoreBusy, StoreUnreadable, StoreUnwritable
 from adapters.publish import publish
 from adapters.store import Store
 
@@ -215,3 +215,53 @@ def test_a_store_whose_versions_are_elsewhere_is_not_taken_for_an_empty_one(
             Catalog.open(store, create=create)
     with Catalog.open(store, url, create=False) as catalog:
         assert [version.label for version in catalog.list_versions()] == ["a@1"]
+
+
+def test_an_address_that_could_not_be_opened_changes_nothing(store, kit, tmp_path) -> None:
+    for wrong in ("sqlite:////nowhere/x.db", "postgresql://u:p@127.0.0.1:1/typo", "sqlite://"):
+        with pytest.raises(CatalogUnreadable):
+            Catalog.open(store, wrong)
+    assert statuses(store) == ["ok"]
+
+
+def test_what_only_another_catalog_names_is_never_collected(
+    store, kit, base_folder, tmp_path
+) -> None:
+    """The store's own one has a version, and so have two others."""
+    urls = [f"sqlite:///{tmp_path / name}.db" for name in ("east", "west")]
+    for number, url in enumerate(urls):
+        folder = kit.build(seed=20 + number).write(tmp_path / f"a{number}")
+        publish(folder, name="a", store=store, base=base_folder, catalog_url=url)
+    before = sorted(Store(store).digests())
+    assert len(before) == 3
+    for url in urls:
+        with (
+            Catalog.open(store, url, create=False) as catalog,
+            pytest.raises(StoreUnreadable, match=r"may be in other catalogs .*nothing was removed"),
+        ):
+            collect(Store(store), catalog, min_age=NOW)
+    assert sorted(Store(store).digests()) == before
+    # The operator knows that the others are not needed.
+    (store / "catalog.db").unlink()
+    (store / "catalog-elsewhere").write_text(f"{urls[1]}\n")
+    with Catalog.open(store, urls[1], create=False) as catalog:
+        assert len(collect(Store(store), catalog, min_age=NOW).orphans) == 2
+        assert [version.digest for version in catalog.list_versions()] == [*Store(store).digests()]
+
+
+def test_a_stores_own_catalog_may_be_called_by_its_address(store) -> None:
+    with Catalog.open(store, f"sqlite:///{store / 'catalog.db'}") as catalog:
+        assert collect(Store(store), catalog, min_age=NOW) == Collected((), (), 0, 0)
+    assert statuses(store) == ["ok"]
+
+
+def test_a_store_whose_first_publisher_was_killed_can_be_judged_and_cleaned(kit, tmp_path) -> None:
+    store = tmp_path / "store"
+    with Store(store).in_use(), Store(store).stage(kit.build().write(tmp_path / "a")) as staged:
+        Store(store).commit(staged)
+    with Catalog.open(store, create=False) as catalog:
+        assert [finding.status for finding in audit(Store(store), catalog)] == ["orphan"]
+        assert len(collect(Store(store), catalog, min_age=NOW).orphans) == 1
+    (store / "catalog.db").write_bytes(b"")  # or killed a moment later
+    with Catalog.open(store, create=False) as catalog:
+        assert catalog.list_versions() == []

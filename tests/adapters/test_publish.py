@@ -2,6 +2,7 @@ import builtins
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -12,8 +13,15 @@ import pytest
 from adapters import changes, history
 from adapters import publish as publish_module
 from adapters.audit import audit
+from adapters.base import read_base
 from adapters.catalog import Catalog
-from adapters.errors import AdapterError, BadName, BaseUnreadable, CheckpointInvalid
+from adapters.errors import (
+    AdapterError,
+    BadName,
+    BaseUnreadable,
+    CheckpointInvalid,
+    OtherBase,
+)
 from adapters.names import parse_reference
 from adapters.publish import publish
 from adapters.store import Store
@@ -59,6 +67,50 @@ def test_the_same_folder_again_is_the_same_version(kit, base_folder, store, tmp_
     other = publish(folder, name="copies", store=store, base=base_folder)
     assert (other.label, other.digest) == ("copies@1", first.digest)
     assert len(list(Store(store).digests())) == 1
+
+
+def test_the_same_bytes_for_another_base_are_not_taken_for_a_version_of_this_one(
+    kit, base_folder, store, tmp_path
+) -> None:
+    folder = kit.build().write(tmp_path / "a")
+    wrong = shutil.copytree(base_folder, tmp_path / "wrong" / base_folder.name)
+    config = json.loads((wrong / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps(config | {"vocab_size": 99}))
+    publish(folder, name="orders", store=store, base=wrong)
+    with pytest.raises(OtherBase, match="remove orders@1"):
+        publish(folder, name="orders", store=store, base=base_folder)
+    with Catalog.open(store) as catalog:
+        catalog.drop_alias("orders", "stable", actor="ann")
+        catalog.remove("orders", 1, actor="ann")
+    version = publish(folder, name="orders", store=store, base=base_folder)
+    assert (version.label, version.base_digest) == ("orders@2", read_base(base_folder).digest)
+
+
+def test_weights_larger_than_the_base_can_need_are_not_copied(
+    kit, base_folder, store, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(publish_module, "largest_weights", lambda base: 100)
+    with pytest.raises(CheckpointInvalid) as refused:
+        publish(kit.build().write(tmp_path / "a"), name="a", store=store, base=base_folder)
+    assert {problem.code for problem in refused.value.problems} == {"file_too_large"}
+
+
+@pytest.mark.parametrize(
+    "index", [{"weight_map": {"a": [1]}}, {"weight_map": {"a": 1}}, {"weight_map": []}]
+)
+def test_a_base_whose_index_names_no_files_is_said_so(base_folder, tmp_path, index) -> None:
+    base = shutil.copytree(base_folder, tmp_path / "base")
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BaseUnreadable, match="names no files"):
+        read_base(base)
+
+
+def test_a_base_whose_numbers_are_none_is_said_so(base_folder, tmp_path) -> None:
+    base = shutil.copytree(base_folder, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"rope_theta": 10**400}))
+    with pytest.raises(BaseUnreadable, match="number"):
+        read_base(base)
 
 
 def test_the_base_may_be_given_another_name(kit, base_folder, store, tmp_path) -> None:

@@ -1,5 +1,6 @@
 """Adapters from addresses: memory://, a real HTTP server, and one that speaks the hub's API."""
 
+import errno
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,15 +17,20 @@ import fsspec
 import pytest
 
 from adapters import sources
+from adapters import store as store_module
 from adapters.catalog import Catalog
+from adapters.cleanup import collect
 from adapters.errors import (
     CheckpointInvalid,
     SourceNotFound,
     SourceUnreachable,
     SourceUnsupported,
+    StoreBusy,
+    StoreUnwritable,
 )
 from adapters.publish import publish
 from adapters.sources import fetched, redact
+from adapters.store import Store
 
 COMMIT = "c0ffee" + "0" * 34
 WEIGHTS = "adapter_model.safetensors"
@@ -137,12 +144,45 @@ def test_the_extra_to_install_is_named(send, monkeypatch, source, extra) -> None
         "memory://a::zip://b",
         "hf://a",
         "://x",
+        "file://tmp/x",
+        "file:///tmp/%00",
+        "a\0b",
         "h tp://x",
     ],
 )
 def test_an_address_that_is_not_read_is_refused(send, source) -> None:
     with pytest.raises(SourceUnsupported):
         send(source)
+
+
+def test_a_scheme_may_be_written_in_capitals(send, memory) -> None:
+    assert send("MEMORY://bucket/adapter").label == "a@1"
+
+
+def test_a_full_disk_is_the_stores_trouble_and_not_the_sources(send, memory, monkeypatch) -> None:
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sources, "copy_bounded", full)
+    with pytest.raises(StoreUnwritable, match="No space left"):
+        send("memory://bucket/adapter")
+
+
+def test_nothing_is_collected_while_an_adapter_is_fetched(
+    send, memory, kit, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(store_module, "ALONE_SECONDS", 0.05)
+    fetch, asked = sources._fetch, []
+
+    def collect_meanwhile(*arguments):
+        fetch(*arguments)
+        asked.append(1)
+        with Catalog.open(tmp_path / "store") as catalog, pytest.raises(StoreBusy):
+            collect(Store(tmp_path / "store"), catalog, min_age=timedelta(0))
+
+    monkeypatch.setattr(sources, "_fetch", collect_meanwhile)
+    assert send("memory://bucket/adapter").label == "a@1"
+    assert asked == [1]
 
 
 def test_only_allowed_schemes_are_read(send, memory, kit, tmp_path) -> None:

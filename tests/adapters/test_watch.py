@@ -233,6 +233,24 @@ def test_a_watcher_that_never_started_stops(drop, house) -> None:
     assert house.watcher.stop()
 
 
+def test_a_base_that_is_gone_for_a_while_is_waited_for(house, drop, kit, base_folder) -> None:
+    away = base_folder.rename(base_folder.with_name("away"))
+    try:
+        kit.build().write(drop / "orders")
+        assert house.look(3) == [("orders", "failed")]
+    finally:
+        away.rename(base_folder)
+    assert house.look() == [("orders", "published")]
+
+
+def test_a_name_that_speaks_to_the_terminal_is_shown_in_quotes(drop, tmp_path, base_folder) -> None:
+    (drop / "esc\x1b]0;pwned\x07").mkdir()
+    words = ["watch", drop, "--base", base_folder, "--store", tmp_path / "store", "--once"]
+    seen = CliRunner().invoke(app, [str(word) for word in [*words, "--interval", "0.05"]])
+    assert "\x1b" not in seen.output
+    assert "esc\\x1b" in seen.output
+
+
 def test_the_command_looks_twice_and_says_what_it_did(drop, kit, tmp_path, base_folder) -> None:
     kit.build().write(drop / "good")
     words = ["watch", drop, "--base", base_folder, "--store", tmp_path / "store"]

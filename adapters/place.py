@@ -1,0 +1,86 @@
+"""Which catalogs the versions of a store are in: its own, and those that its mark names.
+
+To a catalog, the objects that only another one names are orphans. So a store that has had a
+catalog elsewhere opens no empty one of its own, and `gc` asks here whether there are others.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+from sqlalchemy.engine import URL
+
+from adapters.errors import StoreUnreadable, StoreUnwritable, quote
+
+DATABASE = "catalog.db"
+ELSEWHERE = "catalog-elsewhere"
+_BEGUN = ("lock", "objects")  # what a publisher makes before its catalog
+
+
+def find_own(store_dir: Path, *, create: bool) -> bool:
+    """Whether the store's own database may be made; raises StoreUnreadable or StoreUnwritable."""
+    if (store_dir / ELSEWHERE).exists():
+        raise StoreUnreadable(
+            f"the versions of the store {quote(str(store_dir))} are in a shared catalog",
+            f"give its address with --catalog or LORRY_CATALOG (or delete {ELSEWHERE!r} there)",
+        )
+    try:
+        if create:
+            store_dir.mkdir(parents=True, exist_ok=True)
+        # Whoever was to make its catalog was killed: all that there is are orphans.
+        create = create or all((store_dir / each).exists() for each in _BEGUN)
+        if not create and not (store_dir / DATABASE).exists():
+            raise StoreUnreadable(
+                f"there is no adapter store at {quote(str(store_dir))}",
+                "publish an adapter first, or give the store's folder with --store",
+            )
+    except OSError as error:
+        kind = StoreUnwritable if create else StoreUnreadable
+        reason = error.strerror or error
+        raise kind(
+            f"the store {quote(str(store_dir))}: {reason}", "check the path and its rights"
+        ) from error
+    return create
+
+
+def note(store_dir: Path, url: URL) -> None:
+    """Mark that the store's versions are in that database, which could be opened."""
+    here, mark = address(url), store_dir / ELSEWHERE
+    with suppress(OSError):  # a store that can't be written is not collected either
+        if here != _own(store_dir) and store_dir.is_dir() and here not in _noted(store_dir):
+            with mark.open("a", encoding="utf-8") as file:
+                file.write(f"{here}\n")
+
+
+def check_only(store_dir: Path, url: URL) -> None:
+    """Raises StoreUnreadable where other catalogs than that may name the store's objects."""
+    here, own = address(url), _own(store_dir)
+    others = [each for each in _noted(store_dir) if each != here]
+    if here != own and (store_dir / DATABASE).exists():
+        others.append(own)
+    if others:
+        raise StoreUnreadable(
+            f"versions of the store {quote(str(store_dir))} may be in other catalogs than"
+            f" {quote(here)}: {', '.join(map(quote, others))}",
+            "nothing was removed: what only those name would be lost. If they are the same or not"
+            f" needed, delete their lines in {ELSEWHERE!r} there (or {DATABASE!r}), then try again",
+        )
+
+
+def address(url: URL) -> str:
+    """Where a database is, without who may enter."""
+    if url.get_backend_name() == "sqlite":
+        return f"sqlite:///{Path(url.database or '').resolve()}"
+    port = f":{url.port}" if url.port else ""
+    return f"{url.get_backend_name()}://{url.host or ''}{port}/{url.database or ''}"
+
+
+def _own(store_dir: Path) -> str:
+    return f"sqlite:///{(store_dir / DATABASE).resolve()}"
+
+
+def _noted(store_dir: Path) -> list[str]:
+    """In the order of their first use; none of a store that older programs marked."""
+    try:
+        return (store_dir / ELSEWHERE).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []

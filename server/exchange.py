@@ -184,4 +184,6 @@ class Exchange:
 
 def _code_of(call: Call) -> str | None:
     """The code of an error that vLLM's status does not tell apart from others."""
+    if call.engine_error == "EngineDeadError":  # vllm.v1.engine.exceptions
+        return "engine_dead"
     return "adapter_unhealthy" if call.repaired_values else None

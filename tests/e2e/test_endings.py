@@ -82,7 +82,7 @@ async def test_death_of_the_engine_of_the_server_and_of_patience_leave_nothing_b
     failed = await asyncio.wait_for(cold, 20)
     assert (failed.status_code, failed.json()["error"]["code"]) == (503, "adapter_load_failed")
     lines = await asyncio.wait_for(task, 10)
-    assert '"code": "internal_error"' in "".join(lines[-2:])
+    assert '"code": "engine_dead"' in "".join(lines[-2:])
     assert len(lines) < BODY["max_tokens"]
     refused = httpx2.post(f"{bereft.url}/v1/completions", json=BODY, timeout=5)
     assert refused.status_code == 503

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.trace import format_trace_id
+from standin_server import send_json
 
 from server.call import current_call
 from server.endpoints import INFERENCE_PATHS
@@ -239,6 +240,17 @@ async def test_an_adapter_that_the_engine_refuses_is_422_and_one_that_it_loses_5
         assert line["adapter"] == "red"
         assert line["digest"] == response.headers["x-lorry-adapter-digest"]
     assert (await house.chat("red")).status_code == 200
+
+
+async def test_a_call_that_the_engine_dies_under_is_told_so(house):
+    async def answer(scope, receive, send):
+        current_call.get().engine_error = "EngineDeadError"
+        await send_json(send, 500, {"error": {"message": "EngineCore encountered an issue."}})
+
+    house.inner.answer = answer
+    response = await house.chat("red")
+    assert (response.status_code, error_of(response)["code"]) == (500, "engine_dead")
+    assert (house.log[0]["error_code"], house.log[0]["outcome"]) == ("engine_dead", "error")
 
 
 class HangingUp:

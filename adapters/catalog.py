@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adapters import changes, database, place, schema
 from adapters.aliases import Alias, Target, check_split, select_aliases
+from adapters.errors import StoreUnreadable, quote
 from adapters.freshness import Freshness, watch
 from adapters.history import Event, select_events
 from adapters.names import STABLE, Reference, check_alias
@@ -57,14 +58,21 @@ class Catalog:
         self._known = _Known()
 
     @classmethod
-    def open(cls, store_dir: Path, url: str | None = None, create: bool = True) -> Self:
+    def open(
+        cls,
+        store_dir: Path,
+        url: str | None = None,
+        create: bool = True,
+        for_objects: bool = False,
+    ) -> Self:
         """Open the catalog of a store, or the one at a SQLAlchemy URL.
 
-        One of an older schema is brought to the present one. Raises StoreUnreadable,
+        One of an older schema is brought to the present one. `for_objects`: a store that has
+        objects and no catalog will do, and gets an empty one. Raises StoreUnreadable,
         StoreUnwritable, CatalogUnreadable or SchemaMismatch.
         """
         if not url:
-            may_create = place.find_own(store_dir, create=create)
+            may_create = place.find_own(store_dir, create=create, for_objects=for_objects)
             own = database.sqlite_url(store_dir / place.DATABASE)
             engine = database.open_engine(own, create=may_create)
         else:
@@ -76,6 +84,13 @@ class Catalog:
     def check_only(self, store_dir: Path) -> None:
         """Raises StoreUnreadable where other catalogs may name objects of that store."""
         place.check_only(store_dir, self._engine.url)
+        if not self.list_events(limit=1):
+            raise StoreUnreadable(
+                "the catalog has never had a version, so it can't tell which objects of"
+                f" {quote(str(store_dir))} are needed",
+                "nothing was removed: if the store's catalog was lost, bring it back; else publish"
+                " an adapter first",
+            )
 
     def refresh(self) -> None:
         """Forget what is remembered: somebody here changed the database past this object."""
@@ -153,10 +168,12 @@ class Catalog:
         aliases: Sequence[str] = (STABLE,),
         provenance: Mapping[str, Any] | None = None,
         actor: str,
+        any_base: bool = False,
     ) -> AdapterVersion:
         """Give a digest the next version of a name and point the aliases at it, in one step.
 
-        A digest that the name has already keeps its version; the aliases point at it then.
+        A digest that the name has already keeps its version; the aliases point at it then. Raises
+        OtherBase where that version is for another base, unless `any_base` will do.
         """
         for alias in aliases:
             check_alias(alias)
@@ -170,7 +187,7 @@ class Catalog:
             "provenance": None if provenance is None else dict(provenance),
         }
         with self._writing() as connection:
-            return changes.publish(connection, name, values, aliases, actor)
+            return changes.publish(connection, name, values, aliases, actor, any_base)
 
     def point(self, name: str, alias: str, version: int, *, actor: str) -> Alias:
         """Let an alias point at one version; raises BadName or AdapterNotFound."""

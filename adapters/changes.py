@@ -28,8 +28,10 @@ def publish(
     values: Mapping[str, Any],
     aliases: Sequence[str],
     actor: str,
+    any_base: bool = False,
 ) -> AdapterVersion:
-    number = _ensure_version(connection, name, values, actor)
+    """Raises OtherBase."""
+    number = _ensure_version(connection, name, values, actor, any_base)
     for alias in dict.fromkeys(aliases):
         point(connection, name, alias, {number: 1}, actor)
     return find_version(connection, name, number)
@@ -107,13 +109,15 @@ def find_version(connection: Connection, name: str, number: int) -> AdapterVersi
 
 
 def _ensure_version(
-    connection: Connection, name: str, values: Mapping[str, Any], actor: str
+    connection: Connection, name: str, values: Mapping[str, Any], actor: str, any_base: bool
 ) -> int:
     table, now = schema.versions, datetime.now(UTC)
     same = _is(table, name, digest=values["digest"])
     existing = connection.execute(select(table.c.number, table.c.base_digest).where(same)).first()
     if existing is not None:
-        _check_same_base(f"{name}@{existing.number}", existing.base_digest, values["base_digest"])
+        if not any_base:
+            label = f"{name}@{existing.number}"
+            check_same_base(label, existing.base_digest, values["base_digest"])
         return int(existing.number)
     number = _next_number(connection, name, now)
     connection.execute(insert(table).values(name=name, number=number, created_at=now, **values))
@@ -122,7 +126,8 @@ def _ensure_version(
     return number
 
 
-def _check_same_base(label: str, known: str | None, given: str | None) -> None:
+def check_same_base(label: str, known: str | None, given: str | None) -> None:
+    """Raises OtherBase."""
     if known and given and known != given:
         raise OtherBase(
             f"these bytes are {label} already, which was published for another base",

@@ -36,9 +36,11 @@ def collect(
     """Raises StoreBusy while publishers are at work, StoreUnwritable, or StoreUnreadable where
     other catalogs may name objects, too."""
     with store.alone(), _reported(store):
-        catalog.check_only(store.root)
+        digests = [*store.digests()]
+        if digests:
+            catalog.check_only(store.root)
         named = {version.digest for version in catalog.list_versions()}
-        orphans = {store.path(each): each for each in store.digests() if each not in named}
+        orphans = {store.path(each): each for each in digests if each not in named}
         candidates = [*orphans, *store.leftovers()]
         old_since = store.now() - min_age.total_seconds()
         let_go = _let_go(catalog, min_age)

@@ -14,20 +14,25 @@ from adapters.errors import StoreUnreadable, StoreUnwritable, quote
 DATABASE = "catalog.db"
 ELSEWHERE = "catalog-elsewhere"
 _BEGUN = ("lock", "objects")  # what a publisher makes before its catalog
+_UNKNOWN = "others, of a Lorry that did not note them"
+_POSTGRESQL_PORT = 5432
 
 
-def find_own(store_dir: Path, *, create: bool) -> bool:
-    """Whether the store's own database may be made; raises StoreUnreadable or StoreUnwritable."""
+def find_own(store_dir: Path, *, create: bool, for_objects: bool) -> bool:
+    """Whether the store's own database may be made; raises StoreUnreadable or StoreUnwritable.
+
+    `for_objects`: also where its publisher was killed before, or it was lost.
+    """
     if (store_dir / ELSEWHERE).exists():
         raise StoreUnreadable(
             f"the versions of the store {quote(str(store_dir))} are in a shared catalog",
-            f"give its address with --catalog or LORRY_CATALOG (or delete {ELSEWHERE!r} there)",
+            "give its address with --catalog or LORRY_CATALOG",
         )
     try:
         if create:
             store_dir.mkdir(parents=True, exist_ok=True)
-        # Whoever was to make its catalog was killed: all that there is are orphans.
-        create = create or all((store_dir / each).exists() for each in _BEGUN)
+        if for_objects:
+            create = create or all((store_dir / each).exists() for each in _BEGUN)
         if not create and not (store_dir / DATABASE).exists():
             raise StoreUnreadable(
                 f"there is no adapter store at {quote(str(store_dir))}",
@@ -47,14 +52,21 @@ def note(store_dir: Path, url: URL) -> None:
     here, mark = address(url), store_dir / ELSEWHERE
     with suppress(OSError):  # a store that can't be written is not collected either
         if here != _own(store_dir) and store_dir.is_dir() and here not in _noted(store_dir):
+            was_known = not mark.exists() or mark.stat().st_size > 0
             with mark.open("a", encoding="utf-8") as file:
-                file.write(f"{here}\n")
+                file.write(f"{here}\n" if was_known else f"{_UNKNOWN}\n{here}\n")
 
 
 def check_only(store_dir: Path, url: URL) -> None:
     """Raises StoreUnreadable where other catalogs than that may name the store's objects."""
     here, own = address(url), _own(store_dir)
-    others = [each for each in _noted(store_dir) if each != here]
+    noted = _noted(store_dir)
+    others = [each for each in noted if each != here]
+    if here != own and here not in noted and not others:
+        raise StoreUnreadable(
+            f"the store {quote(str(store_dir))} does not know the catalog {quote(here)}",
+            "nothing was removed: publish to it, or serve from it, with this catalog first",
+        )
     if here != own and (store_dir / DATABASE).exists():
         others.append(own)
     if others:
@@ -70,8 +82,9 @@ def address(url: URL) -> str:
     """Where a database is, without who may enter."""
     if url.get_backend_name() == "sqlite":
         return f"sqlite:///{Path(url.database or '').resolve()}"
-    port = f":{url.port}" if url.port else ""
-    return f"{url.get_backend_name()}://{url.host or ''}{port}/{url.database or ''}"
+    host, port = (url.query.get(key) for key in ("host", "port"))  # libpq takes them here, too
+    where = f"{url.host or host or ''}:{url.port or port or _POSTGRESQL_PORT}"
+    return f"{url.get_backend_name()}://{where}/{url.database or url.username or ''}"
 
 
 def _own(store_dir: Path) -> str:

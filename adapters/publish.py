@@ -11,6 +11,7 @@ from typing import Any
 from adapters.actor import current_user
 from adapters.base import BaseModel, read_base
 from adapters.catalog import AdapterVersion, Catalog
+from adapters.changes import check_same_base
 from adapters.checkpoint import Checkpoint, inspect_checkpoint, largest_weights
 from adapters.errors import AdapterNotFound, CheckpointInvalid, Problem, RemovedBefore
 from adapters.files import PROVENANCE, SERVED, read_object
@@ -75,6 +76,8 @@ def publish(
         # While the store is held: `gc` would take the object for an orphan until it has a version.
         with Catalog.open(objects.root, catalog_url) as catalog:
             if if_new and (known := _find_known(catalog, name, digest)):
+                if not allow_base_mismatch:
+                    check_same_base(known.label, known.base_digest, model.digest)
                 return known
             return catalog.publish(
                 name=name,
@@ -85,6 +88,7 @@ def publish(
                 aliases=aliases,
                 provenance=provenance,
                 actor=actor or current_user(),
+                any_base=allow_base_mismatch,
             )
 
 

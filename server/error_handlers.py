@@ -71,7 +71,8 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     said = "; ".join(
         f"{place[:128]}: {p['msg']}" for place, p in zip(places, problems, strict=True)
     )
-    if "json" not in request.headers.get("content-type", "") and "body" in places:
+    is_parsed = isinstance(error, RequestValidationError)  # by FastAPI, which asks for the header
+    if is_parsed and "json" not in request.headers.get("content-type", "") and "body" in places:
         said += "; a JSON body needs the header `Content-Type: application/json`"
     return _as_response(InvalidRequest(f"The request is not valid: {said}."[:2000]))
 

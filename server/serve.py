@@ -24,6 +24,7 @@ from rich.console import Console
 
 from adapters.base import read_base
 from adapters.catalog import Catalog
+from adapters.errors import AdapterError
 from adapters.store import Store
 from server.admin.publishing import Publisher
 from server.admin.router import create_router
@@ -160,12 +161,7 @@ class Server:
 
     async def _start_engine(self) -> RunningEngine:
         settings = self._settings
-        if await asyncio.to_thread(self._catalog.list_versions, settings.base_name):
-            logger.warning(
-                "there is an adapter called %s, as the base is: that name means the base. "
-                "Call the adapter %s:%s, or serve the base under --served-model-name.",
-                *(settings.base_name,) * 3,
-            )
+        await self._warn_of_namesake()
         self._stage("importing vLLM")
         start_engine = await asyncio.to_thread(_import_engine)
         self._stage(f"starting the engine ({settings.model}, {settings.quantization})")
@@ -185,6 +181,16 @@ class Server:
         host, port = self._listener.getsockname()[:2]
         self._say(f"ready on http://{host}:{port} after {time.time() - self._started:.1f} s")
         return running
+
+    async def _warn_of_namesake(self) -> None:
+        name = self._settings.base_name
+        with contextlib.suppress(AdapterError):  # a catalog that can't be read is told by others
+            if await asyncio.to_thread(self._catalog.list_versions, name):
+                logger.warning(
+                    "there is an adapter called %s, as the base is: that name means the base. "
+                    "Call the adapter %s:%s, or serve the base under --served-model-name.",
+                    *(name,) * 3,
+                )
 
     def _make_residency(self, running: RunningEngine) -> Residency:
         settings = self._settings

@@ -173,12 +173,14 @@ def _read_token(path: Path | None) -> str:
 
 
 @contextmanager
-def opened_store(store: Path, catalog: str | None) -> "Iterator[Catalog]":
+def opened_store(
+    store: Path, catalog: str | None, for_objects: bool = False
+) -> "Iterator[Catalog]":
     """The catalog of an existing store; its errors, and those of the block, are reported."""
     with reported():
         from adapters.catalog import Catalog
 
-        with Catalog.open(store, catalog, create=False) as found:
+        with Catalog.open(store, catalog, create=False, for_objects=for_objects) as found:
             yield found
 
 

@@ -27,7 +27,7 @@ def verify(
     store: StoreOption = DEFAULT_STORE, catalog: CatalogOption = None, as_json: JsonOption = False
 ) -> None:
     """Read every object again; exits 1 if one is damaged or missing."""
-    with opened_store(store, catalog) as index:
+    with opened_store(store, catalog, for_objects=True) as index:
         from dataclasses import asdict
 
         from adapters.audit import audit

@@ -58,11 +58,7 @@ class Shelf:
         _, residency = self._engine.get()
         async with self._pinning:
             version = await self._find(name, number)
-            others = [
-                each
-                for each in await asyncio.to_thread(self._catalog.pins)
-                if (each.name, each.version) != (name, number)
-            ]
+            others = await self._other_pins(version)
             if len(others) >= residency.most_pins:
                 raise PinsExceedCapacity(
                     f"{len(others)} versions are pinned, and this server can keep at most "
@@ -70,8 +66,13 @@ class Shelf:
                 )
             async with residency.lease(version, None):  # so that nobody takes its place meanwhile
                 pinned = await asyncio.to_thread(self._catalog.pin, name, number, actor=actor)
-                residency.pin([*others, pinned])
+                others = await self._other_pins(pinned)  # again: the load may have taken long
+                residency.pin([pinned, *others][: residency.most_pins])
             return pinned
+
+    async def _other_pins(self, than: AdapterVersion) -> list[AdapterVersion]:
+        pins = await asyncio.to_thread(self._catalog.pins)
+        return [each for each in pins if each.label != than.label]
 
     async def unpin(self, name: str, number: int, actor: str) -> AdapterVersion:
         return await asyncio.to_thread(self._catalog.unpin, name, number, actor=actor)

@@ -8,13 +8,20 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
-from adapters import lock
+from adapters import lock, place
 from adapters import store as store_module
 from adapters.audit import audit
 from adapters.catalog import Catalog
 from adapters.cleanup import Collected, collect
-from adapters.errors import CatalogUnreadable, StoreBusy, StoreUnreadable, StoreUnwritable
+from adapters.errors import (
+    CatalogUnreadable,
+    SchemaMismatch,
+    StoreBusy,
+    StoreUnreadable,
+    StoreUnwritable,
+)
 from adapters.publish import publish
 from adapters.store import Store
 
@@ -255,13 +262,57 @@ def test_a_stores_own_catalog_may_be_called_by_its_address(store) -> None:
     assert statuses(store) == ["ok"]
 
 
-def test_a_store_whose_first_publisher_was_killed_can_be_judged_and_cleaned(kit, tmp_path) -> None:
-    store = tmp_path / "store"
-    with Store(store).in_use(), Store(store).stage(kit.build().write(tmp_path / "a")) as staged:
-        Store(store).commit(staged)
-    with Catalog.open(store, create=False) as catalog:
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_a_store_that_lost_its_catalog_is_judged_and_nothing_of_it_is_taken(
+    store, kit, base_folder, tmp_path, is_empty
+) -> None:
+    """It looks like one whose first publisher was killed."""
+    for path in store.glob("catalog.db*"):
+        path.unlink()
+    if is_empty:
+        (store / "catalog.db").touch()
+    with pytest.raises((StoreUnreadable, SchemaMismatch)):
+        gc(store, min_age=NOW)
+    with Catalog.open(store, create=False, for_objects=True) as catalog:
         assert [finding.status for finding in audit(Store(store), catalog)] == ["orphan"]
-        assert len(collect(Store(store), catalog, min_age=NOW).orphans) == 1
-    (store / "catalog.db").write_bytes(b"")  # or killed a moment later
-    with Catalog.open(store, create=False) as catalog:
-        assert catalog.list_versions() == []
+        with pytest.raises(StoreUnreadable, match=r"never had a version.*nothing was removed"):
+            collect(Store(store), catalog, min_age=NOW)
+    # With the first version it is known what is needed.
+    publish(kit.build(seed=5).write(tmp_path / "a"), name="a", store=store, base=base_folder)
+    assert len(gc(store, min_age=NOW).orphans) == 1
+
+
+def test_a_catalog_that_the_store_does_not_know_collects_nothing(
+    store, kit, base_folder, tmp_path
+) -> None:
+    other, url = tmp_path / "other", f"sqlite:///{tmp_path / 'other.db'}"
+    folder = kit.build(seed=5).write(tmp_path / "a")
+    publish(folder, name="a", store=other, base=base_folder, catalog_url=url)
+    for path in store.glob("catalog.db*"):
+        path.unlink()
+    with Catalog.open(store, url, create=False) as catalog:
+        with pytest.raises(StoreUnreadable, match="does not know the catalog"):
+            collect(Store(store), catalog, min_age=NOW)
+        # As an older program left it, which did not say which catalogs there were.
+        (store / "catalog-elsewhere").touch()
+        with pytest.raises(StoreUnreadable, match="does not know the catalog"):
+            collect(Store(store), catalog, min_age=NOW)
+        publish(folder, name="a", store=store, base=base_folder, catalog_url=url)
+        with pytest.raises(StoreUnreadable, match="others, of a Lorry that did not note them"):
+            collect(Store(store), catalog, min_age=NOW)
+    assert len([*Store(store).digests()]) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_same"),
+    [
+        ("postgresql://ann:x@db/lorry", "postgresql+psycopg://bob:y@db:5432/lorry", True),
+        ("postgresql:///lorry?host=/run/a", "postgresql:///lorry?host=/run/b", False),
+        ("postgresql://db/lorry?port=5433", "postgresql://db/lorry", False),
+        ("postgresql://db/east", "postgresql://db/west", False),
+    ],
+)
+def test_a_database_is_known_by_where_it_is_and_not_by_who_enters(first, second, is_same) -> None:
+    one, other = (place.address(make_url(url)) for url in (first, second))
+    assert (one == other) is is_same
+    assert "ann" not in one

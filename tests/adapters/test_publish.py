@@ -79,6 +79,10 @@ def test_the_same_bytes_for_another_base_are_not_taken_for_a_version_of_this_one
     publish(folder, name="orders", store=store, base=wrong)
     with pytest.raises(OtherBase, match="remove orders@1"):
         publish(folder, name="orders", store=store, base=base_folder)
+    with pytest.raises(OtherBase):  # who watches a folder hears of it, too
+        publish(folder, name="orders", store=store, base=base_folder, if_new=True)
+    known = publish(folder, name="orders", store=store, base=base_folder, allow_base_mismatch=True)
+    assert known.label == "orders@1"
     with Catalog.open(store) as catalog:
         catalog.drop_alias("orders", "stable", actor="ann")
         catalog.remove("orders", 1, actor="ann")

@@ -76,6 +76,12 @@ class AdapterNotFound(AdapterError):
     code = "adapter_not_found"
 
 
+def no_such_adapter(name: str) -> AdapterNotFound:
+    return AdapterNotFound(
+        f"there is no adapter {quote(name)}", "list the adapters to see those there are"
+    )
+
+
 class AliasNotFound(AdapterError):
     code = "alias_not_found"
 

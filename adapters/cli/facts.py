@@ -15,7 +15,7 @@ from adapters.cli.options import (
     opened,
     print_json,
 )
-from adapters.errors import AdapterNotFound, quote
+from adapters.errors import no_such_adapter
 
 MAX_LIMIT = 1_000_000_000
 
@@ -88,9 +88,7 @@ def history(
     with opened(store, catalog, url, token_file) as index:
         events = index.list_events(name, limit)
         if name is not None and not events:
-            raise AdapterNotFound(
-                f"there is no adapter {quote(name)}", "`lorry adapters list` shows those there are"
-            )
+            raise no_such_adapter(name)
     if as_json:
         print_json([event.as_json() for event in events])
     else:

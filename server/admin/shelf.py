@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from adapters.catalog import AdapterVersion, Alias, Catalog
-from adapters.errors import AdapterNotFound
+from adapters.errors import no_such_adapter
 from adapters.names import STABLE, Reference, parse_reference
 from server.admin import views
 from server.engine_slot import EngineSlot
@@ -24,7 +24,7 @@ class Shelf:
         """All adapters, or the one of that name; raises AdapterNotFound."""
         versions = await asyncio.to_thread(self._catalog.list_versions, name)
         if name is not None and not versions:
-            raise _unknown(name)
+            raise no_such_adapter(name)
         aliases = await asyncio.to_thread(self._catalog.list_aliases, name)
         return views.describe_adapters(versions, aliases, await self._snapshot())
 
@@ -41,7 +41,7 @@ class Shelf:
         """The last changes to an adapter, or to any; raises AdapterNotFound where it had none."""
         events = await asyncio.to_thread(self._catalog.list_events, name, limit)
         if name is not None and not events:
-            raise _unknown(name)
+            raise no_such_adapter(name)
         return [views.describe_event(event) for event in events]
 
     async def point(self, name: str, alias: str, split: dict[int, int], actor: str) -> Alias:
@@ -138,7 +138,3 @@ class Shelf:
     async def _snapshot(self) -> views.Engine:
         residency = self._engine.residency
         return views.Engine(residency, await residency.held() if residency else {})
-
-
-def _unknown(name: str) -> AdapterNotFound:
-    return AdapterNotFound(f"there is no adapter {name!r}", "GET /admin/adapters lists them")

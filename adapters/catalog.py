@@ -72,7 +72,7 @@ class Catalog:
         StoreUnwritable, CatalogUnreadable or SchemaMismatch.
         """
         if not url:
-            may_create = place.find_own(store_dir, create=create, for_objects=for_objects)
+            may_create = place.may_make_own(store_dir, create=create, for_objects=for_objects)
             own = database.sqlite_url(store_dir / place.DATABASE)
             engine = database.open_engine(own, create=may_create)
         else:
@@ -81,8 +81,9 @@ class Catalog:
                 place.note(store_dir, engine.url)
         return cls(engine, watch(engine))
 
-    def check_only(self, store_dir: Path) -> None:
-        """Raises StoreUnreadable where other catalogs may name objects of that store."""
+    def check_collectable(self, store_dir: Path) -> None:
+        """Raises StoreUnreadable where the store may hold objects that this catalog would have to
+        name and does not: others name them, or it never had a version."""
         place.check_only(store_dir, self._engine.url)
         if not self.list_events(limit=1):
             raise StoreUnreadable(

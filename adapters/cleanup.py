@@ -33,12 +33,12 @@ class Collected:
 def collect(
     store: Store, catalog: Catalog, *, min_age: timedelta = MIN_AGE, dry_run: bool = False
 ) -> Collected:
-    """Raises StoreBusy while publishers are at work, StoreUnwritable, or StoreUnreadable where
-    other catalogs may name objects, too."""
+    """Raises StoreBusy while publishers are at work, StoreUnwritable, or StoreUnreadable as
+    Catalog.check_collectable does."""
     with store.alone(), _reported(store):
         digests = [*store.digests()]
         if digests:
-            catalog.check_only(store.root)
+            catalog.check_collectable(store.root)
         named = {version.digest for version in catalog.list_versions()}
         orphans = {store.path(each): each for each in digests if each not in named}
         candidates = [*orphans, *store.leftovers()]

@@ -4,7 +4,9 @@ To a catalog, the objects that only another one names are orphans. So a store th
 catalog elsewhere opens no empty one of its own, and `gc` asks here whether there are others.
 """
 
-from contextlib import suppress
+import errno
+import os
+import tempfile
 from pathlib import Path
 
 from sqlalchemy.engine import URL
@@ -16,9 +18,10 @@ ELSEWHERE = "catalog-elsewhere"
 _BEGUN = ("lock", "objects")  # what a publisher makes before its catalog
 _UNKNOWN = "others, of a Lorry that did not note them"
 _POSTGRESQL_PORT = 5432
+_CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
-def find_own(store_dir: Path, *, create: bool, for_objects: bool) -> bool:
+def may_make_own(store_dir: Path, *, create: bool, for_objects: bool) -> bool:
     """Whether the store's own database may be made; raises StoreUnreadable or StoreUnwritable.
 
     `for_objects`: also where its publisher was killed before, or it was lost.
@@ -48,13 +51,46 @@ def find_own(store_dir: Path, *, create: bool, for_objects: bool) -> bool:
 
 
 def note(store_dir: Path, url: URL) -> None:
-    """Mark that the store's versions are in that database, which could be opened."""
-    here, mark = address(url), store_dir / ELSEWHERE
-    with suppress(OSError):  # a store that can't be written is not collected either
-        if here != _own(store_dir) and store_dir.is_dir() and here not in _noted(store_dir):
-            was_known = not mark.exists() or mark.stat().st_size > 0
-            with mark.open("a", encoding="utf-8") as file:
-                file.write(f"{here}\n" if was_known else f"{_UNKNOWN}\n{here}\n")
+    """Mark that the store's versions are in that database, which could be opened.
+
+    Raises StoreUnwritable, except where all of the store is closed to us: it is not collected
+    from here either.
+    """
+    here = address(url)
+    if here == _own(store_dir) or not store_dir.is_dir():
+        return
+    try:
+        if here not in _noted(store_dir):
+            _add(store_dir, here)
+    except OSError as error:
+        if error.errno not in _CLOSED:
+            raise StoreUnwritable(
+                f"{ELSEWHERE!r} in the store {quote(str(store_dir))}: {error.strerror or error}",
+                "nothing was published: free space in the store, then try again",
+            ) from error
+
+
+def _add(store_dir: Path, line: str) -> None:
+    mark = store_dir / ELSEWHERE
+    if not mark.exists() and _make(store_dir, line):
+        return
+    with mark.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n" if mark.stat().st_size else f"{_UNKNOWN}\n{line}\n")
+
+
+def _make(store_dir: Path, line: str) -> bool:
+    """The mark with its first line, at once; an empty one is an older program's. Whether it was
+    not there."""
+    scratch = store_dir / "tmp"  # whose leftovers `gc` takes
+    scratch.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        whole = Path(folder) / ELSEWHERE
+        whole.write_text(f"{line}\n", encoding="utf-8")
+        try:
+            os.link(whole, store_dir / ELSEWHERE)
+        except FileExistsError:
+            return False
+    return True
 
 
 def check_only(store_dir: Path, url: URL) -> None:
@@ -94,6 +130,6 @@ def _own(store_dir: Path) -> str:
 def _noted(store_dir: Path) -> list[str]:
     """In the order of their first use; none of a store that older programs marked."""
     try:
-        return (store_dir / ELSEWHERE).read_text(encoding="utf-8").splitlines()
+        return (store_dir / ELSEWHERE).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []

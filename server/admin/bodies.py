@@ -6,11 +6,11 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from adapters.names import MAX_ALIAS, MAX_NAME, STABLE
+from adapters.names import MAX_ALIAS, MAX_NAME, MAX_VERSION, STABLE
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 AliasName = Annotated[str, Field(min_length=1, max_length=MAX_ALIAS)]
-Version = Annotated[int, Field(ge=1, le=999_999_999)]
+Version = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 Source = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00-\x1f]+$")]
 
 

@@ -5,7 +5,10 @@ import json
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -200,3 +203,19 @@ def _enter(catalog: Catalog, name: str = "orders", number: int = 1, **options) -
     facts = Checkpoint(8, 16.0, ("q_proj",), "somewhere", 1234, 4)
     defaults: dict[str, Any] = {"checkpoint": facts, "base": "tiny", "actor": "ann"}
     return catalog.publish(name=name, digest=f"sha256:{number:064x}", **(defaults | options))
+
+
+@pytest.fixture
+def serve() -> Iterator:
+    running = []
+
+    def start(handler, **options) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, **options))
+        running.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()

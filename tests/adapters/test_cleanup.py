@@ -1,5 +1,6 @@
 """What `gc` takes from a store, and above all what it does not."""
 
+import errno
 import multiprocessing
 import os
 import threading
@@ -316,3 +317,35 @@ def test_a_database_is_known_by_where_it_is_and_not_by_who_enters(first, second,
     one, other = (place.address(make_url(url)) for url in (first, second))
     assert (one == other) is is_same
     assert "ann" not in one
+
+
+def test_a_catalog_that_can_not_be_noted_is_not_published_to(store, tmp_path, monkeypatch) -> None:
+    """Else nothing would say that the store's own catalog is not the only one."""
+    failure = OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(*_):
+        raise failure
+
+    monkeypatch.setattr(place, "_add", fail)
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    with pytest.raises(StoreUnwritable, match="No space left"):
+        Catalog.open(store, url)
+    failure = OSError(errno.EROFS, "Read-only file system")  # of which nothing is collected
+    Catalog.open(store, url).close()
+
+
+def test_two_servers_that_note_their_catalogs_at_once_are_both_known(
+    store, tmp_path, monkeypatch
+) -> None:
+    link, quicker = os.link, f"sqlite:///{tmp_path / 'quicker.db'}"
+
+    def link_late(*names):
+        monkeypatch.setattr(os, "link", link)
+        Catalog.open(store, quicker).close()
+        link(*names)
+
+    monkeypatch.setattr(os, "link", link_late)
+    slower = f"sqlite:///{tmp_path / 'slower.db'}"
+    Catalog.open(store, slower).close()
+    assert (store / "catalog-elsewhere").read_text().splitlines() == [quicker, slower]
+    assert list((store / "tmp").iterdir()) == []

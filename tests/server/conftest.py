@@ -12,6 +12,7 @@ import httpx2
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
+from residency_stage import Stage
 from standin_server import (
     BASE,
     TOKEN,
@@ -104,3 +105,10 @@ async def house(tmp_path: Path, metrics: Metrics) -> AsyncIterator[House]:
             )
         logger.removeHandler(handler)
         tracing.close()
+
+
+@pytest.fixture
+def stage(tmp_path: Path, metrics: Metrics) -> Iterator[Stage]:
+    stage = Stage(tmp_path, metrics)
+    yield stage
+    stage.catalog.close()

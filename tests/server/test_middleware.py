@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.trace import format_trace_id
-from standin_server import send_json
+from standin_server import scope_of, send_json
 
 from server.call import current_call
 from server.endpoints import INFERENCE_PATHS
@@ -269,20 +269,6 @@ class HangingUp:
 
     async def send(self, message):
         self.sent.append(message)
-
-
-def scope_of(path: str) -> dict[str, Any]:
-    return {
-        "type": "http",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": [],
-        "http_version": "1.1",
-        "root_path": "",
-        "scheme": "http",
-    }
 
 
 @pytest.mark.parametrize("sends_something_at_last", [True, False])

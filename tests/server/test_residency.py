@@ -5,55 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import AsyncExitStack
-from types import SimpleNamespace
 
 import pytest
-from standin_server import StandInEngine, publish, residency_of
+from residency_stage import new_call
 
-from adapters.catalog import Catalog
-from adapters.errors import BaseUnreadable, ObjectMissing
 from server.errors import AdapterInUse, AdapterUnusable, Unavailable
 from server.loading import EngineGone, EngineRefusal
-from server.pins import Pins
 from server.servable import Servable
-
-
-def new_call():
-    return SimpleNamespace(load_started=None, load_ended=None)
-
-
-class Stage:
-    def __init__(self, tmp_path, metrics, capacity=2, wait_seconds=1.0):
-        self.engine = StandInEngine()
-        self.metrics = metrics
-        self.unfit = self.lost = False
-        self.catalog = Catalog.open(tmp_path / "store")
-        self.residency = residency_of(
-            self.engine, metrics, tmp_path, self.check, capacity, wait_seconds
-        )
-
-    def check(self, version):
-        if self.lost:
-            raise ObjectMissing("the store has no such object", "publish it again")
-        if self.unfit:
-            raise BaseUnreadable("its q_proj is too wide", "publish one that fits")
-
-    def version(self, name, rank=8, **given):
-        return publish(self.catalog, name, rank, **given)
-
-    async def use(self, version, call=None):
-        async with self.residency.lease(version, call or new_call()) as adapter:
-            return adapter
-
-    def resident(self):
-        return {resident.load.version.label for resident in self.residency.residents.values()}
-
-
-@pytest.fixture
-def stage(tmp_path, metrics):
-    stage = Stage(tmp_path, metrics)
-    yield stage
-    stage.catalog.close()
 
 
 async def test_a_cold_adapter_is_loaded_once_however_many_ask(stage):
@@ -107,57 +65,6 @@ async def test_an_adapter_that_still_runs_in_the_engine_is_not_evicted(stage):
     await stage.use(blue)  # green goes, though red is colder
 
     assert stage.resident() == {"red@1", "blue@1"}
-
-
-async def test_a_place_that_becomes_free_is_taken_by_the_one_that_waits(stage):
-    red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
-    async with AsyncExitStack() as leases:
-        await leases.enter_async_context(stage.residency.lease(red, new_call()))
-        async with stage.residency.lease(green, new_call()):
-            waiting = asyncio.create_task(stage.use(blue))
-            await asyncio.sleep(0.05)
-            assert not waiting.done()
-        assert (await waiting).engine_name.startswith("blue@1")
-
-
-async def test_those_who_ask_for_one_adapter_wait_in_one_place_of_the_queue(stage):
-    red, green, blue, grey = (stage.version(name) for name in ("red", "green", "blue", "grey"))
-    async with AsyncExitStack() as leases:
-        await leases.enter_async_context(stage.residency.lease(red, new_call()))
-        async with stage.residency.lease(green, new_call()):
-            waiting = [asyncio.create_task(stage.use(each)) for each in (blue, grey, blue)]
-            await asyncio.sleep(0.05)
-        first, last = await asyncio.wait_for(asyncio.gather(waiting[0], waiting[2]), 2)
-        assert first.engine_name == last.engine_name
-    await waiting[1]
-
-
-async def test_for_callers_who_hung_up_in_the_queue_nobody_has_to_leave(stage):
-    red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
-    async with AsyncExitStack() as leases:
-        for version in (red, green):
-            await leases.enter_async_context(stage.residency.lease(version, new_call()))
-        waiting = [asyncio.create_task(stage.use(blue)) for _ in range(3)]
-        await asyncio.sleep(0)
-        for each in waiting:
-            each.cancel()
-        await asyncio.wait(waiting)
-    await asyncio.sleep(0.05)
-    assert stage.resident() == {"red@1", "green@1"}
-    assert len(stage.engine.asked) == 2
-    assert (await stage.use(blue)).engine_name.startswith("blue@1")  # which had given up
-
-
-async def test_one_who_hangs_up_takes_no_turn_away_from_those_who_wait_with_it(stage):
-    red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
-    async with AsyncExitStack() as leases:
-        for version in (red, green):
-            await leases.enter_async_context(stage.residency.lease(version, new_call()))
-        first, second = (asyncio.create_task(stage.use(blue)) for _ in range(2))
-        await asyncio.sleep(0)
-        first.cancel()
-        await asyncio.wait({first})
-    assert (await second).engine_name.startswith("blue@1")
 
 
 @pytest.mark.parametrize(
@@ -262,19 +169,6 @@ async def test_a_slow_load_keeps_no_other_waiting(stage):
     assert stage.resident() == {"red@1", "green@1"}
 
 
-async def test_places_are_given_in_the_order_they_were_asked_for(stage):
-    red, green, *late = (stage.version(name) for name in ("red", "green", "a", "b", "c"))
-    async with AsyncExitStack() as leases:
-        for version in (red, green):
-            await leases.enter_async_context(stage.residency.lease(version, new_call()))
-        waiting = []
-        for version in late:
-            waiting.append(asyncio.create_task(stage.use(version)))
-            await asyncio.sleep(0)
-    await asyncio.gather(*waiting)
-    assert [name[:3] for name in stage.engine.names[2:]] == ["a@1", "b@1", "c@1"]
-
-
 async def test_who_waits_for_a_load_that_takes_too_long_is_told_and_the_load_goes_on(stage):
     stage.residency._wait_seconds = 0.05
     version = stage.version("red")
@@ -285,52 +179,6 @@ async def test_who_waits_for_a_load_that_takes_too_long_is_told_and_the_load_goe
     stage.engine.gate.set()
     await stage.use(version)
     assert stage.engine.asked == [1]
-
-
-async def test_a_pinned_version_is_loaded_and_never_evicted(stage):
-    _, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
-    stage.catalog.pin("red", 1, actor="test")
-    pins = Pins(stage.catalog, stage.residency)
-    await pins.settle()
-    assert stage.resident() == {"red@1"}
-    for version in (green, blue, green, blue):
-        await stage.use(version)
-    assert stage.resident() == {"red@1", "blue@1"}
-    assert stage.engine.asked[0] not in stage.engine.removed
-
-    stage.catalog.unpin("red", 1, actor="test")
-    await pins.settle()
-    for version in (green, blue):
-        await stage.use(version)
-    assert stage.resident() == {"green@1", "blue@1"}
-
-
-async def test_more_pins_than_places_leave_one_place_for_everybody_else(stage, caplog):
-    names = ("red", "green", "blue")
-    versions = [stage.version(name) for name in names]
-    for name in names:
-        stage.catalog.pin(name, 1, actor="test")
-    pins = Pins(stage.catalog, stage.residency)
-    await pins.settle()
-    await pins.settle()
-    assert len(stage.engine.loaded) == 1
-    for version in versions:
-        await stage.use(version)
-    assert caplog.text.count("3 versions are pinned and only 1 places can be") == 1
-
-
-async def test_a_pinned_version_that_cannot_be_loaded_is_tried_again_but_not_at_once(stage):
-    stage.version("red")
-    stage.catalog.pin("red", 1, actor="test")
-    stage.lost = True
-    pins = Pins(stage.catalog, stage.residency)
-    for _ in range(3):
-        await pins.settle()
-    assert stage.engine.removed == [1]  # one try
-    pins._retry_at.clear()
-    stage.lost = False
-    await pins.settle()
-    assert stage.resident() == {"red@1"}
 
 
 async def test_unload_waits_for_leases_and_frees_the_place(stage):

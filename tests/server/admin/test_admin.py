@@ -7,7 +7,7 @@ import hashlib
 import json
 
 import pytest
-from standin_server import BASE, TOKEN, publish
+from standin_server import BASE, TOKEN, publish, scope_of
 
 from server.admin import publishing
 from server.admin.guard import AdminGuard
@@ -396,17 +396,3 @@ async def test_what_is_cut_off_when_the_server_ends_is_told_so(house):
     await call
     assert sent[0]["status"] == 503
     assert json.loads(sent[1]["body"])["error"]["code"] == "draining"
-
-
-def scope_of(path, headers):
-    return {
-        "type": "http",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": headers,
-        "http_version": "1.1",
-        "root_path": "",
-        "scheme": "http",
-    }

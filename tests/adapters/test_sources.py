@@ -26,7 +26,6 @@ from adapters.publish import publish
 from adapters.sources import fetched, redact
 from adapters.store import Store
 
-COMMIT = "c0ffee" + "0" * 34
 WEIGHTS = "adapter_model.safetensors"
 
 

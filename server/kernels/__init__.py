@@ -54,8 +54,9 @@ def _install() -> None:
     if not is_known_vllm():
         _warn_of(vllm.__version__)
         return
-    from server.kernels import compilation
+    from server.kernels import compilation, frames
 
+    frames.install()
     CpuPlatform.get_punica_wrapper = classmethod(_prepare_adapters)
     compilation.install()
     if _has_nf4():

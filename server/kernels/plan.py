@@ -4,7 +4,9 @@ Its place in memory never changes, so a compiled model can hold on to it. Knows 
 
     [segments, where the rows start, (slot, rank, first row, rows) per segment ..., rows ...]
 
-Rows that no segment names are never read nor written.
+Rows that no segment names are never read nor written. What depends on the batch alone is settled
+here, once a step, and not by every layer: how rows are cut, and the order of the segments, which is
+that of the batch, as x and y were written.
 """
 
 from collections.abc import Sequence
@@ -14,11 +16,12 @@ import numpy as np
 import torch
 
 _RANK_STEP = 8  # of the native kernels; slots are padded with zeros
+_SEGMENT_ROWS = 96  # at most: a share of a long prompt for each thread
 
 
 @dataclass(frozen=True)
 class Segment:
-    """The rows that one slot serves, in the order of the batch."""
+    """Rows that one slot serves, in the order of the batch; a slot may have several."""
 
     slot: int
     rank: int
@@ -27,8 +30,9 @@ class Segment:
 
 def make_plan(max_rows: int, max_slots: int) -> torch.Tensor:
     """A plan without segments that has room for any batch."""
-    plan = torch.zeros(2 + 4 * max_slots + max_rows, dtype=torch.int32)
-    plan[1] = 2 + 4 * max_slots
+    start = 2 + 4 * (max_slots + max_rows // _SEGMENT_ROWS)
+    plan = torch.zeros(start + max_rows, dtype=torch.int32)
+    plan[1] = start
     return plan
 
 
@@ -36,14 +40,21 @@ def write_plan(plan: torch.Tensor, slots: torch.Tensor, ranks: Sequence[int]) ->
     """Plan for `slots`, which holds each row's slot or -1; `ranks` holds each slot's rank."""
     of_rows = slots.numpy()
     order = np.argsort(of_rows, kind="stable")[np.count_nonzero(of_rows < 0) :]
-    used, first, counts = np.unique(of_rows[order], return_index=True, return_counts=True)
-    array = plan.numpy()
-    start = int(array[1])
-    array[0] = len(used)
-    for index, (slot, begin, count) in enumerate(zip(used, first, counts, strict=True)):
-        rank = -(-ranks[slot] // _RANK_STEP) * _RANK_STEP
-        array[2 + 4 * index : 6 + 4 * index] = slot, rank, begin, count
-    array[start : start + len(order)] = order
+    by_slot = np.split(order, np.flatnonzero(np.diff(of_rows[order])) + 1)
+    segments = [
+        rows[first : first + _SEGMENT_ROWS]
+        for rows in by_slot
+        for first in range(0, len(rows), _SEGMENT_ROWS)
+    ]
+    segments.sort(key=lambda rows: int(rows[0]))
+    array, at = plan.numpy(), 0
+    array[0] = len(segments)
+    table, of_segments = array[2 : array[1]].reshape(-1, 4), array[array[1] :]
+    for line, rows in zip(table, segments, strict=False):
+        slot = of_rows[rows[0]]
+        line[:] = slot, -(-ranks[slot] // _RANK_STEP) * _RANK_STEP, at, len(rows)
+        of_segments[at : at + len(rows)] = rows
+        at += len(rows)
 
 
 def segments_of(plan: torch.Tensor) -> list[Segment]:

@@ -52,67 +52,79 @@ class LoraJob {
     check();
     check_plan();
     shrunk_ = at::empty({slices(), plan_.count(), max_rank()}, of.x.options());
-    cut();
   }
 
-  int64_t shrinks() const { return shrinks_.size(); }
-  int64_t expands() const { return expands_.size(); }
+  // Pieces are in the order of the plan's segments, which is that of the batch, as x and y were
+  // written: first rows by the first thread.
+  int64_t shrinks() const { return plan_.segments() * shrinks_of_segment(); }
+  int64_t expands() const { return plan_.segments() * stretches_.size(); }
 
   void shrink(int64_t i) const {
-    const Piece& p = shrinks_[i];
-    lora_.shrink(read(of_.x), of_.x.stride(0), plan_.rows() + p.first_row(), p.rows, a_of(p),
-                 width(), p.ranks, of_.scale, shrunk_at(p) + p.rank, max_rank());
+    const int32_t* segment = plan_.segment(i / shrinks_of_segment());
+    const int slice = i % shrinks_of_segment() / rank_steps(), rank = i % rank_steps() * kRanks;
+    const int ranks = std::min(kRanks, segment[1] - rank);
+    if (ranks <= 0) return;
+    lora_.shrink(read(of_.x), of_.x.stride(0), rows_of(segment), segment[3],
+                 a_of(slice, segment[0]) + rank * width(), width(), ranks, of_.scale,
+                 shrunk_at(slice, segment) + rank, max_rank());
   }
 
   // After all of shrink.
   void expand(int64_t i) const {
-    const Piece& p = expands_[i];
+    const int32_t* segment = plan_.segment(i / stretches_.size());
+    const Stretch& to = stretches_[i % stretches_.size()];
     const int64_t count = lora_.expand(
-        {write(of_.y) + starts_[p.slice], of_.y.stride(0), plan_.rows() + p.first_row(), p.rows,
-         shrunk_at(p), max_rank(), b_of(p), max_rank(), p.segment[1], float(of_.bound), of_.add},
-        p.column, p.column + p.columns);
-    if (count) std::atomic_ref<int64_t>(repaired_[p.segment[0]]).fetch_add(count);
+        {write(of_.y) + to.start, of_.y.stride(0), rows_of(segment), segment[3],
+         shrunk_at(to.slice, segment), max_rank(), b_of(to.slice, segment[0]), max_rank(),
+         segment[1], float(of_.bound), of_.add},
+        to.first, to.last);
+    if (count) std::atomic_ref<int64_t>(repaired_[segment[0]]).fetch_add(count);
   }
 
  private:
-  struct Piece {
-    const int32_t* segment;
-    int slice, row, rows, rank, ranks;
-    int64_t column, columns;
-    int first_row() const { return segment[2] + row; }
+  // Columns first to last of a slice, which starts at y's column `start`.
+  struct Stretch {
+    int slice;
+    int64_t start, first, last;
   };
-  static constexpr int kRows = 96, kRanks = 16, kColumns = 512;  // of one piece
+  static constexpr int kRanks = 16, kColumns = 512;  // of one piece
 
   int slices() const { return of_.a.size(); }
   int64_t slots() const { return of_.a[0].size(0); }
   int64_t max_rank() const { return of_.a[0].size(2); }
   int64_t width() const { return of_.a[0].size(3); }
+  int64_t rank_steps() const { return (max_rank() + kRanks - 1) / kRanks; }
+  int64_t shrinks_of_segment() const { return slices() * rank_steps(); }
 
-  const bf16* a_of(const Piece& p) const {
-    return read(of_.a[p.slice]) + (p.segment[0] * max_rank() + p.rank) * width();
+  const int32_t* rows_of(const int32_t* segment) const { return plan_.rows() + segment[2]; }
+  const bf16* a_of(int slice, int64_t slot) const {
+    return read(of_.a[slice]) + slot * max_rank() * width();
   }
-  const bf16* b_of(const Piece& p) const {
-    return read(of_.b[p.slice]) + p.segment[0] * of_.b[p.slice].size(2) * max_rank();
+  const bf16* b_of(int slice, int64_t slot) const {
+    return read(of_.b[slice]) + slot * of_.b[slice].size(2) * max_rank();
   }
-  bf16* shrunk_at(const Piece& p) const {
-    return write(shrunk_) + (p.slice * shrunk_.size(1) + p.first_row()) * max_rank();
+  bf16* shrunk_at(int slice, const int32_t* segment) const {
+    return write(shrunk_) + (slice * shrunk_.size(1) + segment[2]) * max_rank();
   }
 
   void check() {
     check_rows(of_.y, "y");
     check_rows(of_.x, "x");
     TORCH_CHECK(of_.a.size() == of_.b.size() && !of_.a.empty());
-    starts_.push_back(0);
+    int64_t start = 0;
     for (int i = 0; i < slices(); ++i) {
       const Tensor &a = of_.a[i], &b = of_.b[i];
       check_slots(a, "a");
       check_slots(b, "b");
       TORCH_CHECK(a.size(2) == max_rank() && b.size(3) == max_rank() && a.size(3) == width());
       TORCH_CHECK(a.size(0) == slots() && b.size(0) == slots());
-      starts_.push_back(starts_.back() + b.size(2));
+      const int64_t columns = b.size(2);
+      for (int64_t first = 0; first < columns; first += kColumns)
+        stretches_.push_back({i, start, first, std::min(first + kColumns, columns)});
+      start += columns;
     }
     TORCH_CHECK(of_.x.size(1) == width() && max_rank() % kRankStep == 0);
-    TORCH_CHECK(starts_.back() <= of_.y.size(1), "B has more columns than y");
+    TORCH_CHECK(start <= of_.y.size(1), "B has more columns than y");
     TORCH_CHECK(of_.repaired.is_contiguous() && of_.repaired.numel() >= slots());
   }
 
@@ -128,34 +140,12 @@ class LoraJob {
                 "fewer rows than the batch has tokens");
   }
 
-  // In the order of the batch, which is how x and y were written: first rows by the first thread.
-  void cut() {
-    for (int i = 0; i < plan_.segments(); ++i) {
-      const int32_t* segment = plan_.segment(i);
-      for (int row = 0, count = segment[3]; row < count; row += kRows)
-        for (int slice = 0; slice < slices(); ++slice) {
-          const int rows = std::min(kRows, count - row);
-          for (int rank = 0; rank < segment[1]; rank += kRanks)
-            shrinks_.push_back(
-                {segment, slice, row, rows, rank, std::min(kRanks, segment[1] - rank), 0, 0});
-          const int64_t columns = of_.b[slice].size(2);
-          for (int64_t column = 0; column < columns; column += kColumns)
-            expands_.push_back({segment, slice, row, rows, 0, 0, column,
-                                std::min<int64_t>(kColumns, columns - column)});
-        }
-    }
-    const auto by_rows = [&](const Piece& p) { return plan_.rows()[p.first_row()]; };
-    std::ranges::stable_sort(shrinks_, {}, by_rows);
-    std::ranges::stable_sort(expands_, {}, by_rows);
-  }
-
   const LoraOperands of_;
   const Plan plan_;
   int64_t* const repaired_;
   const LoraKernels& lora_;
   Tensor shrunk_;  // (slices, rows, ranks)
-  std::vector<int64_t> starts_;
-  std::vector<Piece> shrinks_, expands_;
+  std::vector<Stretch> stretches_;
 };
 
 }  // namespace lorry

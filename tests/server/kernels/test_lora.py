@@ -345,6 +345,24 @@ def test_a_plan_names_each_slots_rows_and_its_rank_in_eights() -> None:
     plan = make_plan(max_rows=8, max_slots=6)
     write_plan(plan, torch.tensor([BASE, 2, 2, 5, BASE, 5, 0]), ranks=[16, 0, 3, 0, 0, 9])
     told = [(s.slot, s.rank, s.rows.tolist()) for s in segments_of(plan)]
-    assert told == [(0, 16, [6]), (2, 8, [1, 2]), (5, 16, [3, 5])]
+    assert told == [(2, 8, [1, 2]), (5, 16, [3, 5]), (0, 16, [6])]
     write_plan(plan, torch.tensor([BASE] * 8), ranks=[16] * 6)
     assert segments_of(plan) == []
+
+
+def test_a_plan_cuts_long_runs_and_has_room_for_every_batch() -> None:
+    rows = 96 * 4 - 1
+    for slots in (
+        torch.zeros(rows, dtype=torch.long),
+        torch.arange(rows) % 3,
+        torch.arange(rows).clamp(max=97) // 97,  # 97 of one slot, one left over, and the others
+        torch.tensor([0, 1] + [2] * (rows - 2)),
+    ):
+        plan = make_plan(max_rows=rows, max_slots=3)
+        write_plan(plan, slots, ranks=[8, 16, 24])
+        segments = segments_of(plan)
+        assert all(1 <= len(segment.rows) <= 96 for segment in segments)
+        assert all((slots[each.rows] == each.slot).all() for each in segments)
+        assert sorted(torch.cat([each.rows for each in segments]).tolist()) == list(range(rows))
+        firsts = [int(segment.rows[0]) for segment in segments]
+        assert firsts == sorted(firsts)

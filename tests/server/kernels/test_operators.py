@@ -63,7 +63,7 @@ def test_kernels_that_do_not_load_are_done_without_and_one_line_says_so(
 
 @unhurried
 @given(
-    rows=st.integers(1, 130),
+    rows=st.integers(1, 130) | st.integers(130, 300),
     ranks=st.lists(st.integers(1, 64), min_size=1, max_size=5),
     widths=st.lists(st.sampled_from([1, 15, 16, 33, 40, 520]), min_size=1, max_size=3).map(tuple),
     width=st.sampled_from([1, 15, 16, 17, 31, 32, 100, 256]),

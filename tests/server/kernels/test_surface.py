@@ -47,6 +47,8 @@ SYMBOLS = {
     "vllm.v1.engine.core:EngineCore.collective_rpc",
     "vllm.v1.engine.core:EngineCoreProc._handle_client_request",
     "vllm.v1.engine.core:EngineCoreProc.process_input_sockets",
+    "vllm.v1.engine.core:EngineCoreProc.run_busy_loop",
+    "vllm.v1.executor.multiproc_executor:WorkerProc.worker_busy_loop",
     "vllm.v1.engine.core_client:AsyncMPClient.call_utility_async",
     "vllm.v1.executor.uniproc_executor:UniProcExecutor.collective_rpc",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_nans_in_logits",
@@ -113,6 +115,14 @@ ASSUMPTIONS = {
     "the plugin is loaded where EngineCore is, before it is built": (
         "vllm.v1.engine.core",
         "load_general_plugins()",
+    ),
+    "a process enters its loop after the plugin is loaded, by its name": (
+        "vllm.v1.engine.core",
+        "            engine_core.run_busy_loop()",
+    ),
+    "and a worker's process, too": (
+        "vllm.v1.executor.multiproc_executor",
+        "            worker.worker_busy_loop()",
     ),
     "a utility may answer with a future, and is answered when that is done": (
         "vllm.v1.engine.core",

@@ -83,9 +83,10 @@ def _has_nf4() -> bool:
 
 def _prepare_adapters(platform: object) -> str:
     """vLLM asks for the wrapper where adapters will be served, and only there."""
-    from server.kernels import slots
+    from server.kernels import residents, slots
 
     slots.install()
+    residents.install()
     if _has_nf4():
         from server.kernels import nf4
 

@@ -43,6 +43,7 @@ SYMBOLS = {
     "vllm.lora.request:LoRARequest",
     "vllm.lora.worker_manager:LRUCacheWorkerLoRAManager._load_adapter",
     "vllm.lora.worker_manager:LRUCacheWorkerLoRAManager.add_adapter",
+    "vllm.lora.worker_manager:WorkerLoRAManager.list_adapters",
     "vllm.v1.engine:EngineCoreRequestType",
     "vllm.v1.engine.core:EngineCore.collective_rpc",
     "vllm.v1.engine.core:EngineCoreProc._handle_client_request",
@@ -107,6 +108,10 @@ ASSUMPTIONS = {
         "vllm.lora.worker_manager",
         "lora_request.lora_int_id not in self.list_adapters()",
         "            self._adapter_manager.activate_adapter(lora_request.lora_int_id)",
+    ),
+    "and which are there is this, which is all that anybody wants of the list": (
+        "vllm.lora.worker_manager",
+        "        return set(self._adapter_manager.list_adapters())",
     ),
     "an adapter that is not there is loaded by this method of the manager": (
         "vllm.lora.worker_manager",

@@ -44,16 +44,20 @@ def entries(quantization: Quantization) -> dict[str, Entry]:
     }
 
 
-def measure(quantization: Quantization, rounds: int, out: Path) -> list[dict[str, str | float]]:
+def measure(quantization: Quantization, rounds: int, sides: Sides) -> list[dict[str, str | float]]:
+    """A line for each side.
+
+    Raises:
+        SideFailed: one of them did, so there is nothing to set side by side.
+    """
     sides_of = entries(quantization)
     took: dict[Entry, list[float]] = {entry: [] for entry in sides_of.values()}
-    with Sides(prepare(out, NARROW)) as sides:
-        sides.start(list({entry.side: None for entry in sides_of.values()}))
-        for entry in sides_of.values():
-            run(sides, entry.side, entry.workload.warm_up(), _WARM_SEED)
-        for number in range(rounds):
-            for entry in rotate(list(took), number):
-                took[entry].append(run(sides, entry.side, entry.workload, number))
+    sides.start(list({entry.side: None for entry in took}))
+    for entry in took:
+        run(sides, entry.side, entry.workload.warm_up(), _WARM_SEED)
+    for number in range(rounds):
+        for entry in rotate(list(took), number):
+            took[entry].append(run(sides, entry.side, entry.workload, number))
     base = took[sides_of["base"]]
     return [
         {"side": name, "ms a step": _median(took[entry]), "more": _median(_less(took[entry], base))}
@@ -85,7 +89,8 @@ def main() -> None:
     parser.add_argument("--quantization", choices=get_args(Quantization), default="bitsandbytes")
     parser.add_argument("--out", type=Path, default=Path(".lorry/bench"))
     options = parser.parse_args()
-    table = measure(options.quantization, options.rounds, options.out)
+    with Sides(prepare(options.out, NARROW)) as sides:
+        table = measure(options.quantization, options.rounds, sides)
     for line in table:
         print("  ".join(f"{name} {value}" for name, value in line.items()))  # noqa: T201
     print(json.dumps(table))  # noqa: T201

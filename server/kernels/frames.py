@@ -10,13 +10,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-# Where a process of vLLM's spends its life, in the steps it makes or in those it is told to make.
+# Where a process of vLLM's spends its life: the engine's, and a worker's where it has its own. The
+# loop of data parallelism, which no processor needs, is another one.
 _LOOPS = (
     ("vllm.v1.engine.core", "EngineCoreProc", "run_busy_loop"),
     ("vllm.v1.executor.multiproc_executor", "WorkerProc", "worker_busy_loop"),
 )
-# Of 8 bytes. The chunk has up to twice as many, and what is left of them is for the frames below: a
-# model of 12 layers with LoRA takes some 10 KiB. Pages that nobody touches are no memory.
+# Of 8 bytes. A chunk's size is 16 KiB doubled until all fits, and with what goes beside it such a
+# frame does not fit into 256 KiB: so half of 512 is for the frames below, of which a compiled model
+# of 12 layers with LoRA takes some 10. Pages that nobody touches are no memory.
 _FRAME_WORDS = 32 * 1024
 
 

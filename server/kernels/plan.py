@@ -50,7 +50,7 @@ def write_plan(plan: torch.Tensor, slots: torch.Tensor, ranks: Sequence[int]) ->
     array, at = plan.numpy(), 0
     array[0] = len(segments)
     table, of_segments = array[2 : array[1]].reshape(-1, 4), array[array[1] :]
-    for line, rows in zip(table, segments, strict=False):
+    for line, rows in zip(table[: len(segments)], segments, strict=True):
         slot = of_rows[rows[0]]
         line[:] = slot, -(-ranks[slot] // _RANK_STEP) * _RANK_STEP, at, len(rows)
         of_segments[at : at + len(rows)] = rows

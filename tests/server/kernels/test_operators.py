@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.kernels import operators
-from server.kernels.plan import make_plan, write_plan
+from server.kernels.plan import make_plan, segments_of, write_plan
 from server.preflight import read_cpu_flags
 
 needs_native = pytest.mark.skipif(
@@ -99,7 +99,7 @@ def test_what_is_not_finite_in_the_base_stays_as_it_is(native):
     torch.ops.lorry.lora_linear_(expected, *rest)
     for column, value in ((0, torch.nan), (39, torch.nan), (7, torch.inf), (38, -torch.inf)):
         y[:, column] = expected[:, column] = value
-    rows = rest[3][6:].long()[: int(rest[3][5])]
+    rows = torch.cat([segment.rows for segment in segments_of(rest[3])])
     torch.ops.lorry.lora_linear_(y, *rest)
     torch.testing.assert_close(y[rows], expected[rows], rtol=0, atol=0, equal_nan=True)
 
@@ -120,7 +120,7 @@ def test_both_repair_and_count_the_same_values(native, poison, columns):
         others = [c for c in range(40) if c not in range(40)[columns]]
         assert torch.equal(y[:, others], healthy[:, others])
         counts.append(repaired.tolist())
-        rows_of_slot_1 = int(plan[2 + 4 + 3])
+        rows_of_slot_1 = sum(len(each.rows) for each in segments_of(plan) if each.slot == 1)
     assert counts == [[0, 5 * rows_of_slot_1]] * 2
 
 

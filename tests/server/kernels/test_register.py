@@ -72,14 +72,19 @@ def test_vllm_finds_the_plugin_by_its_entry_point() -> None:
     assert entry_point.load() is register
 
 
-def test_an_engine_process_of_a_server_gets_the_wrapper_and_the_watchdog() -> None:
+def test_an_engine_process_of_a_server_gets_all_of_it() -> None:
     code = """
 import json, threading
+from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.executor.multiproc_executor import WorkerProc
 from vllm.plugins import load_general_plugins
 load_general_plugins()
 from vllm.platforms import current_platform
 threads = [thread.name for thread in threading.enumerate()]
-print(json.dumps([current_platform.get_punica_wrapper(), threads]))
+wrapper = current_platform.get_punica_wrapper()
+from vllm.lora.worker_manager import WorkerLoRAManager
+changed = EngineCoreProc.run_busy_loop, WorkerProc.worker_busy_loop, WorkerLoRAManager.list_adapters
+print(json.dumps([wrapper, threads, [each.__module__ for each in changed]]))
 """
     server = {watchdog.SERVER_VARIABLE: str(os.getpid()), "VLLM_PLUGINS": "lorry_kernels"}
     output = subprocess.run(
@@ -89,9 +94,11 @@ print(json.dumps([current_platform.get_punica_wrapper(), threads]))
         text=True,
         check=True,
     ).stdout
-    wrapper, threads = json.loads(output.splitlines()[-1])
+    wrapper, threads, changed = json.loads(output.splitlines()[-1])
     assert wrapper == LORA_WRAPPER
     assert "lorry-watchdog" in threads
+    frames, residents = "server.kernels.frames", "server.kernels.residents"
+    assert changed == [frames, frames, residents]
 
 
 @pytest.mark.parametrize("eager", [False, True])

@@ -109,9 +109,13 @@ ASSUMPTIONS = {
         "lora_request.lora_int_id not in self.list_adapters()",
         "            self._adapter_manager.activate_adapter(lora_request.lora_int_id)",
     ),
-    "and which are there is this, which is all that anybody wants of the list": (
+    "the adapters that a worker says are there are the manager's list": (
         "vllm.lora.worker_manager",
         "        return set(self._adapter_manager.list_adapters())",
+    ),
+    "and that list is this cache": (
+        "vllm.lora.model_manager",
+        "        return dict(self._registered_adapters.cache)",
     ),
     "an adapter that is not there is loaded by this method of the manager": (
         "vllm.lora.worker_manager",
@@ -121,11 +125,11 @@ ASSUMPTIONS = {
         "vllm.v1.engine.core",
         "load_general_plugins()",
     ),
-    "a process enters its loop after the plugin is loaded, by its name": (
+    "the engine's process enters its loop by its name": (
         "vllm.v1.engine.core",
         "            engine_core.run_busy_loop()",
     ),
-    "and a worker's process, too": (
+    "and a worker's process, too, by this": (
         "vllm.v1.executor.multiproc_executor",
         "            worker.worker_busy_loop()",
     ),

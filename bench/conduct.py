@@ -15,7 +15,7 @@ from bench.truth import Verdict, judge
 from bench.workload import BASE
 
 Tell = Callable[[str], None]
-_WARM_SEED = 1_000_000  # no round's
+WARM_SEED = 1_000_000  # no round's
 
 
 def measure(rows: Sequence[Row], rounds: int, sides: Sides, tell: Tell) -> list[Result]:
@@ -44,7 +44,7 @@ def rotate(entries: Sequence[Entry], number: int) -> list[Entry]:
 def _speed(sides: Sides, rows: Sequence[Row], rounds: int) -> list[Result]:
     entries = _entries(rows)
     for entry in entries:
-        sides.run(entry.side, entry.workload.warm_up(), _WARM_SEED)
+        sides.run(entry.side, entry.workload.warm_up(), WARM_SEED)
     rates: dict[Entry, dict[int, float]] = {entry: {} for entry in entries}
     for number in range(rounds):
         for entry in rotate(entries, number):
@@ -59,7 +59,7 @@ def _memory(sides: Sides, rows: Sequence[Row], rounds: int) -> list[Result]:
     peaks: dict[Entry, float] = {}
     held: dict[Entry, float] = {}
     for entry in _entries(rows):
-        sides.run(entry.side, entry.workload.warm_up(), _WARM_SEED)
+        sides.run(entry.side, entry.workload.warm_up(), WARM_SEED)
         memory = sides.memory(entry.side)
         if memory is not None:
             peaks[entry], held[entry] = memory

@@ -1,12 +1,12 @@
-"""What a step costs whatever the model's width: milliseconds with hardly any arithmetic.
+"""What a step costs whatever the model's width: milliseconds with little arithmetic.
 
     python -m bench.fixed [--rounds 40] [--quantization bitsandbytes] [--out .lorry/bench]
 
-A model as deep as the bench's, with as many adapters, and an eighth as wide: what is left is calls,
-threads that are woken, and bookkeeping. On the bench's own model they are the same milliseconds of
-a longer step. base: LoRA off. twin: the same in another process, so its difference is chance. base
-requests: LoRA on. mixed: eight adapters. 24 streams; sides take turns, each round in another order.
-Medians of the rounds; "more" is that of the rounds' own differences to base. The last line is JSON.
+A model as deep as the bench's, with as many adapters, and an eighth as wide: what is left is mostly
+calls, threads that are woken, and bookkeeping, of which a wider one has as much. base: LoRA off.
+twin: the same in another process, so its difference is chance. base requests: LoRA on. mixed: eight
+adapters. 24 streams; sides take turns, and each round begins with another. Medians of the rounds;
+"more" is that of the rounds' own differences to base. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -15,20 +15,17 @@ import argparse
 import json
 import statistics
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
-from bench.conduct import rotate
-from bench.errors import SideFailed
+from bench.conduct import WARM_SEED, rotate
 from bench.model import FULL, Shape, prepare
 from bench.rows import EIGHT, Entry
 from bench.sides import Sides
-from bench.spec import SideSpec
+from bench.spec import Quantization, SideSpec
 from bench.workload import Workload
 
-Quantization = Literal["none", "bitsandbytes"]
 NARROW = Shape(hidden=128, layers=FULL.layers, intermediate=256, heads=2, vocabulary=256)
 _STEPS = 64
-_WARM_SEED = 1_000_000  # no round's
 
 
 def entries(quantization: Quantization) -> dict[str, Entry]:
@@ -54,10 +51,10 @@ def measure(quantization: Quantization, rounds: int, sides: Sides) -> list[dict[
     took: dict[Entry, list[float]] = {entry: [] for entry in sides_of.values()}
     sides.start(list({entry.side: None for entry in took}))
     for entry in took:
-        run(sides, entry.side, entry.workload.warm_up(), _WARM_SEED)
+        sides.answer(entry.side, entry.workload.warm_up(), WARM_SEED)
     for number in range(rounds):
         for entry in rotate(list(took), number):
-            took[entry].append(run(sides, entry.side, entry.workload, number))
+            took[entry].append(_milliseconds(sides, entry, number))
     base = took[sides_of["base"]]
     return [
         {"side": name, "ms a step": _median(took[entry]), "more": _median(_less(took[entry], base))}
@@ -73,12 +70,10 @@ def _less(these: list[float], those: list[float]) -> list[float]:
     return [this - that for this, that in zip(these, those, strict=True)]
 
 
-def run(sides: Sides, spec: SideSpec, workload: Workload, seed: int) -> float:
-    """Milliseconds a step, the one with the prompts among them."""
-    outcome = sides.run(spec, workload, seed)
-    if outcome is None:
-        raise SideFailed(sides.failures[spec])
-    return 1000 * outcome.seconds / workload.output_tokens
+def _milliseconds(sides: Sides, entry: Entry, seed: int) -> float:
+    """Of a step, the one with the prompts among them."""
+    outcome = sides.answer(entry.side, entry.workload, seed)
+    return 1000 * outcome.seconds / entry.workload.output_tokens
 
 
 def main() -> None:

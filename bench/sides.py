@@ -196,6 +196,17 @@ class Sides:
             return self._up[spec].run(workload, seed, **options)
         return None
 
+    def answer(self, spec: SideSpec, workload: Workload, seed: int) -> Outcome:
+        """The outcome, where a table is worth nothing without this side.
+
+        Raises:
+            SideFailed: the side has failed, now or before.
+        """
+        outcome = self.run(spec, workload, seed)
+        if outcome is None:
+            raise SideFailed(self.failures[spec])
+        return outcome
+
     def memory(self, spec: SideSpec) -> tuple[int, int] | None:
         """Peak and present bytes; None when the side has failed."""
         if spec in self.failures:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 # our plugin, but with our process and thread settings. The others are transformers with PEFT:
 # one adapter at a time, or all of a batch at once.
 Kind = Literal["lorry", "stock", "stock-tuned", "peft-switch", "peft-mixed"]
+Quantization = Literal["none", "bitsandbytes"]
 
 
 _USUAL = (8, 16)  # slots and rank of most rows
@@ -23,7 +24,7 @@ class SideSpec:
     """One process tree with one model in it; `max_loras` 0 turns LoRA off."""
 
     kind: Kind
-    quantization: Literal["none", "bitsandbytes"] = "none"
+    quantization: Quantization = "none"
     max_loras: int = 0
     max_lora_rank: int = 16
     spin: int | None = None  # GOMP_SPINCOUNT instead of the kind's own

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.errors import SideFailed
+from bench.conduct import WARM_SEED
 from bench.model import FULL, prepare
 from bench.rows import EIGHT, MIXED, OURS4
 from bench.sides import Sides
@@ -27,7 +27,6 @@ from bench.spec import SideSpec
 from bench.workload import Workload
 
 WORKLOADS = {"1 stream": Workload(streams=1, adapters=EIGHT), "24 streams": MIXED}
-_WARM_SEED = 1_000_000  # no round's
 
 
 @contextlib.contextmanager
@@ -48,25 +47,18 @@ def measure(counts: list[int], rounds: int, out: Path) -> list[dict[str, str | f
         sides.start(list(specs.values()))
         for spec in specs.values():
             for workload in WORKLOADS.values():
-                run(sides, spec, workload.warm_up(), _WARM_SEED)
+                sides.answer(spec, workload.warm_up(), WARM_SEED)
         for place in ("alone", "beside a busy process"):
             with contextlib.nullcontext() if place == "alone" else neighbour():
                 for name, workload in WORKLOADS.items():
                     rates: dict[int, list[float]] = {count: [] for count in counts}
                     for number in range(rounds):
                         for count, spec in specs.items():
-                            rates[count].append(run(sides, spec, workload, number))
+                            rates[count].append(sides.answer(spec, workload, number).rate)
                     medians = {str(n): round(statistics.median(r), 1) for n, r in rates.items()}
                     table.append({"where": place, "streams": name, **medians})
                     print(table[-1], file=sys.stderr)  # noqa: T201
     return table
-
-
-def run(sides: Sides, spec: SideSpec, workload: Workload, seed: int) -> float:
-    outcome = sides.run(spec, workload, seed)
-    if outcome is None:
-        raise SideFailed(sides.failures[spec])
-    return outcome.rate
 
 
 def main() -> None:

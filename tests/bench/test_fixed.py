@@ -9,7 +9,7 @@ from bench.errors import SideFailed
 from bench.model import FULL, Home
 from bench.rows import Entry
 from bench.sides import Sides
-from bench.spec import SideSpec
+from bench.spec import Outcome, SideSpec
 from bench.workload import Workload
 
 
@@ -25,11 +25,14 @@ def test_each_side_has_a_line_with_its_milliseconds_a_step(
 def test_what_is_more_is_the_median_of_the_rounds_own_differences(
     home: Home, standin: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, ours = (Entry(SideSpec("lorry", max_loras=slots), Workload()) for slots in (0, 8))
+    workload = Workload(output_tokens=1000)
+    base, ours = (Entry(SideSpec("lorry", max_loras=slots), workload) for slots in (0, 8))
     took = {base.side: [10.0, 30.0, 20.0], ours.side: [13.0, 31.0, 60.0]}
     monkeypatch.setattr(fixed, "entries", lambda quantization: {"base": base, "ours": ours})
-    monkeypatch.setattr(fixed, "run", lambda sides, spec, workload, seed: took[spec][seed % 3])
     with Sides(home, standin) as sides:
+        monkeypatch.setattr(
+            sides, "answer", lambda spec, workload, seed: Outcome(took[spec][seed % 3], [])
+        )
         table = fixed.measure("none", 3, sides)
     assert table == [
         {"side": "base", "ms a step": 20.0, "more": 0.0},

@@ -41,6 +41,7 @@ class Layer:
     weight: torch.Tensor
     a: torch.Tensor
     b: torch.Tensor
+    joined: torch.Tensor  # both in a row for each slot, as they are served
     flat_a: torch.Tensor  # (slots x rank, in)
     flat_b: torch.Tensor  # (out, slots x rank)
     nf4: tuple[torch.Tensor, Any]  # bitsandbytes' codes and their state
@@ -58,7 +59,8 @@ def make_layers(adapters: int, rank: int) -> list[Layer]:
         flat_a = a[:, 0].reshape(-1, inputs).contiguous()
         codes, state = quantize_4bit(weight, blocksize=operators.BLOCK_WEIGHTS, quant_type="nf4")
         packed = torch.ops.lorry.nf4_pack(codes.flatten(), state.absmax.float(), outputs, inputs)
-        layers.append(Layer(weight, a, b, flat_a, flat_b, (codes, state), packed))
+        joined = torch.cat([a.flatten(1), b.flatten(1)], 1)
+        layers.append(Layer(weight, a, b, joined, flat_a, flat_b, (codes, state), packed))
     return layers
 
 
@@ -82,16 +84,19 @@ class Pass:
             linear(self._x[layer.weight.size(1)], layer.weight)
 
     def segments(self) -> None:
-        self._run(torch.ops.lorry.lora_linear_)
+        for layer in self._layers:
+            self._add_lora(layer, self._y[layer.weight.size(0)])
+
+    def _add_lora(self, layer: Layer, y: torch.Tensor) -> None:
+        x, columns = self._x[layer.weight.size(1)], [layer.weight.size(0)]
+        lora = (self._plan, self._repaired, limit(torch.bfloat16))
+        torch.ops.lorry.lora_layer_(y, x, layer.joined, columns, *lora)
 
     def portable(self) -> None:
-        self._run(torch.ops.lorry.lora_linear_reference_)
-
-    def _run(self, lora: Callable[..., None]) -> None:
-        bound = limit(torch.bfloat16)
+        lora = (self._plan, self._repaired, 1.0, limit(torch.bfloat16), True)
         for layer in self._layers:
             x, y = self._x[layer.weight.size(1)], self._y[layer.weight.size(0)]
-            lora(y, x, [layer.a], [layer.b], self._plan, self._repaired, 1.0, bound, True)
+            torch.ops.lorry.lora_linear_reference_(y, x, [layer.a], [layer.b], *lora)
 
     def masked(self) -> None:
         zero = torch.zeros((), dtype=torch.bfloat16)
@@ -105,20 +110,15 @@ class Pass:
             torch.ops.lorry.nf4_linear(self._x[layer.weight.size(1)], layer.packed)
 
     def apart(self) -> None:
-        bound = limit(torch.bfloat16)
         for layer in self._layers:
             x = self._x[layer.weight.size(1)]
-            y = torch.ops.lorry.nf4_linear(x, layer.packed)
-            lora = (self._plan, self._repaired, 1.0, bound, True)
-            torch.ops.lorry.lora_linear_(y, x, [layer.a], [layer.b], *lora)
+            self._add_lora(layer, torch.ops.lorry.nf4_linear(x, layer.packed))
 
     def together(self) -> None:
-        bound = limit(torch.bfloat16)
+        lora = (self._plan, self._repaired, limit(torch.bfloat16))
         for layer in self._layers:
-            x, lora = self._x[layer.weight.size(1)], ([layer.a], [layer.b])
-            torch.ops.lorry.nf4_lora_linear(
-                x, layer.packed, *lora, self._plan, self._repaired, bound
-            )
+            x, columns = self._x[layer.weight.size(1)], [layer.weight.size(0)]
+            torch.ops.lorry.nf4_lora_linear(x, layer.packed, layer.joined, columns, *lora)
 
     def dequantised(self) -> None:
         for layer in self._layers:

@@ -6,7 +6,6 @@ does no LoRA work. A row's delta comes from its own slot only (no masking of oth
 """
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,23 +77,34 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
     ) -> None:
         """`buffer` is scratch space, which this computation does not need."""
         y, x = _as_rows(y), _as_rows(x)
-        self._linear(y, x)(
+        linear = _NATIVE if self.takes(y, x) else _REFERENCE
+        linear(
             *(y, x, lora_a_stacked, lora_b_stacked, self._token_plan),
             *(self.repaired, scale, limit(y.dtype), add_inputs),
         )
 
+    def add_lora_layer(
+        self, y: torch.Tensor, x: torch.Tensor, slots: torch.Tensor, columns: tuple[int, ...]
+    ) -> None:
+        """The same for slots in one tensor (server/kernels/joined_slots.py), of rows it `takes`."""
+        torch.ops.lorry.lora_layer_(
+            *(_as_rows(y), x.reshape(-1, x.size(-1)), slots, columns, self._token_plan),
+            self.repaired,
+            limit(y.dtype),
+        )
+
     def nf4_lora_linear(
-        self,
-        x: torch.Tensor,
-        packed: torch.Tensor,
-        lora_a_stacked: tuple[torch.Tensor, ...],
-        lora_b_stacked: tuple[torch.Tensor, ...],
+        self, x: torch.Tensor, packed: torch.Tensor, slots: torch.Tensor, columns: tuple[int, ...]
     ) -> torch.Tensor:
         """The whole output of a layer for bf16 `x` (rows, k); only where `is_native`."""
         return torch.ops.lorry.nf4_lora_linear(  # type: ignore[no-any-return]
-            *(x, packed, lora_a_stacked, lora_b_stacked, self._token_plan, self.repaired),
-            limit(x.dtype),
+            x, packed, slots, columns, self._token_plan, self.repaired, limit(x.dtype)
         )
+
+    def takes(self, *rows: torch.Tensor) -> bool:
+        """Whether the compiled operators do: bf16, with neighbouring columns."""
+        fits = all(each.dtype == torch.bfloat16 and each.stride(-1) == 1 for each in rows)
+        return fits and self.is_native
 
     def add_shrink(
         self,
@@ -151,7 +161,7 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
         y = _as_rows(y)
         # The logits and the adapters may be padded to different vocabulary sizes.
         b = lora_b_stacked[:, :, : y.size(1)]
-        linear = self._linear(y, x) if b.is_contiguous() else _REFERENCE
+        linear = _NATIVE if self.takes(y, x) else _REFERENCE
         linear(
             *(y, x, (lora_a_stacked,), (b,), self._logits_plan),
             *(self.repaired, scale, limit(y.dtype), True),
@@ -173,11 +183,6 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
                 output = project(x[rows], weight_stacked[slot, 0]) + bias_stacked[slot]
                 self.repaired[slot] += count_repairs(output, limit(y.dtype))
                 y[rows] = bounded(output, limit(y.dtype)).to(y.dtype)
-
-    def _linear(self, *rows: torch.Tensor) -> Callable[..., None]:
-        """The compiled operator where it takes such rows: bf16, with neighbouring columns."""
-        fits = all(each.dtype == torch.bfloat16 and each.stride(1) == 1 for each in rows)
-        return _NATIVE if self.is_native and fits else _REFERENCE
 
     def _slots_of_logits(self, x: torch.Tensor) -> torch.Tensor:
         """The slots of the rows of a logits call: of the sampled positions or, for

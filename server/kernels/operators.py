@@ -33,14 +33,20 @@ _LIBRARY.define(
     "lora_expand_(Tensor(a!) y, Tensor[] x, Tensor[] b, Tensor plan, Tensor(b!) repaired, "
     "float bound, int start, bool add) -> ()"
 )
+# lora_linear_ for a layer whose slots are joined (server/kernels/joined_slots.py), which is how a
+# layer of the model has them; `columns` are those of y's slices.
+_LIBRARY.define(
+    "lora_layer_(Tensor(a!) y, Tensor x, Tensor slots, int[] columns, Tensor plan, "
+    "Tensor(b!) repaired, float bound) -> ()"
+)
 # bitsandbytes' NF4 codes and fp32 absmax (blocks of 64) -> (n / 16, k / 64, 576 bytes)
 _LIBRARY.define("nf4_pack(Tensor codes, Tensor absmax, int n, int k) -> Tensor")
 # x (rows, k) times the transposed packed weights -> (rows, n)
 _LIBRARY.define("nf4_linear(Tensor x, Tensor packed) -> Tensor")
-# nf4_linear and then lora_linear_ on what it gives: one operator, as each call has to wake the
+# nf4_linear and then lora_layer_ on what it gives: one operator, as each call has to wake the
 # threads, and as a batch without adapters then makes no call for LoRA.
 _LIBRARY.define(
-    "nf4_lora_linear(Tensor x, Tensor packed, Tensor[] a, Tensor[] b, Tensor plan, "
+    "nf4_lora_linear(Tensor x, Tensor packed, Tensor slots, int[] columns, Tensor plan, "
     "Tensor(a!) repaired, float bound) -> Tensor"
 )
 
@@ -56,7 +62,10 @@ def _changes_in_place(*args: object) -> None:
     """Nothing comes out of these operators: the compiler only needs to know what they change."""
 
 
-for _name in ("lora_linear_", "lora_linear_reference_", "lora_shrink_", "lora_expand_"):
+for _name in (
+    *("lora_linear_", "lora_linear_reference_", "lora_layer_"),
+    *("lora_shrink_", "lora_expand_"),
+):
     torch.library.register_fake(f"lorry::{_name}", _changes_in_place, lib=_LIBRARY)
 
 

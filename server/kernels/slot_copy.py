@@ -65,6 +65,4 @@ def _copy(slot: torch.Tensor, values: torch.Tensor | None) -> None:
 
 
 def _reset(layer: Any, index: int) -> None:
-    for slot_a, slot_b in _slot(layer, index):
-        slot_a.zero_()
-        slot_b.zero_()
+    layer.joined_slots[index].zero_()

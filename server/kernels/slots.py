@@ -12,7 +12,7 @@ from vllm.lora.layers import ClassificationHeadWithLoRA, LogitsProcessorWithLoRA
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from server.kernels import slot_copy
+from server.kernels import joined_slots, slot_copy
 from server.kernels.lora import PlannedPunicaWrapper
 from server.kernels.slot_copy import parts_of
 
@@ -21,6 +21,7 @@ def install() -> None:
     """Put them in place, once; vLLM's own methods do their work inside them."""
     if LoRAModelManager.activate_adapter.__module__ == __name__:
         return
+    joined_slots.install()
     slot_copy.install()
     activate, deactivate = LoRAModelManager.activate_adapter, LoRAModelManager._deactivate_adapter
 

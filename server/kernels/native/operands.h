@@ -24,9 +24,4 @@ inline void check_rows(const Tensor& t, const char* name) {
               " must be bfloat16 rows");
 }
 
-inline void check_slots(const Tensor& t, const char* name) {
-  TORCH_CHECK(t.scalar_type() == at::kBFloat16 && t.dim() == 4 && t.is_contiguous(), name,
-              " must be contiguous bfloat16 (slots, 1, rows, columns)");
-}
-
 }  // namespace lorry

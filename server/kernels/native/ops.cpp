@@ -10,13 +10,24 @@
 namespace lorry {
 namespace {
 
+void run(const LoraJob& job) {
+  share(Phase{job.shrinks(), [&](int64_t i) { job.shrink(i); }},
+        Phase{job.expands(), [&](int64_t i) { job.expand(i); }});
+}
+
 void lora_linear_(const Tensor& y, const Tensor& x, at::TensorList a, at::TensorList b,
                   const Tensor& plan, const Tensor& repaired, double scale, double bound,
                   bool add) {
   if (Plan(plan).segments() == 0) return;
-  const LoraJob job({y, x, a, b, plan, repaired, scale, bound, add});
-  share(Phase{job.shrinks(), [&](int64_t i) { job.shrink(i); }},
-        Phase{job.expands(), [&](int64_t i) { job.expand(i); }});
+  const Slots slots(a, b);
+  run(LoraJob({y, x, slots, plan, repaired, scale, bound, add}));
+}
+
+void lora_layer_(const Tensor& y, const Tensor& x, const Tensor& joined, at::IntArrayRef columns,
+                 const Tensor& plan, const Tensor& repaired, double bound) {
+  if (Plan(plan).segments() == 0) return;
+  const Slots slots(joined, columns, x.size(-1));
+  run(LoraJob({y, x, slots, plan, repaired, 1.0, bound, true}));
 }
 
 Tensor nf4_pack(const Tensor& codes, const Tensor& absmax, int64_t n, int64_t k) {
@@ -42,11 +53,13 @@ Tensor nf4_linear(const Tensor& x, const Tensor& packed) {
   return y;
 }
 
-Tensor nf4_lora_linear(const Tensor& x, const Tensor& packed, at::TensorList a, at::TensorList b,
-                       const Tensor& plan, const Tensor& repaired, double bound) {
+Tensor nf4_lora_linear(const Tensor& x, const Tensor& packed, const Tensor& joined,
+                       at::IntArrayRef columns, const Tensor& plan, const Tensor& repaired,
+                       double bound) {
   if (Plan(plan).segments() == 0) return nf4_linear(x, packed);
   const Tensor y = Nf4Job::output(x, packed);
-  const LoraJob lora({y, x, a, b, plan, repaired, 1.0, bound, true});
+  const Slots slots(joined, columns, x.size(1));
+  const LoraJob lora({y, x, slots, plan, repaired, 1.0, bound, true});
   const Nf4Job nf4(y, x, packed);
   share(Phase{nf4.arranges(), [&](int64_t i) { nf4.arrange(i); }},
         Phase{nf4.multiplies(), [&](int64_t i) { nf4.multiply(i); }},
@@ -68,6 +81,7 @@ TORCH_LIBRARY_FRAGMENT(lorry, m) {
 
 TORCH_LIBRARY_IMPL(lorry, CPU, m) {
   m.impl("lora_linear_", &lorry::lora_linear_);
+  m.impl("lora_layer_", &lorry::lora_layer_);
   m.impl("nf4_pack", &lorry::nf4_pack);
   m.impl("nf4_linear", &lorry::nf4_linear);
   m.impl("nf4_lora_linear", &lorry::nf4_lora_linear);

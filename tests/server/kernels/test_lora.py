@@ -248,6 +248,17 @@ def test_sampled_logits_follow_the_requests_and_not_the_tokens() -> None:
     assert same_bits(y[:, 10:], batch.y[:, 10:])
 
 
+def test_adapters_may_be_padded_to_more_vocabulary_than_the_logits() -> None:
+    x, y = noise(3, 16, seed=1, dtype=torch.bfloat16), noise(3, 12, seed=2, dtype=torch.bfloat16)
+    a, b = noise(4, 1, 8, 16, seed=3, dtype=x.dtype), noise(4, 1, 20, 8, seed=4, dtype=x.dtype)
+    got, wrapper = y.clone(), wrapper_for([0, BASE, 3], rank=8, dtype=x.dtype)
+    wrapper.add_lora_logits(got, x, a, b, 1.0)
+    expected = y.clone()
+    wrapper.add_lora_logits(expected, x, a, b[:, :, :12].contiguous(), 1.0)
+    assert same_bits(got, expected)
+    assert [same_bits(*rows) for rows in zip(got, y, strict=True)] == [False, True, False]
+
+
 @pytest.mark.parametrize("has_logits", [True, False])
 def test_logits_are_left_alone_where_no_adapter_of_the_batch_has_any(has_logits: bool) -> None:
     """An adapter without lm_head has zeros there, so it is work that would not show."""

@@ -11,6 +11,7 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm_bnb_plugin.quantization.linear import BitsAndBytesLinearMethod
 
 from server.kernels import nf4, operators
+from server.kernels.joined_slots import join
 from server.kernels.lora import PlannedPunicaWrapper
 
 pytestmark = pytest.mark.skipif(
@@ -72,9 +73,11 @@ def layer_for(rows: list[int], *, packed: bool = True) -> BaseLinearLayerWithLoR
     layer = BaseLinearLayerWithLoRA.__new__(BaseLinearLayerWithLoRA)
     torch.nn.Module.__init__(layer)
     layer.base_layer, layer.punica_wrapper = base, wrapper
+    layer.n_slices, layer.output_slices = 1, (OUTPUTS,)
     layer.lora_a_stacked = (noise(SLOTS, 1, RANK, INPUTS),)
     layer.lora_b_stacked = (noise(SLOTS, 1, OUTPUTS, RANK),)
-    layer.output_slices = (OUTPUTS,)
+    join(layer)
+    layer.joined_slots.copy_(noise(*layer.joined_slots.shape))
     return layer
 
 

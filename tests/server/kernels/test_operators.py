@@ -17,6 +17,7 @@ needs_native = pytest.mark.skipif(
 unhurried = settings(deadline=None)
 BOUND = 8192.0
 Arguments = tuple[object, ...]
+Matrices = list[torch.Tensor]
 
 
 def noise(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:
@@ -39,6 +40,11 @@ def step(rows: int, ranks: list[int], widths: tuple[int, ...], width: int, seed:
     y, x = noise(rows, sum(widths), seed=seed + 3), noise(rows, width, seed=seed + 4)
     repaired = torch.zeros(len(ranks), dtype=torch.long)
     return y, x, a, b, plan, repaired, 1.0, BOUND, True
+
+
+def joined(a: Matrices, b: Matrices) -> tuple[torch.Tensor, list[int]]:
+    """As a layer has them (server/kernels/joined_slots.py), with the outputs of each part."""
+    return torch.cat([each.flatten(1) for each in (*a, *b)], 1), [each.size(2) for each in b]
 
 
 @pytest.mark.skipif(not {"avx2", "fma"} <= read_cpu_flags(), reason="a processor without AVX2")
@@ -174,7 +180,9 @@ def test_a_batch_without_adapters_never_looks_at_what_they_are_given():
     torch.ops.lorry.lora_linear_(y, x, [], [], plan, *rest)
     codes = torch.zeros(16 * 64 // 2, dtype=torch.uint8)
     packed = torch.ops.lorry.nf4_pack(codes, torch.ones(16), 16, 64)
-    torch.ops.lorry.nf4_lora_linear(noise(4, 64, seed=1), packed, [], [], plan, rest[0], BOUND)
+    no_slots = (noise(0, 0, seed=1), [])
+    torch.ops.lorry.lora_layer_(y, x, *no_slots, plan, rest[0], BOUND)
+    torch.ops.lorry.nf4_lora_linear(noise(4, 64, seed=1), packed, *no_slots, plan, rest[0], BOUND)
 
 
 @needs_native
@@ -225,6 +233,46 @@ def test_an_adapter_without_ranks_adds_nothing(native):
         assert torch.equal(y, before)
 
 
+@pytest.mark.parametrize("rows", [3, 130])
+@pytest.mark.parametrize("widths", [(48,), (33, 16), (40, 8, 8)])
+def test_joined_slots_give_to_the_bit_what_matrices_that_lie_apart_do(native, widths, rows):
+    y, x, a, b, plan, repaired, *numbers = step(rows, [16, 5, 8], widths, 96, seed=14)
+    b[-1][1, 0, 3] = torch.inf
+    got, counts = y.clone(), repaired.clone()
+    torch.ops.lorry.lora_linear_(y, x, a, b, plan, repaired, *numbers)
+    torch.ops.lorry.lora_layer_(got, x, *joined(a, b), plan, counts, BOUND)
+    assert torch.equal(got, y)
+    assert torch.equal(counts, repaired)
+    assert rows < 24 or counts[1] > 0
+
+
+@needs_native
+def test_joined_slots_that_are_not_the_layer_s_are_refused():
+    y, x, a, b, plan, repaired, *_ = step(4, [8], (16, 8), 32, seed=3)
+    slots, columns = joined(a, b)
+    for wrong in (
+        (slots[:, :-1].contiguous(), columns),
+        (slots[:, :-8], columns),
+        (slots[:, ::2], columns),
+        (slots.float(), columns),
+        (slots[:0], columns),
+        (slots, []),
+        (slots, [16]),
+        (slots, [16, -8]),
+        (slots, [16, 24, 8]),
+        (slots[:, : slots.size(1) // 2].contiguous(), columns),  # ranks in fours
+    ):
+        with pytest.raises(RuntimeError):
+            torch.ops.lorry.lora_layer_(y, x, *wrong, plan, repaired, BOUND)
+
+
+@needs_native
+def test_the_compiler_is_told_the_truth_about_a_layer_s_lora():
+    y, x, a, b, plan, repaired, *_ = step(rows=6, ranks=[8, 3], widths=(16, 8), width=32, seed=4)
+    operands = (y, x, *joined(a, b), plan, repaired, BOUND)
+    torch.library.opcheck(torch.ops.lorry.lora_layer_.default, operands)
+
+
 @pytest.mark.parametrize("name", ["lora_linear_", "lora_linear_reference_"])
 def test_the_compiler_is_told_the_truth_about_lora(name):
     if name == "lora_linear_" and not operators.has_native():
@@ -248,12 +296,14 @@ def test_nf4_and_lora_in_one_operator_are_to_the_bit_what_they_are_apart(native,
     apart = torch.ops.lorry.nf4_linear(x, packed)
     base = apart.clone()
     torch.ops.lorry.lora_linear_(apart, x, a, b, plan, repaired, 1.0, bound, True)
-    together = torch.ops.lorry.nf4_lora_linear(x, packed, a, b, plan, counts, bound)
+    slots = joined(a, b)
+    together = torch.ops.lorry.nf4_lora_linear(x, packed, *slots, plan, counts, bound)
     assert torch.equal(together, apart)
     assert torch.equal(counts, repaired)
     assert rows < 24 or counts[0] > 0
     plan[0] = 0
-    assert torch.equal(torch.ops.lorry.nf4_lora_linear(x, packed, a, b, plan, counts, bound), base)
+    together = torch.ops.lorry.nf4_lora_linear(x, packed, *slots, plan, counts, bound)
+    assert torch.equal(together, base)
 
 
 @pytest.mark.parametrize("native", ["AMX-BF16"], indirect=True)
@@ -277,7 +327,7 @@ def test_with_tiles_a_row_s_lora_is_the_same_to_the_bit_whoever_shares_its_batch
 @needs_native
 def test_the_compiler_is_told_the_truth_about_nf4_with_lora():
     _, x, a, b, plan, repaired, _, bound, _ = step(6, [8, 3], (16, 32), 64, seed=11)
-    operands = (x, packed_weights(48, 64), a, b, plan, repaired, bound)
+    operands = (x, packed_weights(48, 64), *joined(a, b), plan, repaired, bound)
     torch.library.opcheck(torch.ops.lorry.nf4_lora_linear.default, operands)
 
 

@@ -82,8 +82,10 @@ load_general_plugins()
 from vllm.platforms import current_platform
 threads = [thread.name for thread in threading.enumerate()]
 wrapper = current_platform.get_punica_wrapper()
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA as Linear
 from vllm.lora.worker_manager import WorkerLoRAManager
 changed = EngineCoreProc.run_busy_loop, WorkerProc.worker_busy_loop, WorkerLoRAManager.list_adapters
+changed += Linear.create_lora_weights, Linear._apply_lora_to_output
 print(json.dumps([wrapper, threads, [each.__module__ for each in changed]]))
 """
     server = {watchdog.SERVER_VARIABLE: str(os.getpid()), "VLLM_PLUGINS": "lorry_kernels"}
@@ -98,7 +100,8 @@ print(json.dumps([wrapper, threads, [each.__module__ for each in changed]]))
     assert wrapper == LORA_WRAPPER
     assert "lorry-watchdog" in threads
     frames, residents = "server.kernels.frames", "server.kernels.residents"
-    assert changed == [frames, frames, residents]
+    joined = "server.kernels.joined_slots"
+    assert changed == [frames, frames, residents, joined, joined]
 
 
 @pytest.mark.parametrize("eager", [False, True])

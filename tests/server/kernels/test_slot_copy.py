@@ -8,6 +8,7 @@ from vllm.lora.layers import MergedQKVParallelLinearWithLoRA, RowParallelLinearW
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
 from server.kernels import slot_copy
+from server.kernels.joined_slots import join
 
 INPUTS, RANK, SLOTS = 24, 8, 3
 MERGED = MergedQKVParallelLinearWithLoRA.set_lora
@@ -23,8 +24,10 @@ def layer(kind, outputs, tp_size=1):
     made = kind.__new__(kind)
     torch.nn.Module.__init__(made)
     made.n_slices, made.tp_size = len(outputs), tp_size
-    made.lora_a_stacked = tuple(torch.full((SLOTS, 1, RANK, INPUTS), torch.nan) for _ in outputs)
-    made.lora_b_stacked = tuple(torch.full((SLOTS, 1, n, RANK), torch.nan) for n in outputs)
+    made.lora_a_stacked = tuple(torch.zeros(SLOTS, 1, RANK, INPUTS) for _ in outputs)
+    made.lora_b_stacked = tuple(torch.zeros(SLOTS, 1, n, RANK) for n in outputs)
+    join(made)
+    made.joined_slots.fill_(torch.nan)
     return made
 
 

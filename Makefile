@@ -31,7 +31,8 @@ help:  ## This list
 
 setup: $(STAMP)  ## The environment only: .venv from the hashed lock
 
-$(STAMP): $(LOCK) pyproject.toml setup.py $(wildcard server/kernels/native/*) | $(BIN)/uv
+KERNELS = $(wildcard server/kernels/native/*) $(addprefix server/kernels/,operators.py plan.py stamp.py)
+$(STAMP): $(LOCK) pyproject.toml setup.py $(KERNELS) | $(BIN)/uv
 	$(UV) install --python $(BIN)/python --quiet --no-deps --require-hashes $(TORCH) -r $(LOCK)
 	$(UV) install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -5,35 +5,13 @@ processor the package installs all the same, and the kernels' PyTorch versions s
 """
 
 import platform
+import runpy
 from importlib import util
+from pathlib import Path
 
 from setuptools import Extension, setup
 
-FOLDER = "server/kernels/native"
-# No -march: each file names its own instructions, and what the processor has is asked at run time.
-SOURCES = (
-    "dispatch",
-    "lora",
-    "lora_amx",
-    "lora_amx_few",
-    "lora_avx2",
-    "nf4",
-    "nf4_amx",
-    "nf4_avx2",
-    "ops",
-)
-HEADERS = (
-    "kernels",
-    "amx",
-    "avx2",
-    "lora_avx512",
-    "lora_job",
-    "nf4",
-    "nf4_avx512",
-    "nf4_job",
-    "operands",
-    "threads",
-)
+FOLDER = Path("server/kernels/native")
 
 
 def kernels() -> list[Extension]:
@@ -41,15 +19,18 @@ def kernels() -> list[Extension]:
         return []
     from torch.utils.cpp_extension import include_paths, library_paths
 
+    digest = runpy.run_path("server/kernels/stamp.py")["digest"]
     return [
         Extension(
             "server.kernels._native",
-            [f"{FOLDER}/{name}.cpp" for name in SOURCES],
-            depends=[f"{FOLDER}/{name}.h" for name in HEADERS],
+            sorted(map(str, FOLDER.glob("*.cpp"))),
+            depends=sorted(map(str, [*FOLDER.glob("*.h"), *FOLDER.parent.glob("*.py")])),
             include_dirs=include_paths(),
             library_dirs=library_paths(),
             # Not OpenMP: the one that PyTorch has loaded serves, else two would share the cores.
             libraries=["c10", "torch_cpu"],
+            define_macros=[("LORRY_STAMP", f'"{digest()}"')],
+            # No -march: each file names its own instructions, what there is is asked at run time.
             extra_compile_args=[
                 "-O3",
                 "-g0",

@@ -52,14 +52,14 @@ def make_layers(adapters: int, rank: int) -> list[Layer]:
     torch.manual_seed(0)
     layers = []
     for _, outputs, inputs in FULL.linears():
-        a, b = torch.randn(adapters, 1, rank, inputs), torch.randn(adapters, 1, outputs, rank)
-        a, b = a.bfloat16(), b.bfloat16()
+        joined = torch.randn(adapters, rank * (inputs + outputs)).bfloat16()
+        a, b = joined.split([rank * inputs, rank * outputs], 1)
+        a, b = a.view(adapters, 1, rank, inputs), b.view(adapters, 1, outputs, rank)
         flat_b = b[:, 0].permute(1, 0, 2).reshape(outputs, -1).contiguous()
         weight = torch.randn(outputs, inputs).bfloat16()
         flat_a = a[:, 0].reshape(-1, inputs).contiguous()
         codes, state = quantize_4bit(weight, blocksize=operators.BLOCK_WEIGHTS, quant_type="nf4")
         packed = torch.ops.lorry.nf4_pack(codes.flatten(), state.absmax.float(), outputs, inputs)
-        joined = torch.cat([a.flatten(1), b.flatten(1)], 1)
         layers.append(Layer(weight, a, b, joined, flat_a, flat_b, (codes, state), packed))
     return layers
 
@@ -88,9 +88,11 @@ class Pass:
             self._add_lora(layer, self._y[layer.weight.size(0)])
 
     def _add_lora(self, layer: Layer, y: torch.Tensor) -> None:
-        x, columns = self._x[layer.weight.size(1)], [layer.weight.size(0)]
-        lora = (self._plan, self._repaired, limit(torch.bfloat16))
-        torch.ops.lorry.lora_layer_(y, x, layer.joined, columns, *lora)
+        torch.ops.lorry.lora_layer_(y, self._x[layer.weight.size(1)], *self._lora_of(layer))
+
+    def _lora_of(self, layer: Layer) -> tuple[object, ...]:
+        slots = layer.joined, [layer.weight.size(0)], layer.a.size(2)
+        return *slots, self._plan, self._repaired, limit(torch.bfloat16)
 
     def portable(self) -> None:
         lora = (self._plan, self._repaired, 1.0, limit(torch.bfloat16), True)
@@ -115,10 +117,9 @@ class Pass:
             self._add_lora(layer, torch.ops.lorry.nf4_linear(x, layer.packed))
 
     def together(self) -> None:
-        lora = (self._plan, self._repaired, limit(torch.bfloat16))
         for layer in self._layers:
-            x, columns = self._x[layer.weight.size(1)], [layer.weight.size(0)]
-            torch.ops.lorry.nf4_lora_linear(x, layer.packed, layer.joined, columns, *lora)
+            x = self._x[layer.weight.size(1)]
+            torch.ops.lorry.nf4_lora_linear(x, layer.packed, *self._lora_of(layer))
 
     def dequantised(self) -> None:
         for layer in self._layers:

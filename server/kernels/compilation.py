@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from vllm.platforms.cpu import CpuPlatform
 
+from server.kernels import operators
+
 
 def install() -> None:
     """Once; vLLM's own methods do their work inside."""
@@ -28,8 +30,16 @@ def _compile_beside_lora() -> None:
             check(platform, vllm_config)
         finally:
             vllm_config.lora_config = lora_config
+        _tell_by_operators(vllm_config)
 
     CpuPlatform.check_and_update_config = classmethod(check_as_without_lora)
+
+
+def _tell_by_operators(vllm_config: Any) -> None:
+    """vLLM takes a saved model for its own when settings and traced sources are the same, of which
+    our operators are neither."""
+    if isinstance(more := vllm_config.additional_config, dict):
+        more["lorry_operators"] = operators.kinds()
 
 
 def _load_what_was_compiled() -> None:

@@ -2,8 +2,9 @@
 
     (slots, A of each part (rank x inputs), B of each part (outputs x rank))
 
-vLLM keeps two tensors for each part of a layer (q, k and v), 14 for one of Llama's. Each is an
-argument of the compiled model, to be fetched, counted and dropped in every step: this makes it 4.
+vLLM keeps two tensors for each part (q, k and v), 14 for the four linear layers of each of Llama's
+blocks. Each is an argument of the compiled model, to be fetched, counted and dropped in every step:
+where the compiled kernels serve this makes it 4.
 """
 
 from typing import Any
@@ -16,16 +17,16 @@ from server.kernels.lora import PlannedPunicaWrapper
 
 
 def install() -> None:
-    """Once; vLLM's own methods make the tensors, and compute where the compiled kernels don't."""
+    """Put ours in place of vLLM's methods, which make the tensors, and serve what ours can't."""
     for kind in (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA):
         _join_what_is_made(kind)
     add_lora = BaseLinearLayerWithLoRA._apply_lora_to_output
 
     def add_joined(layer: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         wrapper: PlannedPunicaWrapper = layer.punica_wrapper
-        if not wrapper.takes(output, x):
+        if not wrapper.takes(output, x) or not output.is_contiguous():
             return add_lora(layer, x, output)  # type: ignore[no-any-return]
-        wrapper.add_lora_layer(output, x, layer.joined_slots, layer.joined_columns)
+        wrapper.add_lora_layer(output, x, layer.joined_slots, layer.output_slices)
         return output
 
     BaseLinearLayerWithLoRA._apply_lora_to_output = add_joined
@@ -50,4 +51,3 @@ def join(layer: Any) -> None:
     views = [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
     layer.lora_a_stacked = tuple(views[: layer.n_slices])
     layer.lora_b_stacked = tuple(views[layer.n_slices :])
-    layer.joined_columns = tuple(b.size(2) for b in layer.lora_b_stacked)

@@ -31,6 +31,7 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
     ) -> None:
         super().__init__(max_num_batched_tokens, max_batches, device)
         config = kwargs["lora_config"]
+        self._max_rank = config.max_lora_rank
         self._ranks = [config.max_lora_rank] * config.max_loras
         self._has_logits = [True] * config.max_loras
         self.repaired = torch.zeros(config.max_loras, dtype=torch.long)
@@ -88,9 +89,8 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
     ) -> None:
         """The same for slots in one tensor (server/kernels/joined_slots.py), of rows it `takes`."""
         torch.ops.lorry.lora_layer_(
-            *(_as_rows(y), x.reshape(-1, x.size(-1)), slots, columns, self._token_plan),
-            self.repaired,
-            limit(y.dtype),
+            *(_as_rows(y), x.reshape(-1, x.size(-1)), slots, columns, self._max_rank),
+            *(self._token_plan, self.repaired, limit(y.dtype)),
         )
 
     def nf4_lora_linear(
@@ -98,7 +98,8 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
     ) -> torch.Tensor:
         """The whole output of a layer for bf16 `x` (rows, k); only where `is_native`."""
         return torch.ops.lorry.nf4_lora_linear(  # type: ignore[no-any-return]
-            x, packed, slots, columns, self._token_plan, self.repaired, limit(x.dtype)
+            *(x, packed, slots, columns, self._max_rank),
+            *(self._token_plan, self.repaired, limit(x.dtype)),
         )
 
     def takes(self, *rows: torch.Tensor) -> bool:

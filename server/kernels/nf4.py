@@ -51,7 +51,7 @@ def install_beside_adapters() -> None:
         if not fits or not _is_packed(base):
             return apply(layer, x, bias)  # type: ignore[no-any-return]
         rows = x.reshape(-1, x.size(-1)).contiguous()
-        slots = layer.joined_slots, layer.joined_columns
+        slots = layer.joined_slots, layer.output_slices
         y: torch.Tensor = wrapper.nf4_lora_linear(rows, base.weight, *slots)
         return y.view(*x.shape[:-1], y.size(-1))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from server.kernels import PORTABLE_VARIABLE, reference
+from server.kernels import PORTABLE_VARIABLE, reference, stamp
 
 # Kept for the life of the process: operators go when their library does.
 _LIBRARY = torch.library.Library("lorry", "FRAGMENT")
@@ -34,9 +34,9 @@ _LIBRARY.define(
     "float bound, int start, bool add) -> ()"
 )
 # lora_linear_ for a layer whose slots are joined (server/kernels/joined_slots.py), which is how a
-# layer of the model has them; `columns` are those of y's slices.
+# layer of the model has them; `columns` are those of y's slices, `ranks` those of a slot.
 _LIBRARY.define(
-    "lora_layer_(Tensor(a!) y, Tensor x, Tensor slots, int[] columns, Tensor plan, "
+    "lora_layer_(Tensor(a!) y, Tensor x, Tensor slots, int[] columns, int ranks, Tensor plan, "
     "Tensor(b!) repaired, float bound) -> ()"
 )
 # bitsandbytes' NF4 codes and fp32 absmax (blocks of 64) -> (n / 16, k / 64, 576 bytes)
@@ -46,7 +46,7 @@ _LIBRARY.define("nf4_linear(Tensor x, Tensor packed) -> Tensor")
 # nf4_linear and then lora_layer_ on what it gives: one operator, as each call has to wake the
 # threads, and as a batch without adapters then makes no call for LoRA.
 _LIBRARY.define(
-    "nf4_lora_linear(Tensor x, Tensor packed, Tensor slots, int[] columns, Tensor plan, "
+    "nf4_lora_linear(Tensor x, Tensor packed, Tensor slots, int[] columns, int ranks, Tensor plan, "
     "Tensor(a!) repaired, float bound) -> Tensor"
 )
 
@@ -56,6 +56,11 @@ _LIBRARY.impl("lora_expand_", reference.lora_expand_, "CPU")
 
 PANEL_COLUMNS = 16
 BLOCK_WEIGHTS = 64
+
+
+def kinds() -> str:
+    """Which operators a model that is compiled now will call: a saved one may call others."""
+    return f"{'native' if has_native() else 'portable'} {stamp.digest()}"
 
 
 def _changes_in_place(*args: object) -> None:
@@ -85,12 +90,18 @@ def has_native() -> bool:
     spec = util.find_spec(_NATIVE)
     if spec is None or spec.origin is None:
         return False
+    if not stamp.is_current(library := Path(spec.origin)):
+        _warn("were built from other sources")
+        return False
     try:
-        torch.ops.load_library(Path(spec.origin))
+        torch.ops.load_library(library)
     except OSError as error:  # built for another PyTorch
-        logging.getLogger(__name__).warning(
-            "Lorry's compiled kernels don't load (%s), so slower ones serve: run `make setup`.",
-            error,
-        )
+        _warn(f"don't load ({error})")
         return False
     return bool(torch.ops.lorry.instructions())
+
+
+def _warn(what: str) -> None:
+    logging.getLogger(__name__).warning(
+        "Lorry's compiled kernels %s, so slower ones serve: run `make setup`.", what
+    )

@@ -112,12 +112,12 @@ class LoraJob {
     int64_t start = 0;
     for (int i = 0; i < parts(); ++i) {
       const int64_t columns = of_.slots.parts()[i].columns;
+      TORCH_CHECK(columns <= of_.y.size(1) - start, "B has more columns than y");
       for (int64_t first = 0; first < columns; first += kColumns)
         stretches_.push_back({i, start, first, std::min(first + kColumns, columns)});
       start += columns;
     }
     TORCH_CHECK(of_.x.size(1) == width(), "A has not as many inputs as x");
-    TORCH_CHECK(start <= of_.y.size(1), "B has more columns than y");
     TORCH_CHECK(of_.repaired.is_contiguous() && of_.repaired.numel() >= of_.slots.count());
   }
 

@@ -24,9 +24,10 @@ void lora_linear_(const Tensor& y, const Tensor& x, at::TensorList a, at::Tensor
 }
 
 void lora_layer_(const Tensor& y, const Tensor& x, const Tensor& joined, at::IntArrayRef columns,
-                 const Tensor& plan, const Tensor& repaired, double bound) {
+                 int64_t ranks, const Tensor& plan, const Tensor& repaired, double bound) {
   if (Plan(plan).segments() == 0) return;
-  const Slots slots(joined, columns, x.size(-1));
+  check_rows(x, "x");
+  const Slots slots(joined, columns, ranks, x.size(1));
   run(LoraJob({y, x, slots, plan, repaired, 1.0, bound, true}));
 }
 
@@ -54,11 +55,11 @@ Tensor nf4_linear(const Tensor& x, const Tensor& packed) {
 }
 
 Tensor nf4_lora_linear(const Tensor& x, const Tensor& packed, const Tensor& joined,
-                       at::IntArrayRef columns, const Tensor& plan, const Tensor& repaired,
-                       double bound) {
+                       at::IntArrayRef columns, int64_t ranks, const Tensor& plan,
+                       const Tensor& repaired, double bound) {
   if (Plan(plan).segments() == 0) return nf4_linear(x, packed);
   const Tensor y = Nf4Job::output(x, packed);
-  const Slots slots(joined, columns, x.size(1));
+  const Slots slots(joined, columns, ranks, x.size(1));
   const LoraJob lora({y, x, slots, plan, repaired, 1.0, bound, true});
   const Nf4Job nf4(y, x, packed);
   share(Phase{nf4.arranges(), [&](int64_t i) { nf4.arrange(i); }},
@@ -67,6 +68,9 @@ Tensor nf4_lora_linear(const Tensor& x, const Tensor& packed, const Tensor& join
         Phase{lora.expands(), [&](int64_t i) { lora.expand(i); }});
   return y;
 }
+
+// Of the sources: server/kernels/stamp.py looks for it before it lets this be loaded.
+[[gnu::used]] const char kStamp[] = "lorry kernels " LORRY_STAMP;
 
 std::string instructions() { return kernels() ? kernels()->instructions : ""; }
 void use_instructions(std::string_view wanted) { use(wanted); }

@@ -18,6 +18,7 @@ class Slots {
   // Matrices that lie anywhere: (slots, 1, ranks, width) and (slots, 1, columns, ranks) per part.
   Slots(at::TensorList a, at::TensorList b) {
     TORCH_CHECK(a.size() == b.size() && !a.empty());
+    parts_.reserve(a.size());
     for (size_t i = 0; i < a.size(); ++i) {
       check_matrices(a[i], "a");
       check_matrices(b[i], "b");
@@ -31,21 +32,23 @@ class Slots {
 
   // All in one tensor, as server/kernels/joined_slots.py joins them: a row for each slot, in it A
   // of each part and then B of each.
-  Slots(const Tensor& joined, at::IntArrayRef columns, int64_t width) : width_(width) {
+  Slots(const Tensor& joined, at::IntArrayRef columns, int64_t ranks, int64_t width)
+      : count_(joined.size(0)), ranks_(ranks), width_(width) {
     check_rows(joined, "slots");
-    const int64_t stride = joined.size(1);
-    int64_t of_rank = 0;
+    const int64_t stride = joined.size(1), parts = columns.size();
+    bool fits = joined.is_contiguous() && 0 <= ranks && ranks <= stride && width <= stride;
+    int64_t of_rank = parts * width;
     for (const int64_t each : columns) {
-      TORCH_CHECK(each >= 0);
-      of_rank += width + each;
+      fits = fits && 0 <= each && each <= stride;
+      of_rank += fits ? each : 0;
     }
-    TORCH_CHECK(joined.is_contiguous() && of_rank > 0 && stride % of_rank == 0,
-                "slots are not those of a layer with such inputs and outputs");
-    count_ = joined.size(0), ranks_ = stride / of_rank;
-    const bf16 *a = read(joined), *b = a + int64_t(columns.size()) * ranks_ * width;
+    TORCH_CHECK(fits && parts && stride == ranks * of_rank,
+                "slots are not those of a layer with such inputs, outputs and ranks");
+    parts_.reserve(parts);
+    const bf16 *a = read(joined), *b = a + parts * ranks * width;
     for (const int64_t each : columns) {
       parts_.push_back({a, b, stride, stride, each});
-      a += ranks_ * width, b += each * ranks_;
+      a += ranks * width, b += each * ranks;
     }
     check_ranks();
   }

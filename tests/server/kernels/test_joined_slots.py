@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from vllm.config import LoRAConfig
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.layers.column_parallel_linear import MergedColumnParallelLinearWithLoRA
 
 from server.kernels import joined_slots, operators
 from server.kernels.joined_slots import join
@@ -21,10 +23,7 @@ VLLMS = BaseLinearLayerWithLoRA._apply_lora_to_output
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """For one test only: what is installed is put back."""
-    for kind in (
-        joined_slots.BaseLinearLayerWithLoRA,
-        joined_slots.MergedColumnParallelLinearWithLoRA,
-    ):
+    for kind in (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA):
         monkeypatch.setattr(kind, "create_lora_weights", kind.create_lora_weights)
     monkeypatch.setattr(BaseLinearLayerWithLoRA, "_apply_lora_to_output", VLLMS)
     joined_slots.install()
@@ -62,7 +61,34 @@ def test_vllm_s_tensors_are_views_of_one_that_they_fill_without_a_gap() -> None:
     parts[4][1] = 7
     assert not (layer.joined_slots[0] == 7).any()
     assert (layer.joined_slots[1] == 7).sum() == OUTPUTS[1] * RANK
-    assert layer.joined_columns == OUTPUTS
+
+
+def test_every_layer_that_makes_slots_of_its_own_is_joined() -> None:
+    """Those that are made by super() are joined there; an override that we don't know is not."""
+
+    def subclasses(kind: type) -> set[type]:
+        return {kind}.union(*(subclasses(each) for each in kind.__subclasses__()))
+
+    makers = {
+        kind.__name__
+        for kind in subclasses(BaseLinearLayerWithLoRA)
+        if "create_lora_weights" in vars(kind)
+    }
+    by_super = {"MergedQKVParallelLinearWithLoRA", "ClassificationHeadWithLoRA"}
+    joined = {"BaseLinearLayerWithLoRA", "MergedColumnParallelLinearWithLoRA"}
+    assert makers == joined | by_super
+
+
+def test_a_merged_layer_is_made_with_joined_slots(installed) -> None:
+    layer = MergedColumnParallelLinearWithLoRA.__new__(MergedColumnParallelLinearWithLoRA)
+    torch.nn.Module.__init__(layer)
+    layer.input_size, layer.output_slices, layer.n_slices = INPUTS, OUTPUTS, len(OUTPUTS)
+    layer.device, layer.tp_size = "cpu", 1
+    config = LoRAConfig(max_lora_rank=RANK, max_loras=SLOTS, lora_dtype=torch.bfloat16)
+    layer.create_lora_weights(SLOTS, config)
+    layer.joined_slots += 1
+    assert all((part == 1).all() for part in (*layer.lora_a_stacked, *layer.lora_b_stacked))
+    assert layer.joined_slots.shape == (SLOTS, RANK * (3 * INPUTS + sum(OUTPUTS)))
 
 
 @needs_native
@@ -77,7 +103,8 @@ def test_a_layer_s_lora_is_to_the_bit_what_vllm_s_own_tensors_give(installed, sh
     assert changed == [True, False, True, True, False]
 
 
-@pytest.mark.parametrize("why", ["another type", "not compiled", "columns in memory"])
+@needs_native
+@pytest.mark.parametrize("why", ["another type", "not compiled", "columns in memory", "gaps"])
 def test_what_the_compiled_kernels_do_not_take_goes_vllm_s_way(installed, monkeypatch, why) -> None:
     gone = []
     linear = PlannedPunicaWrapper.add_lora_linear
@@ -86,14 +113,17 @@ def test_what_the_compiled_kernels_do_not_take_goes_vllm_s_way(installed, monkey
         lambda *given: (gone.append(why), linear(*given)),
     )
     dtype = torch.float32 if why == "another type" else torch.bfloat16
-    layer = layer_for([1, -1, 0], dtype)
+    layer = layer_for([1, -1, 0, -1], dtype)
     layer.punica_wrapper.is_native &= why != "not compiled"
-    x, base = noise(3, INPUTS, dtype=dtype), noise(3, sum(OUTPUTS), dtype=dtype)
+    x, base = noise(4, INPUTS, dtype=dtype), noise(4, sum(OUTPUTS), dtype=dtype)
     if why == "columns in memory":
         x = x.t().contiguous().t()
-    got = layer._apply_lora_to_output(x, base.clone())
+    if why == "gaps":  # two batches of two rows, with a third between them
+        x, base = x.view(2, 2, -1), noise(2, 3, sum(OUTPUTS), dtype=dtype)[:, :2]
+    got = layer._apply_lora_to_output(x, base + 0 if why != "gaps" else base)
     assert gone == [why]
-    assert [torch.equal(*rows) for rows in zip(got, base, strict=True)] == [False, True, False]
+    rows = zip(got.view(4, -1), base.reshape(4, -1), strict=True)
+    assert [torch.equal(*each) for each in rows] == [False, True, False, True]
 
 
 @needs_native

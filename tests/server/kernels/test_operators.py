@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.kernels import operators
+from server.kernels import operators, stamp
 from server.kernels.plan import make_plan, segments_of, write_plan
 from server.preflight import read_cpu_flags
 
@@ -42,9 +42,10 @@ def step(rows: int, ranks: list[int], widths: tuple[int, ...], width: int, seed:
     return y, x, a, b, plan, repaired, 1.0, BOUND, True
 
 
-def joined(a: Matrices, b: Matrices) -> tuple[torch.Tensor, list[int]]:
-    """As a layer has them (server/kernels/joined_slots.py), with the outputs of each part."""
-    return torch.cat([each.flatten(1) for each in (*a, *b)], 1), [each.size(2) for each in b]
+def joined(a: Matrices, b: Matrices) -> tuple[torch.Tensor, list[int], int]:
+    """As a layer has them (server/kernels/joined_slots.py), with each part's outputs and ranks."""
+    slots = torch.cat([each.flatten(1) for each in (*a, *b)], 1)
+    return slots, [each.size(2) for each in b], a[0].size(2)
 
 
 @pytest.mark.skipif(not {"avx2", "fma"} <= read_cpu_flags(), reason="a processor without AVX2")
@@ -56,15 +57,29 @@ def test_where_the_processor_has_what_they_need_the_compiled_kernels_are_there()
     assert torch.ops.lorry.instructions() == best
 
 
-def test_kernels_that_do_not_load_are_done_without_and_one_line_says_so(
-    monkeypatch, caplog, tmp_path
+@pytest.mark.parametrize("what", ["don't load", "were built from other sources"])
+def test_kernels_that_can_t_serve_are_done_without_and_one_line_says_so(
+    monkeypatch, caplog, tmp_path, what
 ):
-    (tmp_path / "_broken.so").write_bytes(b"not a library")
-    spec = SimpleNamespace(origin=str(tmp_path / "_broken.so"))
-    monkeypatch.setattr(operators.util, "find_spec", lambda name: spec)
+    library = tmp_path / "_broken.so"
+    of = stamp.digest() if what == "don't load" else "0123456789abcdef"
+    library.write_bytes(f"not a library, but has lorry kernels {of} in it".encode())
+    monkeypatch.setattr(operators.util, "find_spec", lambda name: SimpleNamespace(origin=library))
     assert operators.has_native.__wrapped__() is False
     (record,) = caplog.records
+    assert what in record.getMessage()
     assert "run `make setup`" in record.getMessage()
+
+
+def test_kernels_that_were_built_without_their_sources_beside_them_are_trusted(
+    monkeypatch, tmp_path
+):
+    """As in an installed package."""
+    library = tmp_path / "_native.so"
+    library.touch()
+    assert not stamp.is_current(library)
+    monkeypatch.setattr(stamp, "_HERE", tmp_path)
+    assert stamp.is_current(library)
 
 
 @unhurried
@@ -180,7 +195,7 @@ def test_a_batch_without_adapters_never_looks_at_what_they_are_given():
     torch.ops.lorry.lora_linear_(y, x, [], [], plan, *rest)
     codes = torch.zeros(16 * 64 // 2, dtype=torch.uint8)
     packed = torch.ops.lorry.nf4_pack(codes, torch.ones(16), 16, 64)
-    no_slots = (noise(0, 0, seed=1), [])
+    no_slots = (noise(0, 0, seed=1), [], 8)
     torch.ops.lorry.lora_layer_(y, x, *no_slots, plan, rest[0], BOUND)
     torch.ops.lorry.nf4_lora_linear(noise(4, 64, seed=1), packed, *no_slots, plan, rest[0], BOUND)
 
@@ -248,22 +263,26 @@ def test_joined_slots_give_to_the_bit_what_matrices_that_lie_apart_do(native, wi
 
 @needs_native
 def test_joined_slots_that_are_not_the_layer_s_are_refused():
-    y, x, a, b, plan, repaired, *_ = step(4, [8], (16, 8), 32, seed=3)
-    slots, columns = joined(a, b)
+    y, x, a, b, plan, repaired, *_ = step(4, [8, 8], (16, 8), 32, seed=3)
+    slots, columns, ranks = joined(a, b)
     for wrong in (
-        (slots[:, :-1].contiguous(), columns),
-        (slots[:, :-8], columns),
-        (slots[:, ::2], columns),
-        (slots.float(), columns),
-        (slots[:0], columns),
-        (slots, []),
-        (slots, [16]),
-        (slots, [16, -8]),
-        (slots, [16, 24, 8]),
-        (slots[:, : slots.size(1) // 2].contiguous(), columns),  # ranks in fours
+        (x, slots[:, :-8].contiguous(), columns, ranks),
+        (x, torch.cat([slots, slots], 1)[:, : slots.size(1)], columns, ranks),
+        (x, slots.float(), columns, ranks),
+        (x, slots[0], columns, ranks),
+        (x, slots[:0], columns, ranks),
+        (x, slots, [], ranks),
+        (x, slots, [16], ranks),
+        (x, slots, [32, -8], ranks),
+        (x, slots, [2**62, 2**62], ranks),
+        (x, slots[:, :0], [1 << 40], 0),
+        (x, slots, [16, 8], 16),
+        (x, slots[:, : slots.size(1) // 2].contiguous(), columns, 4),
+        (x[:, :10], slots, columns, ranks),  # by its size it could be twice the ranks
+        (x[0], slots, columns, ranks),
     ):
         with pytest.raises(RuntimeError):
-            torch.ops.lorry.lora_layer_(y, x, *wrong, plan, repaired, BOUND)
+            torch.ops.lorry.lora_layer_(y, *wrong, plan, repaired, BOUND)
 
 
 @needs_native

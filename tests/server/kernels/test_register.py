@@ -13,7 +13,7 @@ from shop import BASE
 from vllm.platforms.cpu import CpuPlatform
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
-from server.kernels import LORA_WRAPPER, register, watchdog
+from server.kernels import LORA_WRAPPER, operators, register, watchdog
 from server.kernels.lora import PlannedPunicaWrapper
 
 STOCK = "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
@@ -104,24 +104,35 @@ print(json.dumps([wrapper, threads, [each.__module__ for each in changed]]))
     assert changed == [frames, frames, residents, joined, joined]
 
 
-@pytest.mark.parametrize("eager", [False, True])
-def test_compilation_stays_on_beside_lora_unless_it_is_turned_off(eager: bool) -> None:
+def printed_of_config(what: str, *, eager: bool = False, **variables: str) -> str:
+    """An expression of the configuration of an engine with LoRA, in a process of its own."""
     code = f"""
 from vllm.engine.arg_utils import EngineArgs
 arguments = EngineArgs(
     {str(BASE)!r}, enable_lora=True, enforce_eager={eager}, kv_cache_memory_bytes=2**27
 )
 config = arguments.create_engine_config()
-print(config.compilation_config.mode.name, config.lora_config.max_loras)
+print({what})
 """
-    output = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"VLLM_PLUGINS": "lorry_kernels", "VLLM_LOGGING_LEVEL": "ERROR"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    ).stdout
-    assert output.splitlines()[-1] == ("NONE 1" if eager else "DYNAMO_TRACE_ONCE 1")
+    plugin = {"VLLM_PLUGINS": "lorry_kernels", "VLLM_LOGGING_LEVEL": "ERROR"}
+    command = [sys.executable, "-c", code]
+    environment = os.environ | plugin | variables
+    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return run.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_compilation_stays_on_beside_lora_unless_it_is_turned_off(eager: bool) -> None:
+    what = "config.compilation_config.mode.name, config.lora_config.max_loras"
+    assert printed_of_config(what, eager=eager) == ("NONE 1" if eager else "DYNAMO_TRACE_ONCE 1")
+
+
+def test_a_compiled_model_is_not_taken_for_one_that_calls_other_operators() -> None:
+    """vLLM tells saved models by this; the portable ones call what the others have not."""
+    native, again = (printed_of_config("config.compute_hash()") for _ in range(2))
+    portable = printed_of_config("config.compute_hash()", LORRY_PORTABLE_KERNELS="1")
+    assert native == again
+    assert (portable == native) is not operators.has_native()
 
 
 def test_importing_the_plugin_loads_neither_torch_nor_vllm() -> None:

@@ -29,12 +29,15 @@ COMPILE := $(UV) compile pyproject.toml --extra $(EXTRA) --extra dev --generate-
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
+INSTALL = $(UV) install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+
 setup: $(STAMP)  ## The environment only: .venv from the hashed lock
+	@$(BIN)/python -m server.kernels.stamp || $(INSTALL)
 
 KERNELS = $(wildcard server/kernels/native/*) $(addprefix server/kernels/,operators.py plan.py stamp.py)
 $(STAMP): $(LOCK) pyproject.toml setup.py $(KERNELS) | $(BIN)/uv
 	$(UV) install --python $(BIN)/python --quiet --no-deps --require-hashes $(TORCH) -r $(LOCK)
-	$(UV) install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	$(INSTALL)
 	@touch $@
 
 $(BIN)/uv:

@@ -15,7 +15,8 @@ FOLDER = Path("server/kernels/native")
 
 
 def kernels() -> list[Extension]:
-    if platform.machine() != "x86_64" or util.find_spec("torch") is None:
+    sources = sorted(map(str, FOLDER.glob("[!.]*.cpp")))
+    if platform.machine() != "x86_64" or util.find_spec("torch") is None or not sources:
         return []
     from torch.utils.cpp_extension import include_paths, library_paths
 
@@ -23,8 +24,8 @@ def kernels() -> list[Extension]:
     return [
         Extension(
             "server.kernels._native",
-            sorted(map(str, FOLDER.glob("*.cpp"))),
-            depends=sorted(map(str, [*FOLDER.glob("*.h"), *FOLDER.parent.glob("*.py")])),
+            sources,
+            depends=sorted(map(str, [*FOLDER.glob("[!.]*.h"), *FOLDER.parent.glob("[!.]*.py")])),
             include_dirs=include_paths(),
             library_dirs=library_paths(),
             # Not OpenMP: the one that PyTorch has loaded serves, else two would share the cores.

@@ -4,6 +4,7 @@ Schemas and what the compiler must know (which arguments change, shapes that com
 `native/` computes what its processor can, `reference.py` everything else.
 """
 
+import hashlib
 import logging
 import os
 from functools import cache
@@ -17,6 +18,13 @@ from server.kernels import PORTABLE_VARIABLE, reference, stamp
 # Kept for the life of the process: operators go when their library does.
 _LIBRARY = torch.library.Library("lorry", "FRAGMENT")
 _NATIVE = "server.kernels._native"
+_SCHEMAS: list[str] = []
+
+
+def _define(schema: str) -> None:
+    _SCHEMAS.append(schema)
+    _LIBRARY.define(schema)
+
 
 _LINEAR = (
     "(Tensor(a!) y, Tensor x, Tensor[] a, Tensor[] b, Tensor plan, Tensor(b!) repaired, "
@@ -24,28 +32,26 @@ _LINEAR = (
 )
 # y += B A x on the rows of `plan` (server/kernels/plan.py), slice by slice of y's columns; every
 # term is made finite and at most `bound` first. `repaired` counts, per slot, terms that were not.
-_LIBRARY.define("lora_linear_" + _LINEAR)
-_LIBRARY.define("lora_linear_reference_" + _LINEAR)
-_LIBRARY.define(
-    "lora_shrink_(Tensor(a!)[] y, Tensor x, Tensor[] a, Tensor plan, float scale) -> ()"
-)
-_LIBRARY.define(
+_define("lora_linear_" + _LINEAR)
+_define("lora_linear_reference_" + _LINEAR)
+_define("lora_shrink_(Tensor(a!)[] y, Tensor x, Tensor[] a, Tensor plan, float scale) -> ()")
+_define(
     "lora_expand_(Tensor(a!) y, Tensor[] x, Tensor[] b, Tensor plan, Tensor(b!) repaired, "
     "float bound, int start, bool add) -> ()"
 )
 # lora_linear_ for a layer whose slots are joined (server/kernels/joined_slots.py), which is how a
 # layer of the model has them; `columns` are those of y's slices, `ranks` those of a slot.
-_LIBRARY.define(
+_define(
     "lora_layer_(Tensor(a!) y, Tensor x, Tensor slots, int[] columns, int ranks, Tensor plan, "
     "Tensor(b!) repaired, float bound) -> ()"
 )
 # bitsandbytes' NF4 codes and fp32 absmax (blocks of 64) -> (n / 16, k / 64, 576 bytes)
-_LIBRARY.define("nf4_pack(Tensor codes, Tensor absmax, int n, int k) -> Tensor")
+_define("nf4_pack(Tensor codes, Tensor absmax, int n, int k) -> Tensor")
 # x (rows, k) times the transposed packed weights -> (rows, n)
-_LIBRARY.define("nf4_linear(Tensor x, Tensor packed) -> Tensor")
+_define("nf4_linear(Tensor x, Tensor packed) -> Tensor")
 # nf4_linear and then lora_layer_ on what it gives: one operator, as each call has to wake the
 # threads, and as a batch without adapters then makes no call for LoRA.
-_LIBRARY.define(
+_define(
     "nf4_lora_linear(Tensor x, Tensor packed, Tensor slots, int[] columns, int ranks, Tensor plan, "
     "Tensor(a!) repaired, float bound) -> Tensor"
 )
@@ -60,7 +66,8 @@ BLOCK_WEIGHTS = 64
 
 def kinds() -> str:
     """Which operators a model that is compiled now will call: a saved one may call others."""
-    return f"{'native' if has_native() else 'portable'} {stamp.digest()}"
+    schemas = hashlib.sha256("\n".join(_SCHEMAS).encode()).hexdigest()[:16]
+    return f"{'native' if has_native() else 'portable'} {schemas}"
 
 
 def _changes_in_place(*args: object) -> None:

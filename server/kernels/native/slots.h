@@ -36,13 +36,14 @@ class Slots {
       : count_(joined.size(0)), ranks_(ranks), width_(width) {
     check_rows(joined, "slots");
     const int64_t stride = joined.size(1), parts = columns.size();
-    bool fits = joined.is_contiguous() && 0 <= ranks && ranks <= stride && width <= stride;
-    int64_t of_rank = parts * width;
-    for (const int64_t each : columns) {
-      fits = fits && 0 <= each && each <= stride;
-      of_rank += fits ? each : 0;
+    bool fits = joined.is_contiguous() && width <= stride;
+    int64_t of_rank = 0;
+    for (int64_t i = 0; fits && i < parts; ++i) {
+      fits = 0 <= columns[i] && columns[i] <= stride;
+      of_rank += fits ? width + columns[i] : 0;
+      fits = fits && of_rank <= stride;
     }
-    TORCH_CHECK(fits && parts && stride == ranks * of_rank,
+    TORCH_CHECK(fits && of_rank > 0 && stride % of_rank == 0 && stride / of_rank == ranks,
                 "slots are not those of a layer with such inputs, outputs and ranks");
     parts_.reserve(parts);
     const bf16 *a = read(joined), *b = a + parts * ranks * width;

@@ -71,15 +71,11 @@ def test_kernels_that_can_t_serve_are_done_without_and_one_line_says_so(
     assert "run `make setup`" in record.getMessage()
 
 
-def test_kernels_that_were_built_without_their_sources_beside_them_are_trusted(
-    monkeypatch, tmp_path
-):
-    """As in an installed package."""
-    library = tmp_path / "_native.so"
-    library.touch()
-    assert not stamp.is_current(library)
-    monkeypatch.setattr(stamp, "_HERE", tmp_path)
-    assert stamp.is_current(library)
+def test_another_schema_is_another_kind_of_operators_to_a_saved_model(monkeypatch):
+    kinds = operators.kinds()
+    assert kinds == operators.kinds()
+    monkeypatch.setattr(operators, "_SCHEMAS", [*operators._SCHEMAS[1:], "other() -> ()"])
+    assert operators.kinds() != kinds
 
 
 @unhurried
@@ -265,6 +261,8 @@ def test_joined_slots_give_to_the_bit_what_matrices_that_lie_apart_do(native, wi
 def test_joined_slots_that_are_not_the_layer_s_are_refused():
     y, x, a, b, plan, repaired, *_ = step(4, [8, 8], (16, 8), 32, seed=3)
     slots, columns, ranks = joined(a, b)
+    torch.ops.lorry.lora_layer_(y.clone(), x, slots, columns, ranks, plan, repaired, BOUND)
+    before = y.clone()
     for wrong in (
         (x, slots[:, :-8].contiguous(), columns, ranks),
         (x, torch.cat([slots, slots], 1)[:, : slots.size(1)], columns, ranks),
@@ -283,6 +281,7 @@ def test_joined_slots_that_are_not_the_layer_s_are_refused():
     ):
         with pytest.raises(RuntimeError):
             torch.ops.lorry.lora_layer_(y, *wrong, plan, repaired, BOUND)
+    assert torch.equal(y, before)
 
 
 @needs_native

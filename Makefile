@@ -23,18 +23,17 @@ UV := $(BIN)/uv pip
 COMPILE := $(UV) compile pyproject.toml --extra $(EXTRA) --extra dev --generate-hashes --no-header \
     --no-emit-index-url --no-emit-find-links --python-version 3.11 $(TORCH) \
     $(OVERRIDES:%=--overrides %)
+INSTALL := $(UV) install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+KERNELS := $(wildcard server/kernels/native/*) $(addprefix server/kernels/,operators.py plan.py stamp.py)
 
 .PHONY: help setup demo serve test loadtest bench check format lint types lock clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-INSTALL = $(UV) install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
-
 setup: $(STAMP)  ## The environment only: .venv from the hashed lock
 	@$(BIN)/python -m server.kernels.stamp || $(INSTALL)
 
-KERNELS = $(wildcard server/kernels/native/*) $(addprefix server/kernels/,operators.py plan.py stamp.py)
 $(STAMP): $(LOCK) pyproject.toml setup.py $(KERNELS) | $(BIN)/uv
 	$(UV) install --python $(BIN)/python --quiet --no-deps --require-hashes $(TORCH) -r $(LOCK)
 	$(INSTALL)

@@ -1,4 +1,4 @@
-"""Measures rows: contest by contest, each contest's sides up together and run in turn.
+"""Measures rows: contest by contest, each contest's sides up together, a row's two awake in turn.
 
 A side that fails takes its own rows with it and no others.
 """
@@ -6,6 +6,7 @@ A side that fails takes its own rows with it and no others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from bench.results import Result, Spread, compare, gib
 from bench.rows import Entry, Row
@@ -15,6 +16,8 @@ from bench.truth import Verdict, judge
 from bench.workload import BASE
 
 Tell = Callable[[str], None]
+T = TypeVar("T")
+Rates = tuple[dict[int, float], dict[int, float]]  # of a row's two entries, by round
 WARM_SEED = 1_000_000  # no round's
 
 
@@ -35,23 +38,30 @@ def measure(rows: Sequence[Row], rounds: int, sides: Sides, tell: Tell) -> list[
     return sorted(results, key=lambda result: (result.row.goal is None, rows.index(result.row)))
 
 
-def rotate(entries: Sequence[Entry], number: int) -> list[Entry]:
-    """Each round begins with another entry, so that none is always first or always last."""
-    start = number % len(entries)
-    return [*entries[start:], *entries[:start]]
+def rotate(these: Sequence[T], number: int) -> list[T]:
+    """Each round begins with another one, so that none is always first or always last."""
+    start = number % len(these)
+    return [*these[start:], *these[:start]]
 
 
 def _speed(sides: Sides, rows: Sequence[Row], rounds: int) -> list[Result]:
     entries = _entries(rows)
     for entry in entries:
         sides.run(entry.side, entry.workload.warm_up(), WARM_SEED)
-    rates: dict[Entry, dict[int, float]] = {entry: {} for entry in entries}
+    rates: dict[Row, Rates] = {row: ({}, {}) for row in rows}
     for number in range(rounds):
-        for entry in rotate(entries, number):
-            outcome = sides.run(entry.side, entry.workload, seed=number)
-            if outcome is not None:
-                rates[entry][number] = outcome.rate
-    return [_failed(sides, row) or compare(row, rates[row.over], rates[row.under]) for row in rows]
+        for row in rotate(rows, number):
+            _race(sides, row, number, rates[row])
+    return [_failed(sides, row) or compare(row, *rates[row]) for row in rows]
+
+
+def _race(sides: Sides, row: Row, number: int, rates: Rates) -> None:
+    """One round of a row; in every other one its second entry is awake first."""
+    first = rotate(row.entries, number)
+    outcomes = sides.race({entry.side: entry.workload for entry in first}, seed=number)
+    for entry, rate in zip(row.entries, rates, strict=True):
+        if entry.side in outcomes:
+            rate[number] = outcomes[entry.side].rate
 
 
 def _memory(sides: Sides, rows: Sequence[Row], rounds: int) -> list[Result]:

@@ -1,6 +1,7 @@
 """Sides as the bench sees them: started, frozen while another one runs, asked, stopped.
 
-A frozen side costs no time: every process of its session stands still.
+A frozen side costs no time: every process of its session stands still, and the time that it was
+frozen is taken off what it says it needed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +30,7 @@ from loadtest.environment import cleaned
 
 START_SECONDS = 600.0
 RUN_SECONDS = 300.0
+SLICE_SECONDS = 0.25  # of a race
 _STOP_SECONDS = 10.0
 _LINGER_SECONDS = 2.0
 _ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +56,10 @@ class Side:
                 start_new_session=True,
             )
         self._read = b""
+        self._asked: tuple[int, int] = (0, 0)  # answers, and the tokens of each
+        self._awake = 0.0  # seconds since it was asked
+        self._frozen = 0.0  # seconds since it began with that
+        self._frozen_at: float | None = None  # None: it has not begun
 
     @property
     def session(self) -> int:
@@ -66,7 +73,7 @@ class Side:
     def wait_ready(self) -> None:
         """Raises SideFailed, with what the side said last."""
         self._hear(START_SECONDS)
-        processes.send(self.session, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def run(
         self, workload: Workload, seed: int, only: Sequence[int] | None = None, rivals: bool = False
@@ -76,21 +83,49 @@ class Side:
         Raises:
             SideFailed: it died, took too long or answered with another number of tokens.
         """
-        order = {"workload": asdict(workload), "seed": seed, "only": only, "rivals": rivals}
-        with self._awake():
-            self._tell(order)
-            outcome = Outcome.from_json(self._hear(RUN_SECONDS))
-        count = workload.streams if only is None else len(only)
-        lengths = [len(answer) for answer in outcome.tokens]
-        if lengths != [workload.output_tokens] * count:
-            raise SideFailed(
-                f"asked for {count} answers of {workload.output_tokens} tokens, got {lengths}"
-            )
+        self.ask(workload, seed, only, rivals)
+        while (outcome := self.advance(RUN_SECONDS)) is None:
+            pass
         return outcome
+
+    def ask(
+        self, workload: Workload, seed: int, only: Sequence[int] | None = None, rivals: bool = False
+    ) -> None:
+        """Hand a workload in, for `advance` to work on. Raises SideFailed: it is dead."""
+        self._tell({"workload": asdict(workload), "seed": seed, "only": only, "rivals": rivals})
+        self._asked = workload.streams if only is None else len(only), workload.output_tokens
+        self._awake, self._frozen, self._frozen_at = 0.0, 0.0, None
+
+    def advance(self, seconds: float) -> Outcome | None:
+        """Work for so long; the outcome when all is answered, in seconds that it was awake.
+
+        Raises:
+            SideFailed: it died, took too long or answered with another number of tokens.
+        """
+        self._signal(signal.SIGCONT)
+        if self._frozen_at is not None:
+            self._frozen += time.perf_counter() - self._frozen_at
+        line = self._read_line(seconds)
+        self._signal(signal.SIGSTOP)
+        self._frozen_at = time.perf_counter()
+        if line is not None:
+            return self._outcome(line)
+        self._awake += seconds
+        if self._awake >= RUN_SECONDS:
+            raise self._silent(RUN_SECONDS)
+        return None
+
+    def _outcome(self, line: bytes) -> Outcome:
+        outcome = Outcome.from_json(self._parse(line))
+        count, length = self._asked
+        lengths = [len(answer) for answer in outcome.tokens]
+        if lengths != [length] * count:
+            raise SideFailed(f"asked for {count} answers of {length} tokens, got {lengths}")
+        return replace(outcome, seconds=outcome.seconds - self._frozen)
 
     def stop(self) -> None:
         """Let it end by itself, then end what is left of it."""
-        processes.send(self.session, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with contextlib.suppress(OSError):  # what was not yet sent has no reader any more
@@ -105,11 +140,10 @@ class Side:
             time.sleep(0.02)
         self._process.wait()
 
-    @contextlib.contextmanager
-    def _awake(self) -> Iterator[None]:
-        processes.send(self.session, signal.SIGCONT)
-        yield
-        processes.send(self.session, signal.SIGSTOP)
+    def _signal(self, number: signal.Signals) -> None:
+        """To all of its processes at once: the session's group, as none makes one of its own."""
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(self.session, number)
 
     def _tell(self, document: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -120,25 +154,35 @@ class Side:
             raise self._ended() from None
 
     def _hear(self, seconds: float) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self._read_line(seconds))
+        line = self._read_line(seconds)
+        if line is None:
+            raise self._silent(seconds)
+        return self._parse(line)
+
+    def _parse(self, line: bytes) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise self._failed(answer["error"])
         return answer
 
-    def _read_line(self, seconds: float) -> bytes:
+    def _read_line(self, seconds: float) -> bytes | None:
+        """None: nothing was said for so long. Raises SideFailed when there will be nothing."""
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
         deadline = time.monotonic() + seconds
         while b"\n" not in self._read:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([pipe], [], [], left)[0]:
-                raise self._failed(f"no answer within {seconds:.0f} s")
+                return None
             received = os.read(pipe, 1 << 16)
             if not received:
                 raise self._ended()
             self._read += received
         line, _, self._read = self._read.partition(b"\n")
         return line
+
+    def _silent(self, seconds: float) -> SideFailed:
+        return self._failed(f"no answer within {seconds:.0f} s")
 
     def _ended(self) -> SideFailed:
         said = self._log.read_text(errors="replace").split("\n")
@@ -195,6 +239,28 @@ class Sides:
         with self._watching(spec):
             return self._up[spec].run(workload, seed, **options)
         return None
+
+    def race(self, works: Mapping[SideSpec, Workload], seed: int) -> dict[SideSpec, Outcome]:
+        """The outcomes of those that did not fail; meanwhile sides are awake in turn.
+
+        What else this machine does, for seconds at a time, so hits all of them alike.
+        """
+        racing = deque(spec for spec in works if spec not in self.failures)
+        for spec in racing:
+            with self._watching(spec):
+                self._up[spec].ask(works[spec], seed)
+        outcomes: dict[SideSpec, Outcome] = {}
+        while racing:
+            spec = racing.popleft()
+            if spec in self.failures:
+                continue
+            with self._watching(spec):
+                outcome = self._up[spec].advance(SLICE_SECONDS)
+                if outcome is None:
+                    racing.append(spec)
+                else:
+                    outcomes[spec] = outcome
+        return outcomes
 
     def answer(self, spec: SideSpec, workload: Workload, seed: int) -> Outcome:
         """The outcome, where a table is worth nothing without this side.

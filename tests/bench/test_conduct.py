@@ -74,6 +74,6 @@ def test_a_side_that_dies_in_a_round_takes_its_row_with_it(conduct):
 
 def test_rows_with_a_goal_come_first(conduct):
     contest = Contest("one")
-    entry = Entry(SideSpec("lorry"), WORK)
-    rows = [Row("b", "", contest, entry, entry), Row("a", "", contest, entry, entry, goal=0.5)]
+    pair = Entry(SideSpec("lorry"), WORK), Entry(SideSpec("stock-tuned"), WORK)
+    rows = [Row("b", "", contest, *pair), Row("a", "", contest, *pair, goal=0.5)]
     assert list(conduct(*rows, rounds=1)) == ["a", "b"]

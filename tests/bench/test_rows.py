@@ -45,6 +45,10 @@ def test_both_sides_answer_requests_of_one_shape(row):
     assert over == under
 
 
+def test_the_two_of_a_speed_row_can_be_awake_in_turn_as_they_are_different_processes():
+    assert all(row.over.side != row.under.side for row in ROWS if row.contest.kind == "speed")
+
+
 @pytest.mark.parametrize("row", ROWS, ids=names(ROWS))
 def test_a_side_has_a_slot_for_every_adapter_that_it_is_asked_for(row):
     for entry in row.entries:

@@ -17,7 +17,9 @@ from bench.sides import Side, Sides
 from bench.spec import SideSpec
 from bench.workload import Workload
 from loadtest import processes
+from tests.bench import standin_side
 
+LONG = Workload(streams=1, prompt_tokens=4, output_tokens=standin_side.LONG)
 SHORT = Workload(streams=3, prompt_tokens=4, output_tokens=5, adapters=("a", None))
 WELL = SideSpec("lorry")
 
@@ -172,3 +174,53 @@ def test_sides_go_down_when_the_bench_is_interrupted(home, standin):
         raise KeyboardInterrupt
     assert len(sessions) == 2
     assert [processes.members(session) for session in sessions] == [[], []]
+
+
+def test_a_race_is_run_in_turns_and_each_is_timed_while_awake(home, standin, monkeypatch):
+    monkeypatch.setattr(sides, "SLICE_SECONDS", 0.05)
+    specs = [WELL, SideSpec("stock-tuned")]
+    with Sides(home, standin) as up:
+        up.start(specs)
+        advanced = note_turns(monkeypatch)
+        began = time.perf_counter()
+        outcomes = up.race({specs[0]: LONG, specs[1]: LONG}, seed=0)
+        took = time.perf_counter() - began
+        assert all(wait_frozen(session) for session in up.sessions())
+    assert len(advanced) > 8
+    assert advanced[:8] == specs * 4
+    seconds = [outcomes[spec].seconds for spec in specs]
+    # A stop takes effect some moments after it is sent, and work is done in them.
+    assert min(seconds) > 0.9 * standin_side.COMPUTING
+    assert sum(seconds) <= took
+
+
+def note_turns(monkeypatch: pytest.MonkeyPatch) -> list[SideSpec]:
+    advanced = []
+    advance = Side.advance
+
+    def noting(self, seconds):
+        advanced.append(self.spec)
+        return advance(self, seconds)
+
+    monkeypatch.setattr(Side, "advance", noting)
+    return advanced
+
+
+def test_a_side_that_dies_in_a_race_leaves_the_other_its_outcome(home, standin):
+    dying = SideSpec("peft-switch")
+    with Sides(home, standin) as up:
+        up.start([dying, WELL])
+        outcomes = up.race({dying: SHORT, WELL: SHORT}, seed=0)
+        assert list(outcomes) == [WELL]
+        assert "it ended" in up.failures[dying]
+        assert list(up.race({dying: SHORT, WELL: SHORT}, seed=1)) == [WELL]
+
+
+def test_a_side_that_never_ends_its_answer_is_given_up(side, monkeypatch):
+    monkeypatch.setattr(sides, "RUN_SECONDS", 0.1)
+    side.begin()
+    side.wait_ready()
+    side.ask(LONG, seed=0)
+    assert side.advance(0.05) is None
+    with pytest.raises(SideFailed, match="no answer within 0 s"):
+        side.advance(0.05)

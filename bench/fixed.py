@@ -19,6 +19,7 @@ from typing import get_args
 
 from bench.conduct import WARM_SEED, rotate
 from bench.model import FULL, Shape, prepare
+from bench.options import at_least_one
 from bench.rows import EIGHT, Entry
 from bench.sides import Sides
 from bench.spec import Quantization, SideSpec
@@ -80,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=at_least_one, default=40)
     parser.add_argument("--quantization", choices=get_args(Quantization), default="bitsandbytes")
     parser.add_argument("--out", type=Path, default=Path(".lorry/bench"))
     options = parser.parse_args()

@@ -34,6 +34,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.errors import BenchError, OptionsClash, SideFailed
 from bench.growth import sample_while, session_of, summarize
+from bench.options import at_least_one
 
 HOT, PROMPTS = 8, 48
 SAMPLE_SECONDS, LEAST_MINUTES = 5.0, 2
@@ -209,7 +210,7 @@ def main() -> None:
     making.add_argument("--out", type=Path, default=Path(".lorry/bench"), help="the bench's model")
     making.add_argument("--store", type=Path, required=True)
     running = commands.add_parser("run")
-    running.add_argument("--rounds", type=int, default=4)
+    running.add_argument("--rounds", type=at_least_one, default=4)
     running.add_argument("--seconds", type=float, default=20.0, help="length of half a round")
     watching = commands.add_parser("watch")
     watching.add_argument("--pid", type=int, required=True, help="the server's")
@@ -221,7 +222,7 @@ def main() -> None:
         command.add_argument("--prompt-tokens", type=int, default=128)
         command.add_argument("--tokens", type=int, default=32, help="of an answer")
     for command in (making, running, watching):
-        command.add_argument("--count", type=int, default=1000)
+        command.add_argument("--count", type=at_least_one, default=1000)
     options = parser.parse_args()
     try:
         print(json.dumps(run_command(options)))  # noqa: T201

@@ -56,7 +56,8 @@ class Report:
             f"## {self.date}: `{self.command}`",
             "",
             f"Machine: {self.machine}. Packages: {packages}.",
-            "All sides of a row run in turn in the same rounds, the others frozen meanwhile; "
+            "A row's two sides answer in turn, a quarter of a second each and frozen in between, "
+            "so that both meet the same noise, and are timed while awake; "
             "figures are medians of the rounds (output tokens/s, unless a unit is named), "
             "a ratio is the median of the rounds' own ratios. `always`: each answer is the one "
             f"given alone, or first leaves it for a token less than {LEVEL} nats behind, where "

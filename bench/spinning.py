@@ -21,6 +21,7 @@ from pathlib import Path
 
 from bench.conduct import WARM_SEED
 from bench.model import FULL, prepare
+from bench.options import at_least_one
 from bench.rows import EIGHT, MIXED, OURS4
 from bench.sides import Sides
 from bench.spec import SideSpec
@@ -66,7 +67,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--counts", default="0,1000,5000,300000")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=at_least_one, default=5)
     parser.add_argument("--out", type=Path, default=Path(".lorry/bench"))
     options = parser.parse_args()
     counts = [int(count) for count in options.counts.split(",")]

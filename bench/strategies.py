@@ -27,6 +27,7 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from torch.nn.functional import linear
 
 from bench.model import FULL
+from bench.options import at_least_one
 from server.kernels import operators
 from server.kernels.plan import make_plan, write_plan
 from server.kernels.reference import limit
@@ -157,7 +158,7 @@ def main() -> None:
     )
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=at_least_one, default=7)
     parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="numbers of rows")
     options = parser.parse_args()
     if not operators.has_native():

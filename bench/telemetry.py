@@ -29,6 +29,7 @@ import httpx2
 
 from bench.errors import SideFailed
 from bench.model import FULL, TINY, Home, prepare
+from bench.options import at_least_one
 from bench.workload import adapter_names
 from loadtest.environment import ROOT
 from loadtest.errors import ServerFailed
@@ -155,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=at_least_one, default=12)
     parser.add_argument("--answers", type=int, default=2, help="of each stream, in half a round")
     parser.add_argument("--out", type=Path, default=Path(".lorry/bench"))
     parser.add_argument("--tiny", action="store_true", help="a tiny model: the cost at its worst")

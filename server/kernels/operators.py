@@ -97,12 +97,12 @@ def has_native() -> bool:
     spec = util.find_spec(_NATIVE)
     if spec is None or spec.origin is None:
         return False
-    if not stamp.is_current(library := Path(spec.origin)):
-        _warn("were built from other sources")
-        return False
     try:
+        if not stamp.is_current(library := Path(spec.origin)):
+            _warn("were built from other sources")
+            return False
         torch.ops.load_library(library)
-    except OSError as error:  # built for another PyTorch
+    except OSError as error:  # built for another PyTorch, or may not be read
         _warn(f"don't load ({error})")
         return False
     return bool(torch.ops.lorry.instructions())

@@ -71,6 +71,13 @@ def test_kernels_that_can_t_serve_are_done_without_and_one_line_says_so(
     assert "run `make setup`" in record.getMessage()
 
 
+def test_kernels_that_can_t_be_read_are_done_without(monkeypatch, caplog, tmp_path):
+    folder = SimpleNamespace(origin=tmp_path)
+    monkeypatch.setattr(operators.util, "find_spec", lambda name: folder)
+    assert operators.has_native.__wrapped__() is False
+    assert "don't load" in caplog.records[0].getMessage()
+
+
 def test_another_schema_is_another_kind_of_operators_to_a_saved_model(monkeypatch):
     kinds = operators.kinds()
     assert kinds == operators.kinds()

@@ -1,7 +1,7 @@
 """Sides as the bench sees them: started, frozen while another one runs, asked, stopped.
 
-A frozen side costs no time: every process of its session stands still, and the time that it was
-frozen is taken off what it says it needed.
+A frozen side costs no time: every process of its session stands still. One that was frozen while it
+answered is timed from here, as its own clock went on.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ class Side:
             )
         self._read = b""
         self._asked: tuple[int, int] = (0, 0)  # answers, and the tokens of each
-        self._awake = 0.0  # seconds since it was asked
-        self._frozen = 0.0  # seconds since it began with that
-        self._frozen_at: float | None = None  # None: it has not begun
+        self._turns, self._awake = 0, 0.0  # since then, and their seconds
 
     @property
     def session(self) -> int:
@@ -94,7 +92,7 @@ class Side:
         """Hand a workload in, for `advance` to work on. Raises SideFailed: it is dead."""
         self._tell({"workload": asdict(workload), "seed": seed, "only": only, "rivals": rivals})
         self._asked = workload.streams if only is None else len(only), workload.output_tokens
-        self._awake, self._frozen, self._frozen_at = 0.0, 0.0, None
+        self._turns, self._awake = 0, 0.0
 
     def advance(self, seconds: float) -> Outcome | None:
         """Work for so long; the outcome when all is answered, in seconds that it was awake.
@@ -102,15 +100,13 @@ class Side:
         Raises:
             SideFailed: it died, took too long or answered with another number of tokens.
         """
+        began = time.perf_counter()
         self._signal(signal.SIGCONT)
-        if self._frozen_at is not None:
-            self._frozen += time.perf_counter() - self._frozen_at
         line = self._read_line(seconds)
         self._signal(signal.SIGSTOP)
-        self._frozen_at = time.perf_counter()
+        self._turns, self._awake = self._turns + 1, self._awake + time.perf_counter() - began
         if line is not None:
             return self._outcome(line)
-        self._awake += seconds
         if self._awake >= RUN_SECONDS:
             raise self._silent(RUN_SECONDS)
         return None
@@ -121,7 +117,7 @@ class Side:
         lengths = [len(answer) for answer in outcome.tokens]
         if lengths != [length] * count:
             raise SideFailed(f"asked for {count} answers of {length} tokens, got {lengths}")
-        return replace(outcome, seconds=outcome.seconds - self._frozen)
+        return replace(outcome, seconds=self._awake) if self._turns > 1 else outcome
 
     def stop(self) -> None:
         """Let it end by itself, then end what is left of it."""

@@ -189,7 +189,7 @@ def test_a_race_is_run_in_turns_and_each_is_timed_while_awake(home, standin, mon
     assert len(advanced) > 8
     assert advanced[:8] == specs * 4
     seconds = [outcomes[spec].seconds for spec in specs]
-    # A stop takes effect some moments after it is sent, and work is done in them.
+    # Whatever it says itself. A stop takes effect moments after it is sent: work is done in them.
     assert min(seconds) > 0.9 * standin_side.COMPUTING
     assert sum(seconds) <= took
 

@@ -1,0 +1,76 @@
+"""The kernels for processors other than this one, with their instructions in plain C++.
+
+Which processor the tests run on is chance, and each runs only its own kernels. So here a copy of
+the sources calls emulation/instructions.h instead of the processor's AVX-512 and AMX; it is
+compiled, and the kernels' own tests run on it, in another process: operators register only once.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.kernels import operators
+
+ROOT = Path(__file__).parents[3]
+NATIVE = "server/kernels/native"
+TESTS = "tests/server/kernels"
+INSTRUCTIONS = "emulation/instructions.h"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the kernels and their tests need, with kernels that were compiled to be emulated."""
+    if not operators.has_native():
+        pytest.skip("no compiled kernels for this processor (AVX2), or no compiler")
+    copy = tmp_path_factory.mktemp("emulated")
+    ignored = shutil.ignore_patterns("_native*", "__pycache__")
+    for folder in ("server", TESTS):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
+    for file in ("pyproject.toml", "README.md", "setup.py"):
+        shutil.copy(ROOT / file, copy)
+    # Whoever compiles this twice as fast does not mind how fast it runs.
+    (copy / "setup.py").write_text((copy / "setup.py").read_text().replace('"-O3"', '"-O1"'))
+    emulate(copy / NATIVE, copy / TESTS / INSTRUCTIONS)
+    built = run(copy, "setup.py", "--quiet", "build_ext", "--inplace")
+    assert list((copy / "server/kernels").glob("_native*.so")), built
+    return copy
+
+
+def emulate(native: Path, instructions: Path) -> None:
+    """Name the emulated instructions in place of the processor's, and let all kernels run here."""
+    for source in [*native.glob("*.cpp"), *native.glob("*.h")]:
+        text = source.read_text()
+        text = re.sub(
+            r'#pragma GCC target\("avx512.*',
+            f'#pragma GCC target("avx2,fma")\n#include "{instructions}"',
+            text,
+        )
+        text = re.sub(r"\b_(mm512_|mm256_mask|mm_cvtneps_pbh|tile_)", r"emulated_\1", text)
+        if source.name == "dispatch.cpp":
+            text = re.sub(r'__builtin_cpu_supports\("(avx512|amx)[^"]*"\)', "true", text)
+            text = re.sub(r"syscall\(.*?\)", "0", text)
+        source.write_text(text)
+
+
+def run(folder: Path, *arguments: str) -> str:
+    ran = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    return ran.stdout
+
+
+def test_kernels_for_other_processors_compute_what_their_tests_say(checkout):
+    files = [f"{TESTS}/test_{name}.py" for name in ("nf4", "operators")]
+    which = "AVX512-BF16 or AMX-BF16"
+    said = run(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", which, *files)
+    counts = said.strip().splitlines()[-1]
+    assert re.match(r"\d\d+ passed, \d+ deselected in ", counts), said  # and none skipped

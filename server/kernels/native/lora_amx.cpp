@@ -28,7 +28,7 @@ struct TileOfRows {
 std::vector<TileOfRows> tiles_of(const bf16* x, int64_t ldx, const int32_t* rows,
                                  const Split& split, int64_t width) {
   thread_local std::vector<bf16> copies;
-  copies.resize(split.tiles * split.height * width);
+  const size_t needed = split.tiles * split.height * width;
   std::vector<TileOfRows> tiles;
   for (int t = 0; t < split.tiles; ++t) {
     const int32_t* own = rows + split.first(t);
@@ -36,6 +36,7 @@ std::vector<TileOfRows> tiles_of(const bf16* x, int64_t ldx, const int32_t* rows
       tiles.push_back({x + own[0] * ldx, ldx * (int64_t)sizeof(bf16)});
       continue;
     }
+    if (copies.size() < needed) copies.resize(needed);  // at most once: tiles point into it
     bf16* copy = copies.data() + t * split.height * width;
     for (int r = 0; r < split.height; ++r)
       std::copy_n(x + own[r] * ldx, width, copy + r * width);

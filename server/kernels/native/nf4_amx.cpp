@@ -97,8 +97,10 @@ void multiply_panels(const bf16* x, const Split& split, int64_t blocks, const ui
       waiting[turn] = {sums[turn], totals[tile], scales};
     }
   }
-  for (const Pending& pending : waiting)
+  for (int i = 0; i < kWaiting; ++i) {  // the oldest first, as while there are more to come
+    const Pending& pending = waiting[(turn + i) % kWaiting];
     if (pending.sums) settle<Panels>(pending, next_panel, split.height);
+  }
   for (int tile = 0; tile < split.tiles; ++tile)
     for (int p = 0; p < Panels; ++p)
       for (int r = 0; r < split.height; ++r) {

@@ -26,7 +26,7 @@ class Nf4Job {
   static Tensor output(const Tensor& x, const Tensor& packed) {
     check_rows(x, "x");
     TORCH_CHECK(packed.scalar_type() == at::kByte && packed.dim() == 3 && packed.is_contiguous() &&
-                packed.size(2) == kBlockBytes);
+                packed.size(1) > 0 && packed.size(2) == kBlockBytes);
     TORCH_CHECK(reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 64 == 0,
                 "packed weights must begin where a line of the cache does");
     TORCH_CHECK(x.size(1) == packed.size(1) * kBlock);

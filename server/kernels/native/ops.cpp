@@ -32,7 +32,8 @@ void lora_layer_(const Tensor& y, const Tensor& x, const Tensor& joined, at::Int
 }
 
 Tensor nf4_pack(const Tensor& codes, const Tensor& absmax, int64_t n, int64_t k) {
-  TORCH_CHECK(n % kPanel == 0 && k % kBlock == 0, "n must be in 16s and k in 64s");
+  TORCH_CHECK(n > 0 && n % kPanel == 0 && k > 0 && k % kBlock == 0,
+              "n must be in 16s and k in 64s");
   TORCH_CHECK(codes.scalar_type() == at::kByte && codes.is_contiguous() && codes.numel() == n * k / 2);
   TORCH_CHECK(absmax.scalar_type() == at::kFloat && absmax.is_contiguous() &&
               absmax.numel() == n * k / kBlock);

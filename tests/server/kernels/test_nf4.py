@@ -76,6 +76,21 @@ def test_with_tiles_a_row_is_the_same_to_the_bit_whoever_shares_its_batch(native
         assert torch.equal(torch.ops.lorry.nf4_linear(x[-rows:], packed), y[-rows:])
 
 
+@pytest.mark.parametrize("native", ["AMX-BF16"], indirect=True)
+def test_with_tiles_blocks_are_added_in_their_order_however_many_there_are(native):
+    """Here the order shows: the half is lost beside what the first two blocks have before."""
+    n, k = 16, 3 * 64
+    packed = torch.ops.lorry.nf4_pack(
+        torch.full((n * k // 2,), 0xFF, dtype=torch.uint8), torch.ones(n * k // 64), n, k
+    )
+    x = torch.zeros(17, k, dtype=torch.bfloat16)
+    x[:, 0], x[:, 64], x[:, 128] = -(2.0**24), 2.0**24, 0.5
+    many = torch.ops.lorry.nf4_linear(x, packed)
+    assert many.ne(0).all()
+    for rows in (1, 16):
+        assert torch.equal(torch.ops.lorry.nf4_linear(x[:rows], packed), many[:rows])
+
+
 def test_the_compiler_is_told_the_truth_about_nf4():
     codes, state = quantized(32, 64, seed=0)
     packed = torch.ops.lorry.nf4_pack(codes.flatten(), state.absmax.float(), 32, 64)
@@ -89,6 +104,8 @@ def test_operands_that_the_kernel_does_not_take_are_refused():
     for n, k in ((24, 64), (32, 96), (64, 64)):
         with pytest.raises(RuntimeError):
             torch.ops.lorry.nf4_pack(codes.flatten(), absmax, n, k)
+    with pytest.raises(RuntimeError):
+        torch.ops.lorry.nf4_pack(codes.flatten()[:0], absmax.flatten()[:0], 32, 0)
     packed = torch.ops.lorry.nf4_pack(codes.flatten(), absmax, 32, 64)
     good = torch.randn(3, 64).bfloat16()
     aside = torch.cat([packed.new_zeros(1), packed.flatten()])[1:].view_as(packed)

@@ -284,6 +284,9 @@ inline __m512 emulated_mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
 
 constexpr int kTiles = 8, kMostRows = 16, kMostBytes = 64;
 
+}  // namespace
+
+// One for each thread, whichever file its code is in, as on the processor.
 struct Tile {
   int rows = 0, bytes = 0;  // none before it is configured
   alignas(64) uint8_t of[kMostRows][kMostBytes];
@@ -294,10 +297,14 @@ struct Tile {
   }
 };
 
-thread_local struct {
+struct TileUnit {
   bool configured = false;
   Tile tiles[kTiles];
-} unit;
+};
+
+inline thread_local TileUnit unit;
+
+namespace {
 
 [[noreturn]] inline void fault(const char* what) { throw std::runtime_error(what); }
 
@@ -319,7 +326,7 @@ inline void emulated_tile_loadconfig(const void* from) {
   if (config.palette != 1) fault("no such palette");
   for (uint8_t each : config.reserved)
     if (each) fault("what is reserved must be zero");
-  emulated_tile_release();
+  if (unit.configured) fault("tiles that somebody uses would be lost");
   unit.configured = true;
   for (int i = 0; i < 16; ++i) {
     const int rows = config.rows[i], bytes = config.bytes[i];

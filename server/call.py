@@ -92,7 +92,7 @@ class Call:
     disconnected: bool = False
     error_code: str | None = None
     engine_error: str | None = None
-    refused_late: bool = False
+    refused_late: int = 0  # what the status would be of one refused when its 200 was out
     repaired_values: int = 0  # those of its lease when the engine told of them
     ended: float | None = None
     content: Content | None = None  # its texts, where they are to be told
@@ -130,13 +130,12 @@ class Call:
             return "error"
         if "abort" in self.finish_reasons:
             return "aborted"  # by the engine: it was told to stop
-        if self.status in (401, 403, 429, 503):
+        status = self.refused_late or self.status
+        if status in (401, 403, 429, 503):
             return "rejected"
-        if self.refused_late:
-            return "client_error"  # inside a stream whose 200 was already out
-        if self.status >= 500:
+        if status >= 500:
             return "error"
-        return "client_error" if self.status >= 400 else "ok"
+        return "client_error" if status >= 400 else "ok"
 
     @property
     def duration(self) -> float:

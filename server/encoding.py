@@ -19,7 +19,10 @@ _OPENMETRICS = "application/openmetrics-text"
 
 def choose_encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
     """The encoder and the content type for an Accept header."""
-    encode, content_type = choose_by_accept(accept)
+    try:
+        encode, content_type = choose_by_accept(accept)
+    except TypeError:  # prometheus_client's, for a version that is no number
+        encode, content_type = choose_by_accept("")
     if not content_type.startswith(_OPENMETRICS):
         return encode, content_type
     return (

@@ -6,7 +6,7 @@ LorryError
 │   └── QuantizationMissing 6 · PlatformUnsupported 7 · EngineStartFailed 8
 └── RequestError          one call ends: OpenAI's envelope, a status and a stable code
     ├── InvalidRequest 400 · RequestTooLarge 413 · UnknownPath 404 · MethodNotAllowed 405
-    ├── UploadTooSlow 408
+    ├── RequestTooSlow 408 · UploadTooSlow 408
     ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
     ├── AdminDisabled 403 · NotAuthorized 401 · AdapterInUse 409 · PinsExceedCapacity 409
     └── Unavailable 503 (starting, draining, engine_dead, engine_slow, adapters_busy,
@@ -88,6 +88,11 @@ class InvalidRequest(RequestError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_request"
+
+
+class RequestTooSlow(InvalidRequest):
+    status = 408
+    code = "request_too_slow"
 
 
 class UploadTooSlow(InvalidRequest):

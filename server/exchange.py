@@ -15,9 +15,16 @@ from starlette.types import Message, Receive, Send
 
 from server.attribution import response_headers
 from server.call import Call
-from server.errors import RequestError, RequestTooLarge, envelope, translate_vllm_error
+from server.errors import (
+    RequestError,
+    RequestTooLarge,
+    RequestTooSlow,
+    envelope,
+    translate_vllm_error,
+)
 
 _STREAMED_ERROR = b'data: {"error"'
+SILENCE_SECONDS = 60
 T = TypeVar("T")
 _OURS = frozenset({b"x-request-id", b"content-length"})
 
@@ -31,12 +38,18 @@ async def read_body(receive: Receive, limit: int) -> bytes:
 
     Raises:
         RequestTooLarge: it is longer than `limit` bytes.
+        RequestTooSlow: nothing came of it for a minute.
         Disconnected: the caller hung up.
     """
     parts: list[bytes] = []
     size = 0
     while True:
-        message = await receive()
+        try:
+            message = await asyncio.wait_for(receive(), SILENCE_SECONDS)
+        except TimeoutError:
+            raise RequestTooSlow(
+                f"Nothing came of the request body for {SILENCE_SECONDS} seconds."
+            ) from None
         if message["type"] == "http.disconnect":
             raise Disconnected
         part = message.get("body", b"")

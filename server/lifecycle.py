@@ -47,6 +47,12 @@ class Lifecycle:
             self.phase = phase
             self.stage = phase.value
 
+    def check_ready(self) -> None:
+        """Raises Unavailable: the server is not ready."""
+        if self.phase is not Phase.READY:
+            message, code, retry_after = _REFUSALS[self.phase]
+            raise Unavailable(message, code=code, retry_after=retry_after)
+
     @contextmanager
     def admit(self) -> Iterator[None]:
         """Count one call in and out.
@@ -54,9 +60,7 @@ class Lifecycle:
         Raises:
             Unavailable: the server is not ready.
         """
-        if self.phase is not Phase.READY:
-            message, code, retry_after = _REFUSALS[self.phase]
-            raise Unavailable(message, code=code, retry_after=retry_after)
+        self.check_ready()
         self.in_flight += 1
         self._idle.clear()
         try:

@@ -22,7 +22,7 @@ from server.attribution import Recorder
 from server.call import Call, current_call
 from server.endpoints import INFERENCE_PATHS, STRIPPED_HEADERS
 from server.engine_slot import EngineSlot
-from server.errors import InvalidRequest, MethodNotAllowed, RequestError
+from server.errors import InvalidRequest, MethodNotAllowed, RequestError, Unavailable
 from server.exchange import Disconnected, Exchange, read_body, send_error, unless_gone
 from server.lifecycle import Lifecycle
 from server.naming import ModelNames
@@ -46,6 +46,7 @@ class Selection(msgspec.Struct):
     use_beam_search: bool | None = None
 
 
+_CUT_OFF = Unavailable("The server is shutting down.", code="draining", retry_after=5)
 _NOT_SUPPORTED = ("background", "request_id", "use_beam_search")
 
 
@@ -102,17 +103,21 @@ class InferenceMiddleware:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"{call.endpoint} takes POST only.")
+            self._lifecycle.check_ready()
+            # Before it counts as a call: a body that never comes holds up no drain.
+            body = await read_body(receive, self._max_body_bytes)
             with self._lifecycle.admit():
-                body = await read_body(receive, self._max_body_bytes)
                 await self._serve(call, body, scope, receive, send)
         except RequestError as error:
             if not call.status:
                 await send_error(send, call, error)
         except Disconnected:
             call.disconnected = True
-        except asyncio.CancelledError:
-            call.disconnected = True
-            raise
+        except asyncio.CancelledError:  # by the server, whose time to drain is over
+            if call.status:
+                call.disconnected = True
+                raise
+            await send_error(send, call, _CUT_OFF)
         except Exception as error:  # noqa: BLE001 - the caller gets a clean 500, the log the cause
             await self._fail(call, send, error)
 

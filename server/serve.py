@@ -35,6 +35,7 @@ from server.engine import environment
 from server.engine_slot import EngineSlot
 from server.errors import ENGINE_DIED_EXIT_CODE, INTERRUPTED_EXIT_CODE
 from server.exporting import take_exporter
+from server.heads import BoundedHeads
 from server.lifecycle import Lifecycle, Phase
 from server.loading import Loader
 from server.logs import configure_logging
@@ -115,6 +116,7 @@ class Server:
         self._http = HttpServer(
             uvicorn.Config(
                 app,
+                http=BoundedHeads,
                 log_config=None,
                 access_log=False,
                 lifespan="off",

@@ -21,6 +21,7 @@ from server.engine.arguments import build_arguments
 from server.engine.client import Engine
 from server.engine.models import CallModels
 from server.engine.stats import PublicLoraInfo
+from server.engine.validation import stop_at_first_errors
 from server.errors import EngineStartFailed
 from server.settings import Settings
 
@@ -93,6 +94,7 @@ async def _build_app(
     await engine.reset_mm_cache()
     tasks = await engine.get_supported_tasks()
     app = build_app(arguments, tasks, engine.model_config)
+    stop_at_first_errors(app)
     await init_app_state(engine, app.state, arguments, tasks)
     models = app.state.openai_serving_models
     models.__class__ = CallModels

@@ -173,11 +173,11 @@ class Engine(AsyncLLM):
 
 def _note_refusal(call: Call, error: Exception) -> None:
     if isinstance(error, VLLMClientError | ValueError | TypeError):
-        call.refused_late = True
+        call.refused_late = 400
         call.error_code = "invalid_request"
     elif isinstance(error, GracefulHTTPError):
+        call.refused_late = int(error.http_status)
         call.error_code = "unavailable"
-        call.refused_late = True
     else:
         call.engine_error = type(error).__name__
 

@@ -43,7 +43,9 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
         environ.setdefault("HF_HUB_OFFLINE", "1")  # the base is a folder: nothing to ask a hub
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # torch's and vLLM's, at import
-    environ.setdefault("VLLM_MAX_N_SEQUENCES", "128")  # 16,384 answers to one call otherwise
+    # 16,384 answers to each of 1,024 prompts of one call otherwise
+    environ.setdefault("VLLM_MAX_N_SEQUENCES", "128")
+    environ.setdefault("VLLM_MAX_COMPLETION_PROMPTS", "128")
     # The second model runner keeps adapter ids apart in another way; only the first is proven.
     environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     if is_cpu_build():

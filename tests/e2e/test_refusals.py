@@ -56,6 +56,15 @@ def test_a_bad_request_is_a_clear_error_and_the_next_one_is_answered(server, cas
     assert refused.headers["x-request-id"]
 
 
+def test_a_body_full_of_errors_is_refused_at_the_first(server):
+    """Each of them told, this one took a minute and 5 GB; see server/engine/validation.py."""
+    body = {"model": BASE_NAME, "input": [{}] * 3_000}
+    with httpx2.Client(base_url=server.url, timeout=20) as client:
+        refused = client.post("/v1/responses", json=body)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "invalid_request"
+
+
 def test_a_content_list_with_type_text_does_not_pick_an_adapter(server):
     parts = [{"role": "user", "content": [{"type": "text", "text": "two blue lamps to Oslo"}]}]
     response = httpx2.post(

@@ -11,6 +11,7 @@ from server.settings import Settings
 # What the server sets that is neither speed nor memory, or that only our kernels read.
 _OTHER = {"VLLM_LOGGING_LEVEL", "VLLM_CACHE_ROOT", "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE"}
 _OTHER |= {"VLLM_PLUGINS", "VLLM_COMPUTE_NANS_IN_LOGITS", "VLLM_MAX_N_SEQUENCES"}
+_OTHER |= {"VLLM_MAX_COMPLETION_PROMPTS"}
 _OTHER |= {"PYTHONWARNINGS"}
 
 

@@ -10,9 +10,10 @@ PROMETHEUS_3 = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
     "text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
 )
+ODD = ["", "application/openmetrics-text; version=x", "text/plain; version=x", ";;,=,"]
 
 
-@pytest.mark.parametrize("accept", [PROMETHEUS_2, PROMETHEUS_3, "text/plain;version=0.0.4", ""])
+@pytest.mark.parametrize("accept", [PROMETHEUS_2, PROMETHEUS_3, "text/plain;version=0.0.4", *ODD])
 def test_names_with_a_colon_stay_as_they_are(accept):
     registry = CollectorRegistry()
     Counter("vllm:made", "Tokens.", ["model"], registry=registry).labels("base").inc()

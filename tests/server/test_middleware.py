@@ -10,6 +10,7 @@ import pytest
 from opentelemetry.trace import format_trace_id
 from standin_server import scope_of, send_json
 
+from server import exchange
 from server.call import current_call
 from server.endpoints import INFERENCE_PATHS
 from server.lifecycle import Phase
@@ -125,9 +126,10 @@ async def test_what_would_run_outside_its_call_is_refused(house, field):
     assert house.inner.seen == []
 
 
-async def test_an_error_inside_a_stream_is_openais_too_and_recorded(house):
+@pytest.mark.parametrize(("status", "outcome"), [(400, "client_error"), (503, "rejected")])
+async def test_an_error_inside_a_stream_is_openais_too_and_recorded(house, status, outcome):
     async def answer(scope, receive, send):
-        current_call.get().refused_late = True
+        current_call.get().refused_late = status
         await send({"type": "http.response.start", "status": 200, "headers": []})
         event = b'data: {"error": {"message": "no", "type": "BadRequestError", "code": 400}}\n\n'
         await send({"type": "http.response.body", "body": event, "more_body": True})
@@ -139,12 +141,27 @@ async def test_an_error_inside_a_stream_is_openais_too_and_recorded(house):
     error = json.loads(event.removeprefix("data: "))["error"]
     assert (error["code"], error["type"]) == ("invalid_request", "invalid_request_error")
     assert done == "data: [DONE]"
-    assert house.log[0]["outcome"] == "client_error"
+    assert house.log[0]["outcome"] == outcome
 
 
 def test_select_reads_the_last_of_doubled_keys_as_vllm_does():
     body = b'{"model": "a", "mod\\u0065l": "b"}'
     assert select(body).model == json.loads(body)["model"] == "b"
+
+
+async def test_a_body_that_does_not_come_is_no_call_yet_and_given_up(house, monkeypatch):
+    monkeypatch.setattr(exchange, "SILENCE_SECONDS", 0.05)
+    counted = []
+
+    async def slow():
+        yield b'{"model": '
+        counted.append(house.lifecycle.in_flight)
+        await asyncio.sleep(60)
+
+    response = await house.client.post("/v1/completions", content=slow())
+    assert (response.status_code, error_of(response)["code"]) == (408, "request_too_slow")
+    assert counted == [0]
+    assert house.log[0]["outcome"] == "client_error"
 
 
 async def test_a_body_over_the_limit_is_refused_before_it_is_read_whole(house):
@@ -329,9 +346,11 @@ async def test_a_cancelled_call_gives_its_lease_back(house):
     house.inner.answer = answer
     call = asyncio.create_task(house.chat("red"))
     await started.wait()
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
+    call.cancel()  # as the server does with those that outlive its drain
+    response = await call
+    assert (response.status_code, error_of(response)["code"]) == (503, "draining")
+    assert response.headers["x-lorry-adapter"] == "red@1"
+    assert house.log[0]["outcome"] == "rejected"
     house.inner.answer = None
     # Two more adapters fit only if the first one's lease is gone: the capacity is 2.
     for model in ("green", "blue"):

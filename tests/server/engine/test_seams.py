@@ -26,7 +26,7 @@ def call():
         requested_model="red",
         resolved=True,
         sequences=[],
-        refused_late=False,
+        refused_late=0,
         engine_error=None,
         error_code=None,
     )
@@ -182,12 +182,14 @@ async def test_who_makes_room_is_told_to_leave_and_not_waited_for(caplog):
 
 
 def test_a_request_that_vllm_refuses_late_is_noted_on_its_call(call):
-    from vllm.exceptions import VLLMValidationError
+    from vllm.exceptions import QueueOverflowError, VLLMValidationError
 
     from server.engine.client import _note_refusal
 
     _note_refusal(call, VLLMValidationError("bad"))
-    assert (call.refused_late, call.engine_error) == (True, None)
+    assert (call.refused_late, call.engine_error) == (400, None)
+    _note_refusal(call, QueueOverflowError())
+    assert (call.refused_late, call.error_code, call.engine_error) == (503, "unavailable", None)
     _note_refusal(call, RuntimeError("odd"))
     assert call.engine_error == "RuntimeError"
 

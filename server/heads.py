@@ -1,0 +1,35 @@
+"""HTTP heads of bounded length.
+
+uvicorn's reader on httptools takes a request line, headers and trailers as long as they come,
+before anything of ours runs. (Its other one, on h11, has a bound and is slower.)
+"""
+
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MOST_HEAD_BYTES = 64 * 1024
+
+
+class BoundedHeads(HttpToolsProtocol):
+    """Answers 400 and hangs up once so much has come that is no part of a body."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._pending = 0  # bytes since a head or a piece of a body was read whole
+        self._was_whole = False
+
+    def data_received(self, data: bytes) -> None:
+        self._was_whole = False
+        super().data_received(data)
+        self._pending = 0 if self._was_whole else self._pending + len(data)
+        if self._pending > MOST_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The request's head is too large.")
+
+    def on_headers_complete(self) -> None:
+        self._was_whole = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._was_whole = True
+        super().on_body(body)

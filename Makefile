@@ -2,10 +2,11 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# cpu, or gpu on a machine with an NVIDIA card: make setup EXTRA=gpu
-EXTRA ?= cpu
 PYTHON ?= python3.11
 VENV := .venv
+# cpu, or gpu on a machine with an NVIDIA card: make setup EXTRA=gpu, once
+MADE_FOR := $(patsubst $(VENV)/.installed-%,%,$(wildcard $(VENV)/.installed-*))
+EXTRA ?= $(or $(MADE_FOR),cpu)
 BIN := $(VENV)/bin
 LOCK := requirements/$(EXTRA).txt
 STAMP := $(VENV)/.installed-$(EXTRA)
@@ -35,6 +36,8 @@ setup: $(STAMP)  ## The environment only: .venv from the hashed lock
 	@$(BIN)/python -m server.kernels.stamp || $(INSTALL)
 
 $(STAMP): $(LOCK) pyproject.toml setup.py $(KERNELS) | $(BIN)/uv
+	@test -z "$(filter-out $(EXTRA),$(MADE_FOR))" || \
+	    { echo "error: $(VENV) was made for $(MADE_FOR): use a clone of its own for $(EXTRA), or remove $(VENV)"; exit 1; }
 	$(UV) install --python $(BIN)/python --quiet --no-deps --require-hashes $(TORCH) -r $(LOCK)
 	$(INSTALL)
 	@touch $@
@@ -57,7 +60,7 @@ test: setup  ## Unit tests, then end-to-end tests on the real engine
 loadtest: setup  ## A server with 32 adapters under load for three minutes: figures per adapter, a verdict
 	$(BIN)/lorry loadtest default --serve examples/shop/base
 
-bench: setup  ## Measure the engine beside plain vLLM and PEFT (half an hour to an hour), into docs/benchmarks.md
+bench: setup  ## Measure the engine beside plain vLLM and PEFT (half an hour or more), into docs/benchmarks.md
 	$(BIN)/python -m bench --write-docs
 
 check: format lint types test  ## What CI runs: format, lint, types, tests

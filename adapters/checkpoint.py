@@ -125,8 +125,8 @@ def inspect_checkpoint(
 def _explain_other_base(claimed: str | None, base: BaseModel) -> Problem:
     said = f"is {quote(claimed or '')}, the base given is {quote(base.name)}"
     fix = (
-        "publish it with --base set to that model; if it is the same, give --base-name, or"
-        " --allow-base-mismatch"
+        "publish it for that model; if it is the same, say so: with --base-name or"
+        " --allow-base-mismatch, of a server with --served-model-name or --allow-base-mismatch"
     )
     return Problem("base_mismatch", "base_model_name_or_path", said, fix)
 

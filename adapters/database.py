@@ -106,7 +106,7 @@ def _make_engine(url: str | URL) -> Engine:
     except (ImportError, NoSuchModuleError) as error:
         raise CatalogUnreadable(
             "a catalog in PostgreSQL needs psycopg, which is not installed",
-            "install Lorry with its extra `postgres`, or psycopg[binary]",
+            "install it where Lorry runs: python -m pip install 'psycopg[binary]'",
         ) from error
     return engine
 

@@ -39,14 +39,8 @@ from adapters.files import (
     copy_bounded,
 )
 
-# scheme -> (module that reads it, our extra that installs it)
-BACKENDS = {
-    "s3": ("s3fs", "s3"),
-    "gs": ("gcsfs", "gcs"),
-    "az": ("adlfs", "azure"),
-    "http": ("aiohttp", "http"),
-    "https": ("aiohttp", "http"),
-}
+# scheme -> what reads it: the package's name and the module's
+BACKENDS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "http": "aiohttp", "https": "aiohttp"}
 ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 HTTP = frozenset({"http", "https"})
@@ -183,10 +177,11 @@ def _fetch(address: Address, folder: Path, limits: Mapping[str, int]) -> None:
 def _open_filesystem(address: Address) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
-    module, extra = BACKENDS.get(address.scheme, ("", ""))
+    module = BACKENDS.get(address.scheme)
     if module and importlib.util.find_spec(module) is None:
         raise SourceUnsupported(
-            f"reading {address.scheme}:// needs {module}", f"pip install 'lorry[{extra}]'"
+            f"reading {address.scheme}:// needs {module}",
+            f"install it where Lorry runs: python -m pip install {module}",
         )
     options: dict[str, Any] = {"skip_instance_cache": True}
     if address.scheme in HTTP:

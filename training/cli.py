@@ -44,6 +44,15 @@ def train_command(
     store: Annotated[
         Path, typer.Option("--store", envvar="LORRY_STORE", help="The store to publish to.")
     ] = Path(".lorry/store"),
+    catalog: Annotated[
+        str | None,
+        typer.Option(
+            "--catalog",
+            envvar="LORRY_CATALOG",
+            help="URL of a catalog that servers share; the store's own unless given.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Train an adapter with QLoRA; an identical run that is finished is reused."""
@@ -53,7 +62,7 @@ def train_command(
 
         loaded = load_recipe(recipe, overrides or [])
         trained = train(loaded, output, _progress)
-    published = _publish(loaded, trained, store) if publish else None
+    published = _publish(loaded, trained, store, catalog) if publish else None
     if as_json:
         typer.echo(json.dumps(_facts(trained, published)))
     else:
@@ -70,7 +79,9 @@ def reported() -> Iterator[None]:
         raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
 
 
-def _publish(recipe: "Recipe", trained: "Trained", store: Path) -> dict[str, Any]:
+def _publish(
+    recipe: "Recipe", trained: "Trained", store: Path, catalog: str | None
+) -> dict[str, Any]:
     from adapters.errors import AdapterError
     from adapters.publish import publish
 
@@ -81,6 +92,7 @@ def _publish(recipe: "Recipe", trained: "Trained", store: Path) -> dict[str, Any
             store=store,
             base=trained.base_folder,
             base_name=recipe.base_name,
+            catalog_url=catalog,
         )
     except AdapterError as error:
         typer.echo(f"error: {error} ({error.code})", err=True)

@@ -89,3 +89,15 @@ def test_every_shipped_recipe_is_valid() -> None:
         recipe = load_recipe(path)
         assert recipe.name == path.stem
         assert Path(recipe.base).is_dir()
+
+
+def test_every_key_stands_in_the_manual_with_its_default() -> None:
+    manual = (Path(__file__).parents[2] / "docs/training.md").read_text()
+    for prefix, model in (("data.", Data), ("lora.", Lora), ("optimization.", Optimization)):
+        for name, field in model.model_fields.items():
+            line = next(each for each in manual.splitlines() if f"| `{prefix}{name}` |" in each)
+            assert field.description in line
+            if isinstance(field.default, int | float) and not isinstance(field.default, bool):
+                assert f"| `{field.default}` |" in line
+    for name in Recipe.model_fields.keys() - {"data", "lora", "optimization"}:
+        assert f"| `{name}` |" in manual

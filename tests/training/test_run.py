@@ -175,6 +175,21 @@ def test_the_command_prints_one_json_document_and_publishes(
     assert "kernels-community" not in ran.stderr
 
 
+def test_a_shared_catalog_is_published_to(
+    tiny_base: Path, chat_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: two\nbase: {tiny_base}\ndata: {{train: {chat_set.name}}}\n")
+    monkeypatch.setenv("LORRY_CATALOG", f"sqlite:///{tmp_path / 'shared.db'}")
+    ran = run_command(
+        *(str(recipe), "--publish", "--store", str(tmp_path / "store")),
+        *("--output", str(tmp_path / "out"), "--set", "optimization.max_steps=1"),
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "shared.db").exists()
+    assert not (tmp_path / "store/catalog.db").exists()
+
+
 def test_a_bad_recipe_is_one_line_and_exit_code_two(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: two\n")

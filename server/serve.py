@@ -22,7 +22,7 @@ import uvicorn
 from prometheus_client import REGISTRY, disable_created_metrics
 from rich.console import Console
 
-from adapters.base import read_base
+from adapters.base import BaseModel, read_base
 from adapters.catalog import Catalog
 from adapters.errors import AdapterError
 from adapters.store import Store
@@ -33,7 +33,7 @@ from server.app import create_app
 from server.attribution import Recorder
 from server.engine import environment
 from server.engine_slot import EngineSlot
-from server.errors import ENGINE_DIED_EXIT_CODE, INTERRUPTED_EXIT_CODE
+from server.errors import ENGINE_DIED_EXIT_CODE, INTERRUPTED_EXIT_CODE, ModelNotFound
 from server.exporting import take_exporter
 from server.heads import BoundedHeads
 from server.lifecycle import Lifecycle, Phase
@@ -163,12 +163,13 @@ class Server:
 
     async def _start_engine(self) -> RunningEngine:
         settings = self._settings
+        base = await asyncio.to_thread(self._read_base)
         await self._warn_of_namesake()
         self._stage("importing vLLM")
         start_engine = await asyncio.to_thread(_import_engine)
         self._stage(f"starting the engine ({settings.model}, {settings.quantization})")
         running = await start_engine(settings, self._extra, self._metrics)
-        residency = await asyncio.to_thread(self._make_residency, running)
+        residency = await asyncio.to_thread(self._make_residency, running, base)
         occupancy = self._watch_places(running, residency)
         await occupancy.look()
         pins = Pins(self._catalog, residency)
@@ -194,9 +195,14 @@ class Server:
                     *(name,) * 3,
                 )
 
-    def _make_residency(self, running: RunningEngine) -> Residency:
-        settings = self._settings
-        store, base = Store(settings.store), read_base(settings.model)
+    def _read_base(self) -> BaseModel:
+        try:
+            return read_base(self._settings.model)
+        except AdapterError as error:
+            raise ModelNotFound(f"no adapters can be served on this model: {error}") from None
+
+    def _make_residency(self, running: RunningEngine, base: BaseModel) -> Residency:
+        settings, store = self._settings, Store(self._settings.store)
         loader = Loader(
             running.engine,
             path_of=store.path,

@@ -93,7 +93,8 @@ def run_serve(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("case", "code"), [("model", 3), ("port", 4), ("store", 5), ("setting", 2), ("flag", 2)]
+    ("case", "code"),
+    [("model", 3), ("base", 3), ("port", 4), ("store", 5), ("setting", 2), ("flag", 2)],
 )
 def test_a_user_gets_one_line_and_an_exit_code_of_its_own(case, code, model, tmp_path):
     a_file = tmp_path / "file"
@@ -104,6 +105,7 @@ def test_a_user_gets_one_line_and_an_exit_code_of_its_own(case, code, model, tmp
         taken.listen()
         arguments = {
             "model": [tmp_path / "nowhere"],
+            "base": [model, "--port", 0, *store],  # its weights are no safetensors
             "port": [model, "--port", taken.getsockname()[1], *store],
             "store": [model, "--port", 0, "--store", a_file],
             "setting": [model, "--max-loras", 0],

@@ -24,13 +24,13 @@ from server.errors import (
 )
 
 _STREAMED_ERROR = b'data: {"error"'
-SILENCE_SECONDS = 60
+SILENCE_SECONDS = 60  # of a caller that neither sends what it began nor reads what it gets
 T = TypeVar("T")
 _OURS = frozenset({b"x-request-id", b"content-length"})
 
 
 class Disconnected(Exception):
-    """The caller hung up before it could be answered."""
+    """The caller hung up before it could be answered, or stopped reading the answer."""
 
 
 async def read_body(receive: Receive, limit: int) -> bytes:
@@ -132,6 +132,15 @@ class Exchange:
             else:
                 await self._pass_on(message)
 
+    async def _deliver(self, message: Message) -> None:
+        """Raises Disconnected: the caller reads no more, and what it holds up is let go."""
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                await self._send(message)
+        except TimeoutError:
+            self._call.response_complete = False
+            raise Disconnected from None
+
     async def _begin(self, message: Message) -> None:
         self._call.status = message["status"]
         if message["status"] >= 400:
@@ -142,7 +151,7 @@ class Exchange:
             *((k, v) for k, v in message.get("headers", []) if k.lower() != b"x-request-id"),
             *ours,
         ]
-        await self._send(message)
+        await self._deliver(message)
 
     async def _pass_on(self, message: Message) -> None:
         body = message.get("body", b"")
@@ -153,7 +162,7 @@ class Exchange:
         if not message.get("more_body", False) and not self._call.disconnected:
             # Before the send: a caller that has read all of its answer may hang up at once.
             self._call.response_complete = True
-        await self._send(message)
+        await self._deliver(message)
 
     async def _collect_error(self, message: Message) -> None:
         self._error_body += message.get("body", b"")
@@ -170,8 +179,8 @@ class Exchange:
         if self._start["status"] in (429, 503):
             self._start["headers"].append((b"retry-after", b"1"))
         self._call.response_complete = True
-        await self._send(self._start)
-        await self._send({"type": "http.response.body", "body": body})
+        await self._deliver(self._start)
+        await self._deliver({"type": "http.response.body", "body": body})
 
     def _translated(self, status: int) -> bytes:
         try:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from opentelemetry.trace import format_trace_id
 from standin_server import scope_of, send_json
+from starlette.responses import StreamingResponse
 
 from server import exchange
 from server.call import current_call
@@ -147,6 +148,34 @@ async def test_an_error_inside_a_stream_is_openais_too_and_recorded(house, statu
 def test_select_reads_the_last_of_doubled_keys_as_vllm_does():
     body = b'{"model": "a", "mod\\u0065l": "b"}'
     assert select(body).model == json.loads(body)["model"] == "b"
+
+
+async def test_a_caller_that_stops_reading_holds_nothing_for_long(house, monkeypatch):
+    monkeypatch.setattr(exchange, "SILENCE_SECONDS", 0.05)
+
+    async def words():
+        for _ in range(100):
+            yield b"data: {}\n\n"
+
+    body = {"type": "http.request", "body": b'{"model": "red", "messages": []}'}
+    to_come = asyncio.Queue()
+    to_come.put_nowait(body)
+    got = []
+
+    async def send(message):
+        got.append(message["type"])
+        if len(got) == 3:
+            await asyncio.sleep(60)
+
+    house.inner.answer = StreamingResponse(words(), media_type="text/event-stream")
+    await house.app(scope_of("/v1/chat/completions"), to_come.get, send)
+    assert len(got) == 3
+    assert house.log[0]["outcome"] == "aborted"
+    assert house.lifecycle.in_flight == 0
+    house.inner.answer = None
+    # Two more adapters fit only if the first one's lease is gone: the capacity is 2.
+    for model in ("green", "blue"):
+        assert (await house.chat(model)).status_code == 200
 
 
 async def test_a_body_that_does_not_come_is_no_call_yet_and_given_up(house, monkeypatch):

@@ -29,7 +29,7 @@ from loadtest import processes
 from loadtest.environment import cleaned
 
 START_SECONDS = 600.0
-RUN_SECONDS = 1800.0  # stock vLLM needs 400 for some rows where a processor has no bf16
+RUN_SECONDS = 1800.0  # stock vLLM needs minutes where a processor has no bf16
 SLICE_SECONDS = 0.25  # of a race
 _STOP_SECONDS = 10.0
 _LINGER_SECONDS = 2.0

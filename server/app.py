@@ -7,55 +7,59 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
+from starlette.middleware import Middleware
 
-from adapters.catalog import AdapterVersion, Published
+from adapters.catalog import AdapterVersion, Catalog, Published
 from server.admin.guard import AdminGuard
+from server.admin.publishing import Publisher
+from server.admin.router import create_router
+from server.admin.shelf import Shelf
 from server.attribution import Recorder
 from server.encoding import choose_encoder
 from server.endpoints import INFERENCE_PATHS
-from server.engine_slot import EngineSlot
 from server.error_handlers import add_error_handlers
 from server.exposition import Snapshot
 from server.lifecycle import Lifecycle, Phase
 from server.middleware import InferenceMiddleware
 from server.naming import ModelNames
+from server.settings import Settings
 
 
 def create_app(
+    settings: Settings,
     *,
     lifecycle: Lifecycle,
     names: ModelNames,
     recorder: Recorder,
-    engine: EngineSlot,
-    max_body_bytes: int,
+    catalog: Catalog,
+    publisher: Publisher,
     started_at: int,
-    admin: APIRouter,
-    admin_token: str | None,
-    max_upload_bytes: int,
 ) -> FastAPI:
-    """`started_at`: Unix seconds, what the base says it was created at."""
-    app = FastAPI(title="Lorry", docs_url=None, redoc_url=None)
+    """`started_at`: Unix seconds, the base model's `created` in /v1/models."""
+    token = settings.admin_token.get_secret_value() if settings.admin_token else None
+    middleware = [  # the outermost first
+        Middleware(AdminGuard, token=token, max_upload_bytes=settings.max_upload_bytes),
+        Middleware(
+            InferenceMiddleware,
+            lifecycle=lifecycle,
+            names=names,
+            recorder=recorder,
+            max_body_bytes=settings.max_body_bytes,
+        ),
+    ]
+    app = FastAPI(title="Lorry", docs_url=None, redoc_url=None, middleware=middleware)
     recorder.metrics.derive(
         "engine_up", "1 when calls reach the engine.", (), lambda: [((), lifecycle.is_up)]
     )
     _add_health(app, lifecycle)
     _add_metrics(app, recorder.metrics.registry)
     _add_models(app, names, started_at)
-    app.include_router(admin)
+    app.include_router(create_router(Shelf(catalog, lifecycle), publisher))
     add_error_handlers(app)
     _describe_inference(app)
-    app.add_middleware(
-        InferenceMiddleware,
-        lifecycle=lifecycle,
-        names=names,
-        recorder=recorder,
-        engine=engine,
-        max_body_bytes=max_body_bytes,
-    )
-    app.add_middleware(AdminGuard, token=admin_token, max_upload_bytes=max_upload_bytes)
     return app
 
 

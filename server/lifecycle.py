@@ -1,7 +1,7 @@
-"""Where the server is in its life, and how many calls it is answering.
+"""Where the server is in its life, the engine behind it, and how many calls it is answering.
 
 starting -> ready -> draining, or -> dead from anywhere when the engine ends. Only `ready` lets
-calls in. Knows nothing of HTTP or of the engine; others tell it what happened.
+calls in. Others report what happened; nothing here looks at HTTP or at the engine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
+from starlette.types import ASGIApp
+
 from server.errors import Unavailable
+from server.residency import Residency
 
 
 class Phase(StrEnum):
@@ -33,6 +36,7 @@ class Lifecycle:
         self.phase = Phase.STARTING
         self.stage = "starting"  # in words, for people who wait
         self.in_flight = 0
+        self._engine: tuple[ASGIApp, Residency] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -40,6 +44,21 @@ class Lifecycle:
     def is_up(self) -> bool:
         """Whether there is an engine that answers calls."""
         return self.phase in (Phase.READY, Phase.DRAINING)
+
+    def attach(self, app: ASGIApp, residency: Residency) -> None:
+        """There is an engine now: vLLM's app and the adapters that it holds. Calls are let in."""
+        self._engine = (app, residency)
+        self.advance(Phase.READY)
+
+    def engine(self) -> tuple[ASGIApp, Residency]:
+        """Raises Unavailable while the server starts."""
+        if self._engine is None:
+            raise _refusal(Phase.STARTING)
+        return self._engine
+
+    @property
+    def residency(self) -> Residency | None:
+        return self._engine[1] if self._engine is not None else None
 
     def advance(self, phase: Phase) -> None:
         """Move on; a dead server stays dead."""
@@ -50,8 +69,7 @@ class Lifecycle:
     def check_ready(self) -> None:
         """Raises Unavailable: the server is not ready."""
         if self.phase is not Phase.READY:
-            message, code, retry_after = _REFUSALS[self.phase]
-            raise Unavailable(message, code=code, retry_after=retry_after)
+            raise _refusal(self.phase)
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -78,3 +96,8 @@ class Lifecycle:
         except TimeoutError:
             return False
         return True
+
+
+def _refusal(phase: Phase) -> Unavailable:
+    message, code, retry_after = _REFUSALS[phase]
+    return Unavailable(message, code=code, retry_after=retry_after)

@@ -21,7 +21,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.attribution import Recorder
 from server.call import Call, current_call
 from server.endpoints import INFERENCE_PATHS, STRIPPED_HEADERS
-from server.engine_slot import EngineSlot
 from server.errors import InvalidRequest, MethodNotAllowed, RequestError, Unavailable
 from server.exchange import Disconnected, Exchange, read_body, send_error, unless_gone
 from server.lifecycle import Lifecycle
@@ -62,14 +61,12 @@ class InferenceMiddleware:
         lifecycle: Lifecycle,
         names: ModelNames,
         recorder: Recorder,
-        engine: EngineSlot,
         max_body_bytes: int,
     ) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._names = names
         self._recorder = recorder
-        self._engine = engine
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,7 +130,7 @@ class InferenceMiddleware:
         )
         call.resolved = True
         exchange = Exchange(call, body, receive, send)
-        app, residency = self._engine.get()
+        app, residency = self._lifecycle.engine()
         call.content = self._recorder.tracing.capture(call, body)
         self._recorder.begin(call)
         async with AsyncExitStack() as stack:

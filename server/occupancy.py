@@ -62,7 +62,7 @@ class Occupancy:
             self._nonfinite,
         )
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Follow the slots until cancelled, or until the engine is gone."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)

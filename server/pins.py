@@ -28,7 +28,7 @@ class Pins:
         self._retry_at: dict[Key, float] = {}
         self._too_many = False
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Follow the catalog until cancelled."""
         while True:
             await self.look()

@@ -21,7 +21,7 @@ class Removals:
         self._residency = residency
         self._metrics = metrics
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Follow the catalog until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)

@@ -25,30 +25,15 @@ from rich.console import Console
 from adapters.base import BaseModel, read_base
 from adapters.catalog import Catalog
 from adapters.errors import AdapterError
-from adapters.store import Store
 from server.admin.publishing import Publisher
-from server.admin.router import create_router
-from server.admin.shelf import Shelf
-from server.app import create_app
-from server.attribution import Recorder
+from server.assembly import Assembly
 from server.engine import environment
-from server.engine_slot import EngineSlot
 from server.errors import ENGINE_DIED_EXIT_CODE, INTERRUPTED_EXIT_CODE, ModelNotFound
 from server.exporting import take_exporter
 from server.heads import BoundedHeads
-from server.lifecycle import Lifecycle, Phase
-from server.loading import Loader
+from server.lifecycle import Phase
 from server.logs import configure_logging
-from server.metrics import Metrics
-from server.naming import ModelNames
-from server.objects import ServedObjects
-from server.occupancy import Occupancy
-from server.pins import Pins
-from server.removals import Removals
-from server.residency import Residency
-from server.servable import Servable
 from server.settings import Settings
-from server.tracing import Tracing
 from server.watching import watching
 
 if TYPE_CHECKING:
@@ -91,31 +76,14 @@ class Server:
         self._extra = extra
         self._listener = listener
         self._catalog = catalog
-        self._lifecycle = Lifecycle()
-        self._engine = EngineSlot()
-        self.publisher = Publisher(settings, catalog)
-        self._background: list[asyncio.Task[None]] = []
-        names = ModelNames(settings.base_name, catalog)
         disable_created_metrics()  # a second series for each one, of use to nobody here
-        self._metrics = Metrics(REGISTRY, names.base, settings.max_metric_adapters)
-        self._tracing = Tracing(take_exporter(os.environ), settings.legacy_span_attributes)
+        self._parts = Assembly(settings, catalog, REGISTRY, take_exporter(os.environ))
+        self._lifecycle = self._parts.lifecycle
         self._stop = asyncio.Event()
         self._console = Console(stderr=True, highlight=False)
-        self._started = time.time()
-        app = create_app(
-            lifecycle=self._lifecycle,
-            names=names,
-            recorder=Recorder(self._metrics, self._tracing),
-            engine=self._engine,
-            max_body_bytes=settings.max_body_bytes,
-            started_at=int(self._started),
-            admin=create_router(Shelf(catalog, self._engine), self.publisher),
-            admin_token=settings.admin_token.get_secret_value() if settings.admin_token else None,
-            max_upload_bytes=settings.max_upload_bytes,
-        )
         self._http = HttpServer(
             uvicorn.Config(
-                app,
+                self._parts.app,
                 http=BoundedHeads,
                 log_config=None,
                 access_log=False,
@@ -123,6 +91,10 @@ class Server:
                 timeout_graceful_shutdown=_CUT_OFF_SECONDS,
             )
         )
+
+    @property
+    def publisher(self) -> Publisher:
+        return self._parts.publisher
 
     async def run(self) -> int:
         self._listen_to_signals()
@@ -143,14 +115,13 @@ class Server:
             return await self._drain() if stop.done() else await self._bury()
         finally:
             stop.cancel()
-            for task in self._background:
-                task.cancel()
+            self._parts.disconnect()
             # Calls before their engine: those that outlived the drain are cancelled here.
             self._http.should_exit = True
             await http
             if running is not None:
                 await running.close()
-            await asyncio.to_thread(self._tracing.close)
+            await asyncio.to_thread(self._parts.tracing.close)
 
     async def _start_unless(self, stop: asyncio.Task[Any]) -> RunningEngine:
         start = asyncio.create_task(self._start_engine())
@@ -168,21 +139,12 @@ class Server:
         self._stage("importing vLLM")
         start_engine = await asyncio.to_thread(_import_engine)
         self._stage(f"starting the engine ({settings.model}, {settings.quantization})")
-        running = await start_engine(settings, self._extra, self._metrics)
-        residency = await asyncio.to_thread(self._make_residency, running, base)
-        occupancy = self._watch_places(running, residency)
-        await occupancy.look()
-        pins = Pins(self._catalog, residency)
+        running = await start_engine(settings, self._extra, self._parts.metrics)
         self._stage("loading pinned adapters")
-        await pins.settle()
-        removals = Removals(self._catalog, residency, self._metrics)
-        self._background = [
-            asyncio.create_task(keeping.keep()) for keeping in (pins, occupancy, removals)
-        ]
-        self._engine.put(running.app, residency)
-        self._lifecycle.advance(Phase.READY)
+        await self._parts.connect(running.engine, running.app, base)
         host, port = self._listener.getsockname()[:2]
-        self._say(f"ready on http://{host}:{port} after {time.time() - self._started:.1f} s")
+        took = time.time() - self._parts.started
+        self._say(f"ready on http://{host}:{port} after {took:.1f} s")
         return running
 
     async def _warn_of_namesake(self) -> None:
@@ -200,31 +162,6 @@ class Server:
             return read_base(self._settings.model)
         except AdapterError as error:
             raise ModelNotFound(f"no adapters can be served on this model: {error}") from None
-
-    def _make_residency(self, running: RunningEngine, base: BaseModel) -> Residency:
-        settings, store = self._settings, Store(self._settings.store)
-        loader = Loader(
-            running.engine,
-            path_of=store.path,
-            check=ServedObjects(store, base).check,
-            metrics=self._metrics,
-            within=settings.adapter_wait_seconds,
-        )
-        return Residency(
-            running.engine,
-            loader,
-            capacity=settings.max_cpu_loras,
-            servable=Servable(
-                settings.max_lora_rank, None if settings.allow_base_mismatch else base.digest
-            ),
-            metrics=self._metrics,
-            wait_seconds=settings.adapter_wait_seconds,
-        )
-
-    def _watch_places(self, running: RunningEngine, residency: Residency) -> Occupancy:
-        settings = self._settings
-        places = {"device": settings.max_loras, "host": settings.max_cpu_loras}
-        return Occupancy(residency, running.engine, self._metrics, places)
 
     async def _drain(self) -> int:
         self._lifecycle.advance(Phase.DRAINING)

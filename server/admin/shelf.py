@@ -10,14 +10,14 @@ from adapters.catalog import AdapterVersion, Alias, Catalog
 from adapters.errors import no_such_adapter
 from adapters.names import STABLE, Reference, parse_reference
 from server.admin import views
-from server.engine_slot import EngineSlot
 from server.errors import AdapterInUse, PinsExceedCapacity, Unavailable
+from server.lifecycle import Lifecycle
 
 
 class Shelf:
-    def __init__(self, catalog: Catalog, engine: EngineSlot) -> None:
+    def __init__(self, catalog: Catalog, lifecycle: Lifecycle) -> None:
         self._catalog = catalog
-        self._engine = engine
+        self._lifecycle = lifecycle
         self._pinning = asyncio.Lock()  # one at a time, or two could take the last place
 
     async def describe(self, name: str | None = None) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ class Shelf:
         try:
             snapshot = await self._snapshot()
         except Unavailable:
-            snapshot = views.Engine(self._engine.residency, {})
+            snapshot = views.Engine(self._lifecycle.residency, {})
         return views.describe_version(now, snapshot)
 
     async def history(self, name: str | None, limit: int) -> list[dict[str, Any]]:
@@ -55,7 +55,7 @@ class Shelf:
 
     async def pin(self, name: str, number: int, actor: str) -> AdapterVersion:
         """Load a version and keep it; raises PinsExceedCapacity, and as `load` does."""
-        _, residency = self._engine.get()
+        _, residency = self._lifecycle.engine()
         async with self._pinning:
             version = await self._find(name, number)
             others = await self._other_pins(version)
@@ -79,11 +79,11 @@ class Shelf:
 
     def check_ready(self) -> None:
         """Raises Unavailable while there is no engine."""
-        self._engine.get()
+        self._lifecycle.engine()
 
     async def load(self, reference: str) -> list[AdapterVersion]:
         """Make resident what a name means now: every side of a split."""
-        _, residency = self._engine.get()
+        _, residency = self._lifecycle.engine()
         versions = await asyncio.to_thread(self._meant, parse_reference(reference))
         for version in versions:
             await residency.load(version)
@@ -95,7 +95,7 @@ class Shelf:
         Raises:
             AdapterInUse: it is pinned, or calls kept using it.
         """
-        _, residency = self._engine.get()
+        _, residency = self._lifecycle.engine()
         versions = await asyncio.to_thread(self._meant, parse_reference(reference))
         for version in versions:
             if version.pinned:
@@ -107,7 +107,7 @@ class Shelf:
         """Forget a version; whether the engine holds it no more."""
         version = await self._find(name, number)
         await asyncio.to_thread(self._catalog.remove, name, number, actor=actor)
-        residency = self._engine.residency
+        residency = self._lifecycle.residency
         return await residency.retire(version) if residency else True
 
     async def withdraw(self, name: str, actor: str) -> None:
@@ -118,7 +118,7 @@ class Shelf:
         """
         versions = await asyncio.to_thread(self._meant, Reference(name))
         await self.drop_alias(name, STABLE, actor)
-        if residency := self._engine.residency:
+        if residency := self._lifecycle.residency:
             for version in versions:
                 with suppress(AdapterInUse):  # by its number, or to the end of a call: it is LRU's
                     if not version.pinned:
@@ -136,5 +136,5 @@ class Shelf:
         return [self._catalog.resolve(reference)]
 
     async def _snapshot(self) -> views.Engine:
-        residency = self._engine.residency
+        residency = self._lifecycle.residency
         return views.Engine(residency, await residency.held() if residency else {})

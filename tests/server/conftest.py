@@ -15,26 +15,17 @@ from prometheus_client import CollectorRegistry
 from residency_stage import Stage
 from standin_server import (
     BASE,
-    TOKEN,
     House,
     StandInApp,
     StandInEngine,
     publish,
     residency_of,
+    standin_settings,
 )
 
 from adapters.catalog import Catalog
-from server.admin.publishing import Publisher
-from server.admin.router import create_router
-from server.admin.shelf import Shelf
-from server.app import create_app
-from server.attribution import Recorder
-from server.engine_slot import EngineSlot
-from server.lifecycle import Lifecycle, Phase
+from server.assembly import Assembly
 from server.metrics import Metrics
-from server.naming import ModelNames
-from server.settings import Settings
-from server.tracing import Tracing
 
 
 @pytest.fixture
@@ -56,55 +47,26 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 async def house(tmp_path: Path, metrics: Metrics) -> AsyncIterator[House]:
-    with Catalog.open(tmp_path / "store") as catalog:
+    spans = InMemorySpanExporter()
+    settings = standin_settings(tmp_path, admin_source_root=tmp_path / "sources")
+    with Catalog.open(settings.store) as catalog:
         for name in ("red", "green", "blue"):
             publish(catalog, name)
-        lifecycle, engine, inner, slot = Lifecycle(), StandInEngine(), StandInApp(), EngineSlot()
-        residency = residency_of(engine, metrics, tmp_path)
-        slot.put(inner, residency)
-        lifecycle.advance(Phase.READY)
-        settings = Settings(
-            model=tmp_path / "base",
-            served_model_name=BASE,
-            store=tmp_path / "store",
-            admin_source_root=tmp_path / "sources",
-        )
-        spans = InMemorySpanExporter()
-        tracing = Tracing(spans)
-        app = create_app(
-            lifecycle=lifecycle,
-            names=ModelNames(BASE, catalog),
-            recorder=Recorder(metrics, tracing),
-            engine=slot,
-            max_body_bytes=50_000,
-            started_at=1,
-            admin=create_router(Shelf(catalog, slot), Publisher(settings, catalog)),
-            admin_token=TOKEN,
-            max_upload_bytes=1_000_000,
-        )
+        parts = Assembly(settings, catalog, CollectorRegistry(), spans)
+        engine, inner = StandInEngine(), StandInApp()
+        residency, _ = residency_of(engine, parts.metrics, settings)
+        parts.lifecycle.attach(inner, residency)
         log: list[dict[str, Any]] = []
         handler = logging.Handler()
         handler.emit = lambda record: log.append(record.call)  # type: ignore[attr-defined]
         logger = logging.getLogger("lorry.calls")
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-        transport = httpx2.ASGITransport(app=app)
+        transport = httpx2.ASGITransport(app=parts.app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://lorry") as client:
-            yield House(
-                client,
-                app,
-                inner,
-                engine,
-                lifecycle,
-                metrics,
-                spans,
-                catalog,
-                tracing,
-                log,
-                residency,
-            )
+            yield House(client, parts, inner, engine, residency, spans, log)
         logger.removeHandler(handler)
-        tracing.close()
+        parts.tracing.close()
 
 
 @pytest.fixture

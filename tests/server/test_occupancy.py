@@ -55,7 +55,7 @@ async def test_the_engine_is_asked_only_when_calls_ran_and_once_after(house, wat
         return {"device": [], "displaced": []}
 
     house.engine.slot_changes = slot_changes
-    keeping = asyncio.create_task(watched.keep())
+    keeping = asyncio.create_task(watched.run())
     await asyncio.sleep(0.05)
     assert asked == 1  # what was loaded before the first call
     await house.chat("red")
@@ -72,4 +72,4 @@ async def test_an_engine_that_cannot_say_is_not_asked_again(house, watched):
         return None
 
     house.engine.slot_changes = slot_changes
-    await asyncio.wait_for(watched.keep(), 5)
+    await asyncio.wait_for(watched.run(), 5)

@@ -1,0 +1,133 @@
+"""Settings and a catalog in; the HTTP application and its parts out.
+
+The one wiring of a server: `lorry serve` runs it, tests put a stand-in engine behind it. HTTP
+answers from the first moment; calls are let in once `connect` has put an engine behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from opentelemetry.sdk.trace.export import SpanExporter
+from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp
+
+from adapters.base import BaseModel
+from adapters.catalog import AdapterVersion, Catalog
+from adapters.store import Store
+from server.admin.publishing import Publisher
+from server.app import create_app
+from server.attribution import Recorder
+from server.lifecycle import Lifecycle
+from server.loading import AdapterEngine, Loader
+from server.metrics import Metrics
+from server.naming import ModelNames
+from server.objects import ServedObjects
+from server.occupancy import Occupancy, Slots
+from server.pins import Pins
+from server.removals import Removals
+from server.residency import Residency
+from server.servable import Servable
+from server.settings import Settings
+from server.tracing import Tracing
+
+
+class Engine(AdapterEngine, Slots, Protocol):
+    """What residency and its gauges ask of an engine."""
+
+
+class Assembly:
+    """One server: `app` is its HTTP side, the other parts are there for whoever runs it.
+
+    `registry` holds the metrics, `exporter` takes the spans (None: nobody does).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        registry: CollectorRegistry,
+        exporter: SpanExporter | None = None,
+    ) -> None:
+        self.settings = settings
+        self.catalog = catalog
+        self.started = time.time()
+        self.lifecycle = Lifecycle()
+        self.metrics = Metrics(registry, settings.base_name, settings.max_metric_adapters)
+        self.tracing = Tracing(exporter)
+        self.publisher = Publisher(settings, catalog)
+        self.app = create_app(
+            settings,
+            lifecycle=self.lifecycle,
+            names=ModelNames(settings.base_name, catalog),
+            recorder=Recorder(self.metrics, self.tracing),
+            catalog=catalog,
+            publisher=self.publisher,
+            started_at=int(self.started),
+        )
+        self._followers: list[asyncio.Task[None]] = []
+
+    async def connect(self, engine: Engine, app: ASGIApp, base: BaseModel) -> None:
+        """Put an engine, and vLLM's app on it, behind the HTTP side; calls are let in after it.
+
+        Loads what the catalog pins, and from then on follows the catalog and the engine's slots.
+        """
+        store = Store(self.settings.store)
+        residency, occupancy = build_residency(
+            self.settings,
+            engine,
+            self.metrics,
+            path_of=store.path,
+            check=ServedObjects(store, base).check,
+            base_digest=None if self.settings.allow_base_mismatch else base.digest,
+        )
+        await occupancy.look()
+        pins = Pins(self.catalog, residency)
+        await pins.settle()
+        removals = Removals(self.catalog, residency, self.metrics)
+        self._followers = [
+            asyncio.create_task(follower.run()) for follower in (pins, occupancy, removals)
+        ]
+        self.lifecycle.attach(app, residency)
+
+    def disconnect(self) -> None:
+        """Stop following the catalog and the engine's slots."""
+        for follower in self._followers:
+            follower.cancel()
+
+
+def build_residency(
+    settings: Settings,
+    engine: Engine,
+    metrics: Metrics,
+    *,
+    path_of: Callable[[str], Path],
+    check: Callable[[AdapterVersion], object],
+    base_digest: str | None,
+) -> tuple[Residency, Occupancy]:
+    """The adapters of one engine, and the gauges that show them.
+
+    `path_of` gives the folder of a digest; `check` raises an AdapterError for files that can't be
+    served; `base_digest` None serves adapters of other bases too.
+    """
+    loader = Loader(
+        engine,
+        path_of=path_of,
+        check=check,
+        metrics=metrics,
+        within=settings.adapter_wait_seconds,
+    )
+    residency = Residency(
+        engine,
+        loader,
+        capacity=settings.max_cpu_loras,
+        servable=Servable(settings.max_lora_rank, base_digest),
+        metrics=metrics,
+        wait_seconds=settings.adapter_wait_seconds,
+    )
+    places = {"device": settings.max_loras, "host": settings.max_cpu_loras}
+    return residency, Occupancy(residency, engine, metrics, places)

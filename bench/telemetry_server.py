@@ -24,10 +24,10 @@ def switch_on(*_: object) -> None:
 
 def switch_off(*_: object) -> None:
     """Raises nothing and imports nothing new: the engine runs by now."""
-    from server.attribution import Recorder
     from server.engine.outputs import AttributedOutputProcessor
-    from server.metrics import Metrics
-    from server.tracing import Tracing
+    from server.telemetry.metrics import Metrics
+    from server.telemetry.recorder import Recorder
+    from server.telemetry.tracing import Tracing
 
     for owner, name in ((Recorder, "begin"), (Recorder, "record"), (Metrics, "is_busy")):
         _replace(owner, name, lambda *_: None)

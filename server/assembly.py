@@ -20,20 +20,20 @@ from adapters.base import BaseModel
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.store import Store
 from server.admin.publishing import Publisher
-from server.app import create_app
-from server.attribution import Recorder
+from server.http.app import create_app
 from server.lifecycle import Lifecycle
-from server.loading import AdapterEngine, Loader
-from server.metrics import Metrics
 from server.naming import ModelNames
-from server.objects import ServedObjects
-from server.occupancy import Occupancy, Slots
-from server.pins import Pins
-from server.removals import Removals
-from server.residency import Residency
-from server.servable import Servable
+from server.residency.loading import AdapterEngine, Loader
+from server.residency.occupancy import Occupancy, Slots
+from server.residency.pins import Pins
+from server.residency.removals import Removals
+from server.residency.residency import Residency
+from server.residency.servable import Servable
+from server.residency.served_files import ServedObjects
 from server.settings import Settings
-from server.tracing import Tracing
+from server.telemetry.metrics import Metrics
+from server.telemetry.recorder import Recorder
+from server.telemetry.tracing import Tracing
 
 
 class Engine(AdapterEngine, Slots, Protocol):

@@ -1,8 +1,8 @@
 """One HTTP call and everything that will be said of it.
 
 A `Call` is filled while the call runs (by the middleware, residency and the engine) and written
-out once, at its end (server/attribution.py): response headers, metrics, span and log line come
-from this one object, so they can't disagree. Knows nothing of HTTP frameworks or of vLLM.
+out once, at its end (server/telemetry/recorder.py): response headers, metrics, span and log line
+come from this one object, so they can't disagree. Knows nothing of HTTP frameworks or of vLLM.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from opentelemetry.trace import Span
 
 from adapters.versions import AdapterVersion
-from server.content import Content
+from server.telemetry.content import Content
 
 Outcome = Literal["ok", "client_error", "rejected", "aborted", "error"]
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 from starlette.types import ASGIApp
 
 from server.errors import Unavailable
-from server.residency import Residency
+from server.residency.residency import Residency
 
 
 class Phase(StrEnum):

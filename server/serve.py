@@ -26,15 +26,15 @@ from adapters.base import BaseModel, read_base
 from adapters.catalog import Catalog
 from adapters.errors import AdapterError
 from server.admin.publishing import Publisher
+from server.admin.watching import watching
 from server.assembly import Assembly
 from server.engine import environment
 from server.errors import ENGINE_DIED_EXIT_CODE, INTERRUPTED_EXIT_CODE, ModelNotFound
-from server.exporting import take_exporter
-from server.heads import BoundedHeads
+from server.http.head_limit import BoundedHeads
 from server.lifecycle import Phase
-from server.logs import configure_logging
 from server.settings import Settings
-from server.watching import watching
+from server.telemetry.exporting import take_exporter
+from server.telemetry.logs import configure_logging
 
 if TYPE_CHECKING:
     from server.engine.build import RunningEngine  # imports vLLM

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from adapters.catalog import AdapterVersion, Alias, Event
-from server.residency import Residency, key_of
+from server.residency.residency import Residency, key_of
 
 
 class Engine:

@@ -46,5 +46,5 @@ class CurrentSeries:
 
 
 def public_names(engine_names: str) -> str:
-    """`NAME@VERSION` of each engine-side name (server.residency), once and in order."""
+    """`NAME@VERSION` of each engine-side name (server.residency.residency), once and in order."""
     return ",".join(sorted({name.partition("#")[0] for name in engine_names.split(",")}))

@@ -11,8 +11,8 @@ from bench import telemetry_server
 def test_what_is_switched_off_is_stock_and_comes_back_as_it_was():
     from vllm.v1.engine.output_processor import OutputProcessor
 
-    from server.attribution import Recorder
     from server.engine.outputs import AttributedOutputProcessor
+    from server.telemetry.recorder import Recorder
 
     before = dict(AttributedOutputProcessor.__dict__), dict(Recorder.__dict__)
     for _ in range(2):

@@ -68,7 +68,7 @@ def vllm_folder() -> Path:
 @pytest.fixture(scope="module")
 def known() -> set[str]:
     """What the server exposes, without the suffixes of counters and histograms."""
-    ours = constants(*(ROOT / "server").glob("*.py"))
+    ours = constants(*(ROOT / "server").rglob("*.py"))
     theirs = constants(*(vllm_folder() / "v1" / "metrics").glob("*.py"))
     recorded = {rule["record"] for rule in rules("record")}
     return OF_PROMETHEUS | recorded | theirs | {f"lorry_{name}" for name in ours}
@@ -145,7 +145,7 @@ def test_the_objectives_bound_is_a_bucket_of_its_histogram():
     bounds = set(re.findall(r'time_to_first_token_seconds_bucket\{[^}]*le="([\d.]+)"', told))
     (buckets,) = (
         node.value
-        for node in ast.walk(ast.parse((ROOT / "server" / "metrics.py").read_text()))
+        for node in ast.walk(ast.parse((ROOT / "server" / "telemetry" / "metrics.py").read_text()))
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_FIRST_TOKEN_BUCKETS"
     )
     assert bounds

@@ -138,7 +138,7 @@ def test_the_health_check_asks_a_path_that_exists_at_the_port_that_is_served():
     (url,) = re.findall(r"http://[^']+", command[-1])
     port = IMAGE_ENVIRONMENT["LORRY_PORT"]
     assert (urlsplit(url).hostname, str(urlsplit(url).port)) == ("127.0.0.1", port)
-    assert f'@app.get("{urlsplit(url).path}")' in (ROOT / "server" / "app.py").read_text()
+    assert f'@app.get("{urlsplit(url).path}")' in (ROOT / "server" / "http" / "app.py").read_text()
     compile(command[-1], "healthcheck", "exec")
     assert runtime("EXPOSE") == port
 
@@ -222,7 +222,7 @@ def test_prometheus_scrapes_the_server_and_reaches_alertmanager():
     for target in alertmanagers["targets"]:
         service, port = of_host(target)
         assert port in ports(service)
-    assert '@app.get("/metrics")' in (ROOT / "server" / "app.py").read_text()
+    assert '@app.get("/metrics")' in (ROOT / "server" / "http" / "app.py").read_text()
 
 
 def test_grafanas_sources_are_services_at_their_ports():

@@ -17,8 +17,8 @@ from loadtest.errors import OptionsClash
 from loadtest.results import Agreement, Disagreement
 from loadtest.spans import CallSpan, SpanReceiver, spans_agree
 from server.call import Call, Sequence
-from server.exporting import take_exporter
-from server.tracing import Tracing
+from server.telemetry.exporting import take_exporter
+from server.telemetry.tracing import Tracing
 
 TRACE = "a" * 32
 SPAN = CallSpan("orders@1", "orders@1", 3, "")

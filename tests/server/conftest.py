@@ -25,7 +25,7 @@ from standin_server import (
 
 from adapters.catalog import Catalog
 from server.assembly import Assembly
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 
 
 @pytest.fixture

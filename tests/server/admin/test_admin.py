@@ -11,7 +11,7 @@ from standin_server import BASE, TOKEN, publish, scope_of
 
 from server.admin import publishing
 from server.admin.guard import AdminGuard
-from server.loading import EngineRefusal, EngineSlow
+from server.residency.loading import EngineRefusal, EngineSlow
 
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 ACTOR = f"admin:{hashlib.sha256(TOKEN.encode()).hexdigest()[:8]}"

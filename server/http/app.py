@@ -1,0 +1,155 @@
+"""The HTTP application: our routes and middleware outside, vLLM's app behind an allow-list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
+from starlette.middleware import Middleware
+
+from adapters.catalog import AdapterVersion, Catalog, Published
+from server.admin.guard import AdminGuard
+from server.admin.publishing import Publisher
+from server.admin.router import create_router
+from server.admin.shelf import Shelf
+from server.http.endpoints import INFERENCE_PATHS
+from server.http.error_handlers import add_error_handlers
+from server.http.middleware import InferenceMiddleware
+from server.lifecycle import Lifecycle, Phase
+from server.naming import ModelNames
+from server.settings import Settings
+from server.telemetry.encoding import choose_encoder
+from server.telemetry.exposition import Snapshot
+from server.telemetry.recorder import Recorder
+
+
+def create_app(
+    settings: Settings,
+    *,
+    lifecycle: Lifecycle,
+    names: ModelNames,
+    recorder: Recorder,
+    catalog: Catalog,
+    publisher: Publisher,
+    started_at: int,
+) -> FastAPI:
+    """`started_at`: Unix seconds, the base model's `created` in /v1/models."""
+    token = settings.admin_token.get_secret_value() if settings.admin_token else None
+    middleware = [  # the outermost first
+        Middleware(AdminGuard, token=token, max_upload_bytes=settings.max_upload_bytes),
+        Middleware(
+            InferenceMiddleware,
+            lifecycle=lifecycle,
+            names=names,
+            recorder=recorder,
+            max_body_bytes=settings.max_body_bytes,
+        ),
+    ]
+    app = FastAPI(title="Lorry", docs_url=None, redoc_url=None, middleware=middleware)
+    recorder.metrics.derive(
+        "engine_up", "1 when calls reach the engine.", (), lambda: [((), lifecycle.is_up)]
+    )
+    _add_health(app, lifecycle)
+    _add_metrics(app, recorder.metrics.registry)
+    _add_models(app, names, started_at)
+    app.include_router(create_router(Shelf(catalog, lifecycle), publisher))
+    add_error_handlers(app)
+    _describe_inference(app)
+    return app
+
+
+def _add_health(app: FastAPI, lifecycle: Lifecycle) -> None:
+    @app.get("/livez")
+    async def livez() -> JSONResponse:
+        """200 while the process should be left alone."""
+        alive = lifecycle.phase is not Phase.DEAD
+        return JSONResponse({"status": lifecycle.phase}, 200 if alive else 503)
+
+    @app.get("/readyz")
+    @app.get("/health", include_in_schema=False)
+    async def readyz() -> JSONResponse:
+        """200 when calls are let in; else 503 and what is going on."""
+        ready = lifecycle.phase is Phase.READY
+        body = {
+            "status": lifecycle.phase,
+            "stage": lifecycle.stage,
+            "in_flight": lifecycle.in_flight,
+        }
+        return JSONResponse(body, 200 if ready else 503, {} if ready else {"retry-after": "5"})
+
+
+def _add_metrics(app: FastAPI, registry: CollectorRegistry) -> None:
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        """Prometheus text, or OpenMetrics with exemplars when the scraper accepts it."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        text = await asyncio.to_thread(encode, Snapshot.of(registry))
+        return Response(text, headers={"content-type": content_type})
+
+
+def _add_models(app: FastAPI, names: ModelNames, started_at: int) -> None:
+    base = {
+        "id": names.base,
+        "object": "model",
+        "created": started_at,
+        "owned_by": "lorry",
+        "root": names.base,
+        "parent": None,
+    }
+
+    listed: tuple[tuple[Published, ...], bytes] | None = None  # and the answer made of it
+
+    def card(model: str, version: AdapterVersion | Published) -> dict[str, Any]:
+        return {
+            "id": model,
+            "object": "model",
+            "created": int(version.created_at.timestamp()),
+            "owned_by": "lorry",
+            "root": version.digest,
+            "parent": names.base,
+            "version": version.version,
+        }
+
+    def encode(published: Iterable[Published]) -> bytes:
+        cards = [
+            card(each.name, each) | ({"split": each.split} if each.split else {})
+            for each in published
+        ]
+        return msgspec.json.encode({"object": "list", "data": [base, *cards]})
+
+    @app.get("/v1/models", response_model=dict[str, Any])
+    async def list_models() -> Response:
+        """The base, and every adapter as a bare name stands for it now."""
+        nonlocal listed
+        published = await names.published()
+        if listed is None or listed[0] is not published:
+            listed = published, encode(published)
+        return Response(listed[1], media_type="application/json")
+
+    @app.get("/v1/models/{model:path}")
+    async def retrieve_model(model: str) -> dict[str, Any]:
+        """One model by any name that a request could use."""
+        version = await names.resolve(model)
+        return base if version is None else card(model, version)
+
+
+def _describe_inference(app: FastAPI) -> None:
+    """Name the paths that vLLM's app answers in /openapi.json; their bodies are OpenAI's."""
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = original()
+        for path, operation in INFERENCE_PATHS.items():
+            schema["paths"].setdefault(path, {})["post"] = {
+                "summary": f"{operation} with the base or an adapter, by `model`",
+                "requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}},
+                "responses": {"200": {"description": "As in OpenAI's or vLLM's API"}},
+            }
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

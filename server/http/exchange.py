@@ -1,0 +1,211 @@
+"""One HTTP exchange with vLLM's app, seen from outside: the body in, the response out.
+
+`read_body` bounds what a caller may send; `Exchange` hands that body on, watches for a caller
+that hangs up, puts our headers on the answer and turns vLLM's error bodies into OpenAI's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from starlette.types import Message, Receive, Send
+
+from server.call import Call
+from server.errors import (
+    RequestError,
+    RequestTooLarge,
+    RequestTooSlow,
+    envelope,
+    translate_vllm_error,
+)
+from server.telemetry.recorder import response_headers
+
+_STREAMED_ERROR = b'data: {"error"'
+SILENCE_SECONDS = 60  # of a caller that neither sends what it began nor reads what it gets
+T = TypeVar("T")
+_OURS = frozenset({b"x-request-id", b"content-length"})
+
+
+class Disconnected(Exception):
+    """The caller hung up before it could be answered, or stopped reading the answer."""
+
+
+async def read_body(receive: Receive, limit: int) -> bytes:
+    """The request's body.
+
+    Raises:
+        RequestTooLarge: it is longer than `limit` bytes.
+        RequestTooSlow: nothing came of it for a minute.
+        Disconnected: the caller hung up.
+    """
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        try:
+            message = await asyncio.wait_for(receive(), SILENCE_SECONDS)
+        except TimeoutError:
+            raise RequestTooSlow(
+                f"Nothing came of the request body for {SILENCE_SECONDS} seconds."
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise RequestTooLarge(f"The request body is larger than {limit} bytes.")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
+    """What `work` gives, unless the caller hangs up first: nobody waits for it then.
+
+    Raises Disconnected. `receive` must have given the whole body before.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.create_task(_wait_gone(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Disconnected
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _wait_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def send_error(send: Send, call: Call, error: RequestError) -> None:
+    """Answer with OpenAI's envelope and our headers."""
+    call.status = error.status
+    call.error_code = error.code
+    body = json.dumps(envelope(str(error), error.type, error.code, error.param)).encode()
+    headers = [
+        *response_headers(call),
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(error.retry_after).encode()))
+    if error.code == "draining":
+        headers.append((b"connection", b"close"))
+    if error.status == 405:
+        headers.append((b"allow", b"POST"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+    call.response_complete = True
+
+
+class Exchange:
+    def __init__(self, call: Call, body: bytes, receive: Receive, send: Send) -> None:
+        self._call = call
+        self._body: bytes | None = body
+        self._receive = receive
+        self._send = send
+        self._start: Message | None = None  # held back: an error whose body is being collected
+        self._error_body = bytearray()
+
+    async def receive(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and not self._call.response_complete:
+            self._call.disconnected = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._begin(message)
+        elif message["type"] == "http.response.body":
+            if self._start is not None:
+                await self._collect_error(message)
+            else:
+                await self._pass_on(message)
+
+    async def _deliver(self, message: Message) -> None:
+        """Raises Disconnected: the caller reads no more, and what it holds up is let go."""
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                await self._send(message)
+        except TimeoutError:
+            self._call.response_complete = False
+            raise Disconnected from None
+
+    async def _begin(self, message: Message) -> None:
+        self._call.status = message["status"]
+        if message["status"] >= 400:
+            self._start = message
+            return
+        ours = response_headers(self._call)
+        message["headers"] = [
+            *((k, v) for k, v in message.get("headers", []) if k.lower() != b"x-request-id"),
+            *ours,
+        ]
+        await self._deliver(message)
+
+    async def _pass_on(self, message: Message) -> None:
+        body = message.get("body", b"")
+        if self._call.content is not None:
+            self._call.content.add(body)
+        if body.startswith(_STREAMED_ERROR):
+            message = {**message, "body": self._translated_event(body)}
+        if not message.get("more_body", False) and not self._call.disconnected:
+            # Before the send: a caller that has read all of its answer may hang up at once.
+            self._call.response_complete = True
+        await self._deliver(message)
+
+    async def _collect_error(self, message: Message) -> None:
+        self._error_body += message.get("body", b"")
+        if message.get("more_body", False):
+            return
+        assert self._start is not None
+        body = self._translated(self._start["status"])
+        kept = [(k, v) for k, v in self._start.get("headers", []) if k.lower() not in _OURS]
+        self._start["headers"] = [
+            *kept,
+            (b"content-length", str(len(body)).encode()),
+            *response_headers(self._call),
+        ]
+        if self._start["status"] in (429, 503):
+            self._start["headers"].append((b"retry-after", b"1"))
+        self._call.response_complete = True
+        await self._deliver(self._start)
+        await self._deliver({"type": "http.response.body", "body": body})
+
+    def _translated(self, status: int) -> bytes:
+        try:
+            parsed: Any = json.loads(bytes(self._error_body))
+        except ValueError:
+            parsed = None
+        error = translate_vllm_error(status, parsed, _code_of(self._call))
+        self._call.error_code = error["error"]["code"]
+        return json.dumps(error).encode()
+
+    def _translated_event(self, event: bytes) -> bytes:
+        """vLLM's error event inside a stream, whose 200 was out already, as OpenAI's envelope."""
+        line, end, rest = event.partition(b"\n\n")
+        try:
+            parsed = json.loads(line.removeprefix(b"data: "))
+            status = int(parsed["error"].get("code") or 500)
+        except (ValueError, TypeError, AttributeError):
+            return event
+        error = translate_vllm_error(status, parsed, _code_of(self._call))
+        self._call.error_code = self._call.error_code or error["error"]["code"]
+        return b"data: " + json.dumps(error).encode() + end + rest
+
+
+def _code_of(call: Call) -> str | None:
+    """The code of an error that vLLM's status does not tell apart from others."""
+    if call.engine_error == "EngineDeadError":  # vllm.v1.engine.exceptions
+        return "engine_dead"
+    return "adapter_unhealthy" if call.repaired_values else None

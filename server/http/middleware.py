@@ -1,0 +1,194 @@
+"""The way of one inference call: admit, read, resolve, lease, answer, record.
+
+Pure ASGI, outside vLLM's app. Everything that a caller may learn of a call, whatever its end, is
+written by the one `finally` here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.call import Call, current_call
+from server.errors import InvalidRequest, MethodNotAllowed, RequestError, Unavailable
+from server.http.endpoints import INFERENCE_PATHS, STRIPPED_HEADERS
+from server.http.exchange import Disconnected, Exchange, read_body, send_error, unless_gone
+from server.lifecycle import Lifecycle
+from server.naming import ModelNames
+from server.telemetry.recorder import Recorder
+
+logger = logging.getLogger("lorry.middleware")
+
+_LONGEST_NAME = 512
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class Selection(msgspec.Struct):
+    """The fields of a body that decide who answers; all others are vLLM's to read."""
+
+    model: str | None = None
+    stream: bool | None = None
+    user: Any = None
+    # vLLM would do these outside the call that asked: after its lease, under an id of the
+    # caller's choice, or as one engine request for each beam and token.
+    background: bool | None = None
+    request_id: str | None = None
+    use_beam_search: bool | None = None
+
+
+_CUT_OFF = Unavailable("The server is shutting down.", code="draining", retry_after=5)
+_NOT_SUPPORTED = ("background", "request_id", "use_beam_search")
+
+
+class InternalError(RequestError):
+    """Something that should not happen did; the log has it, the caller does not."""
+
+
+class InferenceMiddleware:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        lifecycle: Lifecycle,
+        names: ModelNames,
+        recorder: Recorder,
+        max_body_bytes: int,
+    ) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+        self._names = names
+        self._recorder = recorder
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] not in INFERENCE_PATHS:
+            await self._app(scope, receive, send)
+            return
+        call = self._begin(scope)
+        token = current_call.set(call)
+        try:
+            await self._answer(call, scope, receive, send)
+        finally:
+            current_call.reset(token)
+            call.ended = time.monotonic()
+            self._recorder.record(call)
+
+    def _begin(self, scope: Scope) -> Call:
+        headers = Headers(scope=scope)
+        operation = INFERENCE_PATHS[scope["path"]]
+        engine_id = uuid.uuid4().hex
+        asked = headers.get("x-request-id", "")
+        return Call(
+            request_id=asked if _REQUEST_ID.fullmatch(asked) else engine_id,
+            engine_id=engine_id,
+            endpoint=scope["path"],
+            operation=operation,
+            base=self._names.base,
+            span=self._recorder.tracing.start(operation, headers),
+        )
+
+    async def _answer(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["method"] != "POST":
+                raise MethodNotAllowed(f"{call.endpoint} takes POST only.")
+            self._lifecycle.check_ready()
+            # Before it counts as a call: a body that never comes holds up no drain.
+            body = await read_body(receive, self._max_body_bytes)
+            with self._lifecycle.admit():
+                await self._serve(call, body, scope, receive, send)
+        except RequestError as error:
+            if not call.status:
+                await send_error(send, call, error)
+        except Disconnected:
+            call.disconnected = True
+        except asyncio.CancelledError:  # by the server, whose time to drain is over
+            if call.status:
+                call.disconnected = True
+                raise
+            await send_error(send, call, _CUT_OFF)
+        except Exception as error:  # noqa: BLE001 - the caller gets a clean 500, the log the cause
+            await self._fail(call, send, error)
+
+    async def _serve(
+        self, call: Call, body: bytes, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        selection = select(body)
+        # Longer than any name that means something; what is told of a call stays short.
+        call.requested_model = (selection.model or "")[:_LONGEST_NAME]
+        call.stream = bool(selection.stream)
+        call.version = await self._names.resolve(
+            selection.model or "", _who(selection, scope, call)
+        )
+        call.resolved = True
+        exchange = Exchange(call, body, receive, send)
+        app, residency = self._lifecycle.engine()
+        call.content = self._recorder.tracing.capture(call, body)
+        self._recorder.begin(call)
+        async with AsyncExitStack() as stack:
+            if call.version is not None:
+                lease = residency.lease(call.version, call)
+                call.lease = await unless_gone(receive, stack.enter_async_context(lease))
+            await app(_inner_scope(scope, call), exchange.receive, exchange.send)
+
+    async def _fail(self, call: Call, send: Send, error: Exception) -> None:
+        if call.response_complete:
+            # vLLM's app answered and then raised the same exception again, for its server's log.
+            logger.warning("%s %s: %r", call.endpoint, call.request_id, error)
+            return
+        logger.error("%s %s failed", call.endpoint, call.request_id, exc_info=error)
+        call.engine_error = type(error).__name__
+        if not call.status:
+            await send_error(send, call, InternalError("The server failed to answer this call."))
+
+
+def select(body: bytes) -> Selection:
+    """Read what decides who answers off a JSON body, without building the rest of it.
+
+    Raises:
+        InvalidRequest: not JSON, not an object, a wrong type, no model, or a thing not supported.
+    """
+    try:
+        selection = msgspec.json.decode(body, type=Selection)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"The request body is not valid: {error}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(
+            f"The request body is not valid JSON: {error}.", code="invalid_json"
+        ) from None
+    if not selection.model:
+        raise InvalidRequest(
+            "The request must name a `model`: the base or an adapter (GET /v1/models lists them).",
+            code="missing_model",
+            param="model",
+        )
+    for name in _NOT_SUPPORTED:
+        if getattr(selection, name):
+            raise InvalidRequest(
+                f"`{name}` is not supported here; leave it out.", code="unsupported", param=name
+            )
+    return selection
+
+
+def _who(selection: Selection, scope: Scope, call: Call) -> str:
+    """Whom a split keeps on one side: the user, else the session, else this request alone."""
+    if isinstance(selection.user, str) and selection.user:
+        return selection.user
+    return Headers(scope=scope).get("x-session-id") or call.request_id
+
+
+def _inner_scope(scope: Scope, call: Call) -> Scope:
+    """The scope for vLLM's app: our request id, and none of the headers that bypass us."""
+    headers: list[tuple[bytes, Any]] = [
+        (name, value) for name, value in scope["headers"] if name.lower() not in STRIPPED_HEADERS
+    ]
+    headers.append((b"x-request-id", call.engine_id.encode()))
+    return {**scope, "headers": headers}

@@ -1,0 +1,148 @@
+"""One load of one version into the engine, and how a load fails.
+
+A load that fails burns its integer id and is removed from the engine: vLLM may have kept half of
+it. Knows the engine only as `AdapterEngine`, and nothing of who waits for the load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from adapters.catalog import AdapterVersion
+from adapters.errors import AdapterError, StoreError
+from server.call import Lease
+from server.errors import AdapterUnusable, RequestError, Unavailable
+from server.telemetry.metrics import Metrics
+
+logger = logging.getLogger("lorry.residency")
+
+
+class EngineRefusal(Exception):
+    """The engine looked at the adapter and said no."""
+
+
+class EngineGone(Exception):
+    """The engine died or did not answer in time."""
+
+
+class EngineSlow(EngineGone):
+    """It did not answer in time: it may still live."""
+
+
+class AdapterEngine(Protocol):
+    """What is asked of the engine (server/engine/client.py)."""
+
+    def make_request(self, engine_name: str, integer_id: int, path: Path) -> Any: ...
+
+    async def add_adapter(self, request: Any, leaving: Sequence[int], within: float) -> None:
+        """Take it in, in the place of those integer ids; raises EngineRefusal or EngineGone."""
+
+    async def remove_adapter(self, integer_id: int, within: float) -> None:
+        """Raises EngineGone. Removing what was never there is fine."""
+
+    async def held_adapters(self, within: float) -> Mapping[str, list[int]]:
+        """The integer ids in the engine's host memory ("host") and slots ("device").
+
+        Raises EngineGone."""
+
+    def is_using(self, engine_name: str) -> bool:
+        """Whether a request that runs or waits in the engine carries this adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one load is known by, in the engine and here."""
+
+    version: AdapterVersion
+    integer_id: int
+    lease: Lease
+
+
+class Loader:
+    """`check` raises an AdapterError for a version whose files can't be served."""
+
+    def __init__(
+        self,
+        engine: AdapterEngine,
+        *,
+        path_of: Callable[[str], Path],
+        check: Callable[[AdapterVersion], object],
+        metrics: Metrics,
+        within: float,
+    ) -> None:
+        self._engine = engine
+        self._path_of = path_of
+        self._check = check
+        self._metrics = metrics
+        self._within = within
+        self._ids = itertools.count(1)
+
+    def prepare(self, version: AdapterVersion) -> Load:
+        """A fresh integer id and an engine-side name of its own, never used again."""
+        integer_id = next(self._ids)
+        engine_name = f"{version.label}#{version.digest[7:19]}.{integer_id}"
+        request = self._engine.make_request(engine_name, integer_id, self._path_of(version.digest))
+        return Load(version, integer_id, Lease(engine_name, request))
+
+    async def run(self, load: Load, leaving: Load | None) -> None:
+        """Load it, in the place of `leaving` if that is given.
+
+        Raises:
+            EngineRefusal: the engine will not have it.
+            EngineGone: the engine died or did not answer in time.
+            AdapterError: its files are not there any more, or do not fit the base.
+        """
+        started = time.monotonic()
+        ids = [leaving.integer_id] if leaving is not None else []
+        try:
+            # Against the base that is served now, whatever it was published for; in a thread,
+            # as it reads every byte.
+            await asyncio.to_thread(self._check, load.version)
+            await self._engine.add_adapter(load.lease.request, ids, self._within)
+        except Exception as error:
+            # Whatever it was: what the engine holds must be what is known here.
+            self._metrics.load_failed(load.version)
+            logger.warning("adapter %s not loaded: %s", load.version.label, error)
+            await self._forget([load.integer_id, *ids])
+            raise
+        self._metrics.loaded(load.version, time.monotonic() - started)
+
+    async def remove(self, load: Load) -> None:
+        """Free it in the engine; raises EngineGone."""
+        await self._engine.remove_adapter(load.integer_id, self._within)
+
+    async def _forget(self, integer_ids: Sequence[int]) -> None:
+        for integer_id in integer_ids:
+            try:
+                await self._engine.remove_adapter(integer_id, self._within)
+            except EngineGone:
+                logger.warning("the engine did not confirm that adapter id %d left", integer_id)
+
+
+def explain(version: AdapterVersion, error: Exception) -> RequestError:
+    """What a caller who waited for a load that failed is told."""
+    if isinstance(error, EngineRefusal):
+        return AdapterUnusable(f"The engine refused the adapter {version.label}: {error}")
+    if isinstance(error, AdapterError) and not isinstance(error, StoreError):
+        return AdapterUnusable(
+            f"The adapter {version.label} does not fit this server: {error.message}."
+        )
+    why = error.code if isinstance(error, AdapterError) else str(error)
+    return Unavailable(
+        f"The adapter {version.label} could not be loaded: {why}",
+        code="adapter_load_failed",
+        retry_after=5,
+    )
+
+
+def without_engine(error: EngineGone) -> Unavailable:
+    """What is told of a question that was no load."""
+    code = "engine_slow" if isinstance(error, EngineSlow) else "engine_dead"
+    return Unavailable(str(error), code=code, retry_after=5)

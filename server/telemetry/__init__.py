@@ -1,0 +1,1 @@
+"""What is recorded of each call: response headers, metrics, span and log line, from one object."""

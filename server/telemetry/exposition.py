@@ -1,0 +1,117 @@
+"""Accounts, gauges and plain histograms as the families that prometheus_client writes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from server.telemetry.ledger import Account, Histogram, Ledger
+
+PREFIX = "lorry_"
+PER_VERSION = ("adapter", "version")
+
+# What a gauge is now: label values and number of each of its series.
+Source = Callable[[], Iterable[tuple[Sequence[str], float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    name: str
+    text: str
+    labels: tuple[str, ...]
+    read: Source
+
+
+class Exposition(Collector):
+    """`counters` is {name: (text, further labels)}, `histograms` {name: text}."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        counters: dict[str, tuple[str, tuple[str, ...]]],
+        histograms: dict[str, str],
+    ) -> None:
+        self._ledger = ledger
+        self._counters = counters
+        self._histograms = histograms
+        self._gauges: dict[str, Gauge] = {}
+        self._plain: dict[str, tuple[str, Histogram]] = {}
+
+    def add_gauge(self, name: str, text: str, labels: tuple[str, ...], read: Source) -> None:
+        self._gauges[name] = Gauge(name, text, labels, read)
+
+    def add_histogram(self, name: str, text: str, histogram: Histogram) -> None:
+        self._plain[name] = (text, histogram)
+
+    def describe(self) -> Iterable[Metric]:
+        return []  # else the registry would collect, to learn the names
+
+    def collect(self) -> Iterator[Metric]:
+        accounts = self._ledger.accounts()
+        for name, (text, labels) in self._counters.items():
+            yield _counter_family(name, text, labels, accounts)
+        for name, text in self._histograms.items():
+            family = _family(name, text, "histogram")
+            for account in accounts:
+                if (histogram := account.histograms.get(name)) is not None:
+                    _add_buckets(
+                        family, dict(zip(PER_VERSION, account.key, strict=True)), histogram
+                    )
+            yield family
+        for name, (text, histogram) in self._plain.items():
+            family = _family(name, text, "histogram")
+            _add_buckets(family, {}, histogram)
+            yield family
+        for gauge in self._gauges.values():
+            family = _family(gauge.name, gauge.text, "gauge")
+            for values, number in gauge.read():
+                family.add_sample(family.name, dict(zip(gauge.labels, values, strict=True)), number)
+            yield family
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A registry at one moment: taken in the event loop, and written out in a thread."""
+
+    families: list[Metric]
+
+    @classmethod
+    def of(cls, registry: CollectorRegistry) -> Snapshot:
+        return cls(list(registry.collect()))
+
+    def collect(self) -> Iterable[Metric]:
+        return self.families
+
+
+def _family(name: str, text: str, kind: str) -> Metric:
+    return Metric(PREFIX + name, text, kind)
+
+
+def _counter_family(
+    name: str, text: str, labels: tuple[str, ...], accounts: Iterable[Account]
+) -> Metric:
+    family = _family(name, text, "counter")
+    names = (*PER_VERSION, *labels)
+    for account in accounts:
+        for values, count in account.counters.get(name, {}).items():
+            told = dict(zip(names, (*account.key, *values), strict=True))
+            family.add_sample(f"{family.name}_total", told, count.value, exemplar=count.exemplar)
+    return family
+
+
+def _add_buckets(family: Metric, labels: dict[str, str], histogram: Histogram) -> None:
+    below = 0
+    bounds = (*histogram.bounds, float("inf"))
+    for at, (bound, count) in enumerate(zip(bounds, histogram.counts, strict=True)):
+        below += count
+        told = labels | {"le": floatToGoString(bound)}
+        family.add_sample(
+            f"{family.name}_bucket", told, below, exemplar=histogram.exemplars.get(at)
+        )
+    family.add_sample(f"{family.name}_count", labels, below)
+    family.add_sample(f"{family.name}_sum", labels, histogram.total)

@@ -1,0 +1,179 @@
+"""The `lorry_*` series (names and labels are a contract: docs/observability.md).
+
+Takes the registry to live in, so that a test owns its own. Knows nothing of HTTP or of vLLM.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry
+
+from adapters.catalog import AdapterVersion
+from server.call import BASE, UNRESOLVED, Call
+from server.telemetry.exposition import PER_VERSION, Exposition, Source
+from server.telemetry.ledger import Histogram, Key, Ledger, Trace
+from server.telemetry.live import LiveCall, LiveCalls
+
+DEFAULT_LIMIT = 200
+# The OpenTelemetry GenAI convention's boundaries, in seconds.
+_DURATION_BUCKETS = (
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+)  # fmt: skip
+_FIRST_TOKEN_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+)  # fmt: skip
+_TOKEN_GAP_BUCKETS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
+)  # fmt: skip
+_IDLE_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
+
+_COUNTERS = {
+    "requests": ("Calls by how they ended.", ("endpoint", "outcome")),
+    "finished_sequences": ("Sequences by how the engine ended them.", ("reason",)),
+    "prompt_tokens": ("Prompt tokens of ended calls.", ()),
+    "generation_tokens": ("Tokens made, by ended calls.", ()),
+    "cached_prompt_tokens": ("Prompt tokens from the prefix cache.", ()),
+    "adapter_loads": ("Loads into the engine.", ("result",)),
+    "adapter_evictions": ("Versions that made room.", ("tier",)),
+}
+_HISTOGRAMS = {
+    "request_duration_seconds": ("First byte in to last byte out.", _DURATION_BUCKETS),
+    "time_to_first_token_seconds": ("Arrival to first token.", _FIRST_TOKEN_BUCKETS),
+    "inter_token_latency_seconds": ("Between two tokens.", _TOKEN_GAP_BUCKETS),
+    "queue_time_seconds": ("Waiting in the engine before prefill.", _FIRST_TOKEN_BUCKETS),
+    "prefill_time_seconds": ("First scheduled to first token.", _FIRST_TOKEN_BUCKETS),
+    "decode_time_seconds": ("First token to last token.", _DURATION_BUCKETS),
+    "adapter_load_seconds": ("Time of a load into the engine.", _FIRST_TOKEN_BUCKETS),
+}
+
+
+class Metrics:
+    """At most `limit` adapter versions have series of their own at one time."""
+
+    def __init__(self, registry: CollectorRegistry, base: str, limit: int = DEFAULT_LIMIT) -> None:
+        self.registry = registry
+        self.base = base
+        bounds = {name: bounds for name, (_, bounds) in _HISTOGRAMS.items()}
+        self._ledger = Ledger(bounds, limit, fixed=[(BASE, ""), (UNRESOLVED, "")])
+        self._live = LiveCalls()
+        self._idle = Histogram(_IDLE_BUCKETS)
+        texts = {name: text for name, (text, _) in _HISTOGRAMS.items()}
+        self._exposition = Exposition(self._ledger, _COUNTERS, texts)
+        self._exposition.add_histogram(
+            "adapter_eviction_idle_seconds",
+            "How long a version that made room in host memory had not been used.",
+            self._idle,
+        )
+        self._add_gauges()
+        registry.register(self._exposition)
+
+    def _add_gauges(self) -> None:
+        self.derive(
+            "requests_in_flight",
+            "Calls being answered now.",
+            PER_VERSION,
+            lambda: self._per_account(self._live.all),
+        )
+        self.derive(
+            "requests_waiting",
+            "Calls that wait now for their adapter or in the engine's queue.",
+            PER_VERSION,
+            lambda: self._per_account(self._live.waiting),
+        )
+        self.derive(
+            "oldest_waiting_seconds",
+            "How long the call has waited that has waited longest.",
+            (),
+            lambda: [((), self._longest_wait())],
+        )
+
+    def derive(self, name: str, text: str, labels: tuple[str, ...], read: Source) -> None:
+        """A gauge whose series are read off something else whenever they are asked for."""
+        self._exposition.add_gauge(name, text, labels, read)
+
+    def begin(self, call: Call, trace: Trace) -> None:
+        """From here to `record` or `forget` the call is in flight; it knows its adapter."""
+        self._live.begin(call, self._ledger.account(_key_of(call)), trace)
+
+    def record(self, call: Call, trace: Trace) -> None:
+        """Count a call that has ended."""
+        live = self._live.end(call)
+        account = live.account if live else self._ledger.account(_key_of(call))
+        account.count("requests", call.endpoint, call.outcome, trace=trace)
+        account.observe("request_duration_seconds", call.duration, trace)
+        if (first := call.time_to_first_token) is not None:
+            account.observe("time_to_first_token_seconds", first, trace)
+        for sequence in call.sequences:
+            if sequence.finish_reason is not None:
+                account.count("finished_sequences", sequence.finish_reason)
+            for phase, start, end in sequence.phases():
+                account.observe(f"{phase}_time_seconds", end - start, trace)
+        account.count("prompt_tokens", by=call.prompt_tokens)
+        account.count("generation_tokens", by=call.generation_tokens)
+        account.count("cached_prompt_tokens", by=call.cached_tokens)
+
+    def forget(self, call: Call) -> None:
+        """The call is not in flight any more, however it was recorded."""
+        self._live.end(call)
+
+    def token_made(self, call: Call, gap: float) -> None:
+        """Called for each token after a sequence's first, by the engine's output hook."""
+        if (live := self._live.get(call)) is not None:
+            live.account.observe("inter_token_latency_seconds", gap, live.trace)
+
+    def step_made(self, running: int) -> None:
+        """Called after each step of the engine, with how many sequences it has begun."""
+        self._live.running_sequences = running
+
+    def loaded(self, version: AdapterVersion, seconds: float) -> None:
+        account = self._ledger.account(_key(version))
+        account.count("adapter_loads", "ok")
+        account.observe("adapter_load_seconds", seconds)
+
+    def load_failed(self, version: AdapterVersion) -> None:
+        self._ledger.account(_key(version)).count("adapter_loads", "error")
+
+    def evicted(self, version: AdapterVersion, idle_seconds: float) -> None:
+        """It made room for another in host memory."""
+        self._ledger.find(_key(version)).count("adapter_evictions", "host")
+        self._idle.observe(idle_seconds)
+
+    def displaced(self, name: str, version: str) -> None:
+        """It made room for another in the engine's slots."""
+        self._ledger.find((name, version)).count("adapter_evictions", "device")
+
+    def removed(self, name: str, version: str) -> None:
+        """Nobody can call it any more: its series end, its counts go to `_other`."""
+        self._ledger.fold((name, version))
+
+    def versions(self) -> list[Key]:
+        """(name, version) of those that have series of their own."""
+        return self._ledger.versions()
+
+    @property
+    def traffic(self) -> int:
+        """How often a call began or ended so far."""
+        return self._live.changes
+
+    def is_busy(self) -> bool:
+        return bool(self._live.all())
+
+    def _per_account(self, calls: Callable[[], Iterable[LiveCall]]) -> Iterator[tuple[Key, float]]:
+        found = Counter(live.account.key for live in calls())
+        for account in self._ledger.accounts():
+            yield account.key, found[account.key]
+
+    def _longest_wait(self) -> float:
+        since = [live.since for live in self._live.waiting()]
+        return time.monotonic() - min(since) if since else 0.0
+
+
+def _key_of(call: Call) -> Key:
+    return call.adapter_label, call.version_label
+
+
+def _key(version: AdapterVersion) -> Key:
+    return version.name, str(version.version)

@@ -1,0 +1,93 @@
+"""The routes that are ours: health, models, metrics, the schema."""
+
+from __future__ import annotations
+
+import pytest
+from standin_server import publish
+
+from server.http.endpoints import INFERENCE_PATHS
+from server.lifecycle import Phase
+
+
+async def test_health_tells_starting_ready_draining_and_dead_apart(house):
+    async def codes():
+        return [(await house.client.get(f"/{p}")).status_code for p in ("livez", "readyz")]
+
+    assert await codes() == [200, 200]
+    house.lifecycle.phase = Phase.STARTING
+    house.lifecycle.stage = "importing vLLM"
+    assert await codes() == [200, 503]
+    assert (await house.client.get("/readyz")).json()["stage"] == "importing vLLM"
+    house.lifecycle.advance(Phase.DRAINING)
+    assert await codes() == [200, 503]
+    house.lifecycle.advance(Phase.DEAD)
+    house.lifecycle.advance(Phase.READY)  # the dead stay dead
+    assert await codes() == [503, 503]
+
+
+async def test_models_list_the_base_and_each_adapter_with_digest_and_parent(house):
+    newer = publish(house.catalog, "red", content="newer")
+    cards = (await house.client.get("/v1/models")).json()["data"]
+
+    assert [card["id"] for card in cards] == ["tiny", "blue", "green", "red"]
+    assert cards[0]["parent"] is None
+    assert (cards[3]["root"], cards[3]["parent"]) == (newer.digest, "tiny")
+
+
+async def test_the_list_of_models_follows_every_change(house):
+    async def listed():
+        answer = await house.client.get("/v1/models")
+        assert answer.headers["content-type"] == "application/json"
+        return [(card["id"], card.get("version")) for card in answer.json()["data"]]
+
+    before = await listed()
+    assert await listed() == before == [("tiny", None), ("blue", 1), ("green", 1), ("red", 1)]
+    publish(house.catalog, "red", content="newer")
+    assert await listed() == [*before[:3], ("red", 2)]
+    house.catalog.drop_alias("blue", "stable", actor="test")
+    assert await listed() == [before[0], before[2], ("red", 2)]
+
+
+@pytest.mark.parametrize("model", ["tiny", "red", "red@1", "tiny:red"])
+async def test_a_model_is_found_by_every_name_that_a_request_could_use(house, model):
+    response = await house.client.get(f"/v1/models/{model}")
+
+    assert response.status_code == 200
+    assert response.json()["id"] == model
+
+
+@pytest.mark.parametrize("model", ["nobody", "red@7", "a/b/c", "%2e%2e%2fx"])
+async def test_a_model_that_is_not_there_is_openais_404(house, model):
+    response = await house.client.get(f"/v1/models/{model}")
+
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+
+
+async def test_metrics_come_as_text_or_as_openmetrics_with_trace_exemplars(house):
+    await house.chat("red")
+    plain = await house.client.get("/metrics")
+    accept = {"accept": "application/openmetrics-text; version=1.0.0"}
+    rich = await house.client.get("/metrics", headers=accept)
+
+    assert plain.headers["content-type"].startswith("text/plain")
+    assert rich.headers["content-type"].startswith("application/openmetrics-text")
+    assert 'lorry_requests_total{adapter="red"' in plain.text
+    assert f'# {{trace_id="{house.log[0]["trace_id"]}"}}' in rich.text
+
+
+async def test_the_schema_names_every_path_that_can_be_called(house):
+    paths = (await house.client.get("/openapi.json")).json()["paths"]
+
+    assert set(INFERENCE_PATHS) <= set(paths)
+    assert {"/livez", "/readyz", "/metrics", "/v1/models"} <= set(paths)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"), [("GET", "/nothing", 404), ("POST", "/v1/models", 405)]
+)
+async def test_unknown_paths_and_methods_use_openais_envelope(house, method, path, code):
+    response = await house.client.request(method, path)
+
+    assert response.status_code == code
+    assert response.json()["error"]["type"] == "invalid_request_error"

@@ -1,0 +1,149 @@
+"""Callers that hang up, fall silent or are cut off: each is recorded and holds nothing for long."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from standin_server import scope_of
+from starlette.responses import StreamingResponse
+
+from server.http import exchange
+
+
+class HangingUp:
+    """A caller that goes away after the first part of its answer, as uvicorn tells it."""
+
+    def __init__(self, body: bytes) -> None:
+        self.messages = [{"type": "http.request", "body": body}]
+        self.gone = asyncio.Event()
+        self.sent: list[Any] = []
+
+    async def receive(self):
+        if self.messages:
+            return self.messages.pop()
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message):
+        self.sent.append(message)
+
+
+def error_of(response: Any) -> dict[str, Any]:
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+async def test_a_caller_that_stops_reading_holds_nothing_for_long(house, monkeypatch):
+    monkeypatch.setattr(exchange, "SILENCE_SECONDS", 0.05)
+
+    async def words():
+        for _ in range(100):
+            yield b"data: {}\n\n"
+
+    body = {"type": "http.request", "body": b'{"model": "red", "messages": []}'}
+    to_come = asyncio.Queue()
+    to_come.put_nowait(body)
+    got = []
+
+    async def send(message):
+        got.append(message["type"])
+        if len(got) == 3:
+            await asyncio.sleep(60)
+
+    house.inner.answer = StreamingResponse(words(), media_type="text/event-stream")
+    await house.app(scope_of("/v1/chat/completions"), to_come.get, send)
+    assert len(got) == 3
+    assert house.log[0]["outcome"] == "aborted"
+    assert house.lifecycle.in_flight == 0
+    house.inner.answer = None
+    # Two more adapters fit only if the first one's lease is gone: the capacity is 2.
+    for model in ("green", "blue"):
+        assert (await house.chat(model)).status_code == 200
+
+
+async def test_a_body_that_does_not_come_is_no_call_yet_and_given_up(house, monkeypatch):
+    monkeypatch.setattr(exchange, "SILENCE_SECONDS", 0.05)
+    counted = []
+
+    async def slow():
+        yield b'{"model": '
+        counted.append(house.lifecycle.in_flight)
+        await asyncio.sleep(60)
+
+    response = await house.client.post("/v1/completions", content=slow())
+    assert (response.status_code, error_of(response)["code"]) == (408, "request_too_slow")
+    assert counted == [0]
+    assert house.log[0]["outcome"] == "client_error"
+
+
+@pytest.mark.parametrize("sends_something_at_last", [True, False])
+async def test_a_caller_that_hangs_up_is_recorded_as_aborted(house, sends_something_at_last):
+    caller = HangingUp(b'{"model": "red", "stream": true}')
+
+    async def answer(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"data: x\n\n", "more_body": True})
+        caller.gone.set()
+        assert (await receive())["type"] == "http.disconnect"
+        if sends_something_at_last:  # as vLLM does for a call that it cancelled
+            await send({"type": "http.response.body", "body": b"null"})
+
+    house.inner.answer = answer
+    await house.app(scope_of("/v1/completions"), caller.receive, caller.send)
+
+    assert house.log[0]["outcome"] == "aborted"
+    labels = {"adapter": "red", "version": "1"}
+    assert house.count("lorry_requests_in_flight", **labels) == 0
+    counted = {"endpoint": "/v1/completions", "outcome": "aborted"}
+    assert house.count("lorry_requests_total", **labels, **counted) == 1
+
+
+async def test_a_caller_that_hangs_up_while_its_adapter_is_on_its_way_is_not_waited_for(house):
+    house.engine.gate = asyncio.Event()
+    caller = HangingUp(b'{"model": "red"}')
+    call = asyncio.create_task(house.app(scope_of("/v1/completions"), caller.receive, caller.send))
+    await asyncio.sleep(0.05)
+    assert not call.done()
+    caller.gone.set()
+    await asyncio.wait_for(call, 1)
+    assert house.log[0]["outcome"] == "aborted"
+    assert house.inner.seen == []
+    assert house.lifecycle.in_flight == 0
+    house.engine.gate.set()
+    assert (await house.chat("red")).status_code == 200
+    assert house.engine.asked == [1]  # the load went on
+
+
+async def test_a_caller_that_hangs_up_before_its_body_is_whole_is_aborted_too(house):
+    caller = HangingUp(b"")
+    caller.messages = []
+    caller.gone.set()
+    await house.app(scope_of("/v1/completions"), caller.receive, caller.send)
+
+    assert house.log[0]["outcome"] == "aborted"
+    assert caller.sent == []
+
+
+async def test_a_cancelled_call_gives_its_lease_back(house):
+    started = asyncio.Event()
+
+    async def answer(scope, receive, send):
+        started.set()
+        await asyncio.sleep(60)
+
+    house.inner.answer = answer
+    call = asyncio.create_task(house.chat("red"))
+    await started.wait()
+    call.cancel()  # as the server does with those that outlive its drain
+    response = await call
+    assert (response.status_code, error_of(response)["code"]) == (503, "draining")
+    assert response.headers["x-lorry-adapter"] == "red@1"
+    assert house.log[0]["outcome"] == "rejected"
+    house.inner.answer = None
+    # Two more adapters fit only if the first one's lease is gone: the capacity is 2.
+    for model in ("green", "blue"):
+        assert (await house.chat(model)).status_code == 200
+    assert house.engine.removed == [1]

@@ -1,0 +1,271 @@
+"""One call's way through the server, with a stand-in behind it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from opentelemetry.trace import format_trace_id
+from standin_server import send_json
+
+from server.call import current_call
+from server.http.endpoints import INFERENCE_PATHS
+from server.http.middleware import select
+from server.lifecycle import Phase
+from server.residency.loading import EngineGone, EngineRefusal
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def error_of(response: Any) -> dict[str, Any]:
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+async def test_an_adapter_call_says_in_all_four_places_who_answered(house):
+    response = await house.chat("red", headers={"traceparent": TRACE, "x-request-id": "mine-1"})
+
+    assert response.status_code == 200
+    assert response.json() == {"model": "red@1"}
+    assert response.headers["x-request-id"] == "mine-1"
+    assert response.headers["x-lorry-adapter"] == "red@1"
+    assert response.headers["x-lorry-base"] == "tiny"
+    digest = response.headers["x-lorry-adapter-digest"]
+
+    (line,) = house.log
+    assert (line["adapter"], line["version"], line["digest"]) == ("red", 1, digest)
+    assert line["request_id"] == "mine-1"
+    assert line["outcome"] == "ok"
+    assert (line["prompt_tokens"], line["generation_tokens"]) == (5, 3)
+
+    house.tracing._pipeline.provider.force_flush()
+    span = next(s for s in house.spans.get_finished_spans() if s.kind.name == "SERVER")
+    assert span.name == "chat red"
+    assert format_trace_id(span.context.trace_id) == TRACE.split("-")[1] == line["trace_id"]
+    assert span.attributes["gen_ai.response.model"] == "red@1"
+    assert span.attributes["lorry.adapter.digest"] == digest
+    assert span.attributes["lorry.adapter.cold_start"] is True
+    assert span.attributes["gen_ai.usage.output_tokens"] == 3
+
+    labels = {"adapter": "red", "version": "1"}
+    endpoint = {"endpoint": "/v1/chat/completions", "outcome": "ok"}
+    assert house.count("lorry_requests_total", **labels, **endpoint) == 1
+    assert house.count("lorry_generation_tokens_total", **labels) == 3
+    assert house.count("lorry_requests_in_flight", **labels) == 0
+
+
+async def test_a_base_call_says_base_and_has_no_digest(house):
+    response = await house.chat("tiny")
+
+    assert response.headers["x-lorry-adapter"] == "base"
+    assert "x-lorry-adapter-digest" not in response.headers
+    assert response.json() == {"model": "tiny"}
+    assert house.log[0]["adapter"] == "base"
+    assert house.engine.asked == []
+
+
+@pytest.mark.parametrize("model", ["red", "red@1", "red@stable", "tiny:red", "tiny:red@1"])
+async def test_every_form_of_a_name_means_the_same_version(house, model):
+    assert (await house.chat(model)).headers["x-lorry-adapter"] == "red@1"
+
+
+@pytest.mark.parametrize(
+    "model", ["nobody", "red@2", "red@nightly", "../red", "x" * 10_000, "other:red", "", " ", "é"]
+)
+async def test_a_name_that_means_nothing_is_never_answered_by_the_base(house, model):
+    response = await house.chat(model)
+
+    assert response.status_code in (400, 404)
+    assert error_of(response)["type"] == "invalid_request_error"
+    assert error_of(response)["code"] in ("model_not_found", "missing_model")
+    assert len(response.content) < 1000
+    assert house.inner.seen == []
+    assert house.log[0]["adapter"] == "_unresolved"
+    assert len(house.log[0]["model"] or "") <= 512
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "invalid_json"),
+        (b"{", "invalid_json"),
+        (b"\xff\xfe", "invalid_json"),
+        (b'{"x": ' + b"[" * 5000, "invalid_json"),
+        (b"[]", "invalid_request"),
+        (b"null", "invalid_request"),
+        (b'{"model": 5}', "invalid_request"),
+        (b'{"model": ["red"]}', "invalid_request"),
+        (b'{"model": "red", "stream": "maybe"}', "invalid_request"),
+        (b"{}", "missing_model"),
+        (b'{"model": null}', "missing_model"),
+        (b'{"model": "red", "model": ""}', "missing_model"),
+    ],
+)
+async def test_a_body_that_names_no_model_is_a_clear_400(house, body, code):
+    response = await house.client.post("/v1/completions", content=body)
+
+    assert response.status_code == 400
+    assert error_of(response)["code"] == code
+    assert house.log[0]["outcome"] == "client_error"
+    assert house.inner.seen == []
+
+
+@pytest.mark.parametrize(
+    "field", ['"background": true', '"request_id": "x"', '"use_beam_search": true']
+)
+async def test_what_would_run_outside_its_call_is_refused(house, field):
+    body = b'{"model": "red", "store": "false", ' + field.encode() + b"}"
+    response = await house.client.post("/v1/responses", content=body)
+
+    assert response.status_code == 400
+    assert error_of(response)["code"] == "unsupported"
+    assert house.inner.seen == []
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(400, "client_error"), (503, "rejected")])
+async def test_an_error_inside_a_stream_is_openais_too_and_recorded(house, status, outcome):
+    async def answer(scope, receive, send):
+        current_call.get().refused_late = status
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        event = b'data: {"error": {"message": "no", "type": "BadRequestError", "code": 400}}\n\n'
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    house.inner.answer = answer
+    response = await house.chat("red")
+    event, done = response.text.strip().split("\n\n")
+    error = json.loads(event.removeprefix("data: "))["error"]
+    assert (error["code"], error["type"]) == ("invalid_request", "invalid_request_error")
+    assert done == "data: [DONE]"
+    assert house.log[0]["outcome"] == outcome
+
+
+def test_select_reads_the_last_of_doubled_keys_as_vllm_does():
+    body = b'{"model": "a", "mod\\u0065l": "b"}'
+    assert select(body).model == json.loads(body)["model"] == "b"
+
+
+async def test_a_body_over_the_limit_is_refused_before_it_is_read_whole(house):
+    response = await house.client.post("/v1/completions", content=b"x" * 60_000)
+
+    assert response.status_code == 413
+    assert error_of(response)["code"] == "request_too_large"
+
+
+async def test_headers_that_could_steer_vllm_do_not_reach_it(house):
+    sent = {
+        "X-Amzn-SageMaker-Adapter-Identifier": "green",
+        "X-Vllm-Priority": "-9",
+        "X-Session-ID": "s",
+        "traceparent": TRACE,
+        "X-Request-Id": "mine",
+        "X-Harmless": "stays",
+    }
+    await house.chat("red", headers=sent)
+
+    scope, _ = house.inner.seen[0]
+    seen = dict(scope["headers"])
+    assert seen[b"x-harmless"] == b"stays"
+    assert seen[b"x-request-id"] not in (b"mine", b"")
+    for name in sent:
+        if name not in ("X-Harmless", "X-Request-Id"):
+            assert name.lower().encode() not in seen
+
+
+@pytest.mark.parametrize("given", ["a b", "x" * 129, "né", "", "a\x7fb"])
+async def test_an_unfit_request_id_is_replaced(house, given):
+    response = await house.chat("tiny", headers={"x-request-id": given.encode()})
+
+    assert response.headers["x-request-id"] != given
+    assert len(response.headers["x-request-id"]) == 32
+
+
+async def test_vllms_error_bodies_become_openais(house):
+    async def answer(scope, receive, send):
+        body = {"error": {"message": "no good", "type": "BadRequestError", "code": 400}}
+        start = {"type": "http.response.start", "status": 400, "headers": []}
+        await send(start)
+        for part in (json.dumps(body).encode()[:10], json.dumps(body).encode()[10:]):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    house.inner.answer = answer
+    response = await house.chat("red")
+
+    expected = {"message": "no good", "type": "invalid_request_error", "param": None}
+    assert error_of(response) == {**expected, "code": "invalid_request"}
+    assert response.headers["x-lorry-adapter"] == "red@1"
+    assert house.log[0]["error_code"] == "invalid_request"
+
+
+async def test_an_exception_inside_is_a_clean_500_without_its_text(house, caplog):
+    async def answer(scope, receive, send):
+        raise RuntimeError("secret path /root")
+
+    house.inner.answer = answer
+    response = await house.chat("red")
+
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert error_of(response)["code"] == "internal_error"
+    assert house.log[0]["outcome"] == "error"
+    assert (await house.chat("tiny")).status_code == 500  # and the server still answers
+
+
+@pytest.mark.parametrize(
+    ("phase", "code"), [(Phase.DRAINING, "draining"), (Phase.DEAD, "engine_dead")]
+)
+async def test_a_server_that_is_not_ready_says_when_to_come_back(house, phase, code):
+    house.lifecycle.advance(phase)
+    response = await house.chat("red")
+
+    assert response.status_code == 503
+    assert error_of(response)["code"] == code
+    assert int(response.headers["retry-after"]) > 0
+    assert house.log[0]["outcome"] == "rejected"
+
+
+async def test_an_adapter_that_the_engine_refuses_is_422_and_one_that_it_loses_503(house):
+    house.engine.failures = [EngineRefusal("rank too large"), EngineGone("the engine ended")]
+    refused, lost = await house.chat("red"), await house.chat("red")
+
+    assert refused.status_code == 422
+    assert error_of(refused)["code"] == "adapter_unusable"
+    assert "rank too large" in error_of(refused)["message"]
+    assert lost.status_code == 503
+    assert error_of(lost)["code"] == "adapter_load_failed"
+    for line, response in zip(house.log, (refused, lost), strict=True):
+        assert line["adapter"] == "red"
+        assert line["digest"] == response.headers["x-lorry-adapter-digest"]
+    assert (await house.chat("red")).status_code == 200
+
+
+async def test_a_call_that_the_engine_dies_under_is_told_so(house):
+    async def answer(scope, receive, send):
+        current_call.get().engine_error = "EngineDeadError"
+        await send_json(send, 500, {"error": {"message": "EngineCore encountered an issue."}})
+
+    house.inner.answer = answer
+    response = await house.chat("red")
+    assert (response.status_code, error_of(response)["code"]) == (500, "engine_dead")
+    assert (house.log[0]["error_code"], house.log[0]["outcome"]) == ("engine_dead", "error")
+
+
+@pytest.mark.parametrize("path", sorted(INFERENCE_PATHS))
+async def test_inference_paths_take_post_only(house, path):
+    response = await house.client.get(path)
+
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"
+    assert error_of(response)["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/start_profile", "/v2/x", "/pooling"])
+async def test_the_rest_of_vllms_app_is_out_of_reach(house, path):
+    response = await house.client.post(path, json={"model": "red"})
+
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "unknown_url"
+    assert house.inner.seen == []

@@ -1,0 +1,133 @@
+"""The series of the contract: which there are, and what becomes of them."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.openmetrics.exposition import generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from standin_server import House, Stats, publish
+
+from server.call import Sequence, current_call
+from server.residency.removals import Removals
+from server.telemetry.ledger import OTHER
+
+RED = {"adapter": "red", "version": "1"}
+
+
+@pytest.fixture
+def busy(house) -> House:
+    """Its engine answers with four tokens and tells of all its phases."""
+
+    async def answer(scope, receive, send):
+        call = current_call.get()
+        at = call.started
+        stats = Stats(4, at + 0.01, at + 0.03, at + 0.06, at + 0.2)
+        call.sequences.append(Sequence("x", 5, stats, finish_reason="length", cached_tokens=2))
+        for _ in range(3):
+            house.metrics.token_made(call, 0.02)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    house.inner.answer = answer
+    return house
+
+
+async def test_each_of_the_engines_facts_has_its_series(busy):
+    house = busy
+    await house.chat("red")
+
+    for name, seconds in (("queue", 0.02), ("prefill", 0.03), ("decode", 0.14)):
+        assert house.count(f"lorry_{name}_time_seconds_sum", **RED) == pytest.approx(seconds)
+    assert house.count("lorry_inter_token_latency_seconds_count", **RED) == 3
+    assert house.count("lorry_finished_sequences_total", **RED, reason="length") == 1
+    assert house.count("lorry_cached_prompt_tokens_total", **RED) == 2
+    assert house.count("lorry_adapter_load_seconds_count", **RED) == 1
+
+
+async def test_what_is_written_is_openmetrics_with_exemplars_on_every_histogram_of_a_call(busy):
+    house = busy
+    await house.chat("red")
+    families = {
+        family.name: family
+        for family in text_string_to_metric_families(
+            generate_latest(house.metrics.registry).decode()
+        )
+    }
+    trace = house.log[0]["trace_id"]
+    for name in (
+        "request_duration_seconds",
+        "time_to_first_token_seconds",
+        "inter_token_latency_seconds",
+        "queue_time_seconds",
+        "prefill_time_seconds",
+        "decode_time_seconds",
+        "requests",
+    ):
+        samples = families[f"lorry_{name}"].samples
+        assert {"trace_id": trace} in [each.exemplar.labels for each in samples if each.exemplar]
+    for name in ("adapter_eviction_idle_seconds", "oldest_waiting_seconds", "engine_up"):
+        assert f"lorry_{name}" in families
+    assert families["lorry_adapter_places"].samples[0].labels == {"tier": "device"}
+
+
+async def test_a_hundred_adapters_have_no_more_series_than_the_limit_and_nothing_is_lost(house):
+    house.metrics._ledger._limit = 5
+    for number in range(30):
+        publish(house.catalog, f"a{number}")
+        assert (await house.chat(f"a{number}")).status_code == 200
+    text = generate_latest(house.metrics.registry).decode()
+    made = [line for line in text.splitlines() if line.startswith("lorry_requests_total{")]
+    assert len(made) == 6
+    assert sum(float(line.split()[1]) for line in made) == 30
+    other = {"adapter": "_other", "version": ""}
+    assert house.count("lorry_time_to_first_token_seconds_count", **other) == 25
+    assert house.count("lorry_adapter_loads_total", **other, result="ok") == 25
+
+
+async def test_a_call_whose_series_are_folded_while_it_runs_is_counted_in_other(house):
+    async def answer(scope, receive, send):
+        house.metrics.removed("red", "1")
+        assert house.count("lorry_requests_in_flight", adapter="_other", version="") == 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    house.inner.answer = answer
+    await house.chat("red")
+    ok = {"endpoint": "/v1/chat/completions", "outcome": "ok"}
+    assert house.count("lorry_requests_total", adapter="_other", version="", **ok) == 1
+    assert house.metrics.versions() == []
+
+
+async def test_the_series_and_the_weights_of_a_removed_version_go_whoever_removed_it(house):
+    for model in ("red", "green"):
+        await house.chat(model)
+    assert house.metrics.versions() == [("red", "1"), ("green", "1")]
+    version = house.catalog.list_versions("red")[0]
+    house.catalog.drop_alias("red", "stable", actor="test")
+    house.catalog.remove("red", 1, actor="test")
+    assert len(house.engine.loaded) == 2
+    await Removals(house.catalog, house.residency, house.metrics).look()
+    assert house.metrics.versions() == [("green", "1")]
+    await house.residency.retire(version)  # which is under way
+    assert [name[:5] for name in house.engine.loaded.values()] == ["green"]
+
+    house.catalog.drop_alias("green", "stable", actor="test")
+    version = house.catalog.list_versions("green")[0]
+    house.catalog.remove("green", 1, actor="test")
+    await house.residency.retire(version)
+    assert house.metrics.versions() == []
+    text = generate_latest(house.metrics.registry).decode()
+    assert 'adapter="red"' not in text
+    assert 'adapter="green"' not in text
+    house.metrics.displaced("red", "1")  # the engine tells of it late
+    assert house.metrics.versions() == []
+    other = dict(zip(("adapter", "version"), OTHER, strict=True))
+    assert house.count("lorry_adapter_evictions_total", **other, tier="device") == 1
+
+
+async def test_how_long_an_evicted_adapter_was_idle_is_told(house):
+    for model in ("red", "green", "blue"):
+        await house.chat(model)
+    assert house.count("lorry_adapter_eviction_idle_seconds_count") == 1
+    assert house.count("lorry_adapter_eviction_idle_seconds_bucket", le="1.0") == 1
+    assert house.count("lorry_adapter_evictions_total", **RED, tier="host") == 1

@@ -25,12 +25,13 @@ COMPILE := $(UV) compile pyproject.toml --extra $(EXTRA) --extra dev --generate-
     --no-emit-index-url --no-emit-find-links --python-version 3.11 $(TORCH) \
     $(OVERRIDES:%=--overrides %)
 INSTALL := $(UV) install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+PYTEST := $(BIN)/python -m pytest --durations=15
 KERNELS := $(wildcard server/kernels/native/*) $(addprefix server/kernels/,operators.py plan.py stamp.py)
 
-.PHONY: help setup demo serve test loadtest bench check format lint types lock clean
+.PHONY: help setup demo serve test test-all loadtest bench check format lint types lock clean
 
 help:  ## This list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(STAMP)  ## The environment only: .venv from the hashed lock
 	@$(BIN)/python -m server.kernels.stamp || $(INSTALL)
@@ -54,8 +55,13 @@ demo: setup  ## Train three adapters, serve them, call each, print which one ans
 serve: setup  ## The demo's set-up, served until Ctrl-C
 	$(BIN)/python examples/shop/demo.py --stay
 
-test: setup  ## Unit tests, then end-to-end tests on the real engine
-	$(BIN)/python -m pytest
+test: setup  ## The truths that matter, in ten minutes: unit tests, then three real engines
+	$(PYTEST) -n auto -m "not engine"
+	$(PYTEST) -m engine
+
+test-all: setup  ## Everything: adapters trained from scratch, every engine, a real Prometheus (an hour)
+	$(PYTEST) --all -n auto -m "not engine"
+	$(PYTEST) --all -m engine
 
 loadtest: setup  ## A server with 32 adapters under load for three minutes: figures per adapter, a verdict
 	$(BIN)/lorry loadtest default --serve examples/shop/base
@@ -63,7 +69,7 @@ loadtest: setup  ## A server with 32 adapters under load for three minutes: figu
 bench: setup  ## Measure the engine beside plain vLLM and PEFT (half an hour or more), into docs/benchmarks.md
 	$(BIN)/python -m bench --write-docs
 
-check: format lint types test  ## What CI runs: format, lint, types, tests
+check: format lint types test  ## What CI runs: format, lint, types, `make test`
 
 format: setup
 	$(BIN)/ruff format --check .

@@ -89,7 +89,5 @@ def test_an_exemplar_leads_to_the_tracing_source_by_the_label_that_the_server_wr
     by_uid = {each["uid"]: each for each in sources}
     (way,) = by_uid["prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
     # That the server writes it: tests/server/http/test_middleware.py and tests/e2e.
-    assert (
-        way["name"] == "trace_id"
-    )  # tests/server/http/test_middleware.py and e2e say so of the server
+    assert way["name"] == "trace_id"
     assert by_uid[way["datasourceUid"]]["type"] == "jaeger"

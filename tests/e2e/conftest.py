@@ -1,4 +1,4 @@
-"""One base, three trained adapters and one server for the whole run, all of them real."""
+"""One base, three adapters and one server for the whole run, all of them real."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import pytest
 from admin_client import TOKEN, AdminClient
 from otlp_receiver import OtlpReceiver
 from server_process import ServerProcess
-from shop import BASE_NAME, Shop, train_shop
+from shop import BASE_NAME, Shop, keep_shop, train_shop
 
 WITHOUT_SPACE = '{"backend": "xgrammar", "disable_any_whitespace": true}'
 
 
 @pytest.fixture(scope="session")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return train_shop(tmp_path_factory.mktemp("shop") / "store")
+def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """Adapters that were trained once; with --all they are trained by this very checkout."""
+    make = train_shop if request.config.option.all else keep_shop
+    return make(tmp_path_factory.mktemp("shop") / "store")
 
 
 @pytest.fixture(scope="session")

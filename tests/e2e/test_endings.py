@@ -1,4 +1,4 @@
-"""How the server ends: asked to, killed, bereft of its engine; mostly with servers of their own."""
+"""How the server ends: asked to, killed, or when its engine is killed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
@@ -19,20 +19,20 @@ BODY |= {"ignore_eos": True}
 
 
 @pytest.fixture
-def three_servers(shop, tmp_path) -> Iterator[list[ServerProcess]]:
-    """Started side by side; the last gives running answers one second when it is stopped."""
-    flags = ("--served-model-name", BASE_NAME, "--max-loras", "1", "--max-cpu-loras", "2")
-    servers = [
-        ServerProcess(shop.base, shop.store, tmp_path / f"log{i}", *flags, *drain)
-        for i, drain in enumerate(((), (), ("--drain-seconds", "1")))
-    ]
-    try:
-        for server in servers:
-            server.wait_ready()
-        yield servers
-    finally:
-        for server in servers:
-            server.kill()
+def start(shop, tmp_path) -> Iterator[Callable[..., ServerProcess]]:
+    """Starts a server of the test's own: it will be ended, and nothing else may share it."""
+    servers: list[ServerProcess] = []
+
+    def start(*flags: str) -> ServerProcess:
+        shared = ("--served-model-name", BASE_NAME, "--max-loras", "1", "--max-cpu-loras", "2")
+        eager = ("--", "--enforce-eager")
+        server = ServerProcess(shop.base, shop.store, tmp_path / "log", *shared, *flags, *eager)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.kill()
 
 
 async def stream(server: ServerProcess, started: asyncio.Event, answers: int) -> list[str]:
@@ -62,68 +62,68 @@ def call_cold(server: ServerProcess) -> httpx2.Response:
     return httpx2.post(f"{server.url}/v1/completions", json=body, timeout=120)
 
 
-async def test_death_of_the_engine_of_the_server_and_of_patience_leave_nothing_behind(
-    three_servers,
-):
-    bereft, killed, hurried = three_servers
-
-    # The engine dies: running calls hear of it, new ones are sent away, the process ends as 9.
-    task = await running_stream(bereft)
-    # So does a call whose adapter it was loading; it is stopped first, so that it surely was.
-    engine = bereft.engine()
+async def test_the_engines_death_is_reported_to_its_calls_and_ends_the_server_as_9(start):
+    server = start().wait_ready()
+    task = await running_stream(server)
+    # A call whose adapter the engine is loading; the engine is stopped first, so that it surely is.
+    engine = server.engine()
     os.kill(engine, signal.SIGSTOP)
-    cold = asyncio.create_task(asyncio.to_thread(call_cold, bereft))
+    cold = asyncio.create_task(asyncio.to_thread(call_cold, server))
     in_flight = 'lorry_requests_in_flight{adapter="orders-sql",version="1"}'
-    while bereft.metrics().get(in_flight) != 1:  # noqa: ASYNC110
+    while server.metrics().get(in_flight) != 1:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
-    assert bereft.metrics()[in_flight.replace("in_flight", "waiting")] == 1
-    assert bereft.metrics()["lorry_oldest_waiting_seconds"] > 0
+    assert server.metrics()[in_flight.replace("in_flight", "waiting")] == 1
+    assert server.metrics()["lorry_oldest_waiting_seconds"] > 0
     os.kill(engine, signal.SIGKILL)
     failed = await asyncio.wait_for(cold, 20)
     assert (failed.status_code, failed.json()["error"]["code"]) == (503, "adapter_load_failed")
     lines = await asyncio.wait_for(task, 10)
     assert '"code": "engine_dead"' in "".join(lines[-2:])
     assert len(lines) < BODY["max_tokens"]
-    refused = httpx2.post(f"{bereft.url}/v1/completions", json=BODY, timeout=5)
+    refused = httpx2.post(f"{server.url}/v1/completions", json=BODY, timeout=5)
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "engine_dead"
     assert int(refused.headers["retry-after"]) > 0
-    assert bereft.process.wait(timeout=20) == 9
-    assert bereft.wait_gone(5) == []
-    outcomes = sorted(call["outcome"] for call in bereft.calls())
+    assert server.process.wait(timeout=20) == 9
+    assert server.wait_gone(5) == []
+    outcomes = sorted(call["outcome"] for call in server.calls())
     assert outcomes == ["error", "rejected", "rejected"]
 
-    # The server is killed: its engine notices and goes.
-    assert len(killed.group()) >= 2
-    os.kill(killed.process.pid, signal.SIGKILL)
-    killed.process.wait(timeout=10)
-    assert killed.wait_gone(10) == []
 
-    # The process alone is asked to stop, and an answer takes longer than it may.
-    task = await running_stream(hurried, answers=64)
-    os.kill(hurried.process.pid, signal.SIGTERM)
-    assert hurried.process.wait(timeout=20) == 0
-    assert hurried.wait_gone(5) == []
+@pytest.mark.slow
+def test_an_engine_goes_when_its_server_is_killed(start):
+    server = start().wait_ready()
+    assert len(server.group()) >= 2
+    os.kill(server.process.pid, signal.SIGKILL)
+    server.process.wait(timeout=10)
+    assert server.wait_gone(10) == []
+
+
+@pytest.mark.slow
+async def test_an_answer_that_takes_longer_than_the_drain_is_cut_off(start):
+    server = start("--drain-seconds", "1").wait_ready()
+    task = await running_stream(server, answers=64)
+    os.kill(server.process.pid, signal.SIGTERM)  # the process alone, not its group
+    assert server.process.wait(timeout=20) == 0
+    assert server.wait_gone(5) == []
     (cut,) = await asyncio.gather(task, return_exceptions=True)
     assert isinstance(cut, httpx2.TransportError) or cut[-1] != "data: [DONE]"
-    assert [call["outcome"] for call in hurried.calls()] == ["aborted"]
+    assert [call["outcome"] for call in server.calls()] == ["aborted"]
 
 
-def test_a_server_that_is_stopped_while_it_starts_goes_at_once(shop, tmp_path):
-    server = ServerProcess(shop.base, shop.store, tmp_path / "log")
-    try:
-        deadline = time.monotonic() + 30
-        while "importing" not in server.log.read_text() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        ready = httpx2.get(f"{server.url}/readyz", timeout=10)
-        assert (ready.status_code, ready.json()["status"]) == (503, "starting")
-        early = httpx2.post(f"{server.url}/v1/completions", json=BODY, timeout=10)
-        assert early.json()["error"]["code"] == "starting"
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(timeout=10) == 0
-        assert server.wait_gone(10) == []
-    finally:
-        server.kill()
+@pytest.mark.slow
+def test_a_server_that_is_stopped_while_it_starts_goes_at_once(start):
+    server = start()
+    deadline = time.monotonic() + 30
+    while "importing" not in server.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ready = httpx2.get(f"{server.url}/readyz", timeout=10)
+    assert (ready.status_code, ready.json()["status"]) == (503, "starting")
+    early = httpx2.post(f"{server.url}/v1/completions", json=BODY, timeout=10)
+    assert early.json()["error"]["code"] == "starting"
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=10) == 0
+    assert server.wait_gone(10) == []
 
 
 async def test_the_shared_server_lets_answers_finish_and_then_everything_is_gone(server):

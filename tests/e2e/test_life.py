@@ -185,7 +185,7 @@ def test_a_split_keeps_each_user_on_one_side_and_all_places_name_it(server, admi
         model = answer.json()["model"]
         assert answer.headers["x-lorry-adapter"] == model == sides.setdefault(user, model)
         assert text_of(answer).startswith(marker[model])
-        assert server.calls()[-1]["served_model"] == model
+        assert server.logged(answer.headers["x-request-id"])["served_model"] == model
     assert set(sides.values()) == set(marker)
 
 

@@ -24,6 +24,8 @@ from deploy_files import (
 from prometheus_process import Prometheus, Unavailable
 from shop import ADAPTERS, BASE_NAME
 
+pytestmark = pytest.mark.slow
+
 LOAD_SECONDS = 25
 CALLERS = 4
 MOST_TOKENS = 8

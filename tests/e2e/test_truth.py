@@ -127,6 +127,7 @@ def reference(shop):
     return generate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.filterwarnings("default")  # transformers' and bitsandbytes' own deprecations
 async def test_greedy_tokens_equal_transformers_and_peft_on_the_same_nf4_base(
@@ -159,6 +160,7 @@ async def test_a_hundred_mixed_calls_each_equal_their_models_answer_alone(server
                 assert marker not in answer.text, f"{pair[0]} answered like {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTERS)
 async def test_an_adapter_answers_heldout_prompts_as_the_demo_asks_of_it(server, shop, name):
     pairs = shop.heldout(name, 60)

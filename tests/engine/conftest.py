@@ -253,7 +253,10 @@ def stock(fleet: Callable[[str], EngineProcess]) -> EngineProcess:
     return fleet("stock")
 
 
-@pytest.fixture(params=["plain", "cramped", "open_ended"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "open_ended")]
+
+
+@pytest.fixture(params=["cramped", *SLOW])
 def engine(request: pytest.FixtureRequest, fleet: Callable[[str], EngineProcess]) -> EngineProcess:
     """Each of those with our kernels in turn."""
     return fleet(request.param)

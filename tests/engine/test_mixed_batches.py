@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from engine_process import EngineProcess, assert_same, requests_to
 
 # Lengths on both sides of a KV block (32) and of a step of the cramped engine (64).
@@ -44,6 +45,7 @@ def test_prompt_logprobs_of_several_requests_at_once_are_right(engine: EnginePro
     assert_same(engine.run_each_alone(requests), engine.run(requests))
 
 
+@pytest.mark.slow
 def test_prefixes_computed_in_a_mixed_batch_serve_later_requests_rightly(
     plain: EngineProcess,
 ) -> None:
@@ -75,6 +77,7 @@ def test_preempted_requests_get_their_whole_answer(cramped: EngineProcess) -> No
     assert cramped.counter("vllm:num_preemptions") > before
 
 
+@pytest.mark.slow
 def test_without_the_compiled_kernels_answers_are_right_too(portable: EngineProcess) -> None:
     requests = requests_to((None, *portable.fitting), LENGTHS)
     assert_same(portable.run_each_alone(requests), portable.run(requests))

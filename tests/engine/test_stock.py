@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from engine_process import EngineFailed, EngineProcess, assert_same, requests_to
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (9, 75)
 
 

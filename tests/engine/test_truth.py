@@ -32,6 +32,7 @@ def reference(base: Path, adapters: Path) -> Callable[[Request, Answer], list[fl
     return logprobs
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # transformers' and PEFT's own deprecations
 def test_answers_are_those_of_transformers_and_peft(
     engine: EngineProcess, reference: Callable[[Request, Answer], list[float]]
@@ -43,6 +44,7 @@ def test_answers_are_those_of_transformers_and_peft(
         assert fmean(abs(ours - theirs) for ours, theirs in pairs) < 0.2
 
 
+@pytest.mark.slow
 def test_an_nf4_engine_answers_as_a_bf16_one_on_weights_that_nf4_holds_exactly(
     cramped: EngineProcess, open_ended: EngineProcess
 ) -> None:

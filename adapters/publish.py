@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from adapters.actor import current_user
-from adapters.base import BaseModel, read_base
 from adapters.catalog import AdapterVersion, Catalog
-from adapters.changes import check_same_base
+from adapters.catalog.changes import check_same_base
+from adapters.catalog.history import REMOVED
 from adapters.checkpoint import Checkpoint, inspect_checkpoint, largest_weights
+from adapters.checkpoint.base import BaseModel, read_base
+from adapters.checkpoint.peft_config import MAX_RANK
 from adapters.errors import AdapterNotFound, CheckpointInvalid, Problem, RemovedBefore
-from adapters.files import PROVENANCE, SERVED, read_object
-from adapters.history import REMOVED
 from adapters.names import (
     STABLE,
     DigestPrefix,
@@ -24,9 +24,9 @@ from adapters.names import (
     check_base_name,
     check_publishable_name,
 )
-from adapters.peft_config import MAX_RANK
 from adapters.sources import fetched
 from adapters.store import Staged, Store
+from adapters.store.files import PROVENANCE, SERVED, read_object
 
 MAX_NESTING = 32  # of lorry.json
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from adapters.errors import CheckpointInvalid, Problem
-from adapters.files import COPY_BYTES, SERVED, FileRefused, open_adapter_file
 from adapters.sources import FILES
+from adapters.store.files import COPY_BYTES, SERVED, FileRefused, open_adapter_file
 
 
 class Content(NamedTuple):

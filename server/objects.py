@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from adapters.base import BaseModel
 from adapters.catalog import AdapterVersion
 from adapters.checkpoint import read_checkpoint
+from adapters.checkpoint.base import BaseModel
 from adapters.errors import StoreUnreadable
-from adapters.files import SERVED
 from adapters.store import Store
+from adapters.store.files import SERVED
 
 _AT_ONCE = 1 << 18  # bytes
 

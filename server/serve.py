@@ -22,8 +22,8 @@ import uvicorn
 from prometheus_client import REGISTRY, disable_created_metrics
 from rich.console import Console
 
-from adapters.base import BaseModel, read_base
 from adapters.catalog import Catalog
+from adapters.checkpoint.base import BaseModel, read_base
 from adapters.errors import AdapterError
 from adapters.store import Store
 from server.admin.publishing import Publisher

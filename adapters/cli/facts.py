@@ -53,8 +53,8 @@ def show(
 ) -> None:
     """Show the one version that a reference means now."""
     with opened(store, catalog, url, token_file) as index:
+        from adapters.client import RemoteCatalog
         from adapters.names import parse_reference
-        from adapters.remote import RemoteCatalog
         from adapters.store import Store
 
         wanted = parse_reference(reference)

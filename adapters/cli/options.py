@@ -34,7 +34,7 @@ from adapters.errors import (
 
 if TYPE_CHECKING:
     from adapters.catalog import Catalog
-    from adapters.remote import RemoteCatalog
+    from adapters.client import RemoteCatalog
 
 # What the caller can mend by calling differently exits 2; a failed operation exits 1.
 CALLER_ERRORS = (
@@ -153,7 +153,7 @@ def opened_server(url: str, token_file: Path | None) -> "Iterator[RemoteCatalog]
     """The catalog of a running server; its errors, and those of the block, are reported."""
     with reported():
         from adapters.admin_http import AdminHttp
-        from adapters.remote import RemoteCatalog
+        from adapters.client import RemoteCatalog
 
         yield RemoteCatalog(AdminHttp(url, _read_token(token_file)))
 

@@ -127,7 +127,7 @@ def watch(
 
 def _check_standing(base: Path, aliases: Iterable[str]) -> None:
     """What would refuse every folder is an error at once; raises BaseUnreadable or BadName."""
-    from adapters.base import read_base
+    from adapters.checkpoint.base import read_base
     from adapters.names import check_alias
 
     read_base(base)
@@ -160,7 +160,7 @@ def _publisher(
     max_rank: int | None,
     allow_base_mismatch: bool,
 ) -> "Callable[..., AdapterVersion]":
-    from adapters.peft_config import MAX_RANK
+    from adapters.checkpoint.peft_config import MAX_RANK
     from adapters.publish import publish
 
     return partial(

@@ -27,7 +27,7 @@ from adapters.names import MAX_VERSION
 
 if TYPE_CHECKING:
     from adapters.catalog import AdapterVersion, Alias, Catalog
-    from adapters.remote import RemoteCatalog
+    from adapters.client import RemoteCatalog
 
 
 def alias(

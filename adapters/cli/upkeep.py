@@ -59,8 +59,8 @@ def gc(
 
         from rich.filesize import decimal
 
-        from adapters.cleanup import collect
         from adapters.store import Store
+        from adapters.upkeep import collect
 
         found = collect(Store(store), index, min_age=min_age, dry_run=dry_run)
     if as_json:

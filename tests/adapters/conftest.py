@@ -18,10 +18,9 @@ import pytest
 from adapter_files import Draft, Raw, bf16, encode, f16, f32
 from postgres_process import Postgres, Unavailable
 
-from adapters import database
-from adapters.base import BaseModel, read_base
-from adapters.catalog import AdapterVersion, Catalog
+from adapters.catalog import AdapterVersion, Catalog, database
 from adapters.checkpoint import Checkpoint
+from adapters.checkpoint.base import BaseModel, read_base
 from adapters.publish import publish
 
 LAYERS, HIDDEN, INNER, HEADS, GROUPS, WIDTH = 2, 16, 24, 4, 2, 4

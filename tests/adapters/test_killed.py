@@ -17,10 +17,10 @@ from sqlalchemy import Engine, event
 
 from adapters.audit import audit
 from adapters.catalog import Catalog
-from adapters.cleanup import collect
-from adapters.migrations import upgrade
+from adapters.catalog.migrations import upgrade
 from adapters.publish import publish
 from adapters.store import Store
+from adapters.upkeep import collect
 
 FILE_STEPS = {
     "os.chmod",

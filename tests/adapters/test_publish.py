@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from adapters import changes, history
 from adapters import publish as publish_module
 from adapters.audit import audit
-from adapters.base import read_base
-from adapters.catalog import Catalog
+from adapters.catalog import Catalog, changes, history
+from adapters.checkpoint.base import read_base
 from adapters.errors import (
     AdapterError,
     BadName,

@@ -11,9 +11,7 @@ import fsspec
 import pytest
 
 from adapters import sources
-from adapters import store as store_module
 from adapters.catalog import Catalog
-from adapters.cleanup import collect
 from adapters.errors import (
     CheckpointInvalid,
     SourceNotFound,
@@ -25,6 +23,8 @@ from adapters.errors import (
 from adapters.publish import publish
 from adapters.sources import fetched, redact
 from adapters.store import Store
+from adapters.store import store as store_module
+from adapters.upkeep import collect
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -8,12 +8,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters.actor import current_user
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.catalog.changes import check_same_base
-from adapters.catalog.history import REMOVED
+from adapters.catalog.history import REMOVED, current_user
 from adapters.checkpoint import Checkpoint, inspect_checkpoint, largest_weights
-from adapters.checkpoint.base import BaseModel, read_base
+from adapters.checkpoint.base import Base, read_base
 from adapters.checkpoint.peft_config import MAX_RANK
 from adapters.errors import AdapterNotFound, CheckpointInvalid, Problem, RemovedBefore
 from adapters.names import (
@@ -93,7 +92,7 @@ def publish(
 
 
 def judge(
-    staged: Staged, base: BaseModel, max_rank: int, names: Collection[str] | None
+    staged: Staged, base: Base, max_rank: int, names: Collection[str] | None
 ) -> tuple[Checkpoint, dict[str, Any] | None]:
     """The facts and the provenance of a staged copy; raises CheckpointInvalid with all problems."""
     # A file that could not be taken is missing in the copy: its own problem says why.

@@ -23,7 +23,7 @@ from prometheus_client import REGISTRY, disable_created_metrics
 from rich.console import Console
 
 from adapters.catalog import Catalog
-from adapters.checkpoint.base import BaseModel, read_base
+from adapters.checkpoint.base import Base, read_base
 from adapters.errors import AdapterError
 from adapters.store import Store
 from server.admin.publishing import Publisher
@@ -195,13 +195,13 @@ class Server:
                     *(name,) * 3,
                 )
 
-    def _read_base(self) -> BaseModel:
+    def _read_base(self) -> Base:
         try:
             return read_base(self._settings.model)
         except AdapterError as error:
             raise ModelNotFound(f"no adapters can be served on this model: {error}") from None
 
-    def _make_residency(self, running: RunningEngine, base: BaseModel) -> Residency:
+    def _make_residency(self, running: RunningEngine, base: Base) -> Residency:
         settings, store = self._settings, Store(self._settings.store)
         loader = Loader(
             running.engine,

@@ -3,6 +3,7 @@
 What an alias pointed to before is kept nowhere else: a rollback reads it here.
 """
 
+import getpass
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,6 +45,14 @@ class Event:
             "name": self.name,
             **self.detail,
         }
+
+
+def current_user() -> str:
+    """The actor of a change made on this machine: the operating system's name of the user."""
+    try:
+        return getpass.getuser().encode(errors="replace").decode()
+    except (OSError, KeyError):
+        return "unknown"
 
 
 def record(

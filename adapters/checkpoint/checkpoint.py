@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from adapters.checkpoint.base import LAYER, SERVED_MODULES, BaseModel, Shape
-from adapters.checkpoint.identity import is_called
+from adapters.checkpoint.base import LAYER, SERVED_MODULES, Base, Shape, is_called
 from adapters.checkpoint.peft_config import MAX_RANK, MAX_SCALE, PeftConfig, read_peft_config
 from adapters.checkpoint.tensors import (
     FLOATS,
@@ -68,13 +67,13 @@ class Pair:
         return tuple(tensor for tensor in (self.a, self.b) if tensor)
 
 
-def largest_weights(base: BaseModel) -> int:
+def largest_weights(base: Base) -> int:
     """The bytes that no adapter of this base needs to exceed: MAX_RANK on every linear, in F32."""
     return MAX_HEADER_BYTES + 4 * MAX_RANK * sum(map(sum, base.linears.values()))
 
 
 def read_checkpoint(
-    folder: Path, base: BaseModel, *, max_rank: int = MAX_RANK, values: bool = True
+    folder: Path, base: Base, *, max_rank: int = MAX_RANK, values: bool = True
 ) -> Checkpoint:
     """The facts of an adapter that `base` can serve; raises CheckpointInvalid.
 
@@ -89,7 +88,7 @@ def read_checkpoint(
 
 def inspect_checkpoint(
     folder: Path,
-    base: BaseModel,
+    base: Base,
     *,
     max_rank: int = MAX_RANK,
     names: Collection[str] | None = None,
@@ -122,7 +121,7 @@ def inspect_checkpoint(
     return _describe(config, pairs, tensors, folder), []
 
 
-def _explain_other_base(claimed: str | None, base: BaseModel) -> Problem:
+def _explain_other_base(claimed: str | None, base: Base) -> Problem:
     said = f"is {quote(claimed or '')}, the base given is {quote(base.name)}"
     fix = (
         "publish it for that model; if it is the same, say so: with --base-name or"
@@ -145,7 +144,7 @@ def _describe(
 
 
 def pair_tensors(
-    tensors: Mapping[str, Tensor], base: BaseModel
+    tensors: Mapping[str, Tensor], base: Base
 ) -> tuple[dict[str, Pair], list[Problem]]:
     """The tensors by the base's module, and a problem for each that belongs to none."""
     pairs: dict[str, Pair] = {}
@@ -170,7 +169,7 @@ def _split_name(name: str) -> tuple[str, str]:
     return "", ""
 
 
-def _explain_stray(name: str, module: str, base: BaseModel) -> Problem:
+def _explain_stray(name: str, module: str, base: Base) -> Problem:
     where = quote(name)
     if name.endswith(HEADS):
         said = "adapts the embeddings or the output head, which is not served"
@@ -197,7 +196,7 @@ def _explain_stray(name: str, module: str, base: BaseModel) -> Problem:
 def _find_absent(
     pairs: Mapping[str, Pair],
     tensors: Mapping[str, Tensor],
-    base: BaseModel,
+    base: Base,
     config: PeftConfig | None,
 ) -> Iterator[Problem]:
     if not tensors:
@@ -210,7 +209,7 @@ def _find_absent(
         yield Problem("modules_missing", WEIGHTS, said, f"{SAVE_WHOLE}, or {RIGHT_BASE}")
 
 
-def _lost_modules(pairs: Mapping[str, Pair], base: BaseModel, targets: Sequence[str]) -> list[str]:
+def _lost_modules(pairs: Mapping[str, Pair], base: Base, targets: Sequence[str]) -> list[str]:
     """What PEFT would have wrapped and saved, but is not in the file."""
     names = frozenset(targets)
     return [

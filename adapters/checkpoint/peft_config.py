@@ -9,10 +9,10 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from adapters.checkpoint.patterns import compile_suffix, is_cheap_pattern, is_plain
 from adapters.checkpoint.peft_features import find_unservable, invalid
 from adapters.errors import Problem, quote
 from adapters.store.files import CONFIG, SAVE_AGAIN, FileRefused, read_object
@@ -24,7 +24,15 @@ MAX_RANK = 512
 MAX_SCALE = 1024.0
 MAX_PATTERNS = 4096
 MAX_REGEXES = 16
+MAX_PATTERN_LENGTH = 256
 
+PATTERN_TOKEN = re.compile(
+    r"(?P<repeat>[*+?]|\{[0-9]{1,3}(?:,[0-9]{0,3})?\})"
+    r"|(?P<open>\((?:\?:)?)"
+    r"|(?P<close>\))"
+    r"|(?P<bar>\|)"
+    r"|(?P<atom>\\[.dw_-]|\[\^?[A-Za-z0-9_.-]{1,64}\]|[A-Za-z0-9_.^$-])"
+)
 
 # Problems that leave no rank or scale to check tensors against.
 UNUSABLE = frozenset(
@@ -190,3 +198,38 @@ def _too_large_rank(where: str, rank: int, limit: int) -> Problem:
 def _too_large_alpha(where: str, alpha: float) -> Problem:
     said = f"is {quote(str(alpha))}, the limit is {MAX_SCALE * MAX_RANK:g}"
     return Problem("scale_too_large", where, said, "train with an alpha of one to two times r")
+
+
+def compile_suffix(pattern: str) -> re.Pattern[str]:
+    """PEFT's own rule, which vLLM follows: a pattern is for the end of the module's name."""
+    return re.compile(rf"(.*\.)?({pattern})$")
+
+
+def is_plain(pattern: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9_.^\\-]+", pattern) is not None
+
+
+def is_cheap_pattern(pattern: str) -> bool:
+    """Whether a regular expression is one of those that cannot take long on a module's name.
+
+    At most two repeats, each of one character, and one group of alternatives: the work is at most
+    alternatives x length squared. Anything else could stall the engine, which runs it again.
+    """
+    if len(pattern) > MAX_PATTERN_LENGTH:
+        return False
+    kinds, position = [""], 0
+    while token := PATTERN_TOKEN.match(pattern, position):
+        kinds.append(token.lastgroup or "")
+        position = token.end()
+    repeats = [before for before, kind in pairwise(kinds) if kind == "repeat"]
+    if position < len(pattern) or len(repeats) > 2 or any(k != "atom" for k in repeats):
+        return False
+    return kinds.count("open") <= 1 and _compiles(pattern)
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapters.actor import current_user
 from adapters.cli.options import (
     DEFAULT_STORE,
     AliasArgument,
@@ -44,7 +43,7 @@ def alias(
 ) -> None:
     """Point an alias at one version."""
     with opened(store, catalog, url, token_file) as index:
-        _print_alias(index.point(name, alias, version, actor=current_user()), as_json)
+        _print_alias(index.point(name, alias, version, actor=_user()), as_json)
 
 
 def unalias(
@@ -57,7 +56,7 @@ def unalias(
 ) -> None:
     """Take an alias away (`rollback` brings it back)."""
     with opened(store, catalog, url, token_file) as index:
-        index.drop_alias(name, alias, actor=current_user())
+        index.drop_alias(name, alias, actor=_user())
 
 
 def split(
@@ -75,7 +74,7 @@ def split(
     """Let versions share an alias's requests: the same caller stays on the same side."""
     with opened(store, catalog, url, token_file) as index:
         weights = _parse_shares(shares)
-        _print_alias(index.split(name, alias, weights, actor=current_user()), as_json)
+        _print_alias(index.split(name, alias, weights, actor=_user()), as_json)
 
 
 def rollback(
@@ -92,7 +91,7 @@ def rollback(
 ) -> None:
     """Point an alias at what it pointed at before; twice goes two back."""
     with opened(store, catalog, url, token_file) as index:
-        _print_alias(index.rollback(name, alias, actor=current_user(), to=to), as_json)
+        _print_alias(index.rollback(name, alias, actor=_user(), to=to), as_json)
 
 
 def pin(
@@ -106,7 +105,7 @@ def pin(
     """Keep a version resident once it is loaded, and from being removed."""
     with opened(store, catalog, url, token_file) as index:
         version = _find(index, reference)
-        _print_pin(index.pin(version.name, version.version, actor=current_user()), as_json)
+        _print_pin(index.pin(version.name, version.version, actor=_user()), as_json)
 
 
 def unpin(
@@ -120,7 +119,7 @@ def unpin(
     """Let a version be evicted and removed like any other."""
     with opened(store, catalog, url, token_file) as index:
         version = _find(index, reference)
-        _print_pin(index.unpin(version.name, version.version, actor=current_user()), as_json)
+        _print_pin(index.unpin(version.name, version.version, actor=_user()), as_json)
 
 
 def remove(
@@ -134,11 +133,17 @@ def remove(
     """Forget a version that no alias points at; `gc` takes its files later."""
     with opened(store, catalog, url, token_file) as index:
         version = _find(index, reference)
-        index.remove(version.name, version.version, actor=current_user())
+        index.remove(version.name, version.version, actor=_user())
     if as_json:
         print_json({"removed": version.label, "digest": version.digest})
     else:
         print(f"removed {version.label}")
+
+
+def _user() -> str:
+    from adapters.catalog.history import current_user
+
+    return current_user()
 
 
 def _find(index: "Catalog | RemoteCatalog", reference: str) -> "AdapterVersion":

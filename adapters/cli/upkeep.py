@@ -16,7 +16,7 @@ from adapters.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from adapters.audit import Finding
+    from adapters.upkeep import Finding
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 MAX_AGE = timedelta(days=36_500)
@@ -30,8 +30,8 @@ def verify(
     with opened_store(store, catalog, for_objects=True) as index:
         from dataclasses import asdict
 
-        from adapters.audit import audit
         from adapters.store import Store
+        from adapters.upkeep import audit
 
         findings = audit(Store(store), index)
     if as_json:

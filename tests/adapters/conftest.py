@@ -20,7 +20,7 @@ from postgres_process import Postgres, Unavailable
 
 from adapters.catalog import AdapterVersion, Catalog, database
 from adapters.checkpoint import Checkpoint
-from adapters.checkpoint.base import BaseModel, read_base
+from adapters.checkpoint.base import Base, read_base
 from adapters.publish import publish
 
 LAYERS, HIDDEN, INNER, HEADS, GROUPS, WIDTH = 2, 16, 24, 4, 2, 4
@@ -140,7 +140,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def base(base_folder: Path) -> BaseModel:
+def base(base_folder: Path) -> Base:
     return read_base(base_folder)
 
 

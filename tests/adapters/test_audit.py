@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from adapters.audit import audit
 from adapters.catalog import Catalog
 from adapters.publish import publish
 from adapters.store import Store
+from adapters.upkeep import audit
 
 
 @pytest.fixture

@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
-from adapters.audit import audit
 from adapters.catalog import Catalog
 from adapters.catalog.migrations import upgrade
 from adapters.publish import publish
 from adapters.store import Store
-from adapters.upkeep import collect
+from adapters.upkeep import audit, collect
 
 FILE_STEPS = {
     "os.chmod",

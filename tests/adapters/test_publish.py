@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from adapters import publish as publish_module
-from adapters.audit import audit
 from adapters.catalog import Catalog, changes, history
 from adapters.checkpoint.base import read_base
 from adapters.errors import (
@@ -24,6 +23,7 @@ from adapters.errors import (
 from adapters.names import parse_reference
 from adapters.publish import publish
 from adapters.store import Store
+from adapters.upkeep import audit
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
-from adapters.audit import audit
 from adapters.catalog import Catalog, location
 from adapters.errors import (
     CatalogUnreadable,
@@ -21,9 +20,9 @@ from adapters.errors import (
     StoreUnwritable,
 )
 from adapters.publish import publish
-from adapters.store import Store, lock
+from adapters.store import Store
 from adapters.store import store as store_module
-from adapters.upkeep import Collected, collect
+from adapters.upkeep import Collected, audit, collect
 
 NOW = timedelta(0)
 LONG_AGO = time.time() - 10 * 3600
@@ -166,7 +165,7 @@ def test_waiting_for_the_store_ends(store) -> None:
     with (
         Store(store).alone(),
         pytest.raises(StoreBusy),
-        lock.hold(store / "lock", alone=False, within=0.05),
+        store_module.hold(store / "lock", alone=False, within=0.05),
     ):
         pass
 

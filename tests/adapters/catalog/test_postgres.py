@@ -9,12 +9,12 @@ import psycopg
 import pytest
 from postgres_process import PASSWORD
 
-from adapters.audit import audit
 from adapters.catalog import Catalog, database
 from adapters.errors import CatalogUnreadable, SchemaMismatch
 from adapters.names import parse_reference
 from adapters.publish import publish
 from adapters.store import Store
+from adapters.upkeep import audit
 
 ORDERS = parse_reference("orders")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapters.checkpoint.base import BaseModel, read_base
+from adapters.checkpoint.base import Base, read_base
 from adapters.errors import BaseUnreadable
 
 
@@ -15,7 +15,7 @@ def write_config(folder: Path, config: object) -> Path:
     return folder
 
 
-def test_linears_come_from_the_headers(base: BaseModel, kit) -> None:
+def test_linears_come_from_the_headers(base: Base, kit) -> None:
     assert base.name == "tiny-base"
     assert base.architecture == "LlamaForCausalLM"
     assert base.layers == 2
@@ -23,11 +23,11 @@ def test_linears_come_from_the_headers(base: BaseModel, kit) -> None:
     assert base.linears["model.layers.1.mlp.down_proj"] == kit.shapes["mlp.down_proj"]
 
 
-def test_embeddings_norms_and_the_head_are_not_linears_to_adapt(base: BaseModel) -> None:
+def test_embeddings_norms_and_the_head_are_not_linears_to_adapt(base: Base) -> None:
     assert not [name for name in base.linears if "embed" in name or "norm" in name]
 
 
-def test_config_alone_gives_the_same_linears(base: BaseModel, kit, tmp_path) -> None:
+def test_config_alone_gives_the_same_linears(base: Base, kit, tmp_path) -> None:
     assert read_base(write_config(tmp_path / "b", kit.base_config)).linears == base.linears
 
 
@@ -38,7 +38,7 @@ def test_older_configs_leave_out_what_follows(kit, tmp_path) -> None:
     assert linears["model.layers.0.self_attn.k_proj"] == (16, 16)
 
 
-def test_a_packed_base_is_read_from_its_config(base: BaseModel, kit, tmp_path) -> None:
+def test_a_packed_base_is_read_from_its_config(base: Base, kit, tmp_path) -> None:
     folder = write_config(
         tmp_path / "b", kit.base_config | {"quantization_config": {"quant_method": "bitsandbytes"}}
     )

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from adapters.checkpoint import inspect_checkpoint
-from adapters.checkpoint.base import read_base
-from adapters.checkpoint.identity import is_called, short_name
+from adapters.checkpoint.base import is_called, read_base, short_name
 from adapters.errors import BaseUnreadable, CheckpointInvalid
 from adapters.publish import publish
 

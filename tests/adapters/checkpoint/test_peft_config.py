@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.checkpoint.patterns import is_cheap_pattern
-from adapters.checkpoint.peft_config import read_peft_config
+from adapters.checkpoint.peft_config import is_cheap_pattern, read_peft_config
 
 MODULES = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in (1, 11) for name in "qv"]
 

@@ -1,4 +1,4 @@
-from adapters.actor import current_user
+from adapters.catalog.history import current_user
 
 
 def test_a_change_is_signed_even_where_the_user_has_no_name(monkeypatch) -> None:

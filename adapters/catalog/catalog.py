@@ -12,29 +12,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.catalog import changes, database, location, schema
-from adapters.catalog.aliases import Alias, Target, check_split, select_aliases
+from adapters.catalog.aliases import Alias, check_split, select_aliases
 from adapters.catalog.freshness import Freshness, watch
 from adapters.catalog.history import Event, select_events
 from adapters.catalog.versions import (
     AdapterVersion,
     Meaning,
     Published,
-    find_meaning,
+    interpret,
     select_labels,
     select_published,
     select_versions,
 )
-from adapters.errors import StoreUnreadable, quote
+from adapters.errors import AdapterError, StoreUnreadable, quote
 from adapters.names import STABLE, Reference, check_alias
 
 if TYPE_CHECKING:
     from adapters.checkpoint import Checkpoint  # brings numpy: half a second nobody needs here
-
-__all__ = ["AdapterVersion", "Alias", "Catalog", "Event", "Published", "Target"]
 
 REMEMBERED = 10_000
 
@@ -58,33 +56,30 @@ class Catalog:
         self._known = _Known()
 
     @classmethod
-    def open(
-        cls,
-        store_dir: Path,
-        url: str | None = None,
-        create: bool = True,
-        for_objects: bool = False,
-    ) -> Self:
-        """Open the catalog of a store, or the one at a SQLAlchemy URL.
+    def open(cls, store_dir: Path, url: str | None = None, create: bool = True) -> Self:
+        """Open the catalog of a store: its own, or the one at a SQLAlchemy URL.
 
-        One of an older schema is brought to the present one. `for_objects`: a store that has
-        objects and no catalog will do, and gets an empty one. Raises StoreUnreadable,
-        StoreUnwritable, CatalogUnreadable or SchemaMismatch.
+        With `create`, which is for writers, it is made if it is not there, and the store belongs
+        to it from then on. Raises StoreUnreadable, StoreUnwritable, CatalogUnreadable or
+        SchemaMismatch.
         """
         if not url:
-            may_create = location.may_make_own(store_dir, create=create, for_objects=for_objects)
-            own = database.sqlite_url(store_dir / location.DATABASE)
-            engine = database.open_engine(own, create=may_create)
-        else:
-            engine = database.open_engine(url, create=create)
+            location.check_own(store_dir, create=create)
+        where = url or database.sqlite_url(store_dir / location.DATABASE)
+        engine = database.open_engine(where, create=create)
+        catalog = cls(engine, watch(engine))
+        try:
             if create:
-                location.note(store_dir, engine.url)
-        return cls(engine, watch(engine))
+                location.claim(store_dir, catalog._describe())
+        except AdapterError:
+            catalog.close()
+            raise
+        return catalog
 
     def check_collectable(self, store_dir: Path) -> None:
-        """Raises StoreUnreadable where the store may hold objects that this catalog would have to
-        name and does not: others name them, or it never had a version."""
-        location.check_only(store_dir, self._engine.url)
+        """Raises StoreUnreadable where versions of the store's objects may be unknown here: the
+        store is not known to belong to this catalog, or this one never had a version."""
+        location.check_owner(store_dir, self._describe())
         if not self.list_events(limit=1):
             raise StoreUnreadable(
                 "the catalog has never had a version, so it can't tell which objects of"
@@ -92,10 +87,6 @@ class Catalog:
                 "nothing was removed: if the store's catalog was lost, bring it back; else publish"
                 " an adapter first",
             )
-
-    def refresh(self) -> None:
-        """Forget what is remembered: somebody here changed the database past this object."""
-        self._freshness.wrote()
 
     def close(self) -> None:
         self._freshness.close()
@@ -117,6 +108,10 @@ class Catalog:
     def resolve_only(self, reference: Reference) -> AdapterVersion:
         """The same, for whoever asks; raises AliasIsSplit where that would matter."""
         return self._find(reference).only()
+
+    def resolve_all(self, reference: Reference) -> list[AdapterVersion]:
+        """Every version that a reference means now: of a split, all sides in ascending order."""
+        return list(self._find(reference).versions)
 
     def remembered(self, reference: Reference, key: str | None = None) -> AdapterVersion | None:
         """What `resolve` would say, if it is known without asking a database over the network."""
@@ -236,13 +231,21 @@ class Catalog:
         with self._writing() as connection:
             changes.remove(connection, name, version, actor)
 
+    def _describe(self) -> location.Owner:
+        with self._reading() as connection:
+            catalog_id = connection.scalar(select(schema.identity.c.id))
+        return location.Owner(str(catalog_id), location.address(self._engine.url))
+
     def _find(self, reference: Reference) -> Meaning:
         with self._translated():
             known = self._current().meanings
         found = known.get(reference)
         if found is None:
+            name = reference.name
             with self._reading() as connection:
-                found = find_meaning(connection, reference)
+                versions = select_versions(connection, *_of(schema.versions, name))
+                aliases = select_aliases(connection, *_of(schema.targets, name))
+            found = interpret(reference, versions, aliases)
             with self._lock:
                 while len(known) >= REMEMBERED:
                     del known[next(iter(known))]

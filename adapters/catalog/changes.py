@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, s
 
 from adapters.catalog import history, schema
 from adapters.catalog.aliases import Alias, Weights, select_aliases
-from adapters.catalog.versions import AdapterVersion, find_meaning
+from adapters.catalog.versions import AdapterVersion, explain_missing, select_versions
 from adapters.errors import (
     AdapterNotFound,
     AliasNotFound,
@@ -105,7 +105,12 @@ def remove(connection: Connection, name: str, number: int, actor: str) -> None:
 
 
 def find_version(connection: Connection, name: str, number: int) -> AdapterVersion:
-    return find_meaning(connection, Reference(name, number)).only()
+    """Raises AdapterNotFound."""
+    found = select_versions(connection, _is(schema.versions, name, number=number))
+    if not found:
+        known = select_versions(connection, _is(schema.versions, name))
+        raise explain_missing(Reference(name, number), known)
+    return found[0]
 
 
 def _ensure_version(

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from adapters.catalog import schema
 from adapters.errors import CatalogUnreadable, SchemaMismatch, quote
@@ -38,7 +38,7 @@ def sqlite_url(path: Path) -> URL:
 
 
 def open_engine(url: str | URL, *, create: bool) -> Engine:
-    """An engine on a database that has our schema, which an older one is brought to.
+    """An engine on a database that is a catalog; with `create`, an empty one becomes a catalog.
 
     Raises CatalogUnreadable or SchemaMismatch.
     """
@@ -147,58 +147,37 @@ def _is_writing(connection: Connection) -> bool:
 
 
 def _prepare(engine: Engine, *, create: bool) -> None:
-    with engine.connect() as connection:
-        found = _find_schema(connection)
+    found = _find_schema(engine)
     if found is None and not create:
         raise SchemaMismatch(
             f"the database {quote(address(engine))} is not a catalog",
             "check the store's path or the catalog's address",
         )
-    if found is not None and found not in schema.OLDER:
-        _check_is_head(engine, found)
-        return
-    if engine.dialect.name == "sqlite" and found is None:
-        _enter_wal(engine)
-    try:
-        _bring_forward(engine)
-    except DBAPIError as error:
-        if found is None:
-            raise
-        raise SchemaMismatch(
-            f"the catalog {quote(address(engine))} has schema {found} and could not be brought to"
-            f" schema {schema.HEAD}: {quote(str(error.orig))}",
-            "run `lorry adapters list` on it as a user who may write to it",
-        ) from error
-
-
-def _bring_forward(engine: Engine) -> None:
-    from adapters.catalog.migrations import upgrade  # with Alembic, which is slow to import
-
-    with writing(engine).begin() as connection:
-        found = _find_schema(connection)  # again: another process may have been quicker
-        if found is None or found in schema.OLDER:
-            has_revision = inspect(connection).has_table(schema.revision.name)
-            upgrade(connection, is_old=found is not None and not has_revision)
-        else:
-            _check_is_head(engine, found)
-
-
-def _find_schema(connection: Connection) -> str | None:
-    """The schema that a database has; None for one without any of ours."""
-    # Alembic's table first: the other is there for older programs.
-    for table in (schema.revision, schema.schema_version):
-        if inspect(connection).has_table(table.name):
-            return str(connection.scalar(select(*table.c)))
-    return None
-
-
-def _check_is_head(engine: Engine, found: str) -> None:
-    if found != schema.HEAD:
+    if found is None:
+        if engine.dialect.name == "sqlite":
+            _enter_wal(engine)
+        _create_tables(engine)
+    elif found != schema.HEAD:
         raise SchemaMismatch(
             f"the catalog {quote(address(engine))} has schema {found},"
             f" this program reads schema {schema.HEAD}",
             "use the version of Lorry that wrote it or a newer one, or another store",
         )
+
+
+def _create_tables(engine: Engine) -> None:
+    from adapters.catalog.migrations import upgrade  # with Alembic, which is slow to import
+
+    with writing(engine).begin() as connection:
+        upgrade(connection)  # does nothing where another process was first
+
+
+def _find_schema(engine: Engine) -> str | None:
+    """The schema of a database; None for one that is not a catalog."""
+    with engine.connect() as connection:
+        if not inspect(connection).has_table(schema.revision.name):
+            return None
+        return str(connection.scalar(select(schema.revision.c.version_num)))
 
 
 def _enter_wal(engine: Engine) -> None:

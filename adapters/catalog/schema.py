@@ -1,4 +1,4 @@
-"""The catalog's tables as they are now. How a database gets there: adapters/catalog/migrations.
+"""The catalog's tables. adapters/catalog/migrations creates them.
 
 Knows nothing of what the tables mean or of how a database is reached.
 """
@@ -21,21 +21,20 @@ from sqlalchemy import (
 from adapters.names import MAX_ALIAS, MAX_NAME
 
 # The newest revision in adapters/catalog/migrations, known without importing Alembic.
-HEAD = "2"
-OLDER = ("1",)
+HEAD = "1"
 
 metadata = MetaData()
-# Alembic's own: where in adapters/catalog/migrations this database stands.
+# Alembic's own: which revision this database has.
 revision = Table("catalog_revision", metadata, Column("version_num", String(32), primary_key=True))
-# What programs of schema 1 look at: they refuse a database where it is not 1.
-schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
+# One row: what a store notes of the catalog that it belongs to (adapters/catalog/location.py).
+identity = Table("catalog_id", metadata, Column("id", String(32), primary_key=True))
 adapters = Table(
     "adapters",
     metadata,
     Column("name", String(MAX_NAME), primary_key=True),
     Column("created_at", DateTime(timezone=True), nullable=False),
-    # Numbers of removed versions are not given again.
-    Column("last_number", Integer, nullable=False, server_default="0"),
+    # The number of a removed version is never reused.
+    Column("last_number", Integer, nullable=False),
 )
 versions = Table(
     "versions",
@@ -50,10 +49,10 @@ versions = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("provenance", JSON),
-    # The same bytes are one version of a name, whoever publishes them at the same moment.
+    # The same bytes are one version of a name, even when two publish them at the same moment.
     UniqueConstraint("name", "digest"),
 )
-# An alias is all its rows: one for a plain alias, several for a split.
+# An alias is the set of its rows: one for a plain alias, several for a split.
 targets = Table(
     "targets",
     metadata,

@@ -1,13 +1,13 @@
-"""One immutable version of an adapter, and how it is found in the catalog's tables.
+"""The immutable versions of adapters: what a reference means, and how the tables are read.
 
-Knows nothing of writing, of threads or of what is remembered.
+Knows nothing of writing, of threads or of caching.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, select
 
@@ -15,6 +15,13 @@ from adapters.catalog import schema
 from adapters.catalog.aliases import Alias, choose_side
 from adapters.errors import AdapterNotFound, AliasIsSplit, AmbiguousDigest
 from adapters.names import STABLE, DigestPrefix, Reference
+
+
+class VersionKey(NamedTuple):
+    """Identifies a version for good: a label alone means other bytes in another catalog."""
+
+    label: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,10 @@ class AdapterVersion:
     def label(self) -> str:
         return f"{self.name}@{self.version}"
 
+    @property
+    def key(self) -> VersionKey:
+        return VersionKey(self.label, self.digest)
+
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON document."""
         return asdict(self) | {
@@ -56,13 +67,13 @@ class Meaning:
     weights: tuple[int, ...]
 
     def choose(self, key: str | None) -> AdapterVersion:
-        """The version for whom `key` stands for."""
+        """The version for this key: always the same side of a split; any side without a key."""
         if len(self.versions) == 1:
             return self.versions[0]
         return self.versions[choose_side(self._alias, self.weights, key)]
 
     def only(self) -> AdapterVersion:
-        """The one version that is meant; raises AliasIsSplit."""
+        """The one version; raises AliasIsSplit."""
         if len(self.versions) == 1:
             return self.versions[0]
         sides = zip(self.versions, self.weights, strict=True)
@@ -85,31 +96,14 @@ class Published:
     split: dict[int, int] | None  # version -> weight
 
 
-def find_meaning(connection: Connection, reference: Reference) -> Meaning:
-    """Raises AdapterNotFound or AmbiguousDigest."""
-    table = schema.versions
-    match reference.selector:
-        case int(number):
-            weights = {number: 1}
-            wanted = table.c.number == number
-        case DigestPrefix() as prefix:
-            weights = {}
-            wanted = table.c.digest.startswith(str(prefix), autoescape=True)
-        case alias:
-            weights = _read_weights(connection, reference.name, alias or STABLE)
-            wanted = table.c.number.in_(weights)
-    found = select_versions(connection, table.c.name == reference.name, wanted)
-    if not found:
-        known = select_versions(connection, table.c.name == reference.name)
-        raise explain_missing(reference, known)
-    return _mean(reference, found, weights)
-
-
-def meaning_among(
+def interpret(
     reference: Reference, versions: Sequence[AdapterVersion], aliases: Sequence[Alias]
 ) -> Meaning:
-    """The same, among all versions and aliases of the reference's name."""
-    weights = {}
+    """What a reference means, among all versions and aliases of its name, both in order.
+
+    Raises AdapterNotFound or AmbiguousDigest.
+    """
+    weights: dict[int, int] = {}
     match reference.selector:
         case int(number):
             found = [version for version in versions if version.version == number]
@@ -121,24 +115,11 @@ def meaning_among(
             found = [version for version in versions if version.version in weights]
     if not found:
         raise explain_missing(reference, versions)
-    return _mean(reference, found, weights)
-
-
-def _mean(
-    reference: Reference, found: Sequence[AdapterVersion], weights: dict[int, int]
-) -> Meaning:
     if len(found) > 1 and not weights:
         labels = ", ".join(version.label for version in found[:5])
         raise AmbiguousDigest(f"{reference} means {labels}", "give more digits of the digest")
     shares = tuple(weights.get(version.version, 1) for version in found)
     return Meaning(reference, tuple(found), shares)
-
-
-def _read_weights(connection: Connection, name: str, alias: str) -> dict[int, int]:
-    table = schema.targets
-    here = and_(table.c.name == name, table.c.alias == alias)
-    rows = connection.execute(select(table.c.version, table.c.weight).where(here)).all()
-    return {row.version: row.weight for row in rows}
 
 
 def select_versions(connection: Connection, *wanted: ColumnElement[bool]) -> list[AdapterVersion]:

@@ -118,18 +118,17 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
-    def stage(
-        self, folder: Path, max_bytes: int | None = None, *, is_ours: bool = False
-    ) -> Iterator[Staged]:
-        """Copy an adapter's files aside; what is not committed vanishes at the end.
+    def stage(self, folder: Path, max_bytes: int | None = None) -> Iterator[Staged]:
+        """Copy an adapter's files aside; unless committed, the copy is deleted at the end.
 
-        `max_bytes` bounds the weights more tightly than files.MAX_BYTES. With `is_ours`, the
-        folder is a `scratch` of this store, written durably: its files are moved, not copied.
-        Hashes are of the bytes staged, so that what is judged is what will be served, however
-        the source changes meanwhile. What is committed should have its version before the end.
+        `max_bytes` bounds the weights more tightly than files.MAX_BYTES. What lies in the store's
+        own `tmp` was written durably (`scratch`) and is moved, not copied. Hashes are of the bytes
+        staged, so that what is judged is what will be served, however the source changes meanwhile.
+        Give what is committed its version before the end: `gc` waits until then.
         """
         with self.scratch() as copy:
             with self._reported():
+                is_ours = folder.resolve().parent == self._tmp
                 staged = _take_adapter(folder, copy, max_bytes, is_ours)
             yield staged
 

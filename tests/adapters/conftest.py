@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from adapter_files import Draft, Raw, bf16, encode, f16, f32
 from postgres_process import Postgres, Unavailable
+from publishing import publish
 
 from adapters.catalog import AdapterVersion, Catalog, database
 from adapters.checkpoint import Checkpoint
 from adapters.checkpoint.base import Base, read_base
-from adapters.publish import publish
 
 LAYERS, HIDDEN, INNER, HEADS, GROUPS, WIDTH = 2, 16, 24, 4, 2, 4
 SHAPES = {

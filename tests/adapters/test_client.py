@@ -1,8 +1,10 @@
 """Commands on a running server: the product's own app, over HTTP, with a stand-in engine."""
 
 import json
+import os
 import re
 import socket
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,9 +15,6 @@ from typer.testing import CliRunner, Result
 
 from adapters.catalog import Catalog
 from adapters.cli import app
-from adapters.errors import CheckpointInvalid
-from adapters.store.files import COPY_BYTES
-from adapters.upload import upload_form
 
 Call = Callable[..., Result]
 
@@ -287,21 +286,6 @@ def test_with_a_server_the_rules_are_the_servers(online: Call, adapter) -> None:
     assert "--base" in call("publish", adapter(1), "--name", "orders").stderr
 
 
-def test_a_file_is_read_while_it_is_sent_and_may_not_shrink(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    weights = tmp_path / "adapter_model.safetensors"
-    weights.write_bytes(bytes(3 * COPY_BYTES))
-    with upload_form(tmp_path, [("name", "x")]) as form:
-        sizes = [len(piece) for piece in form.pieces]
-    assert sum(sizes) == form.length
-    assert max(sizes) == COPY_BYTES
-    with upload_form(tmp_path, []) as form:
-        weights.write_bytes(bytes(COPY_BYTES))
-        with pytest.raises(CheckpointInvalid) as refused:
-            list(form.pieces)
-    assert [problem.code for problem in refused.value.problems] == ["file_changed"]
-
-
 class Stranger:
     """Answers every call with one and the same thing, and keeps who asked what."""
 
@@ -309,12 +293,48 @@ class Stranger:
         self.status, self.body = status, body
         self.headers = [(key.encode(), value.encode()) for key, value in headers.items()]
         self.asked: list[tuple[str, dict]] = []
+        self.received = 0
+        self.on_data: Callable[[], object] = bool
 
     async def __call__(self, scope, receive, send) -> None:
         self.asked.append((scope["path"], dict(scope["headers"])))
+        more = True
+        while more:
+            message = await receive()
+            self.received += len(message.get("body", b""))
+            more = message.get("more_body", False)
+            if more:
+                self.on_data()
         start = {"type": "http.response.start", "status": self.status, "headers": self.headers}
         await send(start)
         await send({"type": "http.response.body", "body": self.body})
+
+
+def test_an_upload_is_read_from_disk_as_it_is_sent(adapter) -> None:
+    folder = adapter(1)
+    os.truncate(folder / "adapter_model.safetensors", 64 << 20)
+    stranger = Stranger(200, b'{"aliases": [], "versions": []}')
+    tracemalloc.start()
+    try:
+        with serving(stranger) as url:
+            call("publish", folder, "--name", "x", "--url", url)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert stranger.received > 64 << 20
+    assert peak < 16 << 20
+
+
+def test_a_folder_that_changes_while_it_is_sent_is_refused(adapter) -> None:
+    folder = adapter(1)
+    weights = folder / "adapter_model.safetensors"
+    os.truncate(weights, 64 << 20)  # more than the sockets hold
+    stranger = Stranger(200, b'{"aliases": [], "versions": []}')
+    stranger.on_data = lambda: os.truncate(weights, 1 << 20)
+    with serving(stranger) as url:
+        refused = call("publish", folder, "--name", "x", "--url", url)
+    assert refused.exit_code == 2
+    assert refused.stderr.endswith("(file_changed)\n")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from publishing import publish
 
 from adapters import sources
 from adapters.catalog import Catalog
@@ -20,7 +21,6 @@ from adapters.errors import (
     StoreBusy,
     StoreUnwritable,
 )
-from adapters.publish import publish
 from adapters.sources import fetched, redact
 from adapters.store import Store
 from adapters.store import store as store_module

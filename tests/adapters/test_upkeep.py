@@ -1,25 +1,21 @@
 """What `gc` takes from a store, and above all what it does not."""
 
-import errno
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy.engine import make_url
+from publishing import publish
 
-from adapters.catalog import Catalog, location
+from adapters.catalog import Catalog
 from adapters.errors import (
-    CatalogUnreadable,
-    SchemaMismatch,
     StoreBusy,
-    StoreUnreadable,
     StoreUnwritable,
 )
-from adapters.publish import publish
 from adapters.store import Store
 from adapters.store import store as store_module
 from adapters.upkeep import Collected, audit, collect
@@ -210,140 +206,42 @@ def test_collecting_all_the_time_never_harms_publishers(store, kit, base_folder,
         assert len(catalog.list_versions()) == 1 + 24
 
 
-def test_a_store_whose_versions_are_elsewhere_is_not_taken_for_an_empty_one(
-    kit, base_folder, tmp_path
-) -> None:
-    store, url = tmp_path / "store", f"sqlite:///{tmp_path / 'shared.db'}"
-    folder = kit.build().write(tmp_path / "a")
-    publish(folder, name="a", store=store, base=base_folder, catalog_url=url)
-    for create in (True, False):
-        with pytest.raises(StoreUnreadable, match="LORRY_CATALOG"):
-            Catalog.open(store, create=create)
-    with Catalog.open(store, url, create=False) as catalog:
-        assert [version.label for version in catalog.list_versions()] == ["a@1"]
+@pytest.fixture
+def three(kit, base_folder, tmp_path) -> Path:
+    for seed, name in ((1, "a"), (2, "b"), (1, "c")):
+        folder = kit.build(seed=seed).write(tmp_path / name)
+        publish(folder, name=name, store=tmp_path / "store", base=base_folder)
+    return tmp_path / "store"
 
 
-def test_an_address_that_could_not_be_opened_changes_nothing(store, kit, tmp_path) -> None:
-    for wrong in ("sqlite:////nowhere/x.db", "postgresql://u:p@127.0.0.1:1/typo", "sqlite://"):
-        with pytest.raises(CatalogUnreadable):
-            Catalog.open(store, wrong)
-    assert statuses(store) == ["ok"]
+def findings(store: Path) -> list[tuple[str, tuple[str, ...]]]:
+    with Catalog.open(store, create=False) as catalog:
+        found = audit(Store(store), catalog)
+    return sorted((finding.status, finding.labels) for finding in found)
 
 
-def test_what_only_another_catalog_names_is_never_collected(
-    store, kit, base_folder, tmp_path
-) -> None:
-    """The store's own one has a version, and so have two others."""
-    urls = [f"sqlite:///{tmp_path / name}.db" for name in ("east", "west")]
-    for number, url in enumerate(urls):
-        folder = kit.build(seed=20 + number).write(tmp_path / f"a{number}")
-        publish(folder, name="a", store=store, base=base_folder, catalog_url=url)
-    before = sorted(Store(store).digests())
-    assert len(before) == 3
-    for url in urls:
-        with (
-            Catalog.open(store, url, create=False) as catalog,
-            pytest.raises(StoreUnreadable, match=r"may be in other catalogs .*nothing was removed"),
-        ):
-            collect(Store(store), catalog, min_age=NOW)
-    assert sorted(Store(store).digests()) == before
-    # The operator knows that the others are not needed.
-    (store / "catalog.db").unlink()
-    (store / "catalog-elsewhere").write_text(f"{urls[1]}\n")
-    with Catalog.open(store, urls[1], create=False) as catalog:
-        assert len(collect(Store(store), catalog, min_age=NOW).orphans) == 2
-        assert [version.digest for version in catalog.list_versions()] == [*Store(store).digests()]
+def objects(store: Path) -> dict[tuple[str, ...], Path]:
+    with Catalog.open(store, create=False) as catalog:
+        found = audit(Store(store), catalog)
+    return {finding.labels: Store(store).path(finding.digest) for finding in found}
 
 
-def test_a_stores_own_catalog_may_be_called_by_its_address(store) -> None:
-    with Catalog.open(store, f"sqlite:///{store / 'catalog.db'}") as catalog:
-        assert collect(Store(store), catalog, min_age=NOW) == Collected((), (), 0, 0)
-    assert statuses(store) == ["ok"]
+def test_a_sound_store_has_one_finding_for_each_object(three) -> None:
+    assert findings(three) == [("ok", ("a@1", "c@1")), ("ok", ("b@1",))]
 
 
-@pytest.mark.parametrize("is_empty", [True, False])
-def test_a_store_that_lost_its_catalog_is_judged_and_nothing_of_it_is_taken(
-    store, kit, base_folder, tmp_path, is_empty
-) -> None:
-    """It looks like one whose first publisher was killed."""
-    for path in store.glob("catalog.db*"):
-        path.unlink()
-    if is_empty:
-        (store / "catalog.db").touch()
-    with pytest.raises((StoreUnreadable, SchemaMismatch)):
-        gc(store, min_age=NOW)
-    with Catalog.open(store, create=False, for_objects=True) as catalog:
-        assert [finding.status for finding in audit(Store(store), catalog)] == ["orphan"]
-        with pytest.raises(StoreUnreadable, match=r"never had a version.*nothing was removed"):
-            collect(Store(store), catalog, min_age=NOW)
-    # With the first version it is known what is needed.
-    publish(kit.build(seed=5).write(tmp_path / "a"), name="a", store=store, base=base_folder)
-    assert len(gc(store, min_age=NOW).orphans) == 1
+def test_a_lost_object_is_missing_for_all_that_need_it(three) -> None:
+    shutil.rmtree(objects(three)["a@1", "c@1"])
+    assert findings(three) == [("missing", ("a@1", "c@1")), ("ok", ("b@1",))]
 
 
-def test_a_catalog_that_the_store_does_not_know_collects_nothing(
-    store, kit, base_folder, tmp_path
-) -> None:
-    other, url = tmp_path / "other", f"sqlite:///{tmp_path / 'other.db'}"
-    folder = kit.build(seed=5).write(tmp_path / "a")
-    publish(folder, name="a", store=other, base=base_folder, catalog_url=url)
-    for path in store.glob("catalog.db*"):
-        path.unlink()
-    with Catalog.open(store, url, create=False) as catalog:
-        with pytest.raises(StoreUnreadable, match="does not know the catalog"):
-            collect(Store(store), catalog, min_age=NOW)
-        # As an older program left it, which did not say which catalogs there were.
-        (store / "catalog-elsewhere").touch()
-        with pytest.raises(StoreUnreadable, match="does not know the catalog"):
-            collect(Store(store), catalog, min_age=NOW)
-        publish(folder, name="a", store=store, base=base_folder, catalog_url=url)
-        with pytest.raises(StoreUnreadable, match="others, of a Lorry that did not note them"):
-            collect(Store(store), catalog, min_age=NOW)
-    assert len([*Store(store).digests()]) == 2
+def test_changed_bytes_are_damage(three) -> None:
+    path = objects(three)[("b@1",)] / "adapter_config.json"
+    path.chmod(0o644)
+    path.write_text("{}")
+    assert findings(three) == [("damaged", ("b@1",)), ("ok", ("a@1", "c@1"))]
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "is_same"),
-    [
-        ("postgresql://ann:x@db/lorry", "postgresql+psycopg://bob:y@db:5432/lorry", True),
-        ("postgresql:///lorry?host=/run/a", "postgresql:///lorry?host=/run/b", False),
-        ("postgresql://db/lorry?port=5433", "postgresql://db/lorry", False),
-        ("postgresql://db/east", "postgresql://db/west", False),
-    ],
-)
-def test_a_database_is_known_by_where_it_is_and_not_by_who_enters(first, second, is_same) -> None:
-    one, other = (location.address(make_url(url)) for url in (first, second))
-    assert (one == other) is is_same
-    assert "ann" not in one
-
-
-def test_a_catalog_that_can_not_be_noted_is_not_published_to(store, tmp_path, monkeypatch) -> None:
-    """Else nothing would say that the store's own catalog is not the only one."""
-    failure = OSError(errno.ENOSPC, "No space left on device")
-
-    def fail(*_):
-        raise failure
-
-    monkeypatch.setattr(location, "_add", fail)
-    url = f"sqlite:///{tmp_path / 'shared.db'}"
-    with pytest.raises(StoreUnwritable, match="No space left"):
-        Catalog.open(store, url)
-    failure = OSError(errno.EROFS, "Read-only file system")  # of which nothing is collected
-    Catalog.open(store, url).close()
-
-
-def test_two_servers_that_note_their_catalogs_at_once_are_both_known(
-    store, tmp_path, monkeypatch
-) -> None:
-    link, quicker = os.link, f"sqlite:///{tmp_path / 'quicker.db'}"
-
-    def link_late(*names):
-        monkeypatch.setattr(os, "link", link)
-        Catalog.open(store, quicker).close()
-        link(*names)
-
-    monkeypatch.setattr(os, "link", link_late)
-    slower = f"sqlite:///{tmp_path / 'slower.db'}"
-    Catalog.open(store, slower).close()
-    assert (store / "catalog-elsewhere").read_text().splitlines() == [quicker, slower]
-    assert list((store / "tmp").iterdir()) == []
+def test_an_object_without_a_version_is_a_harmless_orphan(three, kit, tmp_path) -> None:
+    Store(three).add(kit.build(seed=9).write(tmp_path / "x"))
+    assert findings(three)[-1] == ("orphan", ())

@@ -1,4 +1,4 @@
-"""Run by Alembic: takes the steps on the connection, and in the transaction, that it is given."""
+"""Alembic runs this file: it takes the steps on the connection that `upgrade` passes in."""
 
 from alembic import context
 

@@ -144,16 +144,15 @@ def test_the_catalog_opens_again_with_everything_in_it(enter, catalog_url, tmp_p
 def test_a_late_answer_never_lands_in_a_newer_memory(enter, catalog, monkeypatch) -> None:
     """A lookup that read before a change, and is stored after it, must not be remembered."""
     enter(catalog, number=1)
-    find = catalog_module.find_meaning
+    interpret = catalog_module.interpret
 
-    def find_slowly(connection, reference):
-        monkeypatch.setattr(catalog_module, "find_meaning", find)
-        found = find(connection, reference)
+    def interpret_slowly(*read):
+        monkeypatch.setattr(catalog_module, "interpret", interpret)
         enter(catalog, number=2)
         assert resolve(catalog, "orders").version == 2
-        return found
+        return interpret(*read)
 
-    monkeypatch.setattr(catalog_module, "find_meaning", find_slowly)
+    monkeypatch.setattr(catalog_module, "interpret", interpret_slowly)
     assert resolve(catalog, "orders").version == 1
     assert resolve(catalog, "orders").version == 2
 

@@ -86,6 +86,6 @@ def test_a_url_replaces_the_file_in_the_store(enter, tmp_path) -> None:
     url = f"sqlite:///{tmp_path}/elsewhere.db"
     with Catalog.open(tmp_path / "store", url=url) as catalog:
         enter(catalog)
-    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / "store" / "catalog.db").exists()
     with Catalog.open(tmp_path / "store", url=url, create=False) as catalog:
         assert resolve(catalog, "orders").version == 1

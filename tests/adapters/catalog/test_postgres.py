@@ -8,11 +8,11 @@ from collections.abc import Callable
 import psycopg
 import pytest
 from postgres_process import PASSWORD
+from publishing import publish
 
 from adapters.catalog import Catalog, database
 from adapters.errors import CatalogUnreadable, SchemaMismatch
 from adapters.names import parse_reference
-from adapters.publish import publish
 from adapters.store import Store
 from adapters.upkeep import audit
 

@@ -7,11 +7,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from publishing import publish
 
 from adapters.checkpoint import inspect_checkpoint
 from adapters.checkpoint.base import is_called, read_base, short_name
 from adapters.errors import BaseUnreadable, CheckpointInvalid
-from adapters.publish import publish
 
 FULL = {"rms_norm_eps": 1e-5, "vocab_size": 32, "hidden_act": "silu", "rope_theta": 500000.0}
 

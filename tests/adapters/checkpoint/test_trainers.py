@@ -7,10 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from publishing import publish
 
 from adapters.checkpoint import inspect_checkpoint
 from adapters.checkpoint.peft_features import KNOWN, UNSERVABLE
-from adapters.publish import publish
 from adapters.store import Store
 
 

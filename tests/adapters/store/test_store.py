@@ -236,7 +236,7 @@ def test_what_lies_in_the_store_already_is_moved_and_hashed_as_it_is(store, fold
             with (folder / name).open("rb") as source:
                 copy_bounded(source, ours / name, 10_000)
         numbers = {name: (ours / name).stat().st_ino for name in (CONFIG, WEIGHTS)}
-        with store.stage(ours, is_ours=True) as staged:
+        with store.stage(ours) as staged:
             assert digest_of(staged.hashes) == copied
             moved = {name: (staged.path / name).stat().st_ino for name in (CONFIG, WEIGHTS)}
             assert moved == numbers

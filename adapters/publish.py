@@ -1,21 +1,21 @@
-"""Publishes an adapter: name, fetch, copy, judge the copy, store it, then one catalog transaction.
+"""Publishes an adapter: fetch it, copy it, judge the copy, store it, then one catalog transaction.
 
-Interrupted at any point, the store is as before or as after; at worst a file or an object stays
-that no version names. Knows nothing of what runs adapters.
+Interrupted at any point, it leaves the store as before or as after; at worst a file or an object
+remains that no version names. Knows nothing of what runs adapters.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.actor import current_user
-from adapters.base import BaseModel, read_base
 from adapters.catalog import AdapterVersion, Catalog
-from adapters.changes import check_same_base
+from adapters.catalog.changes import check_same_base
+from adapters.catalog.history import REMOVED, current_user
 from adapters.checkpoint import Checkpoint, inspect_checkpoint, largest_weights
+from adapters.checkpoint.base import Base, read_base
+from adapters.checkpoint.peft_config import MAX_RANK
 from adapters.errors import AdapterNotFound, CheckpointInvalid, Problem, RemovedBefore
-from adapters.files import PROVENANCE, SERVED, read_object
-from adapters.history import REMOVED
 from adapters.names import (
     STABLE,
     DigestPrefix,
@@ -24,76 +24,79 @@ from adapters.names import (
     check_base_name,
     check_publishable_name,
 )
-from adapters.peft_config import MAX_RANK
 from adapters.sources import fetched
 from adapters.store import Staged, Store
+from adapters.store.files import PROVENANCE, SERVED, read_object
 
 MAX_NESTING = 32  # of lorry.json
 
 
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What may be published, and for which base."""
+
+    base: Path  # the folder of the model that the adapters were trained on
+    base_name: str | None = None  # what the catalog calls it; its folder's name if None
+    max_rank: int = MAX_RANK
+    allow_base_mismatch: bool = False
+    schemes: frozenset[str] | None = None  # of sources (adapters/sources.py); any if None
+
+
 def publish(
     source: Path | str,
-    *,
     name: str,
-    store: Path,
-    base: Path,
+    *,
+    store: Store,
+    catalog: Catalog,
+    rules: Rules,
     aliases: Sequence[str] = (STABLE,),
-    base_name: str | None = None,
     actor: str | None = None,
-    catalog_url: str | None = None,
-    max_rank: int = MAX_RANK,
-    allow_base_mismatch: bool = False,
-    schemes: frozenset[str] | None = None,
     if_new: bool = False,
-    is_ours: bool = False,
 ) -> AdapterVersion:
     """Publish a PEFT adapter as the next version of `name`, and point `aliases` at it.
 
-    `source` is a folder or an address (adapters/sources.py) of one of `schemes`, any if None.
-    `base` is the folder of the model it was trained on; `base_name` (its folder's name unless
-    given) is what the catalog says of it. `catalog_url`: a catalog other than the store's own.
-    With `if_new`, bytes that the name has already are left as they are, aliases included, and
-    bytes that it had are refused: somebody removed them. With `is_ours`, `source` is a folder in
-    the store's own `tmp` (Store.scratch), whose files are moved instead of copied.
+    `source` is a folder or an address (adapters/sources.py), `catalog` the one of the store, and
+    `actor` the user of this process unless given. With `if_new`, bytes that the name has already
+    are left as they are, aliases included, and bytes whose version was removed are refused.
     Raises an AdapterError.
     """
     check_publishable_name(name)
     for alias in aliases:
         check_alias(alias)
-    check_base_name(base_name)
-    model = read_base(base)
-    names = None if allow_base_mismatch else model.names | {base_name or model.name}
-    objects, max_bytes = Store(store), largest_weights(model)
+    check_base_name(rules.base_name)
+    base = read_base(rules.base)
+    base_name = rules.base_name or base.name
+    names = None if rules.allow_base_mismatch else base.names | {base_name}
+    max_bytes = largest_weights(base)
     with (
-        objects.in_use(),
-        fetched(source, objects.root / "tmp", max_bytes, schemes) as found,
-        objects.stage(found.folder, max_bytes, is_ours=is_ours or bool(found.origin)) as staged,
+        store.in_use(),
+        fetched(source, store.root / "tmp", max_bytes, rules.schemes) as found,
+        store.stage(found.folder, max_bytes) as staged,
     ):
-        checkpoint, provenance = judge(staged, model, max_rank, names)
-        digest = objects.commit(staged)
+        checkpoint, provenance = judge(staged, base, rules.max_rank, names)
+        digest = store.commit(staged)
         if found.origin:
             provenance = (provenance or {}) | {"source": found.origin}
-        # While the store is held: `gc` would take the object for an orphan until it has a version.
-        with Catalog.open(objects.root, catalog_url) as catalog:
-            if if_new and (known := _find_known(catalog, name, digest)):
-                if not allow_base_mismatch:
-                    check_same_base(known.label, known.base_digest, model.digest)
-                return known
-            return catalog.publish(
-                name=name,
-                digest=digest,
-                checkpoint=checkpoint,
-                base=base_name or model.name,
-                base_digest=model.digest,
-                aliases=aliases,
-                provenance=provenance,
-                actor=actor or current_user(),
-                any_base=allow_base_mismatch,
-            )
+        # While the store is held: until it has a version, `gc` takes the object for an orphan.
+        if if_new and (known := _find_known(catalog, name, digest)):
+            if not rules.allow_base_mismatch:
+                check_same_base(known.label, known.base_digest, base.digest)
+            return known
+        return catalog.publish(
+            name=name,
+            digest=digest,
+            checkpoint=checkpoint,
+            base=base_name,
+            base_digest=base.digest,
+            aliases=aliases,
+            provenance=provenance,
+            actor=actor or current_user(),
+            any_base=rules.allow_base_mismatch,
+        )
 
 
 def judge(
-    staged: Staged, base: BaseModel, max_rank: int, names: Collection[str] | None
+    staged: Staged, base: Base, max_rank: int, names: Collection[str] | None
 ) -> tuple[Checkpoint, dict[str, Any] | None]:
     """The facts and the provenance of a staged copy; raises CheckpointInvalid with all problems."""
     # A file that could not be taken is missing in the copy: its own problem says why.

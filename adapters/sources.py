@@ -29,7 +29,7 @@ from adapters.errors import (
     StoreUnwritable,
     quote,
 )
-from adapters.files import (
+from adapters.store.files import (
     CONFIG,
     MAX_BYTES,
     PICKLES,

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from adapters.catalog.versions import AdapterVersion
 from adapters.errors import AdapterError, BaseUnreadable, CatalogError, StoreError
-from adapters.files import CONFIG, PICKLES, PROVENANCE, WEIGHTS
-from adapters.versions import AdapterVersion
+from adapters.store.files import CONFIG, PICKLES, PROVENANCE, WEIGHTS
 
 IGNORE = ".lorry-ignore"
 # Names that writers give to what is not finished.

@@ -50,7 +50,9 @@ def name_of(number: int) -> str:
 def publish_all(options: argparse.Namespace) -> dict[str, object]:
     from safetensors.torch import load_file, save_file
 
-    from adapters.publish import publish
+    from adapters.catalog import Catalog
+    from adapters.publish import Rules, publish
+    from adapters.store import Store
     from bench.model import FULL, prepare
 
     source, base = options.source, options.base
@@ -59,8 +61,9 @@ def publish_all(options: argparse.Namespace) -> dict[str, object]:
         source, base = home.adapters / "r16-00", home.base
     began = time.perf_counter()
     weights = load_file(source / "adapter_model.safetensors")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    rules = Rules(base, allow_base_mismatch=True)
+    with tempfile.TemporaryDirectory() as scratch, Catalog.open(options.store) as catalog:
+        folder, store = Path(scratch), Store(options.store)
         shutil.copyfile(source / "adapter_config.json", folder / "adapter_config.json")
         for number in range(options.count):
             file = folder / "adapter_model.safetensors"
@@ -68,13 +71,7 @@ def publish_all(options: argparse.Namespace) -> dict[str, object]:
             scale = 0.5 + number / options.count
             changed = {k: v * scale if "lora_B" in k else v for k, v in weights.items()}
             save_file({k: v.contiguous() for k, v in changed.items()}, file, {"format": "pt"})
-            publish(
-                folder,
-                name=name_of(number),
-                store=options.store,
-                base=base,
-                allow_base_mismatch=True,
-            )
+            publish(folder, name_of(number), store=store, catalog=catalog, rules=rules)
     seconds = time.perf_counter() - began
     return {"published": options.count, "seconds": seconds, "base": str(base)}
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.base import SERVED_MODULES
+from adapters.checkpoint.base import SERVED_MODULES
 from bench.errors import OutUnwritable
 from bench.workload import adapter_names
 

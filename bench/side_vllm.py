@@ -16,7 +16,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from adapters.base import SERVED_MODULES
+from adapters.checkpoint.base import SERVED_MODULES
 from bench.model import Home
 from bench.spec import Outcome, SideSpec
 from bench.truth import level_with

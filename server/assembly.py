@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
-from adapters.base import BaseModel
 from adapters.catalog import AdapterVersion, Catalog
+from adapters.checkpoint.base import Base
 from adapters.store import Store
 from server.admin.publishing import Publisher
 from server.http.app import create_app
@@ -71,7 +71,7 @@ class Assembly:
         )
         self._followers: list[asyncio.Task[None]] = []
 
-    async def connect(self, engine: Engine, app: ASGIApp, base: BaseModel) -> None:
+    async def connect(self, engine: Engine, app: ASGIApp, base: Base) -> None:
         """Put an engine, and vLLM's app on it, behind the HTTP side; calls are let in after it.
 
         Loads what the catalog pins, and from then on follows the catalog and the engine's slots.

@@ -22,8 +22,8 @@ import uvicorn
 from prometheus_client import REGISTRY, disable_created_metrics
 from rich.console import Console
 
-from adapters.base import BaseModel, read_base
 from adapters.catalog import Catalog
+from adapters.checkpoint.base import Base, read_base
 from adapters.errors import AdapterError
 from server.admin.publishing import Publisher
 from server.admin.watching import watching
@@ -157,7 +157,7 @@ class Server:
                     *(name,) * 3,
                 )
 
-    def _read_base(self) -> BaseModel:
+    def _read_base(self) -> Base:
         try:
             return read_base(self._settings.model)
         except AdapterError as error:

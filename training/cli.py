@@ -82,18 +82,17 @@ def reported() -> Iterator[None]:
 def _publish(
     recipe: "Recipe", trained: "Trained", store: Path, catalog: str | None
 ) -> dict[str, Any]:
+    from adapters.catalog import Catalog
     from adapters.errors import AdapterError
-    from adapters.publish import publish
+    from adapters.publish import Rules, publish
+    from adapters.store import Store
 
+    rules = Rules(trained.base_folder, recipe.base_name)
     try:
-        version = publish(
-            trained.folder,
-            name=recipe.name,
-            store=store,
-            base=trained.base_folder,
-            base_name=recipe.base_name,
-            catalog_url=catalog,
-        )
+        with Catalog.open(store, catalog) as index:
+            version = publish(
+                trained.folder, recipe.name, store=Store(store), catalog=index, rules=rules
+            )
     except AdapterError as error:
         typer.echo(f"error: {error} ({error.code})", err=True)
         raise typer.Exit(1) from error

@@ -1,9 +1,12 @@
-"""What all commands share: their options, how they reach the catalog, and how they fail."""
+"""What the commands share: their options, how they reach the catalog, and how they fail."""
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,9 +37,9 @@ from adapters.errors import (
 
 if TYPE_CHECKING:
     from adapters.catalog import Catalog
-    from adapters.remote import RemoteCatalog
+    from adapters.client import RemoteCatalog
 
-# What the caller can mend by calling differently exits 2; a failed operation exits 1.
+# Exit code 2: the caller can correct the call. Exit code 1: the operation failed.
 CALLER_ERRORS = (
     BadName,
     BadReference,
@@ -62,9 +65,9 @@ MAX_TOKEN_BYTES = 4096
 
 
 def _in_one_place(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
-    """Refuse --store beside a server: a change would be made where it was not meant to be.
+    """Refuse --store together with a server: the change would go to only one of them.
 
-    Called for each of them, as the last one read knows of the others.
+    Each of these options calls it, as only the last one that is read sees the others.
     """
     given = context.params | {str(parameter.name): value}
     for name in ("store", "catalog"):
@@ -76,7 +79,6 @@ def _in_one_place(context: typer.Context, parameter: typer.CallbackParam, value:
     return value
 
 
-DEFAULT_STORE = Path(".lorry/store")
 StoreOption = Annotated[
     Path,
     typer.Option(
@@ -111,22 +113,6 @@ TokenFileOption = Annotated[
         show_default=False,
     ),
 ]
-BaseOption = Annotated[Path, typer.Option(help="The folder of the model it was trained on.")]
-BaseNameOption = Annotated[
-    str | None,
-    typer.Option(help="What the base is called where it is served. [default: its folder's name]"),
-]
-AliasOption = Annotated[
-    list[str] | None,
-    typer.Option(help="Point this alias at it; may be repeated. [default: stable]"),
-]
-MaxRankOption = Annotated[
-    int | None, typer.Option(min=1, help="Refuse a larger rank than the servers make room for.")
-]
-MismatchOption = Annotated[
-    bool,
-    typer.Option("--allow-base-mismatch", help="Although its config names another base."),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.")]
 AliasArgument = Annotated[str, typer.Argument(metavar="ALIAS", help="The alias.")]
@@ -135,27 +121,85 @@ ReferenceArgument = Annotated[
 ]
 
 
-@contextmanager
-def opened(
-    store: Path, catalog: str | None, url: str | None, token_file: Path | None
-) -> "Iterator[Catalog | RemoteCatalog]":
-    """The catalog of a running server, or of an existing store; errors are reported."""
-    if url:
-        with opened_server(url, token_file) as server:
-            yield server
-    else:
-        with opened_store(store, catalog) as index:
-            yield index
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a command acts on and how it answers: the values of the options that `acts_on` adds."""
+
+    store: Path = Path(".lorry/store")
+    catalog: str | None = None
+    url: str | None = None
+    token_file: Path | None = None
+    as_json: bool = False
+
+    @contextmanager
+    def opened(self) -> "Iterator[Catalog | RemoteCatalog]":
+        """The catalog of the running server, or of the existing store.
+
+        Its errors, and those of the block, are reported (as in the two methods below).
+        """
+        if self.url:
+            with self.opened_server() as server:
+                yield server
+        else:
+            with self.opened_store() as index:
+                yield index
+
+    @contextmanager
+    def opened_store(self, *, create: bool = False) -> "Iterator[Catalog]":
+        """The catalog of the store; with `create` it is made if it is not there."""
+        with reported():
+            from adapters.catalog import Catalog
+
+            with Catalog.open(self.store, self.catalog, create=create) as index:
+                yield index
+
+    @contextmanager
+    def opened_server(self) -> "Iterator[RemoteCatalog]":
+        """The catalog of the running server."""
+        with reported():
+            from adapters.client import AdminHttp, RemoteCatalog
+
+            if not self.url:
+                said = "a store has nothing in memory: name a running server"
+                raise typer.BadParameter(said, param_hint="--url")
+            yield RemoteCatalog(AdminHttp(self.url, _read_token(self.token_file)))
+
+    def print(self, document: Any, *lines: str) -> None:
+        """The document with --json, else the lines."""
+        if self.as_json:
+            print(json.dumps(document, indent=2))
+            return
+        for line in lines:
+            print(line)
 
 
-@contextmanager
-def opened_server(url: str, token_file: Path | None) -> "Iterator[RemoteCatalog]":
-    """The catalog of a running server; its errors, and those of the block, are reported."""
-    with reported():
-        from adapters.admin_http import AdminHttp
-        from adapters.remote import RemoteCatalog
+STORE = {"store": StoreOption, "catalog": CatalogOption}
+SERVER = {"url": UrlOption, "token_file": TokenFileOption}
+JSON = {"as_json": JsonOption}
 
-        yield RemoteCatalog(AdminHttp(url, _read_token(token_file)))
+
+def acts_on(*groups: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add groups of options to a command; its first parameter is the Target made of them."""
+    kinds = {name: kind for group in groups for name, kind in group.items()}
+    defaults = asdict(Target())
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**values: Any) -> None:
+            command(Target(**{name: values.pop(name) for name in kinds}), **values)
+
+        whole = signature(command)
+        _, *own = whole.parameters.values()
+        added = [
+            Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind, default=defaults[name])
+            for name, kind in kinds.items()
+        ]
+        # Where Typer looks for a command's parameters.
+        run.__dict__["__signature__"] = whole.replace(parameters=[*own, *added])
+        run.__annotations__ = {each.name: each.annotation for each in (*own, *added)}
+        return run
+
+    return decorate
 
 
 def _read_token(path: Path | None) -> str:
@@ -173,20 +217,8 @@ def _read_token(path: Path | None) -> str:
 
 
 @contextmanager
-def opened_store(
-    store: Path, catalog: str | None, for_objects: bool = False
-) -> "Iterator[Catalog]":
-    """The catalog of an existing store; its errors, and those of the block, are reported."""
-    with reported():
-        from adapters.catalog import Catalog
-
-        with Catalog.open(store, catalog, create=False, for_objects=for_objects) as found:
-            yield found
-
-
-@contextmanager
 def reported() -> Iterator[None]:
-    """Turn an AdapterError into one clear line on stderr, its problems, and an exit code."""
+    """Report an AdapterError as one line on stderr, with its problems, and an exit code."""
     try:
         yield
     except AdapterError as error:
@@ -194,7 +226,7 @@ def reported() -> Iterator[None]:
         for problem in error.problems if isinstance(error, CheckpointInvalid) else ():
             typer.echo(f"  {problem}", err=True)
         raise typer.Exit(2 if _is_callers(error) else 1) from error
-    except UnicodeEncodeError as error:  # bytes of the command line that are no text
+    except UnicodeEncodeError as error:  # a command line that is not UTF-8
         said = f"{quote(str(error.object))} is not valid UTF-8; write it again"
         typer.echo(f"error: {said} ({BadName.code})", err=True)
         raise typer.Exit(2) from error
@@ -204,7 +236,3 @@ def _is_callers(error: AdapterError) -> bool:
     if isinstance(error, ServerRefused):
         return error.status < 500
     return isinstance(error, CALLER_ERRORS)
-
-
-def print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2))

@@ -2,36 +2,39 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapters.cli.options import (
-    DEFAULT_STORE,
-    AliasOption,
-    BaseNameOption,
-    BaseOption,
-    CatalogOption,
-    JsonOption,
-    MaxRankOption,
-    MismatchOption,
-    StoreOption,
-    TokenFileOption,
-    UrlOption,
-    opened_server,
-    print_json,
-    reported,
-)
+from adapters.cli.options import JSON, SERVER, STORE, Target, acts_on, reported
 from adapters.errors import quote
 
 if TYPE_CHECKING:
-    from adapters.catalog import AdapterVersion
+    from adapters.publish import Rules
+
+BaseOption = Annotated[Path, typer.Option(help="The folder of the model it was trained on.")]
+BaseNameOption = Annotated[
+    str | None,
+    typer.Option(help="What the base is called where it is served. [default: its folder's name]"),
+]
+AliasOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Point this alias at it; may be repeated. [default: stable]"),
+]
+MaxRankOption = Annotated[
+    int | None, typer.Option(min=1, help="Refuse a larger rank than the servers make room for.")
+]
+MismatchOption = Annotated[
+    bool,
+    typer.Option("--allow-base-mismatch", help="Although its config names another base."),
+]
 
 
+@acts_on(STORE, SERVER, JSON)
 def publish(
+    target: Target,
     source: Annotated[
         str,
         typer.Argument(
@@ -54,38 +57,36 @@ def publish(
     ] = False,
     max_rank: MaxRankOption = None,
     allow_base_mismatch: MismatchOption = False,
-    store: StoreOption = DEFAULT_STORE,
-    catalog: CatalogOption = None,
-    url: UrlOption = None,
-    token_file: TokenFileOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Check an adapter and publish it as the next version of its name."""
     if no_alias and alias:
         raise typer.BadParameter("--alias and --no-alias exclude each other")
-    aliases = _aliases(alias, no_alias)
-    if url:
+    aliases = () if no_alias else _aliases(alias)
+    if target.url:
         _refuse_own_rules(base, base_name, max_rank, allow_base_mismatch)
-        with opened_server(url, token_file) as server:
-            version = server.publish(source, name=name, **aliases)
+        with target.opened_server() as server:
+            version = server.publish(source, name=name, aliases=aliases)
     elif base is None:
         raise typer.BadParameter(
             "name the folder of the base, or a server by --url", param_hint="--base"
         )
     else:
-        with reported():
-            publish_into = _publisher(
-                store, catalog, base, base_name, max_rank, allow_base_mismatch
+        with target.opened_store(create=True) as catalog:
+            from adapters.publish import publish
+            from adapters.store import Store
+
+            rules = _rules(base, base_name, max_rank, allow_base_mismatch)
+            store = Store(target.store)
+            version = publish(
+                source, name, store=store, catalog=catalog, rules=rules, aliases=aliases
             )
-            version = publish_into(source, name=name, **aliases)
-    if as_json:
-        print_json(version.as_json())
-    else:
-        pointing = ", ".join(version.aliases) or "no alias"
-        print(f"{version.label} {version.digest} ({pointing})")
+    pointing = ", ".join(version.aliases) or "no alias"
+    target.print(version.as_json(), f"{version.label} {version.digest} ({pointing})")
 
 
+@acts_on(STORE)
 def watch(
+    target: Target,
     folder: Annotated[Path, typer.Argument(help="Sub-folders are published under their names.")],
     base: BaseOption,
     base_name: BaseNameOption = None,
@@ -94,10 +95,12 @@ def watch(
     allow_base_mismatch: MismatchOption = False,
     interval: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look twice, then end.")] = False,
-    store: StoreOption = DEFAULT_STORE,
-    catalog: CatalogOption = None,
 ) -> None:
     """Publish what is dropped into a folder; with --once, exits 1 unless all of it was."""
+    from functools import partial
+
+    from adapters.publish import publish
+    from adapters.store import Store
     from adapters.watch import Sighting, Watcher
 
     unpublished = []
@@ -105,29 +108,33 @@ def watch(
     def report(seen: Sighting) -> None:
         if seen.status != "published":
             unpublished.append(seen)
-        # Whoever drops a folder there chooses its name, and terminals do what some names say.
+        # Anybody who may write there chooses the folder's name, and some names command terminals.
         shown = seen.name if seen.name.isprintable() else quote(seen.name)
         typer.echo(f"{seen.status:10}{shown} {seen.message}", err=seen.version is None)
 
     with reported():
         _check_standing(base, alias or ())
-    publish_into = _publisher(store, catalog, base, base_name, max_rank, allow_base_mismatch)
-    options = _aliases(alias, no_alias=False)
-    watcher = Watcher(
-        folder, lambda path, name: publish_into(path, name=name, if_new=True, **options), report
-    )
-    looks = range(2) if once else itertools.count()
-    for look in looks:
-        if look:
-            time.sleep(interval)
-        watcher.poll()
+    with target.opened_store(create=True) as catalog:
+        offer = partial(
+            publish,
+            store=Store(target.store),
+            catalog=catalog,
+            rules=_rules(base, base_name, max_rank, allow_base_mismatch),
+            aliases=_aliases(alias),
+            if_new=True,
+        )
+        watcher = Watcher(folder, offer, report)
+        for look in range(2) if once else itertools.count():
+            if look:
+                time.sleep(interval)
+            watcher.poll()
     if unpublished:
         raise typer.Exit(1)
 
 
 def _check_standing(base: Path, aliases: Iterable[str]) -> None:
-    """What would refuse every folder is an error at once; raises BaseUnreadable or BadName."""
-    from adapters.base import read_base
+    """Raises BaseUnreadable or BadName at once for what would refuse every folder."""
+    from adapters.checkpoint.base import read_base
     from adapters.names import check_alias
 
     read_base(base)
@@ -152,29 +159,16 @@ def _refuse_own_rules(
             )
 
 
-def _publisher(
-    store: Path,
-    catalog: str | None,
-    base: Path,
-    base_name: str | None,
-    max_rank: int | None,
-    allow_base_mismatch: bool,
-) -> "Callable[..., AdapterVersion]":
-    from adapters.peft_config import MAX_RANK
-    from adapters.publish import publish
+def _rules(
+    base: Path, base_name: str | None, max_rank: int | None, allow_base_mismatch: bool
+) -> "Rules":
+    from adapters.checkpoint.peft_config import MAX_RANK
+    from adapters.publish import Rules
 
-    return partial(
-        publish,
-        store=store,
-        catalog_url=catalog,
-        base=base,
-        base_name=base_name,
-        max_rank=max_rank or MAX_RANK,
-        allow_base_mismatch=allow_base_mismatch,
-    )
+    return Rules(base, base_name, max_rank or MAX_RANK, allow_base_mismatch)
 
 
-def _aliases(alias: list[str] | None, no_alias: bool) -> dict[str, tuple[str, ...]]:
+def _aliases(alias: list[str] | None) -> tuple[str, ...]:
     from adapters.names import STABLE
 
-    return {"aliases": () if no_alias else tuple(alias or (STABLE,))}
+    return tuple(alias or (STABLE,))

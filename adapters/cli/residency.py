@@ -1,57 +1,20 @@
 """`lorry adapters load|unload`: what a running server keeps in its engine's memory."""
 
-from collections.abc import Sequence
-
-import typer
-
-from adapters.cli.options import (
-    JsonOption,
-    ReferenceArgument,
-    TokenFileOption,
-    UrlOption,
-    opened_server,
-    print_json,
-)
+from adapters.cli.options import JSON, SERVER, ReferenceArgument, Target, acts_on
+from adapters.names import parse_reference
 
 
-def load(
-    reference: ReferenceArgument,
-    url: UrlOption = None,
-    token_file: TokenFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@acts_on(SERVER, JSON)
+def load(target: Target, reference: ReferenceArgument) -> None:
     """Make resident on a running server what a reference means now, and wait until it is."""
-    with opened_server(_needed(url), token_file) as server:
-        from adapters.names import parse_reference
-
+    with target.opened_server() as server:
         labels = server.load(parse_reference(reference))
-    _print("loaded", labels, as_json)
+    target.print({"loaded": labels}, *(f"loaded {label}" for label in labels))
 
 
-def unload(
-    reference: ReferenceArgument,
-    url: UrlOption = None,
-    token_file: TokenFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@acts_on(SERVER, JSON)
+def unload(target: Target, reference: ReferenceArgument) -> None:
     """Free it on a running server; the next call loads it again."""
-    with opened_server(_needed(url), token_file) as server:
-        from adapters.names import parse_reference
-
+    with target.opened_server() as server:
         labels = server.unload(parse_reference(reference))
-    _print("unloaded", labels, as_json)
-
-
-def _needed(url: str | None) -> str:
-    if not url:
-        said = "a store has nothing in memory: name a running server"
-        raise typer.BadParameter(said, param_hint="--url")
-    return url
-
-
-def _print(what: str, labels: Sequence[str], as_json: bool) -> None:
-    if as_json:
-        print_json({what: labels})
-    else:
-        for label in labels:
-            print(f"{what} {label}")
+    target.print({"unloaded": labels}, *(f"unloaded {label}" for label in labels))

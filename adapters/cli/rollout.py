@@ -8,142 +8,107 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapters.actor import current_user
 from adapters.cli.options import (
-    DEFAULT_STORE,
+    JSON,
+    SERVER,
+    STORE,
     AliasArgument,
-    CatalogOption,
-    JsonOption,
     NameArgument,
     ReferenceArgument,
-    StoreOption,
-    TokenFileOption,
-    UrlOption,
-    opened,
-    print_json,
+    Target,
+    acts_on,
 )
 from adapters.errors import SplitInvalid, quote
-from adapters.names import MAX_VERSION
+from adapters.names import MAX_VERSION, parse_reference
 
 if TYPE_CHECKING:
     from adapters.catalog import AdapterVersion, Alias, Catalog
-    from adapters.remote import RemoteCatalog
+    from adapters.client import RemoteCatalog
 
 
+@acts_on(STORE, SERVER, JSON)
 def alias(
+    target: Target,
     name: NameArgument,
     alias: AliasArgument,
     version: Annotated[
         int, typer.Argument(metavar="VERSION", min=1, max=MAX_VERSION, help="Its number.")
     ],
-    store: StoreOption = DEFAULT_STORE,
-    catalog: CatalogOption = None,
-    url: UrlOption = None,
-    token_file: TokenFileOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Point an alias at one version."""
-    with opened(store, catalog, url, token_file) as index:
-        _print_alias(index.point(name, alias, version, actor=current_user()), as_json)
+    with target.opened() as index:
+        _print_alias(target, index.point(name, alias, version, actor=_user()))
 
 
-def unalias(
-    name: NameArgument,
-    alias: AliasArgument,
-    store: StoreOption = DEFAULT_STORE,
-    catalog: CatalogOption = None,
-    url: UrlOption = None,
-    token_file: TokenFileOption = None,
-) -> None:
+@acts_on(STORE, SERVER)
+def unalias(target: Target, name: NameArgument, alias: AliasArgument) -> None:
     """Take an alias away (`rollback` brings it back)."""
-    with opened(store, catalog, url, token_file) as index:
-        index.drop_alias(name, alias, actor=current_user())
+    with target.opened() as index:
+        index.drop_alias(name, alias, actor=_user())
 
 
+@acts_on(STORE, SERVER, JSON)
 def split(
+    target: Target,
     name: NameArgument,
     alias: AliasArgument,
     shares: Annotated[
         list[str], typer.Argument(metavar="VERSION=WEIGHT", help="Such as 1=90 2=10.")
     ],
-    store: StoreOption = DEFAULT_STORE,
-    catalog: CatalogOption = None,
-    url: UrlOption = None,
-    token_file: TokenFileOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Let versions share an alias's requests: the same caller stays on the same side."""
-    with opened(store, catalog, url, token_file) as index:
+    with target.opened() as index:
         weights = _parse_shares(shares)
-        _print_alias(index.split(name, alias, weights, actor=current_user()), as_json)
+        _print_alias(target, index.split(name, alias, weights, actor=_user()))
 
 
+@acts_on(STORE, SERVER, JSON)
 def rollback(
+    target: Target,
     name: NameArgument,
     alias: AliasArgument,
     to: Annotated[
         int | None, typer.Option(min=1, max=MAX_VERSION, help="Go back as far as this version.")
     ] = None,
-    store: StoreOption = DEFAULT_STORE,
-    catalog: CatalogOption = None,
-    url: UrlOption = None,
-    token_file: TokenFileOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Point an alias at what it pointed at before; twice goes two back."""
-    with opened(store, catalog, url, token_file) as index:
-        _print_alias(index.rollback(name, alias, actor=current_user(), to=to), as_json)
+    with target.opened() as index:
+        _print_alias(target, index.rollback(name, alias, actor=_user(), to=to))
 
 
-def pin(
-    reference: ReferenceArgument,
-    store: StoreOption = DEFAULT_STORE,
-    catalog: CatalogOption = None,
-    url: UrlOption = None,
-    token_file: TokenFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@acts_on(STORE, SERVER, JSON)
+def pin(target: Target, reference: ReferenceArgument) -> None:
     """Keep a version resident once it is loaded, and from being removed."""
-    with opened(store, catalog, url, token_file) as index:
+    with target.opened() as index:
         version = _find(index, reference)
-        _print_pin(index.pin(version.name, version.version, actor=current_user()), as_json)
+        _print_pin(target, index.pin(version.name, version.version, actor=_user()))
 
 
-def unpin(
-    reference: ReferenceArgument,
-    store: StoreOption = DEFAULT_STORE,
-    catalog: CatalogOption = None,
-    url: UrlOption = None,
-    token_file: TokenFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@acts_on(STORE, SERVER, JSON)
+def unpin(target: Target, reference: ReferenceArgument) -> None:
     """Let a version be evicted and removed like any other."""
-    with opened(store, catalog, url, token_file) as index:
+    with target.opened() as index:
         version = _find(index, reference)
-        _print_pin(index.unpin(version.name, version.version, actor=current_user()), as_json)
+        _print_pin(target, index.unpin(version.name, version.version, actor=_user()))
 
 
-def remove(
-    reference: ReferenceArgument,
-    store: StoreOption = DEFAULT_STORE,
-    catalog: CatalogOption = None,
-    url: UrlOption = None,
-    token_file: TokenFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@acts_on(STORE, SERVER, JSON)
+def remove(target: Target, reference: ReferenceArgument) -> None:
     """Forget a version that no alias points at; `gc` takes its files later."""
-    with opened(store, catalog, url, token_file) as index:
+    with target.opened() as index:
         version = _find(index, reference)
-        index.remove(version.name, version.version, actor=current_user())
-    if as_json:
-        print_json({"removed": version.label, "digest": version.digest})
-    else:
-        print(f"removed {version.label}")
+        index.remove(version.name, version.version, actor=_user())
+    removed = {"removed": version.label, "digest": version.digest}
+    target.print(removed, f"removed {version.label}")
+
+
+def _user() -> str:
+    from adapters.catalog.history import current_user
+
+    return current_user()
 
 
 def _find(index: "Catalog | RemoteCatalog", reference: str) -> "AdapterVersion":
-    from adapters.names import parse_reference
-
     return index.resolve_only(parse_reference(reference))
 
 
@@ -164,22 +129,16 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 10
 
 
-def _print_alias(alias: "Alias", as_json: bool) -> None:
-    if as_json:
-        print_json(alias.as_json())
-        return
+def _print_alias(target: Target, alias: "Alias") -> None:
     from adapters.cli.tables import describe_share
 
-    total = sum(target.weight for target in alias.targets)
+    total = sum(side.weight for side in alias.targets)
     sides = (
-        f"{alias.name}@{target.version}{describe_share(target.weight, total)}"
-        for target in alias.targets
+        f"{alias.name}@{side.version}{describe_share(side.weight, total)}" for side in alias.targets
     )
-    print(f"{alias.label} -> {', '.join(sides)}")
+    target.print(alias.as_json(), f"{alias.label} -> {', '.join(sides)}")
 
 
-def _print_pin(version: "AdapterVersion", as_json: bool) -> None:
-    if as_json:
-        print_json(version.as_json())
-    else:
-        print(f"{version.label} is {'pinned' if version.pinned else 'not pinned'}")
+def _print_pin(target: Target, version: "AdapterVersion") -> None:
+    state = "pinned" if version.pinned else "not pinned"
+    target.print(version.as_json(), f"{version.label} is {state}")

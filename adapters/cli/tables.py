@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -66,12 +66,12 @@ def print_events(events: Sequence[Event]) -> None:
     _print_table(("when (UTC)", "who", "what", "adapter", ""), rows)
 
 
-def print_facts(facts: Mapping[str, Any]) -> None:
+def describe_facts(facts: Mapping[str, Any]) -> Iterator[str]:
     for key, value in facts.items():
         if key != "provenance":
-            print(f"{key:12}{', '.join(value) if isinstance(value, list) else value}")
+            yield f"{key:12}{', '.join(value) if isinstance(value, list) else value}"
     if facts["provenance"] is not None:
-        print(f"provenance  {json.dumps(facts['provenance'], indent=2)}")
+        yield f"provenance  {json.dumps(facts['provenance'], indent=2)}"
 
 
 def _describe(value: Any) -> str:

@@ -6,72 +6,55 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapters.cli.options import (
-    DEFAULT_STORE,
-    CatalogOption,
-    JsonOption,
-    StoreOption,
-    opened_store,
-    print_json,
-)
+from adapters.cli.options import JSON, STORE, Target, acts_on
 
 if TYPE_CHECKING:
-    from adapters.audit import Finding
+    from adapters.upkeep import Finding
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 MAX_AGE = timedelta(days=36_500)
 DURATION = re.compile(r"([0-9]{1,6})([smhd])")
 
 
-def verify(
-    store: StoreOption = DEFAULT_STORE, catalog: CatalogOption = None, as_json: JsonOption = False
-) -> None:
+@acts_on(STORE, JSON)
+def verify(target: Target) -> None:
     """Read every object again; exits 1 if one is damaged or missing."""
-    with opened_store(store, catalog, for_objects=True) as index:
+    with target.opened_store() as index:
         from dataclasses import asdict
 
-        from adapters.audit import audit
         from adapters.store import Store
+        from adapters.upkeep import audit
 
-        findings = audit(Store(store), index)
-    if as_json:
-        print_json([asdict(finding) for finding in findings])
-    else:
-        for finding in findings:
-            print(_describe(finding))
+        findings = audit(Store(target.store), index)
+    target.print([asdict(finding) for finding in findings], *map(_describe, findings))
     if any(finding.is_bad for finding in findings):
         raise typer.Exit(1)
 
 
+@acts_on(STORE, JSON)
 def gc(
+    target: Target,
     older_than: Annotated[
         str, typer.Option(metavar="AGE", help="Spare what is younger: 90s, 30m, 1h, 7d.")
     ] = "1h",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
-    store: StoreOption = DEFAULT_STORE,
-    catalog: CatalogOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Remove objects that no version names, and what cut-off work left behind."""
     min_age = _parse_age(older_than)
-    with opened_store(store, catalog) as index:
+    with target.opened_store() as index:
         from dataclasses import asdict
 
         from rich.filesize import decimal
 
-        from adapters.cleanup import collect
         from adapters.store import Store
+        from adapters.upkeep import collect
 
-        found = collect(Store(store), index, min_age=min_age, dry_run=dry_run)
-    if as_json:
-        print_json(asdict(found) | {"dry_run": dry_run})
-        return
-    for what in (*found.orphans, *found.leftovers):
-        print(what)
+        found = collect(Store(target.store), index, min_age=min_age, dry_run=dry_run)
+    removed = (*found.orphans, *found.leftovers)
     would = "would free" if dry_run else "freed"
-    count = len(found.orphans) + len(found.leftovers)
     spared = f"; {found.too_young} too young" if found.too_young else ""
-    print(f"{would} {decimal(found.freed_bytes)} of {count}{spared}")
+    total = f"{would} {decimal(found.freed_bytes)} of {len(removed)}{spared}"
+    target.print(asdict(found) | {"dry_run": dry_run}, *removed, total)
 
 
 def _parse_age(text: str) -> timedelta:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.errors import BadName, StoreUnwritable
 from adapters.names import STABLE
-from adapters.publish import publish
+from adapters.publish import Rules, publish
 from adapters.store import Store
 from server.admin.bodies import Publication
 from server.admin.uploads import ArrivingBody, take_upload
@@ -97,7 +97,7 @@ class Publisher:
         try:
             with Store(self._settings.store).scratch() as folder:
                 wanted = take_upload(content_type, body, folder)
-                return self._publish_now(folder, wanted.name, wanted.aliases, actor, is_ours=True)
+                return self._publish_now(folder, wanted.name, wanted.aliases, actor)
         except OSError as error:
             raise StoreUnwritable(
                 f"the upload cannot be kept: {error.strerror or error}",
@@ -112,26 +112,25 @@ class Publisher:
         actor: str,
         *,
         if_new: bool = False,
-        is_ours: bool = False,
     ) -> AdapterVersion:
         settings = self._settings
         if name == settings.base_name:
             raise BadName(f"the name {name!r} is the served base model's", "choose another name")
         local = isinstance(place, Path)
-        version = publish(
-            place,
-            name=name,
-            store=settings.store,
+        rules = Rules(
             base=settings.model,
             base_name=settings.base_name,
-            aliases=aliases,
-            actor=actor,
-            catalog_url=settings.catalog or None,
             max_rank=settings.max_lora_rank,
             allow_base_mismatch=settings.allow_base_mismatch,
             schemes=frozenset({"file"} if local else settings.admin_source_schemes),
-            if_new=if_new,
-            is_ours=is_ours,
         )
-        self._catalog.refresh()  # it was written through a connection of its own
-        return version
+        return publish(
+            place,
+            name,
+            store=Store(settings.store),
+            catalog=self._catalog,
+            rules=rules,
+            aliases=aliases,
+            actor=actor,
+            if_new=if_new,
+        )

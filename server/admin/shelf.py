@@ -84,7 +84,8 @@ class Shelf:
     async def load(self, reference: str) -> list[AdapterVersion]:
         """Make resident what a name means now: every side of a split."""
         _, residency = self._lifecycle.engine()
-        versions = await asyncio.to_thread(self._meant, parse_reference(reference))
+        wanted = parse_reference(reference)
+        versions = await asyncio.to_thread(self._catalog.resolve_all, wanted)
         for version in versions:
             await residency.load(version)
         return versions
@@ -96,7 +97,8 @@ class Shelf:
             AdapterInUse: it is pinned, or calls kept using it.
         """
         _, residency = self._lifecycle.engine()
-        versions = await asyncio.to_thread(self._meant, parse_reference(reference))
+        wanted = parse_reference(reference)
+        versions = await asyncio.to_thread(self._catalog.resolve_all, wanted)
         for version in versions:
             if version.pinned:
                 raise AdapterInUse(f"The adapter {version.label} is pinned: unpin it first.")
@@ -116,7 +118,7 @@ class Shelf:
 
         Raises AdapterNotFound or AliasNotFound; the versions stay.
         """
-        versions = await asyncio.to_thread(self._meant, Reference(name))
+        versions = await asyncio.to_thread(self._catalog.resolve_all, Reference(name))
         await self.drop_alias(name, STABLE, actor)
         if residency := self._lifecycle.residency:
             for version in versions:
@@ -126,14 +128,6 @@ class Shelf:
 
     async def _find(self, name: str, number: int) -> AdapterVersion:
         return await asyncio.to_thread(self._catalog.resolve, Reference(name, number))
-
-    def _meant(self, reference: Reference) -> list[AdapterVersion]:
-        selector = STABLE if reference.selector is None else reference.selector
-        for alias in self._catalog.list_aliases(reference.name):
-            if alias.alias == selector:
-                numbers = [target.version for target in alias.targets]
-                return [self._catalog.resolve(Reference(alias.name, number)) for number in numbers]
-        return [self._catalog.resolve(reference)]
 
     async def _snapshot(self) -> views.Engine:
         residency = self._lifecycle.residency

@@ -13,8 +13,8 @@ from pathlib import Path
 from starlette.requests import ClientDisconnect, Request
 
 from adapters.errors import CheckpointInvalid
-from adapters.files import MAX_BYTES, PICKLES, FileRefused, copy_bounded
 from adapters.sources import FILES, SILENCE_SECONDS, WHOLE_SECONDS
+from adapters.store.files import MAX_BYTES, PICKLES, FileRefused, copy_bounded
 from server.admin.bodies import Publication
 from server.admin.multipart import Part, read_parts
 from server.errors import InvalidRequest, UploadTooSlow

@@ -96,7 +96,9 @@ def _check_unchanged(arguments: Namespace, own: Namespace) -> None:
 
 
 def _own_arguments(settings: Settings) -> list[str]:
-    from adapters.base import SERVED_MODULES  # with numpy, which `check_extra` can do without
+    from adapters.checkpoint.base import (
+        SERVED_MODULES,  # with numpy, which `check_extra` can do without
+    )
 
     arguments = [
         *("--model", str(settings.model.resolve())),

@@ -27,7 +27,7 @@ class OwnedLoRAModel(LoRAModel):
     ) -> LoRAModel:
         """Raises OSError if the file can't be read, ValueError if it is not this base's adapter.
 
-        Everything else that vLLM's method looks at was judged before (adapters/checkpoint.py),
+        Everything else that vLLM's method looks at was judged before (adapters/checkpoint),
         and experts have no adapters here.
         """
         options.pop("moe_ep_spec", None)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from adapters.base import BaseModel
 from adapters.catalog import AdapterVersion
 from adapters.checkpoint import read_checkpoint
+from adapters.checkpoint.base import Base
 from adapters.errors import StoreUnreadable
-from adapters.files import SERVED
 from adapters.store import Store
+from adapters.store.files import SERVED
 
 _AT_ONCE = 1 << 18  # bytes
 
@@ -28,7 +28,7 @@ State = tuple[tuple[int, int, int, int], ...]
 class ServedObjects:
     """The store's objects as one base can serve them; used by several threads at once."""
 
-    def __init__(self, store: Store, base: BaseModel) -> None:
+    def __init__(self, store: Store, base: Base) -> None:
         self._store = store
         self._base = base
         self._passed: dict[str, State] = {}

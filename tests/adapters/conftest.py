@@ -17,12 +17,11 @@ import numpy as np
 import pytest
 from adapter_files import Draft, Raw, bf16, encode, f16, f32
 from postgres_process import Postgres, Unavailable
+from publishing import publish
 
-from adapters import database
-from adapters.base import BaseModel, read_base
-from adapters.catalog import AdapterVersion, Catalog
+from adapters.catalog import AdapterVersion, Catalog, database
 from adapters.checkpoint import Checkpoint
-from adapters.publish import publish
+from adapters.checkpoint.base import Base, read_base
 
 LAYERS, HIDDEN, INNER, HEADS, GROUPS, WIDTH = 2, 16, 24, 4, 2, 4
 SHAPES = {
@@ -141,7 +140,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def base(base_folder: Path) -> BaseModel:
+def base(base_folder: Path) -> Base:
     return read_base(base_folder)
 
 

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from publishing import publish
 
-from adapters import changes, history
 from adapters import publish as publish_module
-from adapters.audit import audit
-from adapters.base import read_base
-from adapters.catalog import Catalog
+from adapters.catalog import Catalog, changes, history
+from adapters.checkpoint.base import read_base
 from adapters.errors import (
     AdapterError,
     BadName,
@@ -23,8 +22,8 @@ from adapters.errors import (
     OtherBase,
 )
 from adapters.names import parse_reference
-from adapters.publish import publish
 from adapters.store import Store
+from adapters.upkeep import audit
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -134,7 +133,8 @@ def test_a_refused_adapter_leaves_no_trace(kit, base_folder, store, tmp_path) ->
     draft.config["use_dora"] = True
     with pytest.raises(CheckpointInvalid):
         publish(draft.write(tmp_path / "a"), name="orders", store=store, base=base_folder)
-    assert {path.name for path in store.rglob("*")} == {"lock", "tmp"}
+    left = {path.name for path in store.rglob("*")}
+    assert left == {"catalog-id", "catalog.db", "lock", "tmp"}, "no object and no leftover"
 
 
 def test_problems_of_files_and_contents_come_in_one_answer(
@@ -171,7 +171,7 @@ def test_names_and_bases_are_judged_before_anything_is_written(kit, store, tmp_p
         publish(folder, name="orders", store=store, base=tmp_path, aliases=["7"])
     with pytest.raises(BaseUnreadable):
         publish(folder, name="orders", store=store, base=tmp_path / "none")
-    assert not store.exists()
+    assert {path.name for path in store.rglob("*")} == {"catalog-id", "catalog.db", "tmp"}
 
 
 def test_what_is_judged_is_what_is_stored(kit, base_folder, store, tmp_path, monkeypatch) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from publishing import publish
 
 from adapters import sources
-from adapters import store as store_module
 from adapters.catalog import Catalog
-from adapters.cleanup import collect
 from adapters.errors import (
     CheckpointInvalid,
     SourceNotFound,
@@ -22,9 +21,10 @@ from adapters.errors import (
     StoreBusy,
     StoreUnwritable,
 )
-from adapters.publish import publish
 from adapters.sources import fetched, redact
 from adapters.store import Store
+from adapters.store import store as store_module
+from adapters.upkeep import collect
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -5,12 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
+from publishing import publish
 from typer.testing import CliRunner
 
 from adapters.catalog import Catalog
 from adapters.cli import app
 from adapters.errors import StoreUnwritable
-from adapters.publish import publish
 from adapters.watch import Sighting, Watcher
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

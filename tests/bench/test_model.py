@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from adapters.base import read_base
+from adapters.checkpoint.base import read_base
 from bench.errors import OutUnwritable
 from bench.model import FULL, TINY, prepare
 

@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from adapters.base import read_base
 from adapters.checkpoint import read_checkpoint
+from adapters.checkpoint.base import read_base
 from loadtest.checkpoint import read_ending
 from loadtest.errors import BaseUnfit, OutUnwritable
 from loadtest.manifest import FILE, load_manifest

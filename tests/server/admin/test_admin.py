@@ -323,7 +323,7 @@ async def test_vllms_own_paths_publish_withdraw_and_refuse_load_inplace(house):
 
 
 async def test_vllms_load_sends_nobody_to_a_version_that_can_not_be_loaded(house, monkeypatch):
-    def publish_now(place, *, name, aliases, **_):
+    def publish_now(place, name, *, aliases, **_):
         return publish(house.catalog, name, content=str(place), aliases=tuple(aliases))
 
     monkeypatch.setattr(publishing, "publish", publish_now)

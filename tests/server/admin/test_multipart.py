@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import CheckpointInvalid
-from adapters.files import MIB
+from adapters.store.files import MIB
 from server.admin.bodies import Publication
 from server.admin.uploads import take_upload
 from server.errors import InvalidRequest

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from adapters.errors import CheckpointInvalid, ObjectDamaged, ObjectMissing, StoreUnreadable
-from adapters.files import CONFIG, WEIGHTS
+from adapters.store.files import CONFIG, WEIGHTS
 from server.residency import served_files
 from server.residency.served_files import ServedObjects
 

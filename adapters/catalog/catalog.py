@@ -1,0 +1,287 @@
+"""Which adapters exist, and which immutable version a name means. Knows nothing of files.
+
+The one door to the catalog: every change is one transaction and leaves an event. `resolve` is on a
+server's hot path: answers are remembered until the database changes, by whomever.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from adapters.catalog import changes, database, location, schema
+from adapters.catalog.aliases import Alias, check_split, select_aliases
+from adapters.catalog.freshness import Freshness, watch
+from adapters.catalog.history import Event, select_events
+from adapters.catalog.versions import (
+    AdapterVersion,
+    Meaning,
+    Published,
+    interpret,
+    select_labels,
+    select_published,
+    select_versions,
+)
+from adapters.errors import AdapterError, StoreUnreadable, quote
+from adapters.names import STABLE, Reference, check_alias
+
+if TYPE_CHECKING:
+    from adapters.checkpoint import Checkpoint  # brings numpy: half a second nobody needs here
+
+REMEMBERED = 10_000
+
+
+@dataclass(slots=True)
+class _Known:
+    """Answers that hold until the catalog changes."""
+
+    meanings: dict[Reference, Meaning] = field(default_factory=dict)
+    published: tuple[Published, ...] | None = None
+
+
+class Catalog:
+    """The index of one store; safe to use from several threads and processes."""
+
+    def __init__(self, engine: Engine, freshness: Freshness) -> None:
+        self._engine = engine
+        self._freshness = freshness
+        self._lock = threading.Lock()
+        self._mark: object = None
+        self._known = _Known()
+
+    @classmethod
+    def open(cls, store_dir: Path, url: str | None = None, create: bool = True) -> Self:
+        """Open the catalog of a store: its own, or the one at a SQLAlchemy URL.
+
+        With `create`, which is for writers, it is made if it is not there, and the store belongs
+        to it from then on. Raises StoreUnreadable, StoreUnwritable, CatalogUnreadable or
+        SchemaMismatch.
+        """
+        if not url:
+            location.check_own(store_dir, create=create)
+        where = url or database.sqlite_url(store_dir / location.DATABASE)
+        engine = database.open_engine(where, create=create)
+        catalog = cls(engine, watch(engine))
+        try:
+            if create:
+                location.claim(store_dir, catalog._describe())
+        except AdapterError:
+            catalog.close()
+            raise
+        return catalog
+
+    def check_collectable(self, store_dir: Path) -> None:
+        """Raises StoreUnreadable where versions of the store's objects may be unknown here: the
+        store is not known to belong to this catalog, or this one never had a version."""
+        location.check_owner(store_dir, self._describe())
+        if not self.list_events(limit=1):
+            raise StoreUnreadable(
+                "the catalog has never had a version, so it can't tell which objects of"
+                f" {quote(str(store_dir))} are needed",
+                "nothing was removed: if the store's catalog was lost, bring it back; else publish"
+                " an adapter first",
+            )
+
+    def close(self) -> None:
+        self._freshness.close()
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def resolve(self, reference: Reference, key: str | None = None) -> AdapterVersion:
+        """The version a reference means now; raises AdapterNotFound or AmbiguousDigest.
+
+        `key` says who asks: of a split, the same key gets the same side. No key gets any side.
+        """
+        return self._find(reference).choose(key)
+
+    def resolve_only(self, reference: Reference) -> AdapterVersion:
+        """The same, for whoever asks; raises AliasIsSplit where that would matter."""
+        return self._find(reference).only()
+
+    def resolve_all(self, reference: Reference) -> list[AdapterVersion]:
+        """Every version that a reference means now: of a split, all sides in ascending order."""
+        return list(self._find(reference).versions)
+
+    def remembered(self, reference: Reference, key: str | None = None) -> AdapterVersion | None:
+        """What `resolve` would say, if it is known without asking a database over the network."""
+        with self._translated():
+            meaning = self._current().meanings.get(reference)
+        return None if meaning is None else meaning.choose(key)
+
+    def list_published(self) -> tuple[Published, ...]:
+        """What every bare name means now, by name; the same object until the catalog changes."""
+        with self._translated():
+            known = self._current()
+        if known.published is None:
+            with self._reading() as connection:
+                known.published = tuple(select_published(connection))
+        return known.published
+
+    def list_versions(self, name: str | None = None) -> list[AdapterVersion]:
+        """All versions, or those of one name, by name and number."""
+        with self._reading() as connection:
+            return select_versions(connection, *_of(schema.versions, name))
+
+    def list_labels(self) -> set[tuple[str, int]]:
+        """The name and number of every version, and nothing that only details need."""
+        with self._reading() as connection:
+            return select_labels(connection)
+
+    def list_aliases(self, name: str | None = None) -> list[Alias]:
+        """All aliases, or those of one name, by name and alias."""
+        with self._reading() as connection:
+            return select_aliases(connection, *_of(schema.targets, name))
+
+    def list_events(self, name: str | None = None, limit: int | None = None) -> list[Event]:
+        """Every change so far, or the last `limit`, oldest first."""
+        with self._reading() as connection:
+            return select_events(connection, *_of(schema.events, name), limit=limit)
+
+    def pins(self) -> list[AdapterVersion]:
+        """The versions that are pinned."""
+        with self._reading() as connection:
+            return select_versions(connection, schema.pins.c.version.is_not(None))
+
+    def publish(
+        self,
+        *,
+        name: str,
+        digest: str,
+        checkpoint: "Checkpoint",
+        base: str,
+        base_digest: str | None = None,
+        aliases: Sequence[str] = (STABLE,),
+        provenance: Mapping[str, Any] | None = None,
+        actor: str,
+        any_base: bool = False,
+    ) -> AdapterVersion:
+        """Give a digest the next version of a name and point the aliases at it, in one step.
+
+        A digest that the name has already keeps its version; the aliases point at it then. Raises
+        OtherBase where that version is for another base, unless `any_base` will do.
+        """
+        for alias in aliases:
+            check_alias(alias)
+        values = {
+            "digest": digest,
+            "rank": checkpoint.rank,
+            "alpha": checkpoint.alpha,
+            "base": base,
+            "base_digest": base_digest,
+            "size_bytes": checkpoint.size_bytes,
+            "provenance": None if provenance is None else dict(provenance),
+        }
+        with self._writing() as connection:
+            return changes.publish(connection, name, values, aliases, actor, any_base)
+
+    def point(self, name: str, alias: str, version: int, *, actor: str) -> Alias:
+        """Let an alias point at one version; raises BadName or AdapterNotFound."""
+        return self.split(name, alias, {version: 1}, actor=actor)
+
+    def split(self, name: str, alias: str, weights: Mapping[int, int], *, actor: str) -> Alias:
+        """Let versions share an alias's requests by weight.
+
+        Raises BadName, SplitInvalid or AdapterNotFound.
+        """
+        check_alias(alias)
+        sides = check_split(weights)
+        with self._writing() as connection:
+            return changes.point(connection, name, alias, sides, actor)
+
+    def drop_alias(self, name: str, alias: str, *, actor: str) -> None:
+        """Take an alias away; raises AdapterNotFound or AliasNotFound."""
+        with self._writing() as connection:
+            changes.drop_alias(connection, name, alias, actor)
+
+    def rollback(self, name: str, alias: str, *, actor: str, to: int | None = None) -> Alias:
+        """Let an alias point at what it pointed at before; twice goes two back.
+
+        With `to` it goes back as far as that version. What was removed meanwhile is passed over;
+        a dropped alias comes back. Raises AdapterNotFound, AliasNotFound or NothingToRollBack.
+        """
+        with self._writing() as connection:
+            return changes.roll_back(connection, name, alias, to, actor)
+
+    def pin(self, name: str, version: int, *, actor: str) -> AdapterVersion:
+        """Keep a version from being removed or evicted; raises AdapterNotFound."""
+        with self._writing() as connection:
+            return changes.pin(connection, name, version, actor)
+
+    def unpin(self, name: str, version: int, *, actor: str) -> AdapterVersion:
+        """Raises AdapterNotFound."""
+        with self._writing() as connection:
+            return changes.unpin(connection, name, version, actor)
+
+    def remove(self, name: str, version: int, *, actor: str) -> None:
+        """Forget a version, whose number is not given again; its files are left to the store.
+
+        Raises AdapterNotFound, or VersionInUse while it is pinned or an alias points at it.
+        """
+        with self._writing() as connection:
+            changes.remove(connection, name, version, actor)
+
+    def _describe(self) -> location.Owner:
+        with self._reading() as connection:
+            catalog_id = connection.scalar(select(schema.identity.c.id))
+        return location.Owner(str(catalog_id), location.address(self._engine.url))
+
+    def _find(self, reference: Reference) -> Meaning:
+        with self._translated():
+            known = self._current().meanings
+        found = known.get(reference)
+        if found is None:
+            name = reference.name
+            with self._reading() as connection:
+                versions = select_versions(connection, *_of(schema.versions, name))
+                aliases = select_aliases(connection, *_of(schema.targets, name))
+            found = interpret(reference, versions, aliases)
+            with self._lock:
+                while len(known) >= REMEMBERED:
+                    del known[next(iter(known))]
+                known[reference] = found
+        return found
+
+    def _current(self) -> _Known:
+        """What is remembered of the catalog as it is now.
+
+        The mark is taken before anything is read, and an answer goes where it was looked for: a
+        late one lands in what is forgotten, never in what is newer.
+        """
+        with self._lock:
+            mark = self._freshness.mark()
+            if mark != self._mark:
+                self._mark, self._known = mark, _Known()
+            return self._known
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self._translated(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self._translated(), database.writing(self._engine).begin() as connection:
+            yield connection
+        self._freshness.wrote()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            raise database.unreadable(self._engine, error) from error
+
+
+def _of(table: Any, name: str | None) -> list[Any]:
+    return [] if name is None else [table.c.name == name]

@@ -1,0 +1,109 @@
+"""What happened in a catalog: one event for every change, and what follows from them.
+
+What an alias pointed to before is kept nowhere else: a rollback reads it here.
+"""
+
+import getpass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, insert, select
+
+from adapters.catalog import schema
+from adapters.catalog.aliases import Weights
+from adapters.catalog.versions import as_utc
+
+PUBLISHED = "published"
+ALIAS_MOVED = "alias_moved"
+ALIAS_ROLLED_BACK = "alias_rolled_back"
+ALIAS_DROPPED = "alias_dropped"
+PINNED = "pinned"
+UNPINNED = "unpinned"
+REMOVED = "removed"
+
+ALIAS_ACTIONS = (ALIAS_MOVED, ALIAS_ROLLED_BACK, ALIAS_DROPPED)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change, as it was recorded."""
+
+    happened_at: datetime
+    actor: str
+    action: str
+    name: str
+    detail: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a JSON document."""
+        return {
+            "happened_at": self.happened_at.isoformat(),
+            "actor": self.actor,
+            "action": self.action,
+            "name": self.name,
+            **self.detail,
+        }
+
+
+def current_user() -> str:
+    """The actor of a change made on this machine: the operating system's name of the user."""
+    try:
+        return getpass.getuser().encode(errors="replace").decode()
+    except (OSError, KeyError):
+        return "unknown"
+
+
+def record(
+    connection: Connection, actor: str, action: str, name: str, detail: Mapping[str, Any]
+) -> None:
+    connection.execute(
+        insert(schema.events).values(
+            happened_at=datetime.now(UTC), actor=actor, action=action, name=name, detail=detail
+        )
+    )
+
+
+def select_events(
+    connection: Connection, *wanted: ColumnElement[bool], limit: int | None = None
+) -> list[Event]:
+    """Events, oldest first; the newest `limit` of them if it is given."""
+    table = schema.events
+    query = select(table).where(*wanted).order_by(table.c.id.desc()).limit(limit)
+    rows = connection.execute(query).all()
+    return [
+        Event(as_utc(row.happened_at), row.actor, row.action, row.name, row.detail)
+        for row in reversed(rows)
+    ]
+
+
+def write_targets(weights: Weights) -> int | dict[str, int] | None:
+    """What an event says an alias pointed at: nothing, a version, or weights by version."""
+    if len(weights) > 1:
+        return {str(version): weight for version, weight in weights.items()}
+    return next(iter(weights), None)
+
+
+def _read_targets(said: int | dict[str, int] | None) -> dict[int, int]:
+    if isinstance(said, dict):
+        return {int(version): weight for version, weight in said.items()}
+    return {} if said is None else {said: 1}
+
+
+def earlier_targets(events: Iterable[Event], alias: str) -> list[dict[int, int]]:
+    """What an alias pointed at before, the way back first. `events` are those of its name.
+
+    A move goes one further; a rollback takes back what led away from where it went.
+    """
+    way: list[dict[int, int]] = []
+    for event in events:
+        if event.action not in ALIAS_ACTIONS or event.detail["alias"] != alias:
+            continue
+        if event.action == ALIAS_ROLLED_BACK:
+            reached = _read_targets(event.detail["to"])
+            while way and way.pop() != reached:
+                pass
+        elif before := _read_targets(event.detail["from"]):
+            way.append(before)
+    return way[::-1]

@@ -1,0 +1,125 @@
+"""Which catalog a store belongs to: exactly one, noted in the store by the catalog's id.
+
+Objects that only another catalog names are orphans to this one, and garbage collection would
+remove them. So the first catalog that is opened to write beside a store leaves its id there, and
+no other is opened to write beside it or may collect its garbage.
+"""
+
+import errno
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from sqlalchemy.engine import URL
+
+from adapters.errors import StoreUnreadable, StoreUnwritable, quote
+
+DATABASE = "catalog.db"
+OWNER = "catalog-id"
+MAX_NOTE = 1024
+_CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+class Owner(NamedTuple):
+    """A catalog: the id in its database, and where that is, without user and password."""
+
+    id: str
+    address: str
+
+
+def address(url: URL) -> str:
+    """Where a database is, without the credentials."""
+    if url.get_backend_name() == "sqlite":
+        return f"sqlite:///{Path(url.database or '').resolve()}"
+    where = URL.create(url.drivername, host=url.host, port=url.port, database=url.database)
+    return where.render_as_string()
+
+
+def check_own(store_dir: Path, *, create: bool) -> None:
+    """Make sure that the store has, or with `create` may get, a database of its own.
+
+    Raises StoreUnreadable or StoreUnwritable.
+    """
+    try:
+        if create:
+            store_dir.mkdir(parents=True, exist_ok=True)
+        is_there = (store_dir / DATABASE).exists()
+        owner = None if is_there else _read(store_dir)
+    except OSError as error:
+        kind = StoreUnwritable if create else StoreUnreadable
+        reason = error.strerror or error
+        raise kind(
+            f"the store {quote(str(store_dir))}: {reason}", "check the path and its rights"
+        ) from error
+    if owner:
+        raise _belongs_to(owner, store_dir)
+    if not is_there and not create:
+        raise StoreUnreadable(
+            f"there is no adapter store at {quote(str(store_dir))}",
+            "publish an adapter first, or give the store's folder with --store",
+        )
+
+
+def claim(store_dir: Path, owner: Owner) -> None:
+    """Note that the store belongs to this catalog.
+
+    A store that this process may not write to stays as it is: nothing is collected from it either.
+    Raises StoreUnreadable if it belongs to another catalog, or StoreUnwritable.
+    """
+    try:
+        if not (store_dir / OWNER).exists():
+            _note(store_dir, owner)
+    except OSError as error:
+        if error.errno in _CLOSED:
+            return
+        raise StoreUnwritable(
+            f"{OWNER!r} in the store {quote(str(store_dir))}: {error.strerror or error}",
+            "nothing was published: free space in the store, then try again",
+        ) from error
+    check_owner(store_dir, owner)
+
+
+def check_owner(store_dir: Path, owner: Owner) -> None:
+    """Raises StoreUnreadable unless the store is known to belong to this catalog."""
+    noted = _read(store_dir)
+    if noted is None:
+        raise StoreUnreadable(
+            f"the store {quote(str(store_dir))} does not know the catalog {quote(owner.address)}",
+            "nothing was removed: publish to it, or serve from it, with this catalog first",
+        )
+    if noted.id != owner.id:
+        raise _belongs_to(noted, store_dir)
+
+
+def _read(store_dir: Path) -> Owner | None:
+    try:
+        with (store_dir / OWNER).open(encoding="utf-8", errors="replace") as file:
+            text = file.read(MAX_NOTE)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    catalog_id, _, where = text.strip().partition(" ")
+    return Owner(catalog_id, where)
+
+
+def _note(store_dir: Path, owner: Owner) -> None:
+    """Write the note, unless another process was first."""
+    scratch = store_dir / "tmp"  # garbage collection takes its leftovers
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        whole = Path(folder) / OWNER
+        with whole.open("w", encoding="utf-8") as file:
+            file.write(f"{owner.id} {owner.address}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(whole, store_dir / OWNER)  # appears whole, and never replaces another
+
+
+def _belongs_to(owner: Owner, store_dir: Path) -> StoreUnreadable:
+    return StoreUnreadable(
+        f"the versions of the store {quote(str(store_dir))} are in the catalog {owner.address!r}",
+        "give its address with --catalog or LORRY_CATALOG; if it was lost, bring it back (or, to"
+        f" begin an empty one for this store, delete {OWNER!r} in it)",
+    )

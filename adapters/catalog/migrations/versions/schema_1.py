@@ -1,0 +1,58 @@
+"""Schema 1: adapters, versions, weighted aliases, pins, events, and the catalog's id."""
+
+from uuid import uuid4
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "1"
+down_revision = None
+
+
+def upgrade() -> None:
+    moment = sa.DateTime(timezone=True)
+    identity = op.create_table("catalog_id", sa.Column("id", sa.String(32), primary_key=True))
+    op.bulk_insert(identity, [{"id": uuid4().hex}])
+    op.create_table(
+        "adapters",
+        sa.Column("name", sa.String(128), primary_key=True),
+        sa.Column("created_at", moment, nullable=False),
+        sa.Column("last_number", sa.Integer, nullable=False),
+    )
+    op.create_table(
+        "versions",
+        sa.Column("name", sa.String(128), sa.ForeignKey("adapters.name"), primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("digest", sa.String(71), nullable=False),
+        sa.Column("rank", sa.Integer, nullable=False),
+        sa.Column("alpha", sa.Float, nullable=False),
+        sa.Column("base", sa.String, nullable=False),
+        sa.Column("base_digest", sa.String(71)),
+        sa.Column("size_bytes", sa.BigInteger, nullable=False),
+        sa.Column("created_at", moment, nullable=False),
+        sa.Column("provenance", sa.JSON),
+        sa.UniqueConstraint("name", "digest"),
+    )
+    op.create_table(
+        "targets",
+        sa.Column("name", sa.String(128), primary_key=True),
+        sa.Column("alias", sa.String(64), primary_key=True),
+        sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("weight", sa.Integer, nullable=False),
+        sa.ForeignKeyConstraint(["name", "version"], ["versions.name", "versions.number"]),
+    )
+    op.create_table(
+        "pins",
+        sa.Column("name", sa.String(128), primary_key=True),
+        sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+        sa.ForeignKeyConstraint(["name", "version"], ["versions.name", "versions.number"]),
+    )
+    op.create_table(
+        "events",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("happened_at", moment, nullable=False),
+        sa.Column("actor", sa.String, nullable=False),
+        sa.Column("action", sa.String, nullable=False),
+        sa.Column("name", sa.String(128), nullable=False, index=True),
+        sa.Column("detail", sa.JSON, nullable=False),
+    )

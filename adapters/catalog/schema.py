@@ -1,0 +1,81 @@
+"""The catalog's tables. adapters/catalog/migrations creates them.
+
+Knows nothing of what the tables mean or of how a database is reached.
+"""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
+
+from adapters.names import MAX_ALIAS, MAX_NAME
+
+# The newest revision in adapters/catalog/migrations, known without importing Alembic.
+HEAD = "1"
+
+metadata = MetaData()
+# Alembic's own: which revision this database has.
+revision = Table("catalog_revision", metadata, Column("version_num", String(32), primary_key=True))
+# One row: what a store notes of the catalog that it belongs to (adapters/catalog/location.py).
+identity = Table("catalog_id", metadata, Column("id", String(32), primary_key=True))
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("name", String(MAX_NAME), primary_key=True),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    # The number of a removed version is never reused.
+    Column("last_number", Integer, nullable=False),
+)
+versions = Table(
+    "versions",
+    metadata,
+    Column("name", ForeignKey("adapters.name"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(71), nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("alpha", Float, nullable=False),
+    Column("base", String, nullable=False),
+    Column("base_digest", String(71)),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("provenance", JSON),
+    # The same bytes are one version of a name, even when two publish them at the same moment.
+    UniqueConstraint("name", "digest"),
+)
+# An alias is the set of its rows: one for a plain alias, several for a split.
+targets = Table(
+    "targets",
+    metadata,
+    Column("name", String(MAX_NAME), primary_key=True),
+    Column("alias", String(MAX_ALIAS), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("weight", Integer, nullable=False),
+    ForeignKeyConstraint(["name", "version"], ["versions.name", "versions.number"]),
+)
+pins = Table(
+    "pins",
+    metadata,
+    Column("name", String(MAX_NAME), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    ForeignKeyConstraint(["name", "version"], ["versions.name", "versions.number"]),
+)
+events = Table(
+    "events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("happened_at", DateTime(timezone=True), nullable=False),
+    Column("actor", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("name", String(MAX_NAME), nullable=False, index=True),
+    Column("detail", JSON, nullable=False),
+)

@@ -1,0 +1,203 @@
+"""The immutable versions of adapters: what a reference means, and how the tables are read.
+
+Knows nothing of writing, of threads or of caching.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, select
+
+from adapters.catalog import schema
+from adapters.catalog.aliases import Alias, choose_side
+from adapters.errors import AdapterNotFound, AliasIsSplit, AmbiguousDigest
+from adapters.names import STABLE, DigestPrefix, Reference
+
+
+class VersionKey(NamedTuple):
+    """Identifies a version for good: a label alone means other bytes in another catalog."""
+
+    label: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """One immutable version of an adapter, with the aliases that point at it now."""
+
+    name: str
+    version: int
+    digest: str
+    rank: int
+    alpha: float
+    base: str
+    base_digest: str | None
+    size_bytes: int
+    created_at: datetime
+    pinned: bool
+    aliases: tuple[str, ...]
+    provenance: dict[str, Any] | None = field(hash=False)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @property
+    def key(self) -> VersionKey:
+        return VersionKey(self.label, self.digest)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a JSON document."""
+        return asdict(self) | {
+            "label": self.label,
+            "created_at": self.created_at.isoformat(),
+            "aliases": list(self.aliases),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a reference means: one version, or the sides of a split in ascending order."""
+
+    reference: Reference
+    versions: tuple[AdapterVersion, ...]
+    weights: tuple[int, ...]
+
+    def choose(self, key: str | None) -> AdapterVersion:
+        """The version for this key: always the same side of a split; any side without a key."""
+        if len(self.versions) == 1:
+            return self.versions[0]
+        return self.versions[choose_side(self._alias, self.weights, key)]
+
+    def only(self) -> AdapterVersion:
+        """The one version; raises AliasIsSplit."""
+        if len(self.versions) == 1:
+            return self.versions[0]
+        sides = zip(self.versions, self.weights, strict=True)
+        said = ", ".join(f"{version.label} ({weight})" for version, weight in sides)
+        raise AliasIsSplit(f"{self._alias} is split between {said}", "name one of these versions")
+
+    @property
+    def _alias(self) -> str:
+        return f"{self.reference.name}@{self.reference.selector or STABLE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a bare name stands for in a list: its version, or the heaviest of a split."""
+
+    name: str
+    version: int
+    digest: str
+    created_at: datetime
+    split: dict[int, int] | None  # version -> weight
+
+
+def interpret(
+    reference: Reference, versions: Sequence[AdapterVersion], aliases: Sequence[Alias]
+) -> Meaning:
+    """What a reference means, among all versions and aliases of its name, both in order.
+
+    Raises AdapterNotFound or AmbiguousDigest.
+    """
+    weights: dict[int, int] = {}
+    match reference.selector:
+        case int(number):
+            found = [version for version in versions if version.version == number]
+        case DigestPrefix() as prefix:
+            found = [version for version in versions if version.digest.startswith(str(prefix))]
+        case alias:
+            named = (each for each in aliases if each.alias == (alias or STABLE))
+            weights = {target.version: target.weight for each in named for target in each.targets}
+            found = [version for version in versions if version.version in weights]
+    if not found:
+        raise explain_missing(reference, versions)
+    if len(found) > 1 and not weights:
+        labels = ", ".join(version.label for version in found[:5])
+        raise AmbiguousDigest(f"{reference} means {labels}", "give more digits of the digest")
+    shares = tuple(weights.get(version.version, 1) for version in found)
+    return Meaning(reference, tuple(found), shares)
+
+
+def select_versions(connection: Connection, *wanted: ColumnElement[bool]) -> list[AdapterVersion]:
+    """Versions by name and number, each with its aliases."""
+    table, pin, target = schema.versions, schema.pins, schema.targets
+    same = and_(pin.c.name == table.c.name, pin.c.version == table.c.number)
+    query = select(table, pin.c.version.is_not(None).label("pinned"))
+    query = query.outerjoin(pin, same).where(*wanted).order_by(table.c.name, table.c.number)
+    rows = connection.execute(query).all()
+    if not rows:
+        return []
+    pointing = select(target).order_by(target.c.alias)
+    if rows[0].name == rows[-1].name:
+        pointing = pointing.where(target.c.name == rows[0].name)
+    return _with_aliases(rows, connection.execute(pointing).all())
+
+
+def select_labels(connection: Connection) -> set[tuple[str, int]]:
+    table = schema.versions
+    return {
+        (row.name, row.number) for row in connection.execute(select(table.c.name, table.c.number))
+    }
+
+
+def select_published(connection: Connection) -> list[Published]:
+    """Every name that means something by itself, in order; without what only details need."""
+    table, target = schema.versions, schema.targets
+    same = and_(table.c.name == target.c.name, table.c.number == target.c.version)
+    query = select(*target.c, table.c.digest, table.c.created_at).join(table, same)
+    query = query.where(target.c.alias == STABLE).order_by(target.c.name, target.c.version)
+    found = []
+    for name, group in groupby(connection.execute(query), key=lambda row: row.name):
+        sides = list(group)
+        heaviest = max(sides, key=lambda row: row.weight)
+        split = {row.version: row.weight for row in sides} if len(sides) > 1 else None
+        moment = as_utc(heaviest.created_at)
+        found.append(Published(name, heaviest.version, heaviest.digest, moment, split))
+    return found
+
+
+def _with_aliases(rows: Iterable[Row[Any]], targets: Iterable[Row[Any]]) -> list[AdapterVersion]:
+    aliases: dict[tuple[str, int], list[str]] = {}
+    for target in targets:
+        aliases.setdefault((target.name, target.version), []).append(target.alias)
+    return [
+        AdapterVersion(
+            name=row.name,
+            version=row.number,
+            digest=row.digest,
+            rank=row.rank,
+            alpha=row.alpha,
+            base=row.base,
+            base_digest=row.base_digest,
+            size_bytes=row.size_bytes,
+            created_at=as_utc(row.created_at),
+            pinned=bool(row.pinned),
+            aliases=tuple(aliases.get((row.name, row.number), ())),
+            provenance=row.provenance,
+        )
+        for row in rows
+    ]
+
+
+def explain_missing(reference: Reference, known: Sequence[AdapterVersion]) -> AdapterNotFound:
+    """Why a reference means nothing; `known` are the versions of its name."""
+    if not known:
+        return AdapterNotFound(
+            f"there is no adapter {reference.name!r}", "list those there are, or publish it first"
+        )
+    numbers = [str(version.version) for version in known]
+    aliases = sorted({alias for version in known for alias in version.aliases})
+    wanted = reference.selector or STABLE
+    return AdapterNotFound(
+        f"adapter {reference.name!r} has no {str(wanted)!r}",
+        f"ask for one of {', '.join(aliases + numbers[-10:])}",
+    )
+
+
+def as_utc(moment: datetime) -> datetime:
+    # SQLite forgets the time zone; what we write is UTC.
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -1,0 +1,281 @@
+"""Reads a PEFT adapter folder and judges whether a base model can serve it.
+
+Every problem of an adapter is found in one go. Knows nothing of stores, names or engines. What
+passes here fits the base exactly: the engine itself accepts, silently, adapters that do not.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from adapters.checkpoint.base import LAYER, SERVED_MODULES, Base, Shape, is_called
+from adapters.checkpoint.peft_config import MAX_RANK, MAX_SCALE, PeftConfig, read_peft_config
+from adapters.checkpoint.tensors import (
+    FLOATS,
+    MAX_HEADER_BYTES,
+    Magnitude,
+    Tensor,
+    TensorsMalformed,
+    measure,
+    read_tensors,
+)
+from adapters.errors import CheckpointInvalid, Problem, quote
+from adapters.store.files import WEIGHTS, FileRefused, open_adapter_file
+
+# Bound on scale * |A| * |B| in Frobenius norms, which bounds |scale * B A|. Ample by estimate: A
+# starts at norm sqrt(rank / 3), and a B of 4096 x 128 values of 0.05 has norm 36, which makes 500
+# at scale 2. Activations of norm 1,000 then stay 30 orders of magnitude under bfloat16's overflow.
+MAX_DELTA_NORM = 1e5
+# The largest float16: the engine folds the scale into B in the base's own type.
+MAX_VALUE = 65504.0
+
+PREFIX = "base_model.model."
+# What PEFT saves for an adapted embedding, and the weights it keeps beside it.
+HEADS = (".lora_embedding_A", ".lora_embedding_B", ".base_layer.weight")
+# What PEFT saves whole where the vocabulary grew, or save_embedding_layers asked for it.
+EMBEDDINGS = (".embed_tokens.weight", ".lm_head.weight")
+SIDES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
+
+SAVE_WHOLE = "save the whole adapter again with PEFT's save_pretrained"
+RIGHT_BASE = "publish it with --base set to the model that it was trained on"
+TRAIN_AGAIN = "train again with a smaller learning rate, or from an earlier checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The facts of a valid adapter. `rank` is what an engine must have room for."""
+
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    base_name: str | None
+    size_bytes: int
+    tensor_count: int
+
+
+@dataclass(slots=True)
+class Pair:
+    """The two factors of one module's adapter: A is (rank, in), B is (out, rank)."""
+
+    module: str
+    a: Tensor | None = None
+    b: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for tensor in (self.a, self.b) if tensor)
+
+
+def largest_weights(base: Base) -> int:
+    """The bytes that no adapter of this base needs to exceed: MAX_RANK on every linear, in F32."""
+    return MAX_HEADER_BYTES + 4 * MAX_RANK * sum(map(sum, base.linears.values()))
+
+
+def read_checkpoint(
+    folder: Path, base: Base, *, max_rank: int = MAX_RANK, values: bool = True
+) -> Checkpoint:
+    """The facts of an adapter that `base` can serve; raises CheckpointInvalid.
+
+    Without `values` by the headers alone: for bytes whose values were judged before, and which
+    their digest has shown to be the same.
+    """
+    checkpoint, problems = inspect_checkpoint(folder, base, max_rank=max_rank, values=values)
+    if problems or checkpoint is None:
+        raise CheckpointInvalid(problems)
+    return checkpoint
+
+
+def inspect_checkpoint(
+    folder: Path,
+    base: Base,
+    *,
+    max_rank: int = MAX_RANK,
+    names: Collection[str] | None = None,
+    values: bool = True,
+) -> tuple[Checkpoint | None, list[Problem]]:
+    """As read_checkpoint, but the problems are returned, not raised.
+
+    `names` are those of the base that the adapter's config may name; any if None.
+    """
+    config, problems = read_peft_config(folder, max_rank)
+    if config and names is not None and not is_called(config.base_name, names):
+        problems.append(_explain_other_base(config.base_name, base))
+    try:
+        with open_adapter_file(folder, WEIGHTS) as file:
+            tensors = read_tensors(folder / WEIGHTS)
+            pairs, misnamed = pair_tensors(tensors, base)
+            problems += misnamed
+            problems += _find_absent(pairs, tensors, base, config)
+            for pair in pairs.values():
+                problems += _judge_pair(file, pair, base.linears[pair.module], config, values)
+    except FileRefused as refused:
+        return None, [*problems, refused.problem]
+    except TensorsMalformed as error:
+        return None, [
+            *problems,
+            Problem(error.code, WEIGHTS, quote(str(error)), SAVE_WHOLE),
+        ]
+    if config is None or problems:
+        return None, problems
+    return _describe(config, pairs, tensors, folder), []
+
+
+def _explain_other_base(claimed: str | None, base: Base) -> Problem:
+    said = f"is {quote(claimed or '')}, the base given is {quote(base.name)}"
+    fix = (
+        "publish it for that model; if it is the same, say so: with --base-name or"
+        " --allow-base-mismatch, of a server with --served-model-name or --allow-base-mismatch"
+    )
+    return Problem("base_mismatch", "base_model_name_or_path", said, fix)
+
+
+def _describe(
+    config: PeftConfig, pairs: Mapping[str, Pair], tensors: Mapping[str, Tensor], folder: Path
+) -> Checkpoint:
+    return Checkpoint(
+        rank=config.largest_rank,
+        alpha=config.alpha,
+        target_modules=tuple(sorted({module.rpartition(".")[2] for module in pairs})),
+        base_name=config.base_name,
+        size_bytes=(folder / WEIGHTS).stat().st_size,
+        tensor_count=len(tensors),
+    )
+
+
+def pair_tensors(
+    tensors: Mapping[str, Tensor], base: Base
+) -> tuple[dict[str, Pair], list[Problem]]:
+    """The tensors by the base's module, and a problem for each that belongs to none."""
+    pairs: dict[str, Pair] = {}
+    problems = []
+    for name, tensor in tensors.items():
+        module, side = _split_name(name)
+        if module in base.linears:
+            pair = pairs.setdefault(module, Pair(module))
+            if side == "A":
+                pair.a = tensor
+            else:
+                pair.b = tensor
+        else:
+            problems.append(_explain_stray(name, module, base))
+    return pairs, problems
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    for suffix, side in SIDES.items():
+        if name.startswith(PREFIX) and name.endswith(suffix):
+            return name.removeprefix(PREFIX).removesuffix(suffix), side
+    return "", ""
+
+
+def _explain_stray(name: str, module: str, base: Base) -> Problem:
+    where = quote(name)
+    if name.endswith(HEADS):
+        said = "adapts the embeddings or the output head, which is not served"
+        fix = "train without embed_tokens and lm_head"
+        return Problem("module_not_served", where, said, fix)
+    if name.endswith(EMBEDDINGS):
+        said = "is the base's own layer, saved whole, which one adapter alone cannot have"
+        fix = "save with save_embedding_layers=False; a base with new tokens must be served itself"
+        return Problem("embeddings_saved", where, said, fix)
+    if not module:
+        said = f"is not called {PREFIX}MODULE.lora_A.weight or ...lora_B.weight"
+        return Problem("tensor_name_unsupported", where, said, SAVE_WHOLE)
+    if module.rpartition(".")[2] not in SERVED_MODULES:
+        said = "adapts a module that is not served"
+        served = ", ".join(sorted(SERVED_MODULES))
+        return Problem("module_not_served", where, said, f"train on some of {served}")
+    layer = LAYER.search(module)
+    if layer and int(layer[1]) >= base.layers:
+        said = f"adapts layer {int(layer[1])}, the base has {base.layers} layers"
+        return Problem("layer_unknown", where, said, RIGHT_BASE)
+    return Problem("module_unknown", where, "adapts a module that the base lacks", RIGHT_BASE)
+
+
+def _find_absent(
+    pairs: Mapping[str, Pair],
+    tensors: Mapping[str, Tensor],
+    base: Base,
+    config: PeftConfig | None,
+) -> Iterator[Problem]:
+    if not tensors:
+        yield Problem("weights_empty", WEIGHTS, "holds no tensors", SAVE_WHOLE)
+    elif not pairs:
+        said = "adapts no module of the base, it would answer as the base alone"
+        yield Problem("no_module_matched", WEIGHTS, said, RIGHT_BASE)
+    elif config and (lost := _lost_modules(pairs, base, config.targets)):
+        said = f"lacks {len(lost)} modules that its config targets, {quote(lost[0])} first"
+        yield Problem("modules_missing", WEIGHTS, said, f"{SAVE_WHOLE}, or {RIGHT_BASE}")
+
+
+def _lost_modules(pairs: Mapping[str, Pair], base: Base, targets: Sequence[str]) -> list[str]:
+    """What PEFT would have wrapped and saved, but is not in the file."""
+    names = frozenset(targets)
+    return [
+        module
+        for module in base.linears
+        if module not in pairs and not names.isdisjoint(_suffixes(module))
+    ]
+
+
+def _suffixes(module: str) -> Iterator[str]:
+    parts = module.split(".")
+    return (".".join(parts[start:]) for start in range(len(parts)))
+
+
+def _judge_pair(
+    file: BinaryIO, pair: Pair, shape: Shape, config: PeftConfig | None, values: bool
+) -> list[Problem]:
+    problems = list(_find_misshapen(pair, shape, config))
+    scale = config.scale_of(pair.module) if config else 1.0
+    if scale > MAX_SCALE:
+        said = f"is scaled by {scale:.3g} (alpha over rank), the limit is {MAX_SCALE:g}"
+        problems.append(Problem("scale_too_large", quote(pair.module), said, "lower lora_alpha"))
+    # Values of misshapen tensors are not read: their sizes are not bounded by the base's.
+    if values and not problems:
+        problems += _find_bad_values(file, pair, scale)
+    return problems
+
+
+def _find_misshapen(pair: Pair, shape: Shape, config: PeftConfig | None) -> Iterator[Problem]:
+    if pair.a is None or pair.b is None:
+        absent = "lora_A" if pair.a is None else "lora_B"
+        yield Problem("pair_incomplete", quote(pair.module), f"has no {absent}", SAVE_WHOLE)
+    rank = config.rank_of(pair.module) if config else None
+    for tensor in pair.tensors:
+        if tensor.dtype not in FLOATS:
+            said = f"has type {tensor.dtype}, not BF16, F16 or F32"
+            fix = "save the adapter unquantized, in bfloat16"
+            yield Problem("dtype_unsupported", quote(tensor.name), said, fix)
+        yield from _judge_shape(tensor, tensor is pair.a, shape, rank)
+
+
+def _judge_shape(tensor: Tensor, is_a: bool, base: Shape, rank: int | None) -> Iterator[Problem]:
+    out_features, in_features = base
+    side, wanted = (1, in_features) if is_a else (0, out_features)
+    if len(tensor.shape) != 2 or tensor.shape[side] != wanted:
+        expected = ("rank", wanted) if is_a else (wanted, "rank")
+        said = f"has shape {tensor.shape}, the base needs ({expected[0]}, {expected[1]})"
+        yield Problem("shape_mismatch", quote(tensor.name), said, RIGHT_BASE)
+    elif tensor.shape[1 - side] != (rank or tensor.shape[1 - side]) or 0 in tensor.shape:
+        said = f"has rank {tensor.shape[1 - side]}, the config says {rank}"
+        yield Problem("rank_mismatch", quote(tensor.name), said, SAVE_WHOLE)
+
+
+def _find_bad_values(file: BinaryIO, pair: Pair, scale: float) -> Iterator[Problem]:
+    sizes: list[Magnitude] = []
+    for tensor in pair.tensors:
+        size = measure(file, tensor)
+        reach = size.largest * (scale if tensor is pair.b else 1.0)
+        if not reach < float("inf"):
+            said = "holds values that are not finite"
+            yield Problem("value_not_finite", quote(tensor.name), said, TRAIN_AGAIN)
+        elif reach > MAX_VALUE:
+            said = f"reaches {reach:.3g} with its scale, the limit is {MAX_VALUE:g}"
+            yield Problem("value_too_large", quote(tensor.name), said, TRAIN_AGAIN)
+        else:
+            sizes.append(size)
+    if len(sizes) == 2 and (delta := scale * sizes[0].norm * sizes[1].norm) > MAX_DELTA_NORM:
+        said = f"can change the base's weights by {delta:.3g}, the limit is {MAX_DELTA_NORM:g}"
+        yield Problem("delta_too_large", quote(pair.module), said, TRAIN_AGAIN)

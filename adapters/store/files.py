@@ -1,0 +1,124 @@
+"""The files an adapter consists of, and the one careful way to open one of them.
+
+Knows nothing of what is in them. A link, a pipe or a device is never followed or waited for.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, Protocol
+
+from adapters.errors import Problem
+from adapters.store.strict_json import parse_object
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PROVENANCE = "lorry.json"
+SERVED = (CONFIG, WEIGHTS)
+PICKLES = ("adapter_model.bin", "adapter_model.pt")
+
+MIB = 1 << 20
+COPY_BYTES = MIB
+# The weights' limit holds rank 512 on every linear of a 70B model in float32; for a known base it
+# is what that base can need (checkpoint.largest_weights); the exact size follows from the shapes.
+MAX_BYTES = {CONFIG: MIB, PROVENANCE: MIB, WEIGHTS: 32 << 30}
+
+SAVE_AGAIN = "save the adapter again with PEFT's save_pretrained"
+
+
+class FileRefused(Exception):
+    """A file of an adapter folder that cannot be taken; carries the Problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+class Readable(Protocol):
+    """An open file, or what is read like one."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def open_adapter_file(folder: Path, name: str, max_bytes: int | None = None) -> BufferedReader:
+    """Open one file of an adapter folder for reading; raises FileRefused."""
+    try:
+        descriptor = os.open(
+            folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )
+    except OSError as error:
+        raise FileRefused(_explain_refusal(folder, name, error)) from error
+    if problem := _judge(os.fstat(descriptor), name, max_bytes or MAX_BYTES[name]):
+        os.close(descriptor)
+        raise FileRefused(problem)
+    return os.fdopen(descriptor, "rb")
+
+
+def read_object(folder: Path, name: str) -> dict[str, Any]:
+    """A small file that holds one JSON object; raises FileRefused, or ValueError if it does not."""
+    with open_adapter_file(folder, name) as file:
+        text = file.read(MAX_BYTES[name])
+    return parse_object(text)
+
+
+def _judge(status: os.stat_result, name: str, max_bytes: int) -> Problem | None:
+    if not stat.S_ISREG(status.st_mode):
+        return Problem("file_not_regular", name, "is not a regular file", SAVE_AGAIN)
+    if status.st_size > max_bytes:
+        return too_large(name, max_bytes)
+    return None
+
+
+def too_large(name: str, max_bytes: int) -> Problem:
+    said = f"has more than {max_bytes} bytes, the most that this file can need"
+    return Problem("file_too_large", name, said, SAVE_AGAIN)
+
+
+def copy_bounded(
+    source: Readable, path: Path, max_bytes: int, seen: Callable[[bytes], object] = bool
+) -> None:
+    """Write what `source` still holds to a new file, durably; raises FileRefused when too much.
+
+    `seen` is called with every piece. A file may grow while it is read, or be a stream.
+    """
+    left = max_bytes
+    with path.open("xb") as target:
+        while piece := source.read(COPY_BYTES):
+            left -= len(piece)
+            if left < 0:
+                raise FileRefused(too_large(path.name, max_bytes))
+            seen(piece)
+            target.write(piece)
+        target.flush()
+        os.fchmod(target.fileno(), 0o444)
+        os.fsync(target.fileno())
+
+
+def _explain_refusal(folder: Path, name: str, error: OSError) -> Problem:
+    if error.errno == errno.ELOOP:
+        return Problem(
+            "file_not_regular",
+            name,
+            "is a symbolic link, which is never followed",
+            "copy the folder with the links resolved (cp -rL) and publish the copy",
+        )
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        reason = error.strerror or type(error).__name__
+        return Problem("file_unreadable", name, f"cannot be read: {reason}", "check its rights")
+    for pickle in PICKLES:
+        if name == WEIGHTS and (folder / pickle).exists():
+            return Problem(
+                "file_pickle",
+                pickle,
+                "is a pickle, which can run code when it is read",
+                f"{SAVE_AGAIN}(..., safe_serialization=True)",
+            )
+    return Problem(
+        "file_missing",
+        name,
+        "is not in the folder",
+        "give the folder that PEFT's save_pretrained wrote",
+    )

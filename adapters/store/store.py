@@ -1,0 +1,302 @@
+"""Immutable adapter files, kept under the digest of their bytes. Knows nothing of names.
+
+    ROOT/objects/sha256/AA/<64 hex>/{adapter_config.json, adapter_model.safetensors[, lorry.json]}
+    ROOT/tmp/                      copies that are not objects yet, and objects that are no more
+    ROOT/lock                      held by all who add together, and by one who takes away, alone
+
+An object appears and goes whole, by one rename, and is never written again.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.errors import (
+    CheckpointInvalid,
+    ObjectDamaged,
+    ObjectMissing,
+    Problem,
+    StoreBusy,
+    StoreUnreadable,
+    StoreUnwritable,
+    quote,
+)
+from adapters.store.files import (
+    CONFIG,
+    MAX_BYTES,
+    PROVENANCE,
+    SERVED,
+    WEIGHTS,
+    FileRefused,
+    copy_bounded,
+    open_adapter_file,
+)
+
+DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+WAIT_SECONDS = 60.0
+ALONE_SECONDS = 10.0
+POLL_SECONDS = 0.02
+FETCH_AGAIN = "stop what uses it, delete its folder and publish the adapter again"
+
+
+def digest_of(hashes: Mapping[str, str]) -> str:
+    """The digest of an object, from its files' sha256 in hex by file name.
+
+    It is "sha256:" + sha256 of the text that has, for adapter_config.json and then for
+    adapter_model.safetensors, the line "<sha256 in hex>  <file name>\\n": what `sha256sum
+    adapter_config.json adapter_model.safetensors | sha256sum` prints. Provenance (lorry.json) is
+    left out: the same weights are the same adapter, whoever trained them and when.
+    """
+    listing = "".join(f"{hashes[name]}  {name}\n" for name in SERVED)
+    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A private copy of an adapter folder, and the files that could not be taken."""
+
+    path: Path
+    hashes: Mapping[str, str]
+    problems: tuple[Problem, ...]
+
+
+class Store:
+    """The objects under one root folder; safe to use from several processes."""
+
+    def __init__(self, root: Path) -> None:
+        # Resolved, as engines key their caches by this path.
+        self.root = root.resolve()
+        self._objects = self.root / "objects" / "sha256"
+        self._tmp = self.root / "tmp"
+        self._lock = self.root / "lock"
+
+    def path(self, digest: str) -> Path:
+        """Where the object lies, if it exists."""
+        match = DIGEST.fullmatch(digest)
+        if not match:
+            raise ObjectMissing(f"{quote(digest)} is not a digest", "write sha256: and 64 digits")
+        return self._objects / match[1][:2] / match[1]
+
+    def digests(self) -> Iterator[str]:
+        """The digests of all objects, in order."""
+        try:
+            for folder in sorted(self._objects.glob("??/*")):
+                digest = f"sha256:{folder.name}"
+                if DIGEST.fullmatch(digest) and folder == self.path(digest):
+                    yield digest
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def add(self, folder: Path) -> str:
+        """Copy an adapter folder in, unjudged, and return its digest."""
+        with self.stage(folder) as staged:
+            if staged.problems:
+                raise CheckpointInvalid(staged.problems)
+            return self.commit(staged)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A private folder on the store's file system, which vanishes at the end.
+
+        Until then nobody takes anything from the store.
+        """
+        with self.in_use():
+            with self._reported():
+                folder = Path(tempfile.mkdtemp(dir=self._tmp))
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def stage(self, folder: Path, max_bytes: int | None = None) -> Iterator[Staged]:
+        """Copy an adapter's files aside; unless committed, the copy is deleted at the end.
+
+        `max_bytes` bounds the weights more tightly than files.MAX_BYTES. What lies in the store's
+        own `tmp` was written durably (`scratch`) and is moved, not copied. Hashes are of the bytes
+        staged, so that what is judged is what will be served, however the source changes meanwhile.
+        Give what is committed its version before the end: `gc` waits until then.
+        """
+        with self.scratch() as copy:
+            with self._reported():
+                is_ours = folder.resolve().parent == self._tmp
+                staged = _take_adapter(folder, copy, max_bytes, is_ours)
+            yield staged
+
+    def commit(self, staged: Staged) -> str:
+        """Make a staged copy an object, or find that it is one already."""
+        digest = digest_of(staged.hashes)
+        target = self.path(digest)
+        with self._reported():
+            is_new = not target.exists() and _place(staged.path, target)
+        if not is_new:
+            # Its age counts from now; one of another user cannot be touched, nor taken by us.
+            with suppress(OSError):
+                os.utime(target)
+            self.verify(digest)
+        return digest
+
+    def verify(self, digest: str) -> None:
+        """Read an object again; raises ObjectMissing or ObjectDamaged."""
+        folder = self.path(digest)
+        try:
+            is_there = folder.is_dir()
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if not is_there:
+            raise ObjectMissing(f"the store has no object {digest}", "publish the adapter again")
+        hashes = {}
+        for name in SERVED:
+            try:
+                with open_adapter_file(folder, name) as file:
+                    hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            except (FileRefused, OSError) as error:
+                raise ObjectDamaged(f"object {digest} is damaged: {error}", FETCH_AGAIN) from error
+        if digest_of(hashes) != digest:
+            said = f"the bytes of object {digest} are not those that were published"
+            raise ObjectDamaged(said, FETCH_AGAIN)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep what is made in the store, its `tmp` too, from being taken for a leftover."""
+        with self._reported():
+            self._tmp.mkdir(parents=True, exist_ok=True)
+        with hold(self._lock, alone=False):
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only one who changes the store; raises StoreBusy or StoreUnwritable."""
+        with hold(self._lock, alone=True, within=ALONE_SECONDS):
+            yield
+
+    def now(self) -> float:
+        """The time by the clock that dates the store's files."""
+        os.utime(self._lock)
+        return self._lock.stat().st_mtime
+
+    def leftovers(self) -> list[Path]:
+        """What work that was cut off left behind; only who is alone can tell it from work."""
+        return sorted(self._tmp.iterdir()) if self._tmp.exists() else []
+
+    def put_aside(self, folder: Path) -> Path:
+        """Make an object none, in one step: half an object is never seen."""
+        self._tmp.mkdir(exist_ok=True)
+        return folder.rename(Path(tempfile.mkdtemp(dir=self._tmp)) / folder.name).parent
+
+    def _unreadable(self, error: OSError) -> StoreUnreadable:
+        return StoreUnreadable(
+            f"the store {quote(str(self.root))} cannot be read: {error.strerror or error}",
+            "check the path and its rights",
+        )
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreUnwritable(
+                f"writing to the store {quote(str(self.root))} failed: {error.strerror or error}",
+                "nothing was published: check its rights and free space, then try again",
+            ) from error
+
+
+def _take_adapter(folder: Path, copy: Path, max_bytes: int | None, is_ours: bool) -> Staged:
+    hashes, problems = {}, []
+    for name in (CONFIG, WEIGHTS, PROVENANCE):
+        limit = min(max_bytes or MAX_BYTES[name], MAX_BYTES[name])
+        digest = hashlib.sha256()
+        try:
+            with open_adapter_file(folder, name, limit) as source:
+                if is_ours:
+                    digest = hashlib.file_digest(source, "sha256")
+                    (folder / name).rename(copy / name)
+                else:
+                    copy_bounded(source, copy / name, limit, digest.update)
+        except FileRefused as refused:
+            if name in SERVED or refused.problem.code != "file_missing":
+                problems.append(refused.problem)
+        else:
+            hashes[name] = digest.hexdigest()
+    return Staged(copy, hashes, tuple(problems))
+
+
+def _place(copy: Path, target: Path) -> bool:
+    """Move a copy to its place for good; False if someone else put the same bytes there first."""
+    _make_durable_folder(target.parent)
+    copy.chmod(0o755)
+    os.utime(copy)  # an object's age counts from its commit
+    _sync_folder(copy)
+    try:
+        copy.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    _sync_folder(target.parent)
+    return True
+
+
+def _make_durable_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_durable_folder(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir()
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def hold(path: Path, *, alone: bool, within: float = WAIT_SECONDS) -> Iterator[None]:
+    """Raises StoreBusy when others hold it for longer than `within`, or StoreUnwritable."""
+    try:
+        # Over NFS a lock to be alone with needs a file that is open for writing.
+        mode = os.O_RDWR if alone else os.O_RDONLY
+        descriptor = os.open(path, mode | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        _take(descriptor, path, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, within)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, path: Path, kind: int, within: float) -> None:
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise StoreBusy(
+                    f"somebody else works in the store {quote(str(path.parent))}",
+                    "try again when they are done",
+                ) from None
+            time.sleep(POLL_SECONDS)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> StoreUnwritable:
+    return StoreUnwritable(
+        f"the store {quote(str(path.parent))} cannot be locked: {error.strerror or error}",
+        "nothing was published: check its rights, and that its file system knows locks (flock)",
+    )

@@ -1,0 +1,129 @@
+"""Takes from the store what nobody needs: objects without a version, and leftovers.
+
+Why nothing else goes: publishers hold the store until their object has its version, and this
+holds it alone. The age floor is for what no lock tells: a version that was just removed may still
+be on its way into an engine. Ages are by the file system's own clock, removals by the catalog's.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from adapters.catalog import Catalog, history
+from adapters.errors import ObjectDamaged, ObjectMissing, StoreUnwritable, quote
+from adapters.store import Store
+
+MIN_AGE = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One object and how it is. An orphan is whole, but no version names it: harmless."""
+
+    digest: str
+    status: Literal["ok", "orphan", "damaged", "missing"]
+    labels: tuple[str, ...]
+    detail: str = ""
+
+    @property
+    def is_bad(self) -> bool:
+        return self.status in ("damaged", "missing")
+
+
+def audit(store: Store, catalog: Catalog) -> list[Finding]:
+    """Read every object again, and look for the object of every version."""
+    # Objects first: one that is published meanwhile is then never taken for an orphan.
+    digests = set(store.digests())
+    labels: dict[str, list[str]] = {}
+    for version in catalog.list_versions():
+        labels.setdefault(version.digest, []).append(version.label)
+    everything = sorted(digests | labels.keys())
+    return [_examine(store, digest, tuple(labels.get(digest, ()))) for digest in everything]
+
+
+def _examine(store: Store, digest: str, labels: tuple[str, ...]) -> Finding:
+    try:
+        store.verify(digest)
+    except ObjectMissing as error:
+        return Finding(digest, "missing", labels, error.message)
+    except ObjectDamaged as error:
+        return Finding(digest, "damaged", labels, error.message)
+    return Finding(digest, "ok" if labels else "orphan", labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What went (or, in a dry run, would go), and what is left for later as it is too young."""
+
+    orphans: tuple[str, ...]
+    leftovers: tuple[str, ...]
+    freed_bytes: int
+    too_young: int
+
+
+def collect(
+    store: Store, catalog: Catalog, *, min_age: timedelta = MIN_AGE, dry_run: bool = False
+) -> Collected:
+    """Raises StoreBusy while publishers are at work, StoreUnwritable, or StoreUnreadable as
+    Catalog.check_collectable does."""
+    with store.alone(), _reported(store):
+        digests = [*store.digests()]
+        if digests:
+            catalog.check_collectable(store.root)
+        named = {version.digest for version in catalog.list_versions()}
+        orphans = {store.path(each): each for each in digests if each not in named}
+        candidates = [*orphans, *store.leftovers()]
+        old_since = store.now() - min_age.total_seconds()
+        let_go = _let_go(catalog, min_age)
+        old = [
+            path
+            for path in candidates
+            if path.lstat().st_mtime <= old_since and orphans.get(path) not in let_go
+        ]
+        freed = sum(map(_size, old))
+        if not dry_run:
+            for path in old:
+                _remove(store.put_aside(path) if path in orphans else path)
+    return Collected(
+        orphans=tuple(orphans[path] for path in old if path in orphans),
+        leftovers=tuple(path.name for path in old if path not in orphans),
+        freed_bytes=freed,
+        too_young=len(candidates) - len(old),
+    )
+
+
+def _let_go(catalog: Catalog, min_age: timedelta) -> set[str]:
+    """The digests that a version named until a moment ago."""
+    since = datetime.now(UTC) - min_age
+    return {
+        event.detail["digest"]
+        for event in catalog.list_events()
+        if event.action == history.REMOVED and event.happened_at > since
+    }
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_symlink() or not path.is_dir() else path.rglob("*")
+    return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+@contextmanager
+def _reported(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnwritable(
+            f"cleaning up the store {quote(str(store.root))} failed: {error.strerror or error}",
+            "nothing that is needed was removed: check its rights, then try again",
+        ) from error

@@ -1,0 +1,391 @@
+"""Commands on a running server: the product's own app, over HTTP, with a stand-in engine."""
+
+import json
+import os
+import re
+import socket
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from running_server import RunningServer, running_server, serving
+from standin_server import TOKEN
+from typer.testing import CliRunner, Result
+
+from adapters.catalog import Catalog
+from adapters.cli import app
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("LORRY_ADMIN_TOKEN", TOKEN)
+    for name in ("LORRY_STORE", "LORRY_CATALOG", "LORRY_URL", "LORRY_ADMIN_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    # Nothing that is on this machine is asked through a proxy.
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+
+
+@pytest.fixture
+def server(base_folder: Path, tmp_path: Path) -> Iterator[RunningServer]:
+    with running_server(base_folder, tmp_path / "served") as server:
+        yield server
+
+
+def call(*words: object) -> Result:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert TOKEN not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result
+
+
+@pytest.fixture
+def online(server: RunningServer) -> Call:
+    return lambda *words: call(*words, "--url", server.url)
+
+
+@pytest.fixture
+def adapter(kit, tmp_path: Path) -> Callable[[int], Path]:
+    return lambda seed: kit.build(seed=seed).write(tmp_path / f"adapter{seed}")
+
+
+@pytest.fixture
+def published(online: Call, adapter) -> None:
+    assert online("publish", adapter(1), "--name", "orders").exit_code == 0
+
+
+# Each is run on a store and on a server, in this order, and says the same of both.
+COMMANDS = [
+    "publish 1 --name orders",
+    "publish 2 --name orders --alias canary --alias beta --json",
+    "publish 2 --name orders --no-alias",
+    "publish 1 --name text",
+    "publish 1 --name a/b",
+    "publish 1 --name ok --alias 7",
+    "publish nowhere --name ok",
+    "publish pickled --name ok",
+    "publish wrong --name ok",
+    "publish s3x://bucket::x --name ok",
+    "list",
+    "list --json",
+    "alias orders stable 2",
+    "alias orders stable 1 --json",
+    "alias orders stable 9",
+    "alias orders 7 1",
+    "alias nobody stable 1",
+    "alias ../x stable 1",
+    "unalias orders beta",
+    "unalias orders beta",
+    "split orders stable 1=90 2=10",
+    "split orders stable 1=9000000 2=10",
+    "split orders stable 1=0",
+    "split orders stable 1=x",
+    "split orders stable 1=1 7=1",
+    "list",
+    "show orders",
+    "show orders --key ann",
+    "show orders@2",
+    "show orders@canary --json",
+    "show orders@nightly",
+    "show orders@sha256:ffffffffff",
+    "show nobody",
+    "show orders@@",
+    "pin orders@2",
+    "list",
+    "remove orders@2",
+    "unpin orders@2 --json",
+    "pin orders",
+    "pin orders@9",
+    "rollback orders stable --to 2",
+    "rollback orders stable",
+    "rollback orders nightly",
+    "alias orders canary 1",
+    "remove orders@2 --json",
+    "remove orders@2",
+    "remove orders@1",
+    "history orders --json",
+    "history --limit 2 --json",
+    "history",
+    "history nobody --json",
+]
+
+
+def test_every_command_says_the_same_of_a_store_and_of_a_server(
+    online: Call, adapter, kit, base_folder: Path, tmp_path: Path
+) -> None:
+    adapter(1), adapter(2)
+    (tmp_path / "adapterpickled").mkdir()
+    (tmp_path / "adapterpickled" / "adapter_model.bin").write_text("x")
+    wrong = kit.build()
+    wrong.config |= {"use_dora": True, "bias": "all"}
+    wrong.write(tmp_path / "adapterwrong")
+    for command in COMMANDS:
+        words = command.split()
+        rules = []
+        if words[0] == "publish":
+            words[1] = words[1] if "://" in words[1] else f"adapter{words[1]}"
+            rules = ["--base", base_folder, "--max-rank", 16]
+        there = online(*words)
+        here = call(*words, *rules)
+        assert (there.exit_code, comparable(there)) == (here.exit_code, comparable(here)), command
+
+
+def comparable(result: Result) -> list[str]:
+    """What was printed, less when and by whom it was done and where the files or the engine are."""
+    text = result.stdout + result.stderr
+    text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?([.]\d+)?([+]00:00)?", "TIME", text)
+    lines = [
+        re.sub(r'"actor": ".*"', '"actor": WHO', line).rstrip(",") for line in text.splitlines()
+    ]
+    if lines and "who" in lines[0]:
+        lines = [re.sub(r"TIME +\S+ +", "TIME WHO ", line) for line in lines[1:]]
+    elsewhere = ("path", "residency", "leases", "last_used", '"path"', '"leases"', '"last_used"')
+    text = re.sub(r'\n *"residency": \[[^]]*\]', "", "\n".join(lines))
+    return [line for line in text.splitlines() if not line.strip().startswith(elsewhere)]
+
+
+def test_what_is_published_online_is_what_lies_in_the_servers_store(
+    online: Call, server: RunningServer, adapter
+) -> None:
+    facts = json.loads(online("publish", adapter(1), "--name", "orders", "--json").stdout)
+    here = json.loads(call("show", "orders", "--json", "--store", server.store).stdout)
+    path = Path(here.pop("path"))
+    assert facts == here
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (path / name).read_bytes() == (adapter(1) / name).read_bytes()
+    (event, _) = json.loads(online("history", "--json").stdout)
+    assert event["actor"].startswith("admin:")
+
+
+def test_only_the_adapters_own_files_are_sent(online: Call, server, adapter, tmp_path) -> None:
+    folder = adapter(1)
+    (folder / "lorry.json").write_text('{"evaluation": {"loss": 1.5}}')
+    (folder / "secret.txt").write_text("x" * 2_000_000)  # more than the server takes
+    shown = online("publish", folder.as_uri(), "--name", "orders", "--json")
+    assert json.loads(shown.stdout)["provenance"] == {"evaluation": {"loss": 1.5}}
+
+
+def test_load_and_unload_are_for_servers(online: Call, server: RunningServer, published) -> None:
+    assert online("load", "orders").stdout == "loaded orders@1\n"
+    (name,) = server.engine.loaded.values()
+    assert name.startswith("orders@1#")
+    shown = json.loads(online("show", "orders", "--json").stdout)
+    assert (shown["residency"], shown["leases"]) == (["host", "device"], 0)
+    assert "residency   host, device\n" in online("show", "orders").stdout
+    assert json.loads(online("unload", "orders@1", "--json").stdout) == {"unloaded": ["orders@1"]}
+    assert server.engine.loaded == {}
+    assert online("load", "orders@9").stderr.endswith("(adapter_not_found)\n")
+    for command in ("load", "unload"):
+        refused = call(command, "orders")
+        assert refused.exit_code == 2
+        assert "--url" in refused.stderr
+
+
+def test_what_the_server_refuses_keeps_its_code(online: Call, published, tmp_path) -> None:
+    source = online("publish", "s3://ann:secret@bucket/x", "--name", "x")
+    assert source.exit_code == 2
+    assert source.stderr.endswith("(source_not_allowed)\n")
+    assert "secret" not in source.stderr
+    online("pin", "orders")
+    assert online("unload", "orders").stderr.endswith("(adapter_in_use)\n")
+    assert online("history", "--limit", 5000).stderr.endswith("(invalid_request)\n")
+    large = tmp_path / "large"
+    large.mkdir()
+    (large / "adapter_config.json").write_text("{}")
+    (large / "adapter_model.safetensors").write_bytes(bytes(20_000_000))
+    refused = online("publish", large, "--name", "x").stderr
+    # The server may have hung up before its answer was read.
+    assert "larger than 1000000 bytes (request_too_large)" in refused or (
+        "`max_upload_bytes` bounds what it takes (server_unreachable)" in refused
+    )
+
+
+def test_the_address_and_the_token_may_be_in_the_environment_or_a_file(
+    server: RunningServer, published, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORRY_URL", f"{server.url}/")
+    assert json.loads(call("show", "orders", "--json").stdout)["label"] == "orders@1"
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    monkeypatch.setenv("LORRY_ADMIN_TOKEN", "not-the-token-of-this-server")
+    assert call("list", "--admin-token-file", "token").exit_code == 0
+    refused = call("list")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.endswith("(invalid_admin_token)\n")
+    assert "LORRY_ADMIN_TOKEN" in refused.stderr
+    assert "not-the-token" not in refused.stderr
+    there = f"--url {server.url}"
+    for words in ("--store x", "--catalog x", f"--store x {there}", f"{there} --store x"):
+        assert "exclude each other" in call("list", *words.split()).stderr
+    assert call("list", "--store", "x", "--url", "").stderr.endswith("(store_unreadable)\n")
+    monkeypatch.setenv("LORRY_STORE", "x")
+    assert call("list", "--admin-token-file", "token").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "token", ["", "two words and more", "with\nline-and-more", "t\u00f6ken-of-sixteen"]
+)
+def test_a_token_that_cannot_be_one_is_not_sent(token: str, monkeypatch) -> None:
+    monkeypatch.setenv("LORRY_ADMIN_TOKEN", token)
+    refused = call("list", "--url", "http://127.0.0.1:1")
+    assert refused.exit_code == 2
+    assert refused.stderr.endswith("(admin_token_missing)\n")
+    assert not token or token not in refused.stderr
+    missing = call("list", "--url", "http://127.0.0.1:1", "--admin-token-file", "nowhere")
+    assert missing.stderr.endswith("(admin_token_missing)\n")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "ftp://localhost",
+        "file:///etc/passwd",
+        "http://",
+        "http://host:port",
+        "http://host:0",
+        "http://[::1",
+        "http://ho st",
+        "http://host/\r\nx: y",
+        "http://ann:secret@host",
+        "http://host/?secret",
+        "http://host/#secret",
+    ],
+)
+def test_what_is_no_servers_address_is_told_so(url: str) -> None:
+    refused = call("list", "--url", url)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.endswith("(bad_server_address)\n")
+    assert "ann:secret" not in refused.stderr
+
+
+def test_a_server_that_is_not_there_is_one_clear_line(adapter) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        for words in (["list"], ["pin", "orders@1"], ["publish", adapter(1), "--name", "orders"]):
+            refused = call(*words, "--url", url)
+            assert (refused.exit_code, refused.stdout) == (1, "")
+            assert refused.stderr.endswith("(server_unreachable)\n")
+            assert refused.stderr.count("\n") == 1
+            assert url in refused.stderr
+    for host in ("a..b", "a" * 70):
+        assert call("list", "--url", f"http://{host}").stderr.endswith("(server_unreachable)\n")
+
+
+def test_with_a_server_the_rules_are_the_servers(online: Call, adapter) -> None:
+    for words in (["--base", "x"], ["--max-rank", 8], ["--allow-base-mismatch"]):
+        refused = online("publish", adapter(1), "--name", "orders", *words)
+        assert refused.exit_code == 2
+        assert words[0] in refused.stderr
+    assert "--base" in call("publish", adapter(1), "--name", "orders").stderr
+
+
+class Stranger:
+    """Answers every call with one and the same thing, and keeps who asked what."""
+
+    def __init__(self, status: int, body: bytes, **headers: str) -> None:
+        self.status, self.body = status, body
+        self.headers = [(key.encode(), value.encode()) for key, value in headers.items()]
+        self.asked: list[tuple[str, dict]] = []
+        self.received = 0
+        self.on_data: Callable[[], object] = bool
+
+    async def __call__(self, scope, receive, send) -> None:
+        self.asked.append((scope["path"], dict(scope["headers"])))
+        more = True
+        while more:
+            message = await receive()
+            self.received += len(message.get("body", b""))
+            more = message.get("more_body", False)
+            if more:
+                self.on_data()
+        start = {"type": "http.response.start", "status": self.status, "headers": self.headers}
+        await send(start)
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def test_an_upload_is_read_from_disk_as_it_is_sent(adapter) -> None:
+    folder = adapter(1)
+    os.truncate(folder / "adapter_model.safetensors", 64 << 20)
+    stranger = Stranger(200, b'{"aliases": [], "versions": []}')
+    tracemalloc.start()
+    try:
+        with serving(stranger) as url:
+            call("publish", folder, "--name", "x", "--url", url)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert stranger.received > 64 << 20
+    assert peak < 16 << 20
+
+
+def test_a_folder_that_changes_while_it_is_sent_is_refused(adapter) -> None:
+    folder = adapter(1)
+    weights = folder / "adapter_model.safetensors"
+    os.truncate(weights, 64 << 20)  # more than the sockets hold
+    stranger = Stranger(200, b'{"aliases": [], "versions": []}')
+    stranger.on_data = lambda: os.truncate(weights, 1 << 20)
+    with serving(stranger) as url:
+        refused = call("publish", folder, "--name", "x", "--url", url)
+    assert refused.exit_code == 2
+    assert refused.stderr.endswith("(file_changed)\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "exit_code", "code"),
+    [
+        (200, b"<html>", 1, "answer_unclear"),
+        (200, b"", 1, "answer_unclear"),
+        (200, b"\xff\xfe", 1, "answer_unclear"),
+        (200, b'{"data": [{"name": "x"}]}', 1, "answer_unclear"),
+        (200, b'{"data": ' + b"[" * 100_000, 1, "answer_unclear"),
+        (404, b"not found", 1, "answer_unclear"),
+        (404, b'{"error": "odd"}', 1, "answer_unclear"),
+        (500, b"oops", 1, "answer_unclear"),
+        (403, b"<html>", 2, "server_refused"),
+        (503, b'{"error": {"message": "starting", "code": "unavailable"}}', 1, "unavailable"),
+        (400, b'{"error": {"message": "\\u001b[31m\\nred", "code": "odd"}}', 2, "odd"),
+    ],
+)
+def test_whatever_answers_the_command_ends_with_one_clear_line(
+    status: int, body: bytes, exit_code: int, code: str
+) -> None:
+    with serving(Stranger(status, body)) as url:
+        refused = call("list", "--url", url)
+    assert (refused.exit_code, refused.stdout) == (exit_code, "")
+    assert refused.stderr.endswith(f"({code})\n")
+    assert refused.stderr.count("\n") == 1
+    assert "\x1b" not in refused.stderr
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_with_the_token(status: int) -> None:
+    other = Stranger(200, b'{"data": []}')
+    with serving(other) as elsewhere, serving(Stranger(status, b"", location=elsewhere)) as url:
+        refused = call("list", "--url", url)
+        assert refused.exit_code == 1
+        assert refused.stderr.endswith("(answer_unclear)\n")
+        assert "redirects" in refused.stderr
+    assert other.asked == []
+
+
+def test_an_address_may_have_a_path_before_the_api(tmp_path) -> None:
+    stranger = Stranger(200, b'{"data": []}')
+    with serving(stranger) as url:
+        assert call("list", "--url", f"{url}/lorry/", "--json").stdout == "[]\n"
+    (path, headers), _ = stranger.asked
+    assert path == "/lorry/admin/adapters"
+    assert headers[b"authorization"] == f"Bearer {TOKEN}".encode()
+
+
+def test_the_store_of_this_machine_is_not_touched(online: Call, published, tmp_path) -> None:
+    online("list")
+    assert not (tmp_path / ".lorry").exists()
+    with Catalog.open(tmp_path / "served" / "store", create=False) as catalog:
+        assert [version.label for version in catalog.list_versions()] == ["orders@1"]

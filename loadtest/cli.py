@@ -95,8 +95,8 @@ def run(
     """Run a scenario against one server, and say whether it passed."""
     with reported():
         from loadtest.conduct import run_once
-        from loadtest.library import find_scenario
-        from loadtest.testbed import Options
+        from loadtest.plan.library import find_scenario
+        from loadtest.servers.testbed import Options
 
         options = Options(
             url=url,
@@ -139,8 +139,8 @@ def sweep(
     """Find what a server carries: throughput and p99 TTFT at rising rates, with the knee."""
     with reported():
         from loadtest.conduct import run_sweep
-        from loadtest.library import find_scenario
-        from loadtest.testbed import Options
+        from loadtest.plan.library import find_scenario
+        from loadtest.servers.testbed import Options
 
         options = Options(
             url=url, serve=serve, api_key=api_key, adapters=only, processes=processes, home=OUT
@@ -173,7 +173,7 @@ def compare(
     """Run the same plan against this server and its peers, in turn, and print the ratios."""
     with reported():
         from loadtest.conduct import run_sides
-        from loadtest.library import find_scenario
+        from loadtest.plan.library import find_scenario
 
         plan = find_scenario(scenario, seed)
         folder = out or OUT / f"{plan.name}-compare"
@@ -193,7 +193,7 @@ def mark(
 ) -> None:
     """Write adapters whose every answer is one marker, to publish and to test with."""
     with reported():
-        from loadtest.marked import make_marked
+        from loadtest.markers.marked import make_marked
 
         make_marked(base, out, count, versions)
         print(f"{count} adapters in {out}; `--markers {out}` tells who answers what")
@@ -203,7 +203,7 @@ def mark(
 def list_() -> None:
     """The scenarios that come along."""
     with reported():
-        from loadtest.library import find_scenario, names
+        from loadtest.plan.library import find_scenario, names
 
         for name in names():
             print(f"{name:20}{find_scenario(name).about}")

@@ -8,16 +8,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loadtest import comparison_report, report, sides, sweep_report
-from loadtest.progress import Progress
+from loadtest import compare as sides
+from loadtest.drive.progress import Progress
+from loadtest.judge.summary import summarize
+from loadtest.judge.verdict import judge
+from loadtest.plan.scenario import Scenario
+from loadtest.report import compare_report as comparison_report
+from loadtest.report import run_report as report
+from loadtest.report import sweep_report
+from loadtest.report.table import terminal_report
 from loadtest.results import Run
 from loadtest.run import Setting, run_scenario
-from loadtest.scenario import Scenario
-from loadtest.summary import summarize
+from loadtest.servers.testbed import Options, opened
 from loadtest.sweep import Sweep, knee_of, measuring_capacity, points_of, rates_of, sweeping
-from loadtest.table import terminal_report
-from loadtest.testbed import Options, opened
-from loadtest.verdict import judge
 
 
 async def run_once(

@@ -10,23 +10,23 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from loadtest import plan
-from loadtest.actions import Actions, Switch, check
-from loadtest.client import Target, open_session
+from loadtest.drive.actions import Actions, Switch, check
+from loadtest.drive.client import Target, open_session
+from loadtest.drive.discovery import Models, discover
+from loadtest.drive.progress import Progress
+from loadtest.drive.workers import Workers
 from loadtest.errors import LoadtestError, TargetUnfit
-from loadtest.liveness import Liveness
-from loadtest.manifest import Manifest
-from loadtest.progress import Progress
-from loadtest.reconcile import metrics_agree, settle, were_powered
+from loadtest.judge.liveness import Liveness
+from loadtest.judge.reconcile import metrics_agree, settle, were_powered
+from loadtest.judge.scrape import Sample, scrape
+from loadtest.judge.spans import SpanReceiver, spans_agree
+from loadtest.judge.truth import Truth
+from loadtest.markers.manifest import Manifest
+from loadtest.plan import plan
+from loadtest.plan.scenario import Phase, Scenario
+from loadtest.plan.traffic import Closed
 from loadtest.records import Record
 from loadtest.results import Agreement, Disagreement, Done, Run, Window
-from loadtest.scenario import Phase, Scenario
-from loadtest.scrape import Sample, scrape
-from loadtest.spans import SpanReceiver, spans_agree
-from loadtest.target import Models, discover
-from loadtest.traffic import Closed
-from loadtest.truth import Truth
-from loadtest.workers import Workers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import msgspec
 
 from loadtest.errors import OptionsClash
+from loadtest.judge.summary import Summary, metric_of
+from loadtest.plan.scenario import Phase, Scenario
+from loadtest.plan.traffic import Closed, Poisson
 from loadtest.records import Record
 from loadtest.results import Run, Window
-from loadtest.scenario import Phase, Scenario
-from loadtest.summary import Summary, metric_of
-from loadtest.traffic import Closed, Poisson
 
 # Of what a closed loop got: below, around and above what the server carries. Its callers wait for
 # each other's steps, so an open loop, with more in flight, may get well beyond it.

@@ -11,10 +11,10 @@ from load_records import record, run_of, scenario_of
 from rich.console import Console
 
 from loadtest import conduct
-from loadtest.client import Target
+from loadtest.drive.client import Target
 from loadtest.errors import OutUnwritable, ServerFailed
 from loadtest.run import Setting
-from loadtest.testbed import Options
+from loadtest.servers.testbed import Options
 
 
 @pytest.fixture

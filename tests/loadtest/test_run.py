@@ -10,12 +10,12 @@ from rich.console import Console
 from running_server import RunningServer
 
 from loadtest import run as module
-from loadtest.client import Target
+from loadtest.drive.client import Target
+from loadtest.drive.progress import Progress
 from loadtest.errors import TargetUnfit
-from loadtest.progress import Progress
+from loadtest.plan.scenario import Scenario
 from loadtest.results import Run
 from loadtest.run import Setting, run_scenario
-from loadtest.scenario import Scenario
 
 SCENARIO = Scenario.model_validate(
     {

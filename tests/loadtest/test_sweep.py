@@ -6,7 +6,7 @@ import pytest
 from load_records import record, run_of, scenario_of, window
 
 from loadtest.errors import OptionsClash
-from loadtest.summary import summarize
+from loadtest.judge.summary import summarize
 from loadtest.sweep import (
     SHARES,
     Point,

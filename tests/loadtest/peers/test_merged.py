@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from loadtest.manifest import load_manifest
-from loadtest.marked import make_marked
+from loadtest.markers.manifest import load_manifest
+from loadtest.markers.marked import make_marked
 from loadtest.peers.merged import write_merged
 
 BASE = Path(__file__).parents[3] / "examples/shop/base"

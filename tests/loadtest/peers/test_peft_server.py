@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from loadtest.manifest import load_manifest
-from loadtest.marked import make_marked
+from loadtest.markers.manifest import load_manifest
+from loadtest.markers.marked import make_marked
 from loadtest.peers.peft_batch import Answer, Job, PeftBatch
 from loadtest.peers.peft_server import MOST_AT_ONCE, create_app
 

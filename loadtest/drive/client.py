@@ -1,0 +1,180 @@
+"""One call over HTTP, from sending it to its record. What goes wrong with it is its result."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from loadtest.drive.answers import CallFailed, Heard, join, parse
+from loadtest.drive.fetch import read_bounded
+from loadtest.drive.sse import Events
+from loadtest.plan.plan import Call
+from loadtest.records import KEPT_TEXT, Outcome, Record
+
+MAX_ANSWER = 16 * 1024 * 1024  # bytes; of a stream that is some 60,000 events
+# Servers close connections that idle for some seconds (uvicorn: 5). The client must be the first,
+# or a call now and then is sent into a connection that is just being closed.
+_KEEP_ALIVE_SECONDS = 2.0
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """The server under test; `headers` go with each call, such as Authorization."""
+
+    url: str  # without /v1
+    urls: dict[str, str] = {}  # of models that have a server of their own
+    headers: dict[str, str] = {}
+    timeout_seconds: float = 120.0  # for a whole call
+
+    def __repr__(self) -> str:  # headers hold secrets
+        return f"Target({self.url})"
+
+
+def open_session() -> aiohttp.ClientSession:
+    """Connections without a limit, kept alive; no cookies, as callers are strangers."""
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+
+async def ask(
+    session: aiohttp.ClientSession,
+    call: Call,
+    body: dict[str, Any],
+    path: str,
+    model: str,
+    scheduled: float,
+    target: Target,
+) -> Record:
+    """Make the call now; `scheduled` is when it should have been made (seconds, monotonic)."""
+    exchange = _Exchange(call)
+    payload = msgspec.json.encode(body)
+    sent = time.monotonic()
+    url = target.urls.get(model, target.url).rstrip("/") + path
+    await exchange.hold(session, target, url, payload)
+    heard = exchange.heard
+    return Record(
+        phase=call.phase,
+        stream=call.stream,
+        number=call.number,
+        model=model,
+        is_base=call.adapter is None,
+        streamed=call.streamed,
+        structured=call.structured,
+        scheduled=scheduled,
+        sent=sent,
+        first=heard.first,
+        last=heard.last,
+        ended=time.monotonic(),
+        gaps=heard.gaps,
+        outcome=exchange.outcome,
+        reason=exchange.reason,
+        status=exchange.status,
+        prompt_tokens=heard.prompt_tokens,
+        output_tokens=heard.output_tokens or heard.pieces,
+        answered=_printable(heard.answered),
+        served=_printable(exchange.headers.get("x-lorry-adapter", "")),
+        digest=_printable(exchange.headers.get("x-lorry-adapter-digest", "")),
+        trace_id=_trace_id(exchange.headers.get("traceresponse", "")),
+        text=heard.text,
+    )
+
+
+def _trace_id(traceresponse: str) -> str:
+    """W3C: version-trace-span-flags."""
+    parts = traceresponse.split("-")
+    return parts[1] if len(parts) > 1 else ""
+
+
+class _Exchange:
+    """A request and what came of it."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self.heard = Heard()
+        self.outcome: Outcome = "ok"
+        self.reason = ""
+        self.status = 0
+        self.headers: dict[str, str] = {}  # names in lower case
+
+    async def hold(
+        self, session: aiohttp.ClientSession, target: Target, url: str, payload: bytes
+    ) -> None:
+        try:
+            async with session.post(
+                url,
+                data=payload,
+                headers={**target.headers, "Content-Type": "application/json"},
+                timeout=aiohttp.ClientTimeout(total=target.timeout_seconds),
+                allow_redirects=False,
+            ) as response:
+                self.status = response.status
+                self.headers = {name.lower(): value for name, value in response.headers.items()}
+                await self._listen(response)
+        except CallFailed as failed:
+            self._fail(failed.reason)
+        except TimeoutError:  # before the next: aiohttp's timeouts are both
+            self._fail("timeout")
+        except aiohttp.ClientError as error:
+            if not self.heard.is_done:
+                self._fail(self._name(error))
+
+    def _fail(self, reason: str) -> None:
+        self.outcome, self.reason = "failed", reason
+
+    def _name(self, error: aiohttp.ClientError) -> str:
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.InvalidURL):
+            return "connect"
+        if isinstance(error, aiohttp.ClientResponseError):
+            return "bad_answer"  # this is no HTTP
+        if self.status not in (0, 200):
+            return f"http_{self.status}"  # its body did not come whole
+        return "stream_broken" if self.status and self._call.streamed else "disconnected"
+
+    async def _listen(self, response: aiohttp.ClientResponse) -> None:
+        if response.status != 200:
+            raise CallFailed(_refusal(response.status, await _read(response)))
+        if self._call.streamed:
+            await self._hear_stream(response)
+        else:
+            body = await _read(response)
+            self.heard.hear_whole(body, time.monotonic())
+
+    async def _hear_stream(self, response: aiohttp.ClientResponse) -> None:
+        """To the end of the body, and not only to [DONE]: else the connection would be lost."""
+        if response.content_type != "text/event-stream":
+            raise CallFailed("bad_answer")
+        events, size = Events(), 0
+        async for received in response.content.iter_any():
+            now = time.monotonic()
+            size += len(received)
+            if size > MAX_ANSWER:
+                raise CallFailed("bad_answer")
+            for event in events.feed(received):
+                self.heard.hear_event(event, now)
+                if self.heard.pieces == self._call.hang_up_after:
+                    response.close()
+                    self.outcome = "hung_up"
+                    return
+        self.heard.check_ended()
+
+
+def _printable(said: str) -> str:
+    """What a server said, bounded, and without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in said[:KEPT_TEXT])
+
+
+def _refusal(status: int, body: bytes) -> str:
+    try:
+        code = parse(body).error_code
+    except CallFailed:
+        code = ""
+    return join("http", str(status), code if code != str(status) else "")
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    body = await read_bounded(response, MAX_ANSWER)
+    if body is None:
+        raise CallFailed("bad_answer")
+    return body

@@ -1,0 +1,1 @@
+"""What came of a run: figures, truth, and whether client and server agree."""

@@ -1,0 +1,1 @@
+"""Adapters whose every answer names them."""

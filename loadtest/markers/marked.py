@@ -1,0 +1,221 @@
+"""Makes marked adapters: whatever the prompt, each answers one token of its own, over and over.
+
+Who reads an answer then knows which adapter and version gave it. For a base built like Llama, with
+LoRA on the MLPs of its last two layers alone. Where z_i is a_i times what the MLP's norm lets
+through, `gate` and `up` write +c z_i to one neuron and -c z_i to another, so that silu(gate) * up
+of the two sums to about (c z_i)^2, which is never below zero; `down` adds these up and writes them
+along one direction d, in which the head finds the marker.
+
+In the layer before the last the a_i are random, so that some of d is in the residual whatever
+was there; in the last one they are d itself, which makes it outweigh all else. Neurons and random
+rows are other ones in each adapter: the parts of two adapters, mixed up, give no marker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from loadtest.errors import BaseUnfit, OutUnwritable
+from loadtest.markers.checkpoint import Ending, Layer, read_ending
+from loadtest.markers.manifest import FILE, Document, Marked
+from loadtest.markers.vocabulary import Token, markers_of
+
+_VERSION = 1  # to be raised when the same arguments give other adapters
+_SEED = 0
+# What an adapter may add to one value: Lorry takes one for broken that adds more than 8192.
+_MOST_ADDED = 5000.0
+_OUTWEIGH_GATE = 8.0  # what is written to the first layer's neurons, above what they get anyway
+_OUTWEIGH_DOWN = 4.0  # what the last layer's neurons write, above what they write anyway
+_RARE = 5.5  # standard deviations
+_LEAST_WEIGHT = 0.05  # of the norm's mean weight; what is below is not read
+# The marker's lead over every other token, of the largest logit; bfloat16 tells 1/256 apart.
+_LEAST_LEAD = 1 / 16
+_AT_ONCE = 256  # tokens whose lead is computed together
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """Where the head finds the token in the residual; of length one."""
+
+    token: Token
+    unit: Tensor
+
+    @property
+    def reach(self) -> float:
+        """How far an adapter may go in it."""
+        return _MOST_ADDED / self.unit.abs().max().item()
+
+
+def make_marked(base: Path, out: Path, count: int, versions: int = 2, rank: int = 8) -> None:
+    """Write `count` adapters as PEFT folders, and markers.json; what is there already stays.
+
+    Raises:
+        BaseUnfit: the base is not built like Llama, or has too few tokens to tell adapters apart.
+        OutUnwritable: the folder can't be written, or holds something else.
+    """
+    ending = read_ending(base)
+    if 2 * rank > ending.intermediate:
+        raise BaseUnfit(f"{base} has an MLP of {ending.intermediate}: too narrow for rank {rank}")
+    digest = _digest(ending, count, versions, rank)
+    try:
+        if _read_digest(out) != digest:
+            _make_room(out)
+            _write_all(out, ending, digest, (count, versions, rank))
+    except OSError as error:
+        raise OutUnwritable(f"can't write {out}: {error.strerror}; give another folder") from None
+
+
+def _digest(ending: Ending, *numbers: int) -> str:
+    return hashlib.sha256(f"{_VERSION} {numbers} {ending.digest}".encode()).hexdigest()
+
+
+def _read_digest(out: Path) -> str | None:
+    try:
+        return msgspec.json.decode((out / FILE).read_bytes(), type=Document).digest
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def _make_room(out: Path) -> None:
+    """Remove an older make; nothing else is ever removed."""
+    if (out / FILE).exists():
+        shutil.rmtree(out)
+    elif out.exists() and any(out.iterdir()):
+        raise OutUnwritable(f"{out} holds something else: give a folder that is new or empty")
+
+
+def _write_all(out: Path, ending: Ending, digest: str, sizes: tuple[int, int, int]) -> None:
+    count, versions, rank = sizes
+    directions = find_directions(ending, count * versions)
+    if len(directions) < 2:
+        raise BaseUnfit(f"{ending.folder} has no two tokens that its head tells apart")
+    draft = out.with_name(f"{out.name}.{os.getpid()}")
+    draft.mkdir(parents=True)
+    try:
+        adapters: dict[str, dict[str, Marked]] = {}
+        for number in range(count * versions):
+            name, version = f"lt-{number // versions:04d}", str(number % versions + 1)
+            direction = directions[number % len(directions)]
+            folder = f"{name}.v{version}"
+            _write_adapter(draft / folder, ending, direction, rank, number)
+            marked = Marked(folder=folder, marker=direction.token.repeated)
+            adapters.setdefault(name, {})[version] = marked
+        document = Document(base=ending.name, digest=digest, adapters=adapters)
+        (draft / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(document)))
+        if out.exists():
+            out.rmdir()
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def find_directions(ending: Ending, wanted: int) -> list[Direction]:
+    """Directions of at most `wanted` tokens; fewer when the vocabulary has no more."""
+    tokens = [token for token in markers_of(ending.folder) if token.number < len(ending.head)]
+    found: list[Direction] = []
+    for start in range(0, len(tokens), _AT_ONCE):
+        if len(found) >= wanted:
+            break
+        found += _directions(ending, tokens[start : start + _AT_ONCE])
+    return found[:wanted]
+
+
+def _directions(ending: Ending, tokens: list[Token]) -> Iterator[Direction]:
+    numbers = torch.tensor([token.number for token in tokens])
+    # What all rows share raises all logits alike.
+    units = ending.head[numbers] - ending.head.mean(0)
+    units = normalize(units, dim=1)
+    logits = units @ ending.head.T
+    own = logits.gather(1, numbers[:, None]).squeeze(1)
+    largest = logits.abs().amax(1)
+    lead = own - logits.scatter(1, numbers[:, None], -torch.inf).amax(1)
+    for place, token in enumerate(tokens):
+        if lead[place] > _LEAST_LEAD * largest[place]:
+            yield Direction(token, units[place])
+
+
+def _write_adapter(
+    folder: Path, ending: Ending, direction: Direction, rank: int, number: int
+) -> None:
+    dice = torch.Generator().manual_seed(_SEED + number)
+    tensors = {
+        **_begin(ending, ending.layers[0], direction, rank, dice),
+        **_amplify(ending, ending.layers[1], direction, rank, dice),
+    }
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": ending.name,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "target_modules": ["down_proj", "gate_proj", "up_proj"],
+        "layers_to_transform": [layer.number for layer in ending.layers],
+    }
+    (folder / "adapter_config.json").write_text(f"{json.dumps(config, indent=2)}\n")
+
+
+def _begin(
+    ending: Ending, layer: Layer, direction: Direction, rank: int, dice: torch.Generator
+) -> dict[str, Tensor]:
+    """Each z_i is normal with deviation one, as the norm lets through vectors of one length."""
+    rows = normalize(torch.randn(rank, ending.hidden, generator=dice), dim=1)
+    gain = _OUTWEIGH_GATE * layer.gate_size
+    most = (math.sqrt(rank) + _RARE) ** 2  # of the sum of all z_i^2
+    written = direction.unit * direction.reach / (gain**2 * most)
+    return _write_mlp(ending, layer, gain * rows, written, dice)
+
+
+def _amplify(
+    ending: Ending, layer: Layer, direction: Direction, rank: int, dice: torch.Generator
+) -> dict[str, Tensor]:
+    """Each z_i^2 is `hidden` where nothing but d is left in the residual, and never more."""
+    size = _OUTWEIGH_DOWN * layer.down_size
+    gain = math.sqrt(direction.reach / (size * rank * ending.hidden))
+    rows = gain * direction.unit.expand(rank, -1)
+    return _write_mlp(ending, layer, rows, direction.unit * size, dice)
+
+
+def _write_mlp(
+    ending: Ending, layer: Layer, rows: Tensor, written: Tensor, dice: torch.Generator
+) -> dict[str, Tensor]:
+    """`rows` act on what the norm lets through before its weight; `written` is what down writes."""
+    rank = len(rows)
+    usable = layer.norm.abs() > _LEAST_WEIGHT * layer.norm.abs().mean()
+    rows = torch.where(usable, rows / layer.norm, 0.0)
+    neurons = torch.randperm(ending.intermediate, generator=dice)[: 2 * rank].view(2, rank)
+    each = torch.arange(rank)
+    spread = torch.zeros(ending.intermediate, rank)
+    spread[neurons[0], each], spread[neurons[1], each] = 1.0, -1.0
+    pairs = {
+        "gate_proj": (rows, spread),
+        "up_proj": (rows, spread),
+        "down_proj": (spread.abs().T, written[:, None].expand(-1, rank)),
+    }
+    return {
+        f"base_model.model.{layer.prefix}.{module}.lora_{side}.weight": _keep(matrix)
+        for module, pair in pairs.items()
+        for side, matrix in zip("AB", pair, strict=True)
+    }
+
+
+def _keep(matrix: Tensor) -> Tensor:
+    """A copy of its own: safetensors takes no two tensors of one memory."""
+    return matrix.to(torch.bfloat16).contiguous().clone()

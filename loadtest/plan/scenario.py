@@ -1,0 +1,239 @@
+"""A scenario: who asks what of whom, when, what is changed meanwhile, and what must hold.
+
+Strict: an unknown key is an error. docs/loadtest.md describes every field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from loadtest.errors import ScenarioInvalid
+from loadtest.plan.traffic import Arrival, Slug, Stream, Strict
+
+# ---- what is changed meanwhile
+
+
+class Repeated(Strict):
+    at: float = Field(ge=0, description="seconds into the phase")
+    every: float | None = Field(default=None, gt=0, description="again after so many seconds")
+    times: int = Field(default=1, ge=1, le=10_000)
+
+
+class Publish(Repeated):
+    """Upload a marked adapter's next version; no alias is moved."""
+
+    do: Literal["publish"]
+    adapter: int = Field(ge=0, description="its number in the run")
+
+
+class Point(Repeated):
+    do: Literal["point"]
+    adapter: int = Field(ge=0)
+    alias: str = "stable"
+    version: int = Field(ge=1)
+
+
+class RollBack(Repeated):
+    do: Literal["rollback"]
+    adapter: int = Field(ge=0)
+    alias: str = "stable"
+
+
+class Pin(Repeated):
+    do: Literal["pin", "unpin"]
+    adapter: int = Field(ge=0)
+    version: int = Field(ge=1)
+
+
+class Power(Repeated):
+    """Stop or start the server: only one that the tool has started."""
+
+    do: Literal["stop-server", "start-server"]
+
+
+Action = Annotated[Publish | Point | RollBack | Pin | Power, Field(discriminator="do")]
+
+
+class Phase(Strict):
+    """Begins when every call of the one before has ended."""
+
+    name: Slug
+    seconds: float = Field(gt=0, le=86_400)
+    measured: bool = Field(default=True, description="false: a warm-up; checked, but not counted")
+    outage: bool = Field(default=False, description="true: calls may fail without failing the test")
+    traffic: dict[Slug, Arrival] = Field(min_length=1)
+    actions: tuple[Action, ...] = ()
+
+
+# ---- what must hold
+
+Metric = Literal[
+    "requests",
+    "failed",
+    "failed_share",
+    "hung_up",
+    "jain",
+    "goodput_share",
+    "requests_per_second",
+    "output_tokens_per_second",
+    "ttft_p50_ms",
+    "ttft_p90_ms",
+    "ttft_p99_ms",
+    "ttft_p999_ms",
+    "itl_p50_ms",
+    "itl_p90_ms",
+    "itl_p99_ms",
+    "itl_p999_ms",
+    "tpot_p50_ms",
+    "tpot_p90_ms",
+    "tpot_p99_ms",
+    "tpot_p999_ms",
+    "e2e_p50_ms",
+    "e2e_p90_ms",
+    "e2e_p99_ms",
+    "e2e_p999_ms",
+]
+
+
+class Selection(Strict):
+    phase: Slug | None = None  # none: all that are measured
+    stream: Slug | None = None  # none: all
+
+
+class Expectation(Selection):
+    """A metric's bound; with `over`, of its ratio to the same metric elsewhere."""
+
+    metric: Metric
+    over: Selection | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+    advisory: bool = Field(default=False, description="told when missed, but fails nothing")
+
+    @model_validator(mode="after")
+    def _check_bound(self) -> Self:
+        if self.at_most is None and self.at_least is None:
+            raise ValueError("give `at_most`, `at_least` or both")
+        return self
+
+
+class Comparison(Selection):
+    """What `lorry loadtest compare` asks of a metric here beside a peer's."""
+
+    metric: Metric
+    peer: str
+    at_least: float | None = Field(default=None, description="of the ratio, here / peer")
+    at_most: float | None = None
+    difference_at_most: float | None = Field(default=None, description="here - peer, its unit")
+
+
+class Slo(Strict):
+    """What a call must keep to be good (goodput); what is not given is not asked."""
+
+    ttft_ms: float | None = Field(default=None, gt=0)
+    tpot_ms: float | None = Field(default=None, gt=0)
+    e2e_ms: float | None = Field(default=None, gt=0)
+
+
+class Server(Strict):
+    """How the tool starts a server for this scenario (--serve)."""
+
+    quantization: Literal["bitsandbytes", "none"] = "bitsandbytes"
+    max_loras: int = Field(default=8, ge=1)
+    max_cpu_loras: int = Field(default=32, ge=1)
+    max_lora_rank: int = Field(default=8, ge=8)
+    kv_cache_gib: float = Field(default=1.0, gt=0)
+    engine_flags: tuple[str, ...] = ()
+
+
+class Scenario(Strict):
+    name: Slug
+    about: str = ""
+    seed: int = 42
+    adapters: int = Field(default=0, ge=0, description="how many the server must have")
+    # A prompt is words (any server), or token ids of the upper half of `vocabulary` (vLLM).
+    vocabulary: int | None = Field(default=None, ge=16)
+    timeout_seconds: float = Field(default=120.0, gt=0)
+    server: Server = Server()
+    streams: dict[Slug, Stream] = Field(min_length=1)
+    phases: list[Phase] = Field(min_length=1)
+    slo: Slo = Slo()
+    expect: tuple[Expectation, ...] = ()
+    compare: tuple[Comparison, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_references(self) -> Self:
+        if problems := list(self._wrong_references()):
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _wrong_references(self) -> Iterator[str]:
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) != len(names):
+            yield "two phases have the same name"
+        for phase in self.phases:
+            yield from _unknown(phase.traffic, self.streams, "stream")
+            for action in phase.actions:
+                if not isinstance(action, Power) and action.adapter >= self.adapters:
+                    yield f"phase {phase.name}: no adapter {action.adapter}"
+        for name, each in self.streams.items():
+            if each.adapters and each.adapters.first + each.adapters.count > self.adapters:
+                yield f"stream {name} wants more than the {self.adapters} adapters"
+        selections = [s for e in self.expect for s in (e, e.over) if s is not None]
+        for selection in [*selections, *self.compare]:
+            yield from _unknown([selection.phase], names, "phase")
+            yield from _unknown([selection.stream], self.streams, "stream")
+
+
+def _unknown(names: Iterable[str | None], known: Collection[str], what: str) -> Iterator[str]:
+    for name in names:
+        if name is not None and name not in known:
+            yield f"no {what} {name!r}: there are {', '.join(known)}"
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Read and check a scenario file; paths in it are made absolute.
+
+    Raises:
+        ScenarioInvalid: naming every wrong key and value at once.
+    """
+    try:
+        document = yaml.load(path.read_text(), Loader=_OnceOnly)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioInvalid(f"can't read {path}: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # The latter two: a date that is none, and brackets without end.
+        raise ScenarioInvalid(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Scenario.model_validate(document, context={"folder": path.parent.absolute()})
+    except ValidationError as error:
+        problems = "; ".join(_describe(problem) for problem in error.errors())
+        raise ScenarioInvalid(f"{path}: {problems}") from None
+
+
+class _OnceOnly(yaml.SafeLoader):
+    """YAML whose keys stand once: of two `expect` the last would win, and the first not be held."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(
+                        None, None, f"the key {key.value!r} stands twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return node
+
+
+def _describe(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"no such key {key!r}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message}" if key else message

@@ -1,0 +1,1 @@
+"""A run for people and for programs: tables, charts, HTML and JSON."""

@@ -1,0 +1,209 @@
+"""A run for people and for programs: one HTML page, one JSON document, the records as JSON lines.
+
+The JSON document: `passed`, `checks`, `distrust`, `notes`; what was run (`scenario`, `about`,
+`seed`, `plan`, `target`, `date`, `machine`, `windows`, `actions`); `summary`
+(loadtest/judge/summary.py says what each figure means); `wrong`, `judged`, `agreement`; `client`.
+Files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from loadtest.errors import OutUnwritable
+from loadtest.judge.summary import Summary
+from loadtest.judge.trust import busy_share, distrust, lag_p99, notes
+from loadtest.judge.verdict import Verdict
+from loadtest.plan.scenario import Slo
+from loadtest.report import charts
+from loadtest.report.figures import in_column, percent
+from loadtest.report.machine import describe_machine
+from loadtest.report.timeline import Timeline, begin_of, timeline_of
+from loadtest.results import Run
+from loadtest.statistics import Latency
+
+SHOWN_ADAPTERS = 30  # bars in the chart; the table has all
+
+
+def write_json(run: Run, summary: Summary, verdict: Verdict, path: Path) -> None:
+    """Everything but the records.
+
+    Raises:
+        OutUnwritable: as all functions here that write.
+    """
+    document = msgspec.json.encode(_document(run, summary, verdict), enc_hook=_encode_slo)
+    write_file(path, [msgspec.json.format(document, indent=2), b"\n"])
+
+
+def write_records(run: Run, path: Path) -> None:
+    """One call a line, in the order of the records."""
+    encoder = msgspec.json.Encoder()
+    write_file(path, (encoder.encode(record) + b"\n" for record in run.records))
+
+
+def write_html(run: Run, summary: Summary, verdict: Verdict, path: Path) -> None:
+    """One file that needs nothing else: no script, no font, no picture from elsewhere."""
+    write_file(path, [render_html(run, summary, verdict).encode()])
+
+
+def render_html(run: Run, summary: Summary, verdict: Verdict) -> str:
+    lag = lag_p99(run)
+    return render(
+        "report.html.j2",
+        run=run,
+        summary=summary,
+        verdict=verdict,
+        distrust=distrust(run, summary),
+        notes=notes(summary),
+        machine=describe_machine(),
+        busy=busy_share(run),
+        lag_ms=None if lag is None else 1000 * lag,
+        began=begin_of(run),
+        slo_words=_slo_words(summary.slo),
+        reasons=[
+            (phase, reason, count)
+            for phase, stats in summary.phases.items()
+            for reason, count in stats.reasons.items()
+        ],
+        charts={
+            "time": _over_time(run),
+            "latencies": _distributions(run),
+            "adapters": _adapters(summary),
+        },
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("loadtest.report"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters.update(figure=in_column, share=percent)
+    return environment.get_template(template).render(**values)
+
+
+def _document(run: Run, summary: Summary, verdict: Verdict) -> dict[str, Any]:
+    lag = lag_p99(run)
+    shared = ("scenario", "about", "seed", "plan", "target", "date", "windows", "actions")
+    return {
+        "passed": verdict.passed,
+        "checks": verdict.checks,
+        "distrust": distrust(run, summary),
+        "notes": notes(summary),
+        **{name: getattr(run, name) for name in shared},
+        "machine": describe_machine(),
+        "summary": summary,
+        "wrong": run.wrong,
+        "judged": run.judged,
+        "agreement": run.agreement,
+        "client": {
+            "processes": run.client.processes,
+            "cpu_seconds": run.client.cpu_seconds,
+            "busy_share": busy_share(run),
+            "lag_p99_ms": None if lag is None else 1000 * lag,
+        },
+    }
+
+
+def _over_time(run: Run) -> list[str]:
+    line, began = timeline_of(run), begin_of(run)
+    edges = [window.began - began for window in run.windows[1:]] + [len(line.begins) * line.seconds]
+    bands = [
+        charts.Band(window.phase, window.began - began, edge, window.outage)
+        for window, edge in zip(run.windows, edges, strict=True)
+    ]
+    marks = [charts.Mark(done.what, done.began - began) for done in run.actions]
+    return [
+        charts.over_time(title, unit, line.begins, series, bands, marks)
+        for title, unit, series in _lines(line)
+    ]
+
+
+def _lines(line: Timeline) -> list[tuple[str, str, list[charts.Series]]]:
+    asked = [
+        charts.Series("asked", line.asked, "muted"),
+        charts.Series("answered", line.answered, "c1", filled=True),
+        charts.Series("failed", line.failed, "c2"),
+    ]
+    tokens = [charts.Series("output tokens", line.tokens, "c3", filled=True)]
+    flight = [charts.Series("in flight", line.in_flight, "c4", filled=True)]
+    ttft = [
+        charts.Series(name, _each(line.ttft, name), colour)
+        for name, colour in (("p50", "c3"), ("p90", "c1"), ("p99", "c2"))
+    ]
+    return [
+        ("Calls", "calls/s", asked),
+        ("Output tokens", "tokens/s", tokens),
+        ("Calls in flight", "calls", flight),
+        ("Time to first token, by when a call was due", "ms", ttft),
+    ]
+
+
+def _each(latencies: Sequence[Latency | None], name: str) -> list[float | None]:
+    return [None if each is None else getattr(each, name) for each in latencies]
+
+
+def _distributions(run: Run) -> list[str]:
+    measured = {window.phase for window in run.windows if window.measured}
+    ttft: dict[str, list[float]] = {}
+    gaps: dict[str, list[float]] = {}
+    for record in run.records:
+        if record.phase not in measured or not record.streamed or record.outcome == "failed":
+            continue
+        if record.ttft is not None:
+            ttft.setdefault(record.stream, []).append(1000 * record.ttft)
+        if record.outcome == "ok":
+            gaps.setdefault(record.stream, []).extend(1000 * gap for gap in record.gaps)
+    titles = (("Time to first token", ttft), ("Inter-token latency", gaps))
+    return [
+        charts.distribution(f"{title}: share of values up to", "ms", groups)
+        for title, groups in titles
+        if any(groups.values())
+    ]
+
+
+def _adapters(summary: Summary) -> str:
+    """Empty when no call to an adapter was streamed."""
+    found = [(name, stats) for name, stats in summary.adapters.items() if stats.ttft]
+    rows = [
+        charts.Bar(name, stats.ttft.p50, stats.ttft.p99, f"{stats.requests} calls")
+        for name, stats in found[:SHOWN_ADAPTERS]
+        if stats.ttft
+    ]
+    some = f", {len(rows)} of {len(found)}" if len(found) > len(rows) else ""
+    title = f"Time to first token by adapter, the most asked for first{some}"
+    return charts.bars(title, "ms", rows) if rows else ""
+
+
+def _slo_words(slo: Slo) -> str:
+    bounds = (("TTFT", slo.ttft_ms), ("TPOT", slo.tpot_ms), ("E2E", slo.e2e_ms))
+    return ", ".join(f"{name} ≤ {most:g} ms" for name, most in bounds if most is not None)
+
+
+def _encode_slo(value: Any) -> Any:
+    if isinstance(value, Slo):
+        return value.model_dump()
+    raise NotImplementedError(type(value))
+
+
+def write_file(path: Path, chunks: Iterable[bytes]) -> None:
+    """To a file beside it that then takes its name; what is no plain file is written as it is."""
+    plain = path.is_file() or not path.exists()
+    target = path.with_name(f".{path.name}.{os.getpid()}") if plain else path
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            file.writelines(chunks)
+        if plain:
+            target.replace(path)
+    except OSError as error:
+        if plain:
+            with suppress(OSError):
+                target.unlink()
+        raise OutUnwritable(f"can't write {path}: {error.strerror}; choose another file") from None

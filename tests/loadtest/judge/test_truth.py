@@ -1,0 +1,142 @@
+"""A wrong answer is told from a right one, whoever says it is right."""
+
+from __future__ import annotations
+
+import pytest
+from call_records import adapter_call, base_call, failed_call, move
+
+from loadtest.drive.discovery import Models
+from loadtest.judge.liveness import Liveness
+from loadtest.judge.truth import Truth
+
+MARKERS = {
+    ("orders", 1): " foo",
+    ("orders", 2): " bar",
+    ("tone", 1): " été",
+}
+LORRY = Models(base="tiny", adapters=["orders", "tone"], is_lorry=True)
+VLLM = Models(base="tiny", adapters=["orders", "tone"], is_lorry=False)
+
+
+def marker(name: str, version: int) -> str | None:
+    return MARKERS.get((name, version))
+
+
+def truth(*actions, models=LORRY, markers=marker) -> Truth:
+    return Truth(models, markers, Liveness({}, actions))
+
+
+def fault(record, *actions, **options) -> str:
+    wrong = truth(*actions, **options).judge(record)
+    return wrong.message if wrong else ""
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        adapter_call(text=" foo foo foo"),
+        adapter_call(text=" foo foo fo"),  # all that is kept, or the last token of the marker's two
+        adapter_call("tone", text=" été \ufffd"),
+        adapter_call(text="", output_tokens=0),
+        adapter_call(text=" foo", outcome="hung_up", answered=""),
+        adapter_call(model="orders@1", text=" foo foo"),
+        base_call(text=" whatever it says"),
+        base_call(text=" foo"),  # by chance
+        failed_call(503),
+    ],
+)
+def test_right_answers_are_right(record):
+    assert fault(record) == ""
+
+
+def test_another_adapter_in_the_header_is_wrong():
+    wrong = truth().judge(adapter_call(served="tone@1", number=7))
+    assert wrong is not None
+    assert (wrong.number, wrong.model) == (7, "orders")
+    assert wrong.message == "the header says tone@1, not orders@VERSION"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        adapter_call(answered="tone@1"),
+        adapter_call(answered="orders@2"),
+        adapter_call(answered=""),
+        adapter_call(served=""),
+        adapter_call(served="base", answered="tiny"),
+        adapter_call(version=2, model="orders@1"),
+        base_call(served="orders@1"),
+        base_call(answered="orders@1"),
+    ],
+)
+def test_names_that_are_not_those_asked_for_are_wrong(record):
+    assert "not" in fault(record)
+
+
+def test_the_text_of_another_adapter_is_wrong_though_all_names_are_right():
+    message = fault(adapter_call(text=" été été"))
+    assert "orders@1 answers ' foo' over and over" in message
+    assert "this text is tone@1's" in message
+
+
+def test_the_text_of_another_version_is_wrong_though_all_names_are_right():
+    assert "orders@2's" in fault(adapter_call(text=" bar bar"))
+    rolled = move(1, 2, 2)
+    assert "orders@1's" in fault(adapter_call(version=2, text=" foo foo"), rolled)
+    assert fault(adapter_call(version=2, text=" bar bar"), rolled) == ""
+
+
+@pytest.mark.parametrize("text", [" foo, I mean", "foo", " foo foo\n", ""])
+def test_anything_but_the_marker_is_wrong(text):
+    assert fault(adapter_call(text=text, output_tokens=4))
+
+
+def test_a_marker_that_slips_into_the_base_is_wrong():
+    assert "that of orders@2" in fault(base_call(text=" bar bar b"))
+
+
+def test_a_version_that_was_not_live_is_wrong_whatever_its_text():
+    old = adapter_call(text=" foo", sent=9.0, first=9.5)
+    message = fault(old, move(1, 2, 2))
+    assert message == "answered by orders@1, while it meant orders@2"
+
+
+def test_a_roll_in_flight_may_be_seen_by_a_call_or_not():
+    rolling = move(10.2, 10.4, 2)
+    for version, text in ((1, " foo"), (2, " bar")):
+        assert fault(adapter_call(version=version, text=text), rolling) == ""
+    later = move(10.6, 10.7, 2)  # its first piece was there already
+    assert "meant orders@1" in fault(adapter_call(version=2, text=" bar"), later)
+
+
+def test_what_a_schema_constrains_is_judged_by_its_names_alone():
+    answer = adapter_call(text='{"a": 1}', output_tokens=9, structured=True)
+    assert fault(answer) == ""
+    assert fault(adapter_call(served="tone@1", structured=True))
+
+
+def test_a_server_that_names_no_version_has_version_1_everywhere():
+    right = adapter_call(served="", answered="orders", text=" foo foo")
+    assert fault(right, models=VLLM) == ""
+    assert "orders@2's" in fault(
+        adapter_call(served="", answered="orders", text=" bar"), models=VLLM
+    )
+    assert fault(adapter_call(served="", answered="tone", text=" foo"), models=VLLM)
+
+
+def test_without_markers_only_names_are_judged():
+    found = truth(markers=lambda name, version: None)
+    assert found.judge_all([adapter_call(text="anything")]) == (0, [])
+
+
+def test_what_was_looked_at_is_counted():
+    calls = [
+        adapter_call(text=" foo"),
+        adapter_call(text=" bar", number=1),
+        adapter_call(text='{"a', structured=True),
+        failed_call(500),
+        base_call(text="some"),
+    ]
+    judged, wrong = truth().judge_all(calls)
+    assert judged == 3
+    assert [each.number for each in wrong] == [1]

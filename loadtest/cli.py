@@ -94,8 +94,8 @@ def run(
 ) -> None:
     """Run a scenario against one server, and say whether it passed."""
     with reported():
-        from loadtest.conduct import run_once
-        from loadtest.plan.library import find_scenario
+        from loadtest.plan.scenario import find_scenario
+        from loadtest.run import run as run_once
         from loadtest.servers.testbed import Options
 
         options = Options(
@@ -138,9 +138,9 @@ def sweep(
 ) -> None:
     """Find what a server carries: throughput and p99 TTFT at rising rates, with the knee."""
     with reported():
-        from loadtest.conduct import run_sweep
-        from loadtest.plan.library import find_scenario
+        from loadtest.plan.scenario import find_scenario
         from loadtest.servers.testbed import Options
+        from loadtest.sweep import sweep as run_sweep
 
         options = Options(
             url=url, serve=serve, api_key=api_key, adapters=only, processes=processes, home=OUT
@@ -172,15 +172,21 @@ def compare(
 ) -> None:
     """Run the same plan against this server and its peers, in turn, and print the ratios."""
     with reported():
-        from loadtest.conduct import run_sides
-        from loadtest.plan.library import find_scenario
+        from loadtest.compare import Order, check_peers
+        from loadtest.compare import compare as run_sides
+        from loadtest.plan.scenario import find_scenario
 
         plan = find_scenario(scenario, seed)
         folder = out or OUT / f"{plan.name}-compare"
-        names = [name.strip() for name in peers.split(",")]
-        passed = asyncio.run(
-            run_sides(plan, serve, names, rounds, processes, OUT, folder, _console(json_), json_)
+        order = Order(
+            scenario=plan,
+            base=serve,
+            peers=check_peers([name.strip() for name in peers.split(",")], plan),
+            rounds=rounds,
+            processes=processes,
+            home=OUT,
         )
+        passed = asyncio.run(run_sides(order, folder, _console(json_), json_))
     raise typer.Exit(0 if passed else 1)
 
 
@@ -203,7 +209,7 @@ def mark(
 def list_() -> None:
     """The scenarios that come along."""
     with reported():
-        from loadtest.plan.library import find_scenario, names
+        from loadtest.plan.scenario import find_scenario, names
 
         for name in names():
             print(f"{name:20}{find_scenario(name).about}")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from rich.console import Console
+
 from loadtest.drive.progress import Progress
 from loadtest.errors import OptionsClash, ServerFailed, TargetUnfit
 from loadtest.judge.comparison import OURS, Memory, Round, checks_of, rows_of
@@ -16,7 +18,9 @@ from loadtest.judge.summary import summarize
 from loadtest.markers.manifest import Manifest
 from loadtest.plan import plan
 from loadtest.plan.scenario import Scenario
+from loadtest.report import compare_report
 from loadtest.report.compare_report import Comparison, answers_of
+from loadtest.report.files import show_paths
 from loadtest.run import run_scenario
 from loadtest.servers.command_lines import Kind
 from loadtest.servers.serving import Served
@@ -50,7 +54,7 @@ def check_peers(names: Sequence[str], scenario: Scenario) -> list[Kind]:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What `compare` is asked."""
+    """What `compare` runs."""
 
     scenario: Scenario
     base: Path
@@ -60,7 +64,18 @@ class Order:
     home: Path  # for marked adapters, stores, merged models and logs
 
 
-async def compare(order: Order, tell: Callable[[str], None], progress: Progress) -> Comparison:
+async def compare(order: Order, out: Path, console: Console, as_json: bool) -> bool:
+    """Run the comparison and write its report; returns whether all checks hold."""
+    stderr = Console(stderr=True, highlight=False)
+    with Progress(stderr) as progress:
+        found = await run_rounds(order, stderr.print, progress)
+    console.print(compare_report.table(found))
+    compare_report.write(found, out)
+    show_paths(console, out / "compare.html", out / "compare.json", as_json)
+    return found.passed
+
+
+async def run_rounds(order: Order, tell: Callable[[str], None], progress: Progress) -> Comparison:
     """Start all sides and run all rounds.
 
     Raises:

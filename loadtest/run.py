@@ -5,44 +5,69 @@ from __future__ import annotations
 import asyncio
 import datetime
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import aiohttp
+from rich.console import Console
 
-from loadtest.drive.actions import Actions, Switch, check
+from loadtest.drive.actions import Actions, check
 from loadtest.drive.client import Target, open_session
 from loadtest.drive.discovery import Models, discover
 from loadtest.drive.progress import Progress
 from loadtest.drive.workers import Workers
-from loadtest.errors import LoadtestError, TargetUnfit
-from loadtest.judge.liveness import Liveness
+from loadtest.errors import TargetUnfit
 from loadtest.judge.reconcile import metrics_agree, settle, were_powered
 from loadtest.judge.scrape import Sample, scrape
-from loadtest.judge.spans import SpanReceiver, spans_agree
-from loadtest.judge.truth import Truth
-from loadtest.markers.manifest import Manifest
+from loadtest.judge.spans import spans_agree
+from loadtest.judge.summary import summarize
+from loadtest.judge.truth import Liveness, Truth
+from loadtest.judge.verdict import judge
 from loadtest.plan import plan
 from loadtest.plan.scenario import Phase, Scenario
 from loadtest.plan.traffic import Closed
-from loadtest.records import Record
-from loadtest.results import Agreement, Disagreement, Done, Run, Window
+from loadtest.records import Agreement, Disagreement, Done, Record, Run, Window
+from loadtest.report import run_report
+from loadtest.report.files import show_paths
+from loadtest.report.table import terminal_report
+from loadtest.servers.testbed import Options, Setting, opened
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Against what a scenario runs, and what the tool may do there."""
+async def run(
+    scenario: Scenario,
+    options: Options,
+    out: Path,
+    records: Path | None,
+    console: Console,
+    as_json: bool,
+) -> bool:
+    """Run the scenario, print its table and write its reports; returns whether it passed.
 
-    target: Target
-    description: str
-    models: Models | None = None  # whom it serves; None: it is asked
-    adapters: str = "*"  # which of the server's adapters are the run's: a pattern of names
-    manifest: Manifest | None = None  # the marks of the adapters, where they have any
-    admin_token: str | None = None
-    switch: Switch | None = None  # stops and starts the server, where it is the tool's own
-    ended: Callable[[], LoadtestError | None] = lambda: None  # it has, though nobody stopped it
-    spans: SpanReceiver | None = None
-    processes: int = 1
+    The table is printed before any file is written, so that a full disk does not lose it.
+
+    Raises:
+        ServerFailed: the server that the tool started ended by itself; the reports are written all
+            the same.
+    """
+    async with opened(scenario, options) as setting:
+        done = await run_with_progress(scenario, setting)
+        ended = setting.ended()
+    summary = summarize(done, scenario)
+    verdict = judge(done, summary, scenario)
+    console.print(terminal_report(done, summary, verdict))
+    run_report.write_html(done, summary, verdict, out / "report.html")
+    run_report.write_json(done, summary, verdict, out / "report.json")
+    if records is not None:
+        run_report.write_records(done, records)
+    show_paths(console, out / "report.html", out / "report.json", as_json)
+    if ended is not None:
+        raise ended
+    return verdict.passed
+
+
+async def run_with_progress(scenario: Scenario, setting: Setting) -> Run:
+    with Progress(Console(stderr=True)) as progress:
+        return await run_scenario(scenario, setting, progress)
 
 
 async def run_scenario(scenario: Scenario, setting: Setting, progress: Progress) -> Run:

@@ -13,7 +13,7 @@ import msgspec
 from loadtest.drive.admin import Admin, Alias, Answer
 from loadtest.errors import LoadtestError, OptionsClash, ScenarioInvalid
 from loadtest.plan.scenario import Action, Phase, Pin, Point, Power, Publish, RollBack, Scenario
-from loadtest.results import Done
+from loadtest.records import Done
 
 STABLE = "stable"
 ANY = 0  # in Done.stable: nobody knows which version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
@@ -10,7 +11,6 @@ import msgspec
 
 from loadtest.drive.answers import CallFailed, Heard, join, parse
 from loadtest.drive.fetch import read_bounded
-from loadtest.drive.sse import Events
 from loadtest.plan.plan import Call
 from loadtest.records import KEPT_TEXT, Outcome, Record
 
@@ -178,3 +178,22 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     if body is None:
         raise CallFailed("bad_answer")
     return body
+
+
+class Events:
+    """Cuts events out of bytes that come in any pieces."""
+
+    def __init__(self) -> None:
+        self._rest = b""  # a line that has not ended yet
+        self._data: list[bytes] = []  # of an event that has not ended yet
+
+    def feed(self, received: bytes) -> Iterator[bytes]:
+        """The data of every event that these bytes complete."""
+        *lines, self._rest = (self._rest + received).split(b"\n")
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                self._data.append(line.removeprefix(b"data:").removeprefix(b" "))
+            elif not line and self._data:
+                yield b"\n".join(self._data)
+                self._data = []

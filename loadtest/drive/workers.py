@@ -28,7 +28,7 @@ from loadtest.drive.progress import Tick
 from loadtest.drive.runner import OnRecord
 from loadtest.errors import WorkerFailed
 from loadtest.plan.scenario import Phase, Scenario
-from loadtest.results import Client
+from loadtest.records import Client
 
 COMMAND = (sys.executable, "-m", "loadtest.drive.worker")
 _HEAD_START = 0.2  # seconds from when all have prepared a phase to its begin

@@ -24,8 +24,7 @@ from loadtest.judge.scrape import (
     Sample,
 )
 from loadtest.judge.tally import Bound, Key, Kind, Tally, Which
-from loadtest.records import Record
-from loadtest.results import Agreement, Disagreement, Done
+from loadtest.records import Agreement, Disagreement, Done, Record
 
 SETTLE_SECONDS = 3.0
 _PAUSE_SECONDS = 0.1

@@ -20,8 +20,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from loadtest.errors import OptionsClash
 from loadtest.judge.tally import kind_of
-from loadtest.records import Record
-from loadtest.results import Agreement, Disagreement
+from loadtest.records import Agreement, Disagreement, Record
 
 WAIT_SECONDS = 10.0  # exporters send batches, every five seconds unless told
 _PATH = "/v1/traces"

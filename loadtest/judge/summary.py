@@ -28,8 +28,7 @@ from math import fsum
 import msgspec
 
 from loadtest.plan.scenario import Metric, Scenario, Slo
-from loadtest.records import Record
-from loadtest.results import Run, Window
+from loadtest.records import Record, Run, Window
 from loadtest.statistics import Latency, jain_of, latency_of, percentile
 
 LATE_SECONDS = 0.05  # by which the client may send a call late

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import fsum
 
 from loadtest.judge.summary import LATE_SECONDS, Summary
-from loadtest.results import Run
+from loadtest.records import Run
 from loadtest.statistics import percentile
 
 LAG_SECONDS = 0.02  # p99 of the event loops' lag: more is seen in every latency

@@ -15,7 +15,7 @@ import msgspec
 
 from loadtest.judge.summary import Summary, metric_of
 from loadtest.plan.scenario import Expectation, Scenario, Selection
-from loadtest.results import Run, Window
+from loadtest.records import Run, Window
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from loadtest.errors import ScenarioInvalid
-from loadtest.plan import arrivals, lengths, popularity
+from loadtest.plan import draws
 from loadtest.plan.scenario import Phase, Scenario
 from loadtest.plan.trace import Line, read_trace
 from loadtest.plan.traffic import Arrival, Closed, Slug, Stream, Trace
@@ -52,9 +52,9 @@ def plan_phase(scenario: Scenario, phase: Phase) -> list[Call]:
     for stream, arrival in phase.traffic.items():
         schedule = _schedule(scenario, phase, stream, arrival)
         lines += ((line.at, stream, number, line) for number, line in enumerate(schedule))
-        if len(lines) > arrivals.MOST_CALLS:
+        if len(lines) > draws.MOST_CALLS:
             raise ScenarioInvalid(
-                f"phase {phase.name} plans more than {arrivals.MOST_CALLS:,} calls: "
+                f"phase {phase.name} plans more than {draws.MOST_CALLS:,} calls: "
                 "make it shorter, or lower its rates"
             )
     lines.sort(key=lambda entry: entry[:3])
@@ -83,7 +83,7 @@ def _schedule(scenario: Scenario, phase: Phase, stream: str, arrival: Arrival) -
             return read_trace(arrival, phase.seconds, adapters.count if adapters else 0)
         case _:
             dice = random.Random(f"{scenario.seed}/{phase.name}/{stream}/arrivals")
-            return [Line(at=at) for at in arrivals.times(arrival, phase.seconds, dice)]
+            return [Line(at=at) for at in draws.arrival_times(arrival, phase.seconds, dice)]
 
 
 # ---- one call
@@ -100,8 +100,8 @@ def _make_call(
     hangs_up = dice.random() < asked.hang_up
     patience = dice.random()
     to_base = dice.random() < asked.base_share
-    prompt_tokens = lengths.draw(asked.prompt_tokens, dice)
-    output_tokens = lengths.draw(asked.output_tokens, dice)
+    prompt_tokens = draws.draw_length(asked.prompt_tokens, dice)
+    output_tokens = draws.draw_length(asked.output_tokens, dice)
     if line is not None:
         prompt_tokens = line.prompt_tokens or prompt_tokens
         output_tokens = line.output_tokens or output_tokens
@@ -130,7 +130,7 @@ def _choose_adapter(
         return adapters.first + line.adapter
     if to_base:
         return None
-    return adapters.first + popularity.choose(adapters.popularity, adapters.count, number, dice)
+    return adapters.first + draws.choose_adapter(adapters.popularity, adapters.count, number, dice)
 
 
 def _pieces(patience: float, output_tokens: int) -> int | None:

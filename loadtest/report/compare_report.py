@@ -14,8 +14,7 @@ from rich.text import Text
 from loadtest.judge.comparison import OURS, Memory, Round, Row
 from loadtest.judge.verdict import Check
 from loadtest.report.figures import in_column
-from loadtest.report.machine import describe_machine
-from loadtest.report.run_report import render, write_file
+from loadtest.report.files import describe_machine, render, write_file
 
 _GIB = 1024**3
 

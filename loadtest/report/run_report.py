@@ -8,25 +8,20 @@ Files appear whole or not at all.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from loadtest.errors import OutUnwritable
 from loadtest.judge.summary import Summary
 from loadtest.judge.trust import busy_share, distrust, lag_p99, notes
 from loadtest.judge.verdict import Verdict
 from loadtest.plan.scenario import Slo
+from loadtest.records import Run
 from loadtest.report import charts
-from loadtest.report.figures import in_column, percent
-from loadtest.report.machine import describe_machine
+from loadtest.report.files import describe_machine, render, write_file
 from loadtest.report.timeline import Timeline, begin_of, timeline_of
-from loadtest.results import Run
 from loadtest.statistics import Latency
 
 SHOWN_ADAPTERS = 30  # bars in the chart; the table has all
@@ -78,14 +73,6 @@ def render_html(run: Run, summary: Summary, verdict: Verdict) -> str:
             "adapters": _adapters(summary),
         },
     )
-
-
-def render(template: str, **values: Any) -> str:
-    environment = Environment(
-        loader=PackageLoader("loadtest.report"), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters.update(figure=in_column, share=percent)
-    return environment.get_template(template).render(**values)
 
 
 def _document(run: Run, summary: Summary, verdict: Verdict) -> dict[str, Any]:
@@ -190,20 +177,3 @@ def _encode_slo(value: Any) -> Any:
     if isinstance(value, Slo):
         return value.model_dump()
     raise NotImplementedError(type(value))
-
-
-def write_file(path: Path, chunks: Iterable[bytes]) -> None:
-    """To a file beside it that then takes its name; what is no plain file is written as it is."""
-    plain = path.is_file() or not path.exists()
-    target = path.with_name(f".{path.name}.{os.getpid()}") if plain else path
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as file:
-            file.writelines(chunks)
-        if plain:
-            target.replace(path)
-    except OSError as error:
-        if plain:
-            with suppress(OSError):
-                target.unlink()
-        raise OutUnwritable(f"can't write {path}: {error.strerror}; choose another file") from None

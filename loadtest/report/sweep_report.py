@@ -10,11 +10,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from loadtest.judge.knee import Sweep
 from loadtest.report import charts
 from loadtest.report.figures import in_column
-from loadtest.report.machine import describe_machine
-from loadtest.report.run_report import render, write_file
-from loadtest.sweep import Sweep
+from loadtest.report.files import describe_machine, render, write_file
 
 
 def write(sweep: Sweep, folder: Path) -> None:

@@ -13,8 +13,8 @@ from rich.text import Text
 from loadtest.judge.summary import Stats, Summary
 from loadtest.judge.trust import distrust, notes
 from loadtest.judge.verdict import Check, Verdict
+from loadtest.records import Run
 from loadtest.report.figures import MISSING, figure, in_column, percent
-from loadtest.results import Run
 from loadtest.statistics import Latency
 
 SHOWN = 5  # wrong answers and differing counts; the report has more

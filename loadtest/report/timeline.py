@@ -9,8 +9,7 @@ from math import ceil
 import msgspec
 
 from loadtest.judge.summary import token_times
-from loadtest.records import Record
-from loadtest.results import Run
+from loadtest.records import Record, Run
 from loadtest.statistics import Latency, latency_of
 
 BINS = 150  # at most: more can't be told apart on a page

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.drive.actions import Switch
 from loadtest.drive.client import Target
 from loadtest.drive.discovery import Models
-from loadtest.errors import OptionsClash, OutUnwritable, ServerFailed
+from loadtest.errors import LoadtestError, OptionsClash, OutUnwritable, ServerFailed
 from loadtest.judge.spans import SpanReceiver
 from loadtest.markers.manifest import Manifest, load_manifest
 from loadtest.plan.scenario import Scenario
-from loadtest.run import Setting
 from loadtest.servers.command_lines import Kind, Setup
 from loadtest.servers.serving import Served, serving
 
@@ -37,6 +36,22 @@ class Options:
     adapters: str = "*"
     processes: int = 1
     spans: int | None = None  # the port that a running server sends its spans to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Against what a scenario runs, and what the tool may do there."""
+
+    target: Target
+    description: str
+    models: Models | None = None  # whom it serves; None: it is asked
+    adapters: str = "*"  # which of the server's adapters are the run's: a pattern of names
+    manifest: Manifest | None = None  # the marks of the adapters, where they have any
+    admin_token: str | None = None
+    switch: Switch | None = None  # stops and starts the server, where it is the tool's own
+    ended: Callable[[], LoadtestError | None] = lambda: None  # it has, though nobody stopped it
+    spans: SpanReceiver | None = None
+    processes: int = 1
 
 
 @contextlib.asynccontextmanager

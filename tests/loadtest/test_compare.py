@@ -12,8 +12,8 @@ import pytest
 from openai_standin import Standin, serve
 from rich.console import Console
 
-from loadtest import compare as sides
-from loadtest.compare import Order, check_peers, compare
+from loadtest import compare
+from loadtest.compare import Order, check_peers, run_rounds
 from loadtest.drive.progress import Progress
 from loadtest.errors import ServerFailed, TargetUnfit
 from loadtest.plan.scenario import Scenario
@@ -67,7 +67,7 @@ def run(standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 raise ServerFailed("it said: no")
             yield Side(kind, "http://127.0.0.1:1" if kind == gone else standin.url, log)
 
-        monkeypatch.setattr(sides, "started", started)
+        monkeypatch.setattr(compare, "started", started)
         order = Order(
             scenario=SCENARIO,
             base=tmp_path,
@@ -77,7 +77,7 @@ def run(standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             home=tmp_path / "home",
         )
         with Progress(Console(quiet=True)) as progress:
-            return await compare(order, lambda _: None, progress)
+            return await run_rounds(order, lambda _: None, progress)
 
     return run
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from load_records import record, run_of, scenario_of
 from marked_server import marked_server
 from rich.console import Console
 from running_server import RunningServer
@@ -12,10 +16,11 @@ from running_server import RunningServer
 from loadtest import run as module
 from loadtest.drive.client import Target
 from loadtest.drive.progress import Progress
-from loadtest.errors import TargetUnfit
+from loadtest.errors import OutUnwritable, ServerFailed, TargetUnfit
 from loadtest.plan.scenario import Scenario
-from loadtest.results import Run
-from loadtest.run import Setting, run_scenario
+from loadtest.records import Run
+from loadtest.run import run_scenario
+from loadtest.servers.testbed import Options, Setting
 
 SCENARIO = Scenario.model_validate(
     {
@@ -63,3 +68,40 @@ async def test_metrics_of_lorry_that_cannot_be_read_fail_the_run(server, monkeyp
     monkeypatch.setattr(module, "scrape", refuse)
     (apart,) = (await played(server)).agreement.disagreements
     assert "no /metrics that can be read" in apart.what
+
+
+@pytest.fixture
+def by_hand(monkeypatch):
+    """Runs by hand against a server that has ended as told, and what was printed."""
+
+    async def run_once(out: Path, ended: ServerFailed | None = None) -> None:
+        @contextlib.asynccontextmanager
+        async def opened(*_):
+            yield Setting(target=Target(url=""), description="", ended=lambda: ended)
+
+        async def observed(*_):
+            return run_of(record())
+
+        monkeypatch.setattr(module, "opened", opened)
+        monkeypatch.setattr(module, "run_with_progress", observed)
+        console = Console(file=printed, width=160)
+        await module.run(scenario_of(), Options(home=out), out, None, console, False)
+
+    printed = io.StringIO()
+    return run_once, printed
+
+
+async def test_a_server_that_ended_by_itself_is_an_error_after_the_reports(by_hand, tmp_path):
+    run_once, printed = by_hand
+    with pytest.raises(ServerFailed, match="out of memory"):
+        await run_once(tmp_path, ServerFailed("the server ended: out of memory"))
+    assert (tmp_path / "report.html").exists()
+    assert "PASSED" in printed.getvalue()
+
+
+async def test_what_was_found_is_printed_even_if_it_cannot_be_kept(by_hand, tmp_path):
+    run_once, printed = by_hand
+    (tmp_path / "file").touch()
+    with pytest.raises(OutUnwritable):
+        await run_once(tmp_path / "file")
+    assert "PASSED" in printed.getvalue()

@@ -19,7 +19,7 @@ from adapters.catalog import Catalog
 from loadtest.drive.actions import Actions, Switch, check, schedule
 from loadtest.errors import OptionsClash, ScenarioInvalid, ServerFailed
 from loadtest.plan.scenario import Phase, Scenario
-from loadtest.results import Done
+from loadtest.records import Done
 
 PUBLISH = {"do": "publish", "adapter": 0}
 POINT = {"do": "point", "adapter": 0, "version": 2}

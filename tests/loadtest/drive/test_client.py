@@ -11,7 +11,7 @@ from openai_standin import CUT, DONE, Manner, Standin, delta, event, piece, refu
 from planned import compose, make_call
 
 from loadtest.drive import client
-from loadtest.drive.client import Target, ask, open_session
+from loadtest.drive.client import Events, Target, ask, open_session
 from loadtest.records import Record
 
 A, B, END = piece("a"), piece("b"), piece("c", "stop")
@@ -216,3 +216,19 @@ async def test_connections_are_used_again(standin, monkeypatch):
 
 def test_a_target_does_not_show_its_secrets():
     assert "secret" not in repr(Target(url="http://x", headers={"Authorization": "secret"}))
+
+
+STREAM = b': hello\r\n\r\ndata: {"a": 1}\r\n\r\nevent: x\ndata:two\ndata: lines\n\ndata: [DONE]\n\n'
+EVENTS = [b'{"a": 1}', b"two\nlines", b"[DONE]"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_events_do_not_depend_on_how_the_bytes_are_cut(size):
+    events = Events()
+    chunks = [STREAM[start : start + size] for start in range(0, len(STREAM), size)]
+    assert [event for chunk in chunks for event in events.feed(chunk)] == EVENTS
+
+
+def test_an_event_that_has_not_ended_does_not_count():
+    assert list(Events().feed(b"data: half")) == []
+    assert list(Events().feed(b"data: no blank line after it\n")) == []

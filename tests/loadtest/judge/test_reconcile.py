@@ -12,8 +12,7 @@ from marked_server import BASE_NAME, marked_server
 from loadtest.errors import TargetUnfit
 from loadtest.judge.reconcile import metrics_agree, settle
 from loadtest.judge.scrape import Sample, read_sample, scrape
-from loadtest.records import Record
-from loadtest.results import Agreement, Disagreement, Done
+from loadtest.records import Agreement, Disagreement, Done, Record
 
 EMPTY = Sample()
 SPEC = {"orders@1": {"ok": 2}, "base": {"ok": 1}}

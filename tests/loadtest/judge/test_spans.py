@@ -15,7 +15,7 @@ from standin_server import BASE, Stats, publish
 from adapters.catalog import Catalog
 from loadtest.errors import OptionsClash
 from loadtest.judge.spans import CallSpan, SpanReceiver, spans_agree
-from loadtest.results import Agreement, Disagreement
+from loadtest.records import Agreement, Disagreement
 from server.call import Call, Sequence
 from server.exporting import take_exporter
 from server.tracing import Tracing

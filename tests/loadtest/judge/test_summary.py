@@ -7,8 +7,7 @@ from load_records import failed, record, run_of, scenario_of, window
 
 from loadtest.judge.summary import Stats, metric_of, stats_of, summarize, token_times
 from loadtest.plan.scenario import Slo
-from loadtest.records import Record
-from loadtest.results import Window
+from loadtest.records import Record, Window
 
 
 def stats(*records: Record, windows: list[Window] | None = None, slo: Slo | None = None) -> Stats:

@@ -7,7 +7,7 @@ from load_records import CALM, record, run_of, scenario_of
 
 from loadtest.judge.summary import summarize
 from loadtest.judge.trust import distrust, notes
-from loadtest.results import Client, Run
+from loadtest.records import Client, Run
 
 
 def reasons(run: Run) -> list[str]:

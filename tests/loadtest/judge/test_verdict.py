@@ -10,7 +10,7 @@ from load_records import failed, record, run_of, scenario_of, window
 from loadtest.judge.summary import summarize
 from loadtest.judge.verdict import Check, Verdict, judge
 from loadtest.plan.scenario import Scenario
-from loadtest.results import Agreement, Disagreement, Done, Run, Window, Wrong
+from loadtest.records import Agreement, Disagreement, Done, Run, Window, Wrong
 
 FAILED = "no failed call (besides outages and own expectations)"
 

@@ -16,8 +16,7 @@ from adapters.checkpoint import read_checkpoint
 from loadtest.errors import BaseUnfit, OutUnwritable
 from loadtest.markers.checkpoint import read_ending
 from loadtest.markers.manifest import FILE, load_manifest
-from loadtest.markers.marked import find_directions, make_marked
-from loadtest.markers.vocabulary import markers_of
+from loadtest.markers.marked import find_directions, make_marked, markers_of
 from server.kernels.reference import limit
 
 BASE = Path(__file__).parents[3] / "examples/shop/base"

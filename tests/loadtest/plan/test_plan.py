@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.errors import ScenarioInvalid
-from loadtest.plan import arrivals
+from loadtest.plan import draws
 from loadtest.plan.plan import Call, closed_call, digest, plan_phase, reseeded
 from loadtest.plan.scenario import Scenario
 
@@ -197,7 +197,7 @@ def test_a_trace_may_not_name_adapters_that_the_stream_has_not(tmp_path):
 
 
 def test_a_phase_plans_no_more_calls_than_can_be_held(monkeypatch):
-    monkeypatch.setattr(arrivals, "MOST_CALLS", 100)
+    monkeypatch.setattr(draws, "MOST_CALLS", 100)
     constant = {"kind": "constant", "rate": 1}
     assert len(plan(scenario({"mixed": constant}, seconds=100))) == 100
     with pytest.raises(ScenarioInvalid, match="phase steady plans more than 100 calls"):

@@ -15,10 +15,9 @@ from loadtest.errors import OutUnwritable
 from loadtest.judge.summary import Summary, summarize
 from loadtest.judge.verdict import Verdict, judge
 from loadtest.plan.scenario import Scenario
-from loadtest.records import Record
-from loadtest.report.machine import describe_machine
+from loadtest.records import Agreement, Disagreement, Done, Record, Run, Wrong
+from loadtest.report.files import describe_machine
 from loadtest.report.run_report import render_html, write_html, write_json, write_records
-from loadtest.results import Agreement, Disagreement, Done, Run, Wrong
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from loadtest.judge.summary import summarize
 from loadtest.judge.verdict import judge
 from loadtest.plan.scenario import Scenario
+from loadtest.records import Agreement, Client, Disagreement, Run, Wrong
 from loadtest.report.table import ADAPTERS, SHOWN, terminal_report
-from loadtest.results import Agreement, Client, Disagreement, Run, Wrong
 
 
 def shown(run: Run, scenario: Scenario | None = None, width: int = 120) -> str:

@@ -1,0 +1,97 @@
+"""What a server carries: what came of each rate of a sweep, and the last rate it keeps up with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from loadtest.judge.summary import Summary
+from loadtest.records import Record, Run, Window
+
+_LATE_SHARE = 0.05  # share of the calls that may be late where the server keeps up,
+_LATE_FEW = 2  # or so many of them
+_LONGEST = 0.25  # of a phase: the latest that an answer is in time after the phase's end
+_CALM = 5.0  # times the p99 TTFT of the lowest rate
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """One rate of a sweep."""
+
+    offered: float  # calls per second, on average: chance makes them more or fewer
+    calls: int
+    late: int  # those of them that had not ended when they should have (see points_of)
+    reached: float  # calls that ended in time, per second
+    tokens: float  # output tokens per second
+    ttft_p99_ms: float | None
+    failed: int
+
+
+class Sweep(msgspec.Struct, frozen=True, kw_only=True):
+    """Rising rates against one server; `knee` is the number of a point."""
+
+    scenario: str
+    stream: str
+    target: str
+    date: str
+    plan: str
+    points: list[Point]
+    knee: int | None
+    wrong: int  # answers of another adapter
+    apart: int  # counts that client and server do not share
+
+    @property
+    def passed(self) -> bool:
+        return not self.wrong and not self.apart
+
+
+def points_of(run: Run, summary: Summary, rates: Sequence[float]) -> list[Point]:
+    """What came of each rate.
+
+    The last calls of a phase end after it, however quick the server is: a call is in time until as
+    long after the phase's end as its calls lasted on average, but no longer than _LONGEST of it.
+    """
+    windows = {window.phase: window for window in run.windows}
+    late = Counter(r.phase for r in run.records if _is_late(r, windows[r.phase], summary))
+    points = []
+    for number, rate in enumerate(sorted(rates)):
+        phase = phase_name(number)
+        stats = summary.phases[phase]
+        points.append(
+            Point(
+                offered=rate,
+                calls=stats.requests,
+                late=late[phase],
+                reached=(stats.requests - late[phase]) / stats.seconds,
+                tokens=stats.output_tokens_per_second or 0.0,
+                ttft_p99_ms=None if stats.ttft is None else stats.ttft.p99,
+                failed=stats.failed,
+            )
+        )
+    return points
+
+
+def _is_late(record: Record, window: Window, summary: Summary) -> bool:
+    """A call that failed always is."""
+    e2e = summary.phases[window.phase].e2e
+    grace = min(e2e.mean / 1000 if e2e else 0.0, _LONGEST * window.seconds)
+    return record.outcome == "failed" or record.ended > window.began + window.seconds + grace
+
+
+def knee_of(points: Sequence[Point]) -> int | None:
+    """The last rate up to which all is answered as it comes and the first token stays quick."""
+    calm = next((p.ttft_p99_ms for p in points if p.ttft_p99_ms), None)
+    knee = None
+    for number, point in enumerate(points):
+        is_quick = calm is not None and (point.ttft_p99_ms or float("inf")) <= _CALM * calm
+        keeps_up = point.late <= max(_LATE_SHARE * point.calls, _LATE_FEW)
+        if point.failed or not keeps_up or not is_quick:
+            break
+        knee = number
+    return knee
+
+
+def phase_name(number: int) -> str:
+    """The phase of the sweep's rate of this index."""
+    return f"rate-{number + 1:02}"

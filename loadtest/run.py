@@ -11,11 +11,11 @@ from pathlib import Path
 import aiohttp
 from rich.console import Console
 
+from loadtest.drive import workers
 from loadtest.drive.actions import Actions, check
 from loadtest.drive.client import Target, open_session
 from loadtest.drive.discovery import Models, discover
 from loadtest.drive.progress import Progress
-from loadtest.drive.workers import Workers
 from loadtest.errors import TargetUnfit
 from loadtest.judge.reconcile import metrics_agree, settle, were_powered
 from loadtest.judge.scrape import Sample, scrape
@@ -94,8 +94,10 @@ async def run_scenario(scenario: Scenario, setting: Setting, progress: Progress)
             *(session, target.url, setting.admin_token, names),
             *(manifest.folder if manifest else None, setting.switch),
         )
-        async with Workers(scenario, names, models.base, target, setting.processes) as workers:
-            course = _Course(scenario, workers, actions, progress)
+        async with workers.started(
+            scenario, names, models.base, target, setting.processes
+        ) as generator:
+            course = _Course(scenario, generator, actions, progress)
             for phase in scenario.phases:
                 await course.run(phase, planned[phase.name])
         agreement = await _reconcile(session, setting, course, before, models)
@@ -114,7 +116,7 @@ async def run_scenario(scenario: Scenario, setting: Setting, progress: Progress)
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         windows=course.windows,
         records=course.records,
-        client=workers.client(),
+        client=generator.client(),
         actions=course.done,
         wrong=wrong,
         judged=judged,
@@ -131,7 +133,7 @@ class _Course:
     """A run under way: what has happened so far."""
 
     scenario: Scenario
-    workers: Workers
+    workers: workers.Workers
     actions: Actions
     progress: Progress
     windows: list[Window] = field(default_factory=list)

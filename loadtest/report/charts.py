@@ -1,51 +1,41 @@
-"""The charts of a report, each as inline SVG: over time, distributions, adapters, a sweep.
+"""The charts of a report as plotly figures: over time, distributions, adapters, a sweep.
 
-Whoever shows them needs report.css beside them.
+Each function returns a `<div>` that needs `plotly_script` once on its page. Plotly reads tags in
+texts: names that come from a server are escaped here.
 """
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from xml.etree.ElementTree import Element
+from typing import Any, NamedTuple
 
-from loadtest.report.figures import figure
-from loadtest.report.svg import (
-    BOTTOM,
-    LEFT,
-    RIGHT,
-    TOP,
-    WIDTH,
-    Scale,
-    add,
-    canvas,
-    grid_x,
-    grid_y,
-    legend,
-    linear,
-    logarithmic,
-    path,
-    render,
-)
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+
+from loadtest.judge.knee import Point
 from loadtest.statistics import percentile
 
-HEIGHT = 250.0
-ROW = 22.0  # of a bar
-NAME = 200.0  # room for a bar's name
-_POINTS = 200  # of a distribution's line
+BLUE, ORANGE, GREEN, PURPLE = "#2a6fdb", "#e0662f", "#17976b", "#8a4fd0"
+GREY = "#7d8896"  # like the others readable on a light and on a dark page
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#c2477f", "#8f7a10")
+_CLEAR, _PALE, _GRID = (f"rgba(128, 128, 128, {opacity})" for opacity in (0, 0.08, 0.25))
+_OUTAGE = "rgba(224, 60, 50, 0.12)"
+_HEIGHT, _ROW = 280, 22  # pixels of a chart, and of a bar
+_LEAST = 1e-3  # a logarithmic axis has no zero
+_NUMBER = ",.3~r"  # three significant digits, in d3's notation
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+class Series(NamedTuple):
     label: str
     values: Sequence[float | None]
-    colour: str  # c1 to c6
+    colour: str
     filled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Band:
-    """A stretch of time, as seconds of the chart's axis."""
+class Band(NamedTuple):
+    """A span of the time axis, in seconds."""
 
     label: str
     begin: float
@@ -53,31 +43,21 @@ class Band:
     outage: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     label: str
-    at: float
+    at: float  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(NamedTuple):
     label: str
     p50: float
     p99: float
-    tip: str = ""
+    note: str
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One step of a sweep. Rates of one unit; None: no call had a first token."""
-
-    offered: float
-    reached: float
-    ttft_p99_ms: float | None
-
-
-def colour(index: int) -> str:
-    return f"c{index % 6 + 1}"
+def plotly_script() -> str:
+    """The library itself, so that a page opens offline: about 4.8 MB of JavaScript."""
+    return str(get_plotlyjs())
 
 
 def over_time(
@@ -88,156 +68,129 @@ def over_time(
     bands: Sequence[Band] = (),
     marks: Sequence[Mark] = (),
 ) -> str:
-    """Lines over bins that begin at `times` (seconds) and are all as long as the first one."""
+    """Lines over bins of equal length that begin at `times` (seconds)."""
     width = times[1] - times[0] if len(times) > 1 else 1.0
-    bottom = HEIGHT - BOTTOM
-    x = Scale(0.0, times[-1] + width, LEFT, WIDTH - RIGHT, count=10)
-    y = linear([v for each in series for v in each.values if v is not None], bottom, TOP + 14)
-    root = canvas(title, HEIGHT)
-    _bands(root, bands, x, bottom)
-    grid_y(root, y, unit)
-    grid_x(root, x, "seconds since the run began", bottom, bottom)
+    chart = go.Figure()
     for each in series:
-        _line(root, each, [time + width / 2 for time in times], x, y)
-    for mark in marks:
-        at = x(mark.at)
-        add(root, "line", x1=at, x2=at, y1=TOP, y2=bottom, class_="mark")
-        flag = add(root, "path", d=f"M{at:.1f} {bottom:.1f} l-5 8 h10 Z", class_="flag")
-        add(flag, "title", f"{mark.label} at {mark.at:.1f} s")
-    _tips(root, times, width, series, unit, x, bottom)
-    legend(root, [(each.label, each.colour) for each in series])
-    return render(root)
+        chart.add_scatter(
+            x=[time + width / 2 for time in times],
+            y=each.values,
+            name=each.label,
+            line_color=each.colour,
+            fill="tozeroy" if each.filled else "none",
+            hovertemplate=f"%{{y:{_NUMBER}}} {unit}",
+        )
+    for index, band in enumerate(bands):
+        shade = _OUTAGE if band.outage else (_CLEAR, _PALE)[index % 2]
+        chart.add_vrect(band.begin, band.end, fillcolor=shade, layer="below", line_width=0)
+        chart.add_annotation(
+            x=band.begin, y=1, yref="paper", xanchor="left", text=band.label, showarrow=False
+        )
+    chart.add_scatter(
+        x=[mark.at for mark in marks],
+        y=[0] * len(marks),
+        text=[html.escape(mark.label) for mark in marks],
+        mode="markers",
+        marker={"symbol": "triangle-up", "size": 10, "color": GREY},
+        showlegend=False,
+        hovertemplate="%{text} at %{x:.1f} s<extra></extra>",
+    )
+    chart.update_xaxes(title="seconds since the run began", range=[0, times[-1] + width])
+    chart.update_yaxes(title=unit, rangemode="tozero")
+    return _to_html(chart, title, hovermode="x unified")
 
 
 def distribution(title: str, unit: str, groups: Mapping[str, Sequence[float]]) -> str:
-    """The share of values up to each one, by group; a logarithmic axis, as tails are long."""
-    sets = {label: sorted(values) for label, values in groups.items() if values}
-    bottom = HEIGHT - BOTTOM
-    ends = [percentile(each, share) for each in sets.values() for share in (0.001, 1.0)]
-    x = logarithmic(ends, LEFT, WIDTH - RIGHT)
-    y = Scale(0.0, 100.0, bottom, TOP)
-    root = canvas(title, HEIGHT)
-    grid_y(root, y, "% of values")
-    grid_x(root, x, unit, TOP, bottom)
-    for index, (label, ordered) in enumerate(sets.items()):
-        shares = [n / _POINTS for n in range(_POINTS)] + [0.997, 0.999, 1.0]
-        points = [(x(percentile(ordered, s)), y(100 * s)) for s in shares]
-        path(root, points, f"line {colour(index)}", label)
-        for share in (0.5, 0.9, 0.99):
-            value = percentile(ordered, share)
-            dot = add(root, "circle", cx=x(value), cy=y(100 * share), r=4.0)
-            dot.set("class", f"dot {colour(index)}")
-            add(dot, "title", f"{label}: p{100 * share:.0f} {figure(value)} {unit}")
-    legend(root, [(label, colour(index)) for index, label in enumerate(sets)])
-    return render(root)
+    """The share of values up to each one, by group; a logarithmic axis, because of long tails."""
+    chart = go.Figure()
+    filled = {label: sorted(values) for label, values in groups.items() if values}
+    for index, (label, ordered) in enumerate(filled.items()):
+        line = [n / 2 for n in range(200)] + [99.7, 99.9, 100.0]
+        for shares, mode in ((line, "lines"), ([50.0, 90.0, 99.0], "markers")):
+            chart.add_scatter(
+                x=[max(percentile(ordered, share / 100), _LEAST) for share in shares],
+                y=shares,
+                name=label,
+                mode=mode,
+                marker={"color": _COLOURS[index % len(_COLOURS)], "size": 8},
+                showlegend=mode == "lines",
+                hovertemplate=f"p%{{y}} %{{x:{_NUMBER}}} {unit}",
+            )
+    chart.update_xaxes(title=unit, type="log")
+    chart.update_yaxes(title="% of values", range=[0, 101])
+    return _to_html(chart, title)
 
 
 def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
-    """p50 within p99, a row for each."""
-    bottom = TOP + ROW * len(rows)
-    x = linear([row.p99 for row in rows], NAME, WIDTH - 3 * RIGHT)
-    root = canvas(title, bottom + BOTTOM)
-    grid_x(root, x, unit, TOP, bottom)
-    for index, row in enumerate(rows):
-        top = TOP + ROW * index
-        name = row.label if len(row.label) <= 26 else f"{row.label[:12]}…{row.label[-12:]}"
-        add(root, "text", name, x=NAME - 8, y=top + 15, class_="label", text_anchor="end")
-        _bar(root, x, row.p99, top + 5, 12.0, "fill pale c1")
-        _bar(root, x, row.p50, top + 5, 12.0, "fill c1")
-        add(root, "text", figure(row.p99), x=x(row.p99) + 6, y=top + 15, class_="tick")
-        area = add(root, "rect", x=0.0, y=top, width=WIDTH, height=ROW, class_="hover")
-        values = f"p50 {figure(row.p50)}, p99 {figure(row.p99)} {unit}"
-        add(area, "title", f"{row.label}: {values}{row.tip and f', {row.tip}'}")
-    legend(root, [("p50", "c1"), ("p99", "pale c1")])
-    return render(root)
+    """p50 in front of p99, a row for each."""
+    names = [html.escape(row.label) for row in rows]
+    chart = go.Figure()
+    for name, values, opacity in (
+        ("p99", [row.p99 for row in rows], 0.35),
+        ("p50", [row.p50 for row in rows], 1.0),
+    ):
+        chart.add_bar(
+            x=values,
+            y=names,
+            name=name,
+            orientation="h",
+            marker={"color": BLUE, "opacity": opacity},
+            customdata=[row.note for row in rows],
+            hovertemplate=f"%{{x:{_NUMBER}}} {unit}, %{{customdata}}",
+        )
+    short = [html.escape(_shorten(row.label)) for row in rows]
+    chart.update_yaxes(tickvals=names, ticktext=short, autorange="reversed", automargin=True)
+    chart.update_xaxes(title=unit, rangemode="tozero")
+    height = _HEIGHT // 2 + _ROW * len(rows)
+    return _to_html(chart, title, height, barmode="overlay", hovermode="y unified")
 
 
-def sweep(title: str, unit: str, points: Sequence[Load], knee: int | None) -> str:
-    """What was reached, and p99 TTFT, against what was offered; `knee` is a point's index.
+def sweep(title: str, unit: str, points: Sequence[Point], knee: int | None) -> str:
+    """Calls in time and p99 TTFT against the rate offered.
 
-    The knee is the last load that the server keeps up with; None: not found.
+    Args:
+        knee: index of the last point that the server keeps up with; None: it keeps up with none.
     """
-    middle, bottom = TOP + 190, TOP + 400
-    x = linear([point.offered for point in points], LEFT, WIDTH - RIGHT, round_up=False)
-    reached = linear([v for p in points for v in (p.offered, p.reached)], middle, TOP)
-    known = [point for point in points if point.ttft_p99_ms is not None]
-    late = logarithmic([p.ttft_p99_ms or 0.0 for p in known], bottom, middle + 30)
-    root = canvas(title, bottom + BOTTOM)
-    grid_y(root, reached, f"reached, {unit}")
-    grid_y(root, late, "TTFT p99, ms")
-    grid_x(root, x, "", TOP, middle)
-    grid_x(root, x, f"offered, {unit}", middle + 30, bottom)
-    ideal = [(x(0.0), reached(0.0)), (x(x.high), reached(x.high))]
-    path(root, ideal, "line dashed muted", "all that is offered")
-    _dots(root, [(x(p.offered), reached(p.reached)) for p in points], points, "c1", unit)
-    _dots(root, [(x(p.offered), late(p.ttft_p99_ms or 0.0)) for p in known], known, "c2", unit)
+    chart = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08)
+    offered = [point.offered for point in points]
+    for row, name, values, unit_of, style in (
+        (1, "all that is offered", offered, unit, {"line": {"color": GREY, "dash": "dash"}}),
+        (1, "reached", [point.reached for point in points], unit, {"line_color": BLUE}),
+        (2, "TTFT p99", [point.ttft_p99_ms for point in points], "ms", {"line_color": ORANGE}),
+    ):
+        hover = f"%{{y:{_NUMBER}}} {unit_of} of %{{x:{_NUMBER}}} {unit} offered"
+        chart.add_scatter(
+            x=offered, y=values, name=name, hovertemplate=hover, row=row, col=1, **style
+        )
     if knee is not None:
-        _knee(root, x(points[knee].offered), bottom, f"knee: {figure(points[knee].offered)} {unit}")
-    legend(root, [("reached", "c1"), ("TTFT p99", "c2"), ("all that is offered", "muted")])
-    return render(root)
+        at = offered[knee]
+        chart.add_vline(at, line={"color": GREY, "dash": "dash"})
+        chart.add_annotation(
+            x=at, y=1.05, yref="paper", text=f"knee: {at:g} {unit}", showarrow=False
+        )
+    chart.update_xaxes(title=f"offered, {unit}", row=2)
+    chart.update_yaxes(title=f"reached, {unit}", rangemode="tozero", row=1)
+    chart.update_yaxes(title="TTFT p99, ms", type="log", row=2)
+    return _to_html(chart, title, 2 * _HEIGHT)
 
 
-def _bands(root: Element, bands: Sequence[Band], x: Scale, bottom: float) -> None:
-    for index, band in enumerate(bands):
-        left, width = x(band.begin), x(band.end) - x(band.begin)
-        shade = "outage" if band.outage else ("band", "band other")[index % 2]
-        area = add(root, "rect", x=left, y=TOP - 6, width=width, height=bottom - TOP + 6)
-        area.set("class", shade)
-        add(area, "title", f"{band.label}: {band.begin:.0f} to {band.end:.0f} s")
-        if width > 7 * len(band.label):
-            add(root, "text", band.label, x=left + 6, y=TOP + 7, class_="band-name")
+def _shorten(name: str) -> str:
+    return name if len(name) <= 26 else f"{name[:12]}…{name[-12:]}"
 
 
-def _line(root: Element, series: Series, times: Sequence[float], x: Scale, y: Scale) -> None:
-    points = [
-        None if value is None else (x(time), y(value))
-        for time, value in zip(times, series.values, strict=True)
-    ]
-    ends = [point for point in points if point is not None]
-    if series.filled and ends:
-        floor = [(ends[-1][0], y(0.0)), (ends[0][0], y(0.0))]
-        path(root, [*ends, *floor], f"area {series.colour}")
-    path(root, points, f"line {series.colour}")
-
-
-def _tips(
-    root: Element,
-    times: Sequence[float],
-    width: float,
-    series: Sequence[Series],
-    unit: str,
-    x: Scale,
-    bottom: float,
-) -> None:
-    for index, time in enumerate(times):
-        found = [(each.label, each.values[index]) for each in series]
-        lines = [f"{label}: {figure(value)} {unit}" for label, value in found if value is not None]
-        area = add(root, "rect", x=x(time), y=TOP, width=x(time + width) - x(time), class_="hover")
-        area.set("height", f"{bottom - TOP - 8:.1f}")  # the marks' flags stay in reach
-        add(area, "title", "\n".join([f"{figure(time)} to {figure(time + width)} s", *lines]))
-
-
-def _bar(root: Element, x: Scale, value: float, y: float, height: float, class_: str) -> None:
-    width = max(x(value) - x(0.0), 1.0)
-    add(root, "rect", x=x(0.0), y=y, width=width, height=height, rx=2.0, class_=class_)
-
-
-def _dots(
-    root: Element,
-    at: Sequence[tuple[float, float]],
-    points: Sequence[Load],
-    colour: str,
-    unit: str,
-) -> None:
-    path(root, at, f"line {colour}")
-    for (left, top), point in zip(at, points, strict=True):
-        dot = add(root, "circle", cx=left, cy=top, r=4.0, class_=f"dot {colour}")
-        words = f"offered {figure(point.offered)}, reached {figure(point.reached)} {unit}"
-        late = point.ttft_p99_ms
-        add(dot, "title", words + ("" if late is None else f", TTFT p99 {figure(late)} ms"))
-
-
-def _knee(root: Element, at: float, bottom: float, label: str) -> None:
-    add(root, "line", x1=at, x2=at, y1=TOP, y2=bottom, class_="knee")
-    beside, anchor = (at - 8, "end") if at > WIDTH / 2 else (at + 8, "start")
-    add(root, "text", label, x=beside, y=TOP + 14, class_="strong", text_anchor=anchor)
+def _to_html(chart: Any, title: str, height: int = _HEIGHT, **layout: Any) -> str:
+    chart.update_layout(
+        template="none",
+        title={"text": html.escape(title), "font": {"size": 15}},
+        font={"color": GREY},
+        paper_bgcolor=_CLEAR,
+        plot_bgcolor=_CLEAR,
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
+        margin={"l": 70, "r": 20, "t": 70, "b": 50},
+        **layout,
+    )
+    for update in (chart.update_xaxes, chart.update_yaxes):
+        update(gridcolor=_GRID, zerolinecolor=_GRID)
+    options = {"displaylogo": False, "responsive": True}
+    size = f"{height}px"
+    return str(chart.to_html(options, include_plotlyjs=False, full_html=False, default_height=size))

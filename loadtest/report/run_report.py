@@ -44,7 +44,7 @@ def write_records(run: Run, path: Path) -> None:
 
 
 def write_html(run: Run, summary: Summary, verdict: Verdict, path: Path) -> None:
-    """One file that needs nothing else: no script, no font, no picture from elsewhere."""
+    """One file of about 5 MB that opens offline: plotly.js and all styles are in it."""
     write_file(path, [render_html(run, summary, verdict).encode()])
 
 
@@ -67,6 +67,7 @@ def render_html(run: Run, summary: Summary, verdict: Verdict) -> str:
             for phase, stats in summary.phases.items()
             for reason, count in stats.reasons.items()
         ],
+        plotly=charts.plotly_script(),
         charts={
             "time": _over_time(run),
             "latencies": _distributions(run),
@@ -114,15 +115,19 @@ def _over_time(run: Run) -> list[str]:
 
 def _lines(line: Timeline) -> list[tuple[str, str, list[charts.Series]]]:
     asked = [
-        charts.Series("asked", line.asked, "muted"),
-        charts.Series("answered", line.answered, "c1", filled=True),
-        charts.Series("failed", line.failed, "c2"),
+        charts.Series("asked", line.asked, charts.GREY),
+        charts.Series("answered", line.answered, charts.BLUE, filled=True),
+        charts.Series("failed", line.failed, charts.ORANGE),
     ]
-    tokens = [charts.Series("output tokens", line.tokens, "c3", filled=True)]
-    flight = [charts.Series("in flight", line.in_flight, "c4", filled=True)]
+    tokens = [charts.Series("output tokens", line.tokens, charts.GREEN, filled=True)]
+    flight = [charts.Series("in flight", line.in_flight, charts.PURPLE, filled=True)]
     ttft = [
         charts.Series(name, _each(line.ttft, name), colour)
-        for name, colour in (("p50", "c3"), ("p90", "c1"), ("p99", "c2"))
+        for name, colour in (
+            ("p50", charts.GREEN),
+            ("p90", charts.BLUE),
+            ("p99", charts.ORANGE),
+        )
     ]
     return [
         ("Calls", "calls/s", asked),

@@ -23,13 +23,14 @@ def write(sweep: Sweep, folder: Path) -> None:
     chart = charts.sweep(
         "Answers per second and p99 time to first token, by the rate asked for",
         "calls/s",
-        [charts.Load(each.offered, each.reached, each.ttft_p99_ms) for each in sweep.points],
+        sweep.points,
         sweep.knee,
     )
     page = render(
         "sweep.html.j2",
         sweep=sweep,
         chart=chart,
+        plotly=charts.plotly_script(),
         words=verdict(sweep),
         faults=_faults(sweep),
         machine=describe_machine(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import signal
 import socket
@@ -12,6 +11,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import httpx
 
 from loadtest.errors import ServerFailed
 from loadtest.servers import processes
@@ -103,25 +104,23 @@ class Launch:
             self._end(signal.SIGTERM)
 
     def _wait_ready(self, process: subprocess.Popen[bytes], deadline: float) -> None:
-        while time.monotonic() < deadline:
-            code = process.poll()
-            if code is not None:
-                raise self._failed(f"ended with code {code} before it was ready")
-            if self._is_ready():
-                return
-            if self._given_up.wait(_POLL_SECONDS):
-                raise self._failed("was given up before it was ready")
+        with httpx.Client(timeout=_PROBE_SECONDS, trust_env=False) as client:
+            while time.monotonic() < deadline:
+                code = process.poll()
+                if code is not None:
+                    raise self._failed(f"ended with code {code} before it was ready")
+                if self._is_ready(client):
+                    return
+                if self._given_up.wait(_POLL_SECONDS):
+                    raise self._failed("was given up before it was ready")
         raise self._failed(f"was not ready within {self._patience:.0f} s")
 
-    def _is_ready(self) -> bool:
-        probe = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PROBE_SECONDS)
+    def _is_ready(self, client: httpx.Client) -> bool:
         try:
-            probe.request("GET", self._ready)
-            return probe.getresponse().status == http.client.OK
-        except (OSError, http.client.HTTPException):
+            answer = client.get(self.url + self._ready)
+        except httpx.TransportError:
             return False
-        finally:
-            probe.close()
+        return answer.status_code == httpx.codes.OK
 
     def _end(self, number: signal.Signals) -> None:
         assert self._process is not None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bench.errors import OptionsClash, SideFailed
-from loadtest import processes
+from loadtest.servers import processes
 
 SETTLED_SECONDS = 60.0  # what a server builds up at its first calls is no growth
 MIB = 1 << 20

@@ -25,8 +25,8 @@ from bench.errors import SideFailed
 from bench.model import Home
 from bench.spec import Outcome, SideSpec
 from bench.workload import Workload
-from loadtest import processes
-from loadtest.environment import cleaned
+from loadtest.servers import processes
+from loadtest.servers.environment import cleaned
 
 START_SECONDS = 600.0
 RUN_SECONDS = 1800.0  # stock vLLM needs minutes where a processor has no bf16

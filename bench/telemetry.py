@@ -31,9 +31,9 @@ from bench.errors import SideFailed
 from bench.model import FULL, TINY, Home, prepare
 from bench.options import at_least_one
 from bench.workload import adapter_names
-from loadtest.environment import ROOT
 from loadtest.errors import ServerFailed
-from loadtest.launch import Launch, free_port
+from loadtest.servers.environment import ROOT
+from loadtest.servers.launch import Launch, free_port
 
 STREAMS, PROMPT_TOKENS, OUTPUT_TOKENS = 24, 128, 32
 ADAPTERS = adapter_names(16, 8)

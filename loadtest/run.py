@@ -1,56 +1,81 @@
-"""One scenario against one server: phases in turn, actions beside them, truth at the end."""
+"""`run`: one scenario against one server, phase by phase, with actions during the traffic."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import aiohttp
+from rich.console import Console
 
-from loadtest import plan
-from loadtest.actions import Actions, Switch, check
-from loadtest.client import Target, open_session
-from loadtest.errors import LoadtestError, TargetUnfit
-from loadtest.liveness import Liveness
-from loadtest.manifest import Manifest
-from loadtest.progress import Progress
-from loadtest.reconcile import metrics_agree, settle, were_powered
-from loadtest.records import Record
-from loadtest.results import Agreement, Disagreement, Done, Run, Window
-from loadtest.scenario import Phase, Scenario
-from loadtest.scrape import Sample, scrape
-from loadtest.spans import SpanReceiver, spans_agree
-from loadtest.target import Models, discover
-from loadtest.traffic import Closed
-from loadtest.truth import Truth
-from loadtest.workers import Workers
+from loadtest.drive import workers
+from loadtest.drive.actions import Actions, check
+from loadtest.drive.client import Target, open_session
+from loadtest.drive.discovery import Models, discover
+from loadtest.drive.progress import Progress
+from loadtest.errors import TargetUnfit
+from loadtest.judge.reconcile import metrics_agree, settle, were_powered
+from loadtest.judge.scrape import Sample, scrape
+from loadtest.judge.spans import spans_agree
+from loadtest.judge.summary import summarize
+from loadtest.judge.truth import Liveness, Truth
+from loadtest.judge.verdict import judge
+from loadtest.plan import plan
+from loadtest.plan.scenario import Phase, Scenario
+from loadtest.plan.traffic import Closed
+from loadtest.records import Agreement, Disagreement, Done, Record, Run, Window
+from loadtest.report import run_report
+from loadtest.report.files import show_paths
+from loadtest.report.table import terminal_report
+from loadtest.servers.testbed import Options, Setting, opened
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Against what a scenario runs, and what the tool may do there."""
+async def run(
+    scenario: Scenario,
+    options: Options,
+    out: Path,
+    records: Path | None,
+    console: Console,
+    as_json: bool,
+) -> bool:
+    """Run the scenario, print its table and write its reports; returns whether it passed.
 
-    target: Target
-    description: str
-    models: Models | None = None  # whom it serves; None: it is asked
-    adapters: str = "*"  # which of the server's adapters are the run's: a pattern of names
-    manifest: Manifest | None = None  # the marks of the adapters, where they have any
-    admin_token: str | None = None
-    switch: Switch | None = None  # stops and starts the server, where it is the tool's own
-    ended: Callable[[], LoadtestError | None] = lambda: None  # it has, though nobody stopped it
-    spans: SpanReceiver | None = None
-    processes: int = 1
+    The table is printed before any file is written, so that a full disk does not lose it.
+
+    Raises:
+        ServerFailed: the server that the tool started ended by itself; the reports are written all
+            the same.
+    """
+    async with opened(scenario, options) as setting:
+        done = await run_with_progress(scenario, setting)
+        ended = setting.ended()
+    summary = summarize(done, scenario)
+    verdict = judge(done, summary, scenario)
+    console.print(terminal_report(done, summary, verdict))
+    run_report.write_html(done, summary, verdict, out / "report.html")
+    run_report.write_json(done, summary, verdict, out / "report.json")
+    if records is not None:
+        run_report.write_records(done, records)
+    show_paths(console, out / "report.html", out / "report.json", as_json)
+    if ended is not None:
+        raise ended
+    return verdict.passed
+
+
+async def run_with_progress(scenario: Scenario, setting: Setting) -> Run:
+    with Progress(Console(stderr=True)) as progress:
+        return await run_scenario(scenario, setting, progress)
 
 
 async def run_scenario(scenario: Scenario, setting: Setting, progress: Progress) -> Run:
-    """Run all phases and judge what came.
+    """Run all phases, judge the answers and compare the counts.
 
     Raises:
-        OptionsClash: the scenario's actions need what was not given.
-        TargetUnfit: the server is not there, lacks adapters, or has some that are not marked.
+        OptionsClash: the scenario's actions need an option that is missing.
+        TargetUnfit: the server can't be reached, lacks adapters, or serves unmarked ones.
         WorkerFailed: a process of the load generator ended.
     """
     manifest = setting.manifest
@@ -69,8 +94,10 @@ async def run_scenario(scenario: Scenario, setting: Setting, progress: Progress)
             *(session, target.url, setting.admin_token, names),
             *(manifest.folder if manifest else None, setting.switch),
         )
-        async with Workers(scenario, names, models.base, target, setting.processes) as workers:
-            course = _Course(scenario, workers, actions, progress)
+        async with workers.started(
+            scenario, names, models.base, target, setting.processes
+        ) as generator:
+            course = _Course(scenario, generator, actions, progress)
             for phase in scenario.phases:
                 await course.run(phase, planned[phase.name])
         agreement = await _reconcile(session, setting, course, before, models)
@@ -89,7 +116,7 @@ async def run_scenario(scenario: Scenario, setting: Setting, progress: Progress)
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         windows=course.windows,
         records=course.records,
-        client=workers.client(),
+        client=generator.client(),
         actions=course.done,
         wrong=wrong,
         judged=judged,
@@ -103,10 +130,10 @@ def _unmarked(name: str, version: int) -> None:
 
 @dataclass
 class _Course:
-    """A run under way: what has happened so far."""
+    """A run in progress: the results so far."""
 
     scenario: Scenario
-    workers: Workers
+    workers: workers.Workers
     actions: Actions
     progress: Progress
     windows: list[Window] = field(default_factory=list)
@@ -115,18 +142,18 @@ class _Course:
 
     async def run(self, phase: Phase, planned: dict[str, int | None]) -> None:
         self.progress.begin(phase.name, phase.seconds)
-        beside: list[asyncio.Task[list[Done]]] = []
+        actions: list[asyncio.Task[list[Done]]] = []
 
         def begin(at: float) -> None:
-            beside.append(asyncio.create_task(self.actions.run(phase, at)))
+            actions.append(asyncio.create_task(self.actions.run(phase, at)))
 
         try:
             began, ended = await self.workers.run_phase(
                 phase, self._take, self.progress.tick, begin
             )
-            self.done += await beside[0]
+            self.done += await actions[0]
         finally:
-            for task in beside:
+            for task in actions:
                 task.cancel()
         self.windows.append(
             Window(
@@ -146,7 +173,7 @@ class _Course:
 
 
 def _plan(scenario: Scenario, phase: Phase) -> dict[str, int | None]:
-    """Calls of each stream; a closed loop makes as many as come."""
+    """Number of planned calls by stream; None for a closed loop."""
     calls = Counter(call.stream for call in plan.plan_phase(scenario, phase))
     return {
         stream: None if isinstance(arrival, Closed) else calls[stream]
@@ -155,7 +182,7 @@ def _plan(scenario: Scenario, phase: Phase) -> dict[str, int | None]:
 
 
 async def _scrape(session: aiohttp.ClientSession, target: Target) -> Sample | None:
-    """None where the server has no metrics that can be read: then nothing is compared."""
+    """None if the server has no readable metrics: then nothing is compared."""
     try:
         return await scrape(session, target.url, target.headers)
     except TargetUnfit:
@@ -163,7 +190,7 @@ async def _scrape(session: aiohttp.ClientSession, target: Target) -> Sample | No
 
 
 def _unexplained(counts: Agreement, calls: int) -> Agreement:
-    """Lorry has metrics, and nobody asked that it be started anew: to lose them is a fault."""
+    """A disagreement: Lorry has metrics, and without a restart by an action they can't be lost."""
     what = "; ".join(counts.left_out) or "metrics: nothing was compared"
     apart = Disagreement(what=what, client=calls, server=0)
     return Agreement(disagreements=(apart,))
@@ -176,10 +203,10 @@ async def _reconcile(
     before: Sample | None,
     models: Models,
 ) -> Agreement:
-    """The server's counts, and its spans where they were asked for."""
+    """Compare the client's counts with the server's metrics, and with its spans if received."""
     target, records = setting.target, course.records
     if before is None:
-        counts = Agreement(left_out=("the server has no /metrics that can be read",))
+        counts = Agreement(left_out=("the server has no readable /metrics",))
     else:
         counts = await settle(
             lambda: scrape(session, target.url, target.headers),

@@ -1,68 +1,81 @@
-"""How much a server carries: the same traffic at rising rates, and where it stops keeping up.
-
-A sweep is a scenario like any other, with one phase for each rate.
-"""
+"""`sweep`: the same traffic at rising rates, a phase each, and where the server falls behind."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
-import msgspec
+from rich.console import Console
 
 from loadtest.errors import OptionsClash
-from loadtest.records import Record
-from loadtest.results import Run, Window
-from loadtest.scenario import Phase, Scenario
-from loadtest.summary import Summary, metric_of
-from loadtest.traffic import Closed, Poisson
+from loadtest.judge.knee import Sweep, knee_of, phase_name, points_of
+from loadtest.judge.summary import Summary, metric_of, summarize
+from loadtest.plan.scenario import Phase, Scenario
+from loadtest.plan.traffic import Closed, Poisson
+from loadtest.records import Run
+from loadtest.report import sweep_report
+from loadtest.report.files import show_paths
+from loadtest.run import run_with_progress
+from loadtest.servers.testbed import Options, opened
 
-# Of what a closed loop got: below, around and above what the server carries. Its callers wait for
-# each other's steps, so an open loop, with more in flight, may get well beyond it.
+# Rates to try, as shares of a closed loop's throughput. Its callers wait for each other's steps, so
+# an open loop, with more calls in flight, may get well beyond 1.
 SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.45, 1.75)
-_LATE_SHARE = 0.05  # of the calls, or _LATE_FEW of them, may be late where a server keeps up
-_LATE_FEW = 2
-_LONGEST = 0.25  # of a phase: so long after its end an answer may still come in time
-_CALM = 5.0  # times the p99 TTFT of the lowest rate
-_CAPACITY = "capacity"
-_CALLERS = 24  # of the closed loop that tells what a server can do at most
+_CAPACITY = "capacity"  # the phase that measures the throughput
+_CALLERS = 24  # of its closed loop
 _WARM_UP = Phase(
     name="warm-up", seconds=5, measured=False, traffic={"x": Closed(kind="closed", concurrency=8)}
 )
 
 
-class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """One rate of a sweep."""
+async def sweep(
+    scenario: Scenario,
+    stream: str,
+    rates: Sequence[float],
+    seconds: float,
+    options: Options,
+    out: Path,
+    console: Console,
+    as_json: bool,
+) -> bool:
+    """Run the sweep and write its report.
 
-    offered: float  # calls per second, on average: chance makes them more or fewer
-    calls: int
-    late: int  # those of them that had not ended when they should have (see points_of)
-    reached: float  # calls that ended in time, per second
-    tokens: float  # output tokens per second
-    ttft_p99_ms: float | None
-    failed: int
+    Args:
+        rates: calls per second; empty measures the throughput first and chooses rates around it.
+        seconds: duration of each rate's phase.
 
-
-class Sweep(msgspec.Struct, frozen=True, kw_only=True):
-    """Rising rates against one server; `knee` is the number of a point."""
-
-    scenario: str
-    stream: str
-    target: str
-    date: str
-    plan: str
-    points: list[Point]
-    knee: int | None
-    wrong: int  # answers of another adapter
-    apart: int  # counts that client and server do not share
-
-    @property
-    def passed(self) -> bool:
-        return not self.wrong and not self.apart
+    Returns:
+        False if an answer was wrong or the counts differ. A server that does not keep up passes.
+    """
+    runs: list[Run] = []
+    async with opened(scenario, options) as setting:
+        if not rates:
+            capacity = measuring_capacity(scenario, stream, seconds)
+            runs.append(await run_with_progress(capacity, setting))
+            rates = rates_of(summarize(runs[-1], capacity))
+        swept = sweeping(scenario, stream, rates, seconds)
+        run = await run_with_progress(swept, setting)
+    runs.append(run)
+    points = points_of(run, summarize(run, swept), rates)
+    found = Sweep(
+        scenario=scenario.name,
+        stream=stream,
+        target=run.target,
+        date=run.date,
+        plan=run.plan,
+        points=points,
+        knee=knee_of(points),
+        wrong=sum(len(each.wrong) for each in runs),
+        apart=sum(len(each.agreement.disagreements) for each in runs),
+    )
+    console.print(sweep_report.table(found))
+    sweep_report.write(found, out)
+    show_paths(console, out / "sweep.html", out / "sweep.json", as_json)
+    return found.passed
 
 
 def measuring_capacity(scenario: Scenario, stream: str, seconds: float) -> Scenario:
-    """The scenario that tells how much a server can answer at most."""
+    """The scenario that measures the throughput of a closed loop."""
     closed = Closed(kind="closed", concurrency=_CALLERS)
     return _with_phases(
         scenario,
@@ -72,10 +85,10 @@ def measuring_capacity(scenario: Scenario, stream: str, seconds: float) -> Scena
 
 
 def rates_of(capacity: Summary) -> list[float]:
-    """Rates to try, from what the closed loop got.
+    """Calls per second to try, from the closed loop's throughput.
 
     Raises:
-        OptionsClash: it got nothing.
+        OptionsClash: no call was answered.
     """
     most = metric_of(capacity, "requests_per_second", _CAPACITY, None)
     if not most:
@@ -84,14 +97,14 @@ def rates_of(capacity: Summary) -> list[float]:
 
 
 def sweeping(scenario: Scenario, stream: str, rates: Sequence[float], seconds: float) -> Scenario:
-    """The scenario with a phase for each rate, lowest first."""
+    """The scenario with a phase for each rate, lowest first, after a warm-up."""
     first = Poisson(kind="poisson", rate=min(rates))
     return _with_phases(
         scenario,
         _WARM_UP.model_copy(update={"traffic": {stream: first}}),
         *(
             Phase(
-                name=_phase(number),
+                name=phase_name(number),
                 seconds=seconds,
                 traffic={stream: Poisson(kind="poisson", rate=rate)},
             )
@@ -100,55 +113,6 @@ def sweeping(scenario: Scenario, stream: str, rates: Sequence[float], seconds: f
     )
 
 
-def points_of(run: Run, summary: Summary, rates: Sequence[float]) -> list[Point]:
-    """What came of each rate.
-
-    The last calls of a phase end after it, however quick the server is: a call is in time until as
-    long after the phase's end as its calls lasted on average, but no longer than _LONGEST of it.
-    """
-    windows = {window.phase: window for window in run.windows}
-    late = Counter(r.phase for r in run.records if _is_late(r, windows[r.phase], summary))
-    points = []
-    for number, rate in enumerate(sorted(rates)):
-        phase = _phase(number)
-        stats = summary.phases[phase]
-        points.append(
-            Point(
-                offered=rate,
-                calls=stats.requests,
-                late=late[phase],
-                reached=(stats.requests - late[phase]) / stats.seconds,
-                tokens=stats.output_tokens_per_second or 0.0,
-                ttft_p99_ms=None if stats.ttft is None else stats.ttft.p99,
-                failed=stats.failed,
-            )
-        )
-    return points
-
-
-def _is_late(record: Record, window: Window, summary: Summary) -> bool:
-    """A call that failed always is."""
-    e2e = summary.phases[window.phase].e2e
-    grace = min(e2e.mean / 1000 if e2e else 0.0, _LONGEST * window.seconds)
-    return record.outcome == "failed" or record.ended > window.began + window.seconds + grace
-
-
-def knee_of(points: Sequence[Point]) -> int | None:
-    """The last rate up to which all is answered as it comes and the first token stays quick."""
-    calm = next((p.ttft_p99_ms for p in points if p.ttft_p99_ms), None)
-    knee = None
-    for number, point in enumerate(points):
-        is_quick = calm is not None and (point.ttft_p99_ms or float("inf")) <= _CALM * calm
-        keeps_up = point.late <= max(_LATE_SHARE * point.calls, _LATE_FEW)
-        if point.failed or not keeps_up or not is_quick:
-            break
-        knee = number
-    return knee
-
-
-def _phase(number: int) -> str:
-    return f"rate-{number + 1:02}"
-
-
 def _with_phases(scenario: Scenario, *phases: Phase) -> Scenario:
+    """Without the scenario's own expectations: those are about its own phases."""
     return scenario.model_copy(update={"phases": list(phases), "expect": (), "compare": ()})

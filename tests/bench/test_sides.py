@@ -16,7 +16,7 @@ from bench.model import Home
 from bench.sides import Side, Sides
 from bench.spec import SideSpec
 from bench.workload import Workload
-from loadtest import processes
+from loadtest.servers import processes
 from tests.bench import standin_side
 
 LONG = Workload(streams=1, prompt_tokens=4, output_tokens=standin_side.LONG)

@@ -17,7 +17,7 @@ from admin_client import TOKEN, AdminClient
 from server_process import ROOT
 from shop import BASE
 
-from loadtest.manifest import load_manifest
+from loadtest.markers.manifest import load_manifest
 
 SCENARIO = """
 name: short

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from load_records import record, run_of, scenario_of
 from marked_server import marked_server
 from rich.console import Console
 from running_server import RunningServer
 
 from loadtest import run as module
-from loadtest.client import Target
-from loadtest.errors import TargetUnfit
-from loadtest.progress import Progress
-from loadtest.results import Run
-from loadtest.run import Setting, run_scenario
-from loadtest.scenario import Scenario
+from loadtest.drive.client import Target
+from loadtest.drive.progress import Progress
+from loadtest.errors import OutUnwritable, ServerFailed, TargetUnfit
+from loadtest.plan.scenario import Scenario
+from loadtest.records import Run
+from loadtest.run import run_scenario
+from loadtest.servers.testbed import Options, Setting
 
 SCENARIO = Scenario.model_validate(
     {
@@ -56,10 +61,47 @@ async def test_counts_are_compared_by_adapter(server):
     assert len(run.records) == 10
 
 
-async def test_metrics_of_lorry_that_cannot_be_read_fail_the_run(server, monkeypatch):
+async def test_unreadable_metrics_of_lorry_fail_the_run(server, monkeypatch):
     async def refuse(*_: object) -> None:
         raise TargetUnfit("/metrics answered 500")
 
     monkeypatch.setattr(module, "scrape", refuse)
     (apart,) = (await played(server)).agreement.disagreements
-    assert "no /metrics that can be read" in apart.what
+    assert "no readable /metrics" in apart.what
+
+
+@pytest.fixture
+def by_hand(monkeypatch):
+    """Runs by hand against a server that has ended as told, and what was printed."""
+
+    async def run_once(out: Path, ended: ServerFailed | None = None) -> None:
+        @contextlib.asynccontextmanager
+        async def opened(*_):
+            yield Setting(target=Target(url=""), description="", ended=lambda: ended)
+
+        async def observed(*_):
+            return run_of(record())
+
+        monkeypatch.setattr(module, "opened", opened)
+        monkeypatch.setattr(module, "run_with_progress", observed)
+        console = Console(file=printed, width=160)
+        await module.run(scenario_of(), Options(home=out), out, None, console, False)
+
+    printed = io.StringIO()
+    return run_once, printed
+
+
+async def test_the_end_of_the_server_is_an_error_after_the_reports(by_hand, tmp_path):
+    run_once, printed = by_hand
+    with pytest.raises(ServerFailed, match="out of memory"):
+        await run_once(tmp_path, ServerFailed("the server ended: out of memory"))
+    assert (tmp_path / "report.html").exists()
+    assert "PASSED" in printed.getvalue()
+
+
+async def test_the_table_is_printed_even_if_no_file_can_be_written(by_hand, tmp_path):
+    run_once, printed = by_hand
+    (tmp_path / "file").touch()
+    with pytest.raises(OutUnwritable):
+        await run_once(tmp_path / "file")
+    assert "PASSED" in printed.getvalue()

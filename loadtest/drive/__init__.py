@@ -1,0 +1,1 @@
+"""The load generator: makes the planned calls and performs the actions."""

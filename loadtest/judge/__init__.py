@@ -1,0 +1,1 @@
+"""Judges a run: figures, correctness of answers, agreement of client and server, verdict."""

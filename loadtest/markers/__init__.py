@@ -1,0 +1,1 @@
+"""Marked adapters: each answers with its own marker."""

@@ -1,0 +1,1 @@
+"""Scenarios, and the calls planned from them."""

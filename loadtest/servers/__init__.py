@@ -1,0 +1,1 @@
+"""Servers under test that the tool starts itself."""

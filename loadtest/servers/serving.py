@@ -1,0 +1,218 @@
+"""Starts and stops each kind of server under test: Lorry and its peers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from loadtest.errors import ServerFailed
+from loadtest.servers import command_lines as commands
+from loadtest.servers import environment, processes
+from loadtest.servers.command_lines import Kind, Setup
+from loadtest.servers.environment import cleaned
+from loadtest.servers.launch import Launch, free_port, last_line
+
+_PREPARE_SECONDS = 600.0
+_KEPT_FREE = 1 << 30  # bytes for the load generator and the system
+
+
+@dataclass(slots=True)
+class Served:
+    """A running server; of the kind `merged` several processes, one for each model."""
+
+    kind: Kind
+    launches: list[Launch]
+    urls: dict[str, str] = field(
+        default_factory=dict
+    )  # by model, for models with a process of their own
+    admin_token: str | None = field(default=None, repr=False)
+    fits: int | None = None  # merged: processes that fit into memory
+
+    @property
+    def url(self) -> str:
+        return self.launches[0].url
+
+    @property
+    def sessions(self) -> list[int]:
+        return [launch.session for launch in self.launches]
+
+    @property
+    def ended(self) -> ServerFailed | None:
+        """The error if a process has ended by itself."""
+        return next((launch.ended for launch in self.launches if launch.ended), None)
+
+    @property
+    def start_seconds(self) -> float:
+        """The sum, because they start one after the other."""
+        return sum(launch.start_seconds for launch in self.launches)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory held now, each shared page counted once (PSS)."""
+        return sum(map(processes.held_bytes, self.sessions))
+
+    def start(self) -> None:
+        """Restart it with the same address and store; raises ServerFailed."""
+        for launch in self.launches:
+            launch.start()
+
+    def stop(self) -> None:
+        for launch in self.launches:
+            launch.stop()
+
+    def freeze(self) -> None:
+        """Stop its processes without ending them."""
+        for session in self.sessions:
+            processes.send(session, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for session in self.sessions:
+            processes.send(session, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def serving(kind: Kind, setup: Setup) -> Iterator[Served]:
+    """A server of this kind within a `with` block.
+
+    Raises:
+        ServerFailed: names the last line of its log, and the log.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            setup.work.mkdir(parents=True, exist_ok=True)
+            served = _start_kind(kind, setup, stack)
+        except OSError as error:
+            raise ServerFailed(f"can't write below {setup.work}: {error}") from None
+        yield served
+
+
+def _start_kind(kind: Kind, setup: Setup, stack: contextlib.ExitStack) -> Served:
+    match kind:
+        case "lorry":
+            return _start_lorry(setup, stack)
+        case "merged":
+            return _start_merged(setup, stack)
+        case "peft":
+            port = free_port()
+            return Served(kind, [_start(stack, setup, kind, port, commands.peft(setup, port))])
+        case _:
+            return _start_vllm(kind, setup, stack)
+
+
+def _start_vllm(kind: Kind, setup: Setup, stack: contextlib.ExitStack) -> Served:
+    port = free_port()
+    command = commands.stock_base if kind == "stock-base" else commands.stock
+    settings = environment.stock() if kind == "stock" else environment.tuned()
+    return Served(kind, [_start(stack, setup, kind, port, command(setup, port), settings)])
+
+
+def _start_lorry(setup: Setup, stack: contextlib.ExitStack) -> Served:
+    store, port, token = _make_store(setup), free_port(), secrets.token_urlsafe(24)
+    settings = {
+        "LORRY_ADMIN_TOKEN": token,
+        "LORRY_KV_CACHE_GIB": str(setup.options.kv_cache_gib),
+        **setup.environment,
+    }
+    command = commands.lorry(setup, port, store)
+    launch = _start(stack, setup, "lorry", port, command, settings, ready="/readyz")
+    return Served("lorry", [launch], admin_token=token)
+
+
+def _start_merged(setup: Setup, stack: contextlib.ExitStack) -> Served:
+    """Start as many as memory holds, but at least one."""
+    before = available_bytes()
+    served = Served("merged", [])
+    largest = 0
+    for name in setup.adapters:
+        if available_bytes() < largest + _KEPT_FREE:
+            break
+        model, port = setup.work.resolve() / "merged" / name, free_port()
+        _run(setup, commands.merge(setup, name, model), setup.work / "merge.log")
+        command = commands.merged(setup, name, model, port)
+        launch = _start(stack, setup, f"merged-{name}", port, command, environment.stock())
+        served.launches.append(launch)
+        served.urls[name] = launch.url
+        largest = max(largest, processes.peak_bytes(launch.session))
+    if not served.launches:
+        raise ServerFailed("there is no adapter to merge: the scenario needs `adapters`")
+    served.fits = (before - _KEPT_FREE) // (served.held_bytes // len(served.launches))
+    return served
+
+
+def _start(
+    stack: contextlib.ExitStack,
+    setup: Setup,
+    name: str,
+    port: int,
+    command: Sequence[str],
+    settings: Mapping[str, str] = MappingProxyType({}),
+    ready: str = "/health",
+) -> Launch:
+    log = setup.work.resolve() / f"{name}.log"
+    log.unlink(missing_ok=True)
+    variables = {**environment.neutral(setup.work.resolve() / "cache"), **settings}
+    launch = Launch(command, variables, port=port, ready=ready, log=log, given_up=setup.given_up)
+    launch.start()
+    stack.callback(launch.stop)
+    return launch
+
+
+def _make_store(setup: Setup) -> Path:
+    """Make a new store with version 1 of each adapter."""
+    store, drop = setup.work.resolve() / "store", setup.work.resolve() / "drop"
+    for old in (store, drop):
+        shutil.rmtree(old, ignore_errors=True)
+    drop.mkdir()
+    for name, folder in setup.adapters.items():
+        shutil.copytree(folder, drop / name, copy_function=_link)
+    _run(setup, commands.publish(setup, drop, store), setup.work / "publish.log")
+    shutil.rmtree(drop)
+    return store
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk
+        shutil.copyfile(source, target)
+
+
+def _run(setup: Setup, command: Sequence[str], log: Path) -> None:
+    variables = cleaned(os.environ) | environment.neutral(setup.work.resolve() / "cache")
+    with log.open("wb") as stream:
+        try:
+            code = subprocess.run(
+                command,
+                cwd=setup.work,
+                env=variables,
+                stdout=stream,
+                stderr=stream,
+                timeout=_PREPARE_SECONDS,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+    if code != 0:
+        how = (
+            f"did not end in {_PREPARE_SECONDS:.0f} s"
+            if code is None
+            else f"ended with code {code}"
+        )
+        raise ServerFailed(
+            f"`{' '.join(command[1:5])}` {how}; it said last: {last_line(log)} ({log})"
+        )
+
+
+def available_bytes() -> int:
+    """Memory that new processes may use without swapping."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kib = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return int(kib) * 1024

@@ -1,0 +1,115 @@
+"""How sides take turns, and what becomes of one that is not there; servers are stand-ins."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai_standin import Standin, serve
+from rich.console import Console
+
+from loadtest import compare
+from loadtest.compare import Order, check_peers, run_rounds
+from loadtest.drive.progress import Progress
+from loadtest.errors import ServerFailed, TargetUnfit
+from loadtest.plan.scenario import Scenario
+
+SCENARIO = Scenario.model_validate(
+    {
+        "name": "short",
+        "streams": {"base": {"output_tokens": 3}},
+        "phases": [
+            {"name": "steady", "seconds": 0.5, "traffic": {"base": {"kind": "constant", "rate": 8}}}
+        ],
+        "compare": [{"metric": "requests", "phase": "steady", "peer": "stock", "at_least": 1}],
+    }
+)
+
+
+@dataclass
+class Side:
+    """A started server, as far as a comparison sees it."""
+
+    kind: Any
+    url: str
+    log: list[str]
+    urls: dict[str, str] = field(default_factory=dict)
+    launches: tuple[int, ...] = (1,)
+    held_bytes: int = 1 << 30
+    start_seconds: float = 0.0
+    admin_token: str | None = None
+    fits: int | None = None
+    ended: None = None
+
+    def freeze(self) -> None:
+        self.log.append(f"freeze {self.kind}")
+
+    def thaw(self) -> None:
+        self.log.append(f"thaw {self.kind}")
+
+
+@pytest.fixture
+async def standin() -> AsyncIterator[Standin]:
+    async with serve() as standin:
+        yield standin
+
+
+@pytest.fixture
+def run(standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async def run(log: list[str], rounds: int = 2, broken: str = "", gone: str = ""):
+        @asynccontextmanager
+        async def started(kind: str, setup: object) -> AsyncIterator[Side]:
+            if kind == broken:
+                raise ServerFailed("it said: no")
+            yield Side(kind, "http://127.0.0.1:1" if kind == gone else standin.url, log)
+
+        monkeypatch.setattr(compare, "started", started)
+        order = Order(
+            scenario=SCENARIO,
+            base=tmp_path,
+            peers=["stock", "peft"],
+            rounds=rounds,
+            processes=1,
+            home=tmp_path / "home",
+        )
+        with Progress(Console(quiet=True)) as progress:
+            return await run_rounds(order, lambda _: None, progress)
+
+    return run
+
+
+async def test_one_side_runs_at_a_time_and_the_sides_take_turns(run):
+    log: list[str] = []
+    found = await run(log)
+    turns = [entry.removeprefix("thaw ") for entry in log if entry.startswith("thaw")]
+    assert turns == ["lorry", "stock", "peft", "stock", "peft", "lorry"]
+    awake: set[str] = {"lorry", "stock", "peft"}
+    for entry in log:
+        verb, kind = entry.split()
+        (awake.discard if verb == "freeze" else awake.add)(kind)
+        assert len(awake) <= 1 or verb == "freeze"
+    assert found.passed
+    assert {row.peer for row in found.rows} == {"stock", "peft"}
+    assert len(set(found.plans)) == 2  # a round asks what no cache has
+
+
+@pytest.mark.parametrize("fault", ["broken", "gone"])
+async def test_a_missing_peer_is_left_out_and_its_comparisons_fail(run, fault):
+    found = await run([], **{fault: "stock"})
+    assert {row.peer for row in found.rows} == {"peft"}
+    assert found.notes[0].startswith("left out: stock")
+    assert not found.passed
+
+
+@pytest.mark.parametrize(("fault", "error"), [("broken", ServerFailed), ("gone", TargetUnfit)])
+async def test_a_comparison_fails_without_our_own_server(run, fault, error):
+    with pytest.raises(error):
+        await run([], **{fault: "lorry"})
+
+
+def test_peers_run_in_a_fixed_order():
+    assert check_peers(["peft", "stock"], SCENARIO) == ["stock", "peft"]

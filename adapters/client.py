@@ -1,9 +1,9 @@
-"""A running server, asked over its admin API: a catalog with the same methods as Catalog's.
+"""The catalog of a running server, over its admin API. RemoteCatalog has the methods of Catalog.
 
-The server makes each change, at once and by its own rules: it loads what is pinned and frees what
-is removed. The token tells it who made the change; the `actor` of a call is not sent. The token
-goes to that server alone: no redirect is followed, and a server on this machine is asked past any
-proxy of the environment.
+The server makes each change by its own rules: it loads a version that is pinned, and frees one that
+is removed. The token identifies the actor; the `actor` of a call is not sent. The token goes to
+that server alone: no redirect is followed, and a server on this machine is reached without the
+environment's proxies.
 """
 
 import ipaddress
@@ -40,7 +40,7 @@ T = TypeVar("T")
 Files = list[tuple[str, tuple[str, Any]]]  # as httpx takes them
 
 QUICK_SECONDS = 30.0
-SLOW_SECONDS = 900.0  # for a large adapter that is judged, or loaded after others
+SLOW_SECONDS = 900.0  # to judge a large adapter, or to load it after others
 MAX_ANSWER_BYTES = 64 << 20
 SHOWN_ANSWER = 2_000
 MOST_EVENTS = 1_000  # the most that a server returns at once
@@ -96,9 +96,9 @@ class _Uses(msgspec.Struct):
 
 
 class AdminHttp:
-    """Sends requests to one server with its token, and raises for what goes wrong.
+    """Sends requests to one server, with its token.
 
-    Raises BadServerAddress or TokenMissing for what can't be either.
+    Raises BadServerAddress or TokenMissing for an invalid address or token.
     """
 
     def __init__(self, url: str, token: str) -> None:
@@ -106,13 +106,13 @@ class AdminHttp:
         if not token:
             raise TokenMissing("the server's admin token is not given", SET_TOKEN)
         if not (token.isascii() and token.isprintable()) or " " in token:
-            raise TokenMissing("what is given as admin token cannot be one", SET_TOKEN)
+            raise TokenMissing("the admin token that is given is not a valid one", SET_TOKEN)
         self._url = address.geturl().rstrip("/")
         self._options: dict[str, Any] = {
-            # Sent as it is: an answer that grows when it is unpacked has no bound.
+            # No compression: the size of an unpacked answer would have no bound.
             "headers": {"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"},
             "trust_env": not _is_loopback(address.hostname or ""),
-            "verify": ssl.create_default_context(),  # the system's authorities
+            "verify": ssl.create_default_context(),  # trusts the system's authorities
         }
 
     def ask(
@@ -124,7 +124,7 @@ class AdminHttp:
         within: float = QUICK_SECONDS,
         **content: Any,
     ) -> T:
-        """What the server answers; `content` is as httpx takes it (params, json, data, files).
+        """The server's answer; `content` are httpx's arguments params, json, data and files.
 
         Raises ServerUnreachable, AnswerUnclear, ServerRefused, or CheckpointInvalid for an adapter
         that the server refuses.
@@ -147,9 +147,9 @@ class AdminHttp:
                     text += piece
                     if len(text) > MAX_ANSWER_BYTES:
                         raise AnswerUnclear(
-                            f"{self._url} answers without an end", "check the address"
+                            f"{self._url} sends an endless answer", "check the address"
                         )
-        # ValueError, ImportError: a proxy's address in the environment.
+        # ValueError and ImportError come from a proxy's address in the environment.
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
             raise self._explain_silence(error) from error
         return response.status_code, bytes(text)
@@ -172,7 +172,7 @@ class AdminHttp:
             return msgspec.json.decode(text, type=kind)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise AnswerUnclear(
-                f"{self._url} does not answer as this version's server does (status {status})",
+                f"{self._url} answers unlike a server of this version (status {status})",
                 "check the address, and that both sides are of one version",
             ) from error
 
@@ -188,7 +188,7 @@ class AdminHttp:
         except AnswerUnclear:
             if not hint:
                 raise
-            said = f"{self._url} lets nobody in without its token (status {status})"
+            said = f"{self._url} accepts no request without its token (status {status})"
             raise ServerRefused(said, hint, status=status) from None
         if envelope.problems:
             raise CheckpointInvalid(
@@ -209,7 +209,7 @@ def _parse_url(url: str) -> SplitResult:
         is_good = False
     if not is_good or not (url.isascii() and url.isprintable()) or " " in url:
         raise BadServerAddress(
-            f"{quote(url.rpartition('@')[2])} is no server's address",
+            f"{quote(url.rpartition('@')[2])} is not the address of a server",
             "write http://HOST:PORT or https://HOST",
         )
     if "@" in address.netloc or address.query or address.fragment:
@@ -229,7 +229,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """What a server says, safe for one line of a terminal."""
+    """A server's text, made safe for one line of a terminal."""
     shown = text[:SHOWN_ANSWER]
     return "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in shown
@@ -237,7 +237,7 @@ def _plain(text: str) -> str:
 
 
 class RemoteCatalog:
-    """Methods are those of Catalog and raise what those do, or a ServerError."""
+    """Methods of Catalog, with the same errors, or a ServerError."""
 
     def __init__(self, server: AdminHttp) -> None:
         self._server = server
@@ -246,7 +246,7 @@ class RemoteCatalog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing stays open between two calls."""
+        """Nothing to close: each call has a connection of its own."""
 
     def resolve(self, reference: Reference, key: str | None = None) -> AdapterVersion:
         return self._find(reference).choose(key)
@@ -266,7 +266,7 @@ class RemoteCatalog:
         return self._server.ask("GET", path, _Events, params={"limit": limit or MOST_EVENTS}).data
 
     def publish(self, source: str, *, name: str, aliases: Sequence[str]) -> AdapterVersion:
-        """Send a folder's files, or an address that the server may publish from."""
+        """Send the files of a folder, or an address that the server publishes from."""
         check_publishable_name(name)
         for alias in aliases:
             check_alias(alias)
@@ -298,7 +298,7 @@ class RemoteCatalog:
         return self._server.ask("POST", path, Alias, json={"to": to})
 
     def pin(self, name: str, version: int, *, actor: str) -> AdapterVersion:
-        """It is also loaded."""
+        """The server also loads it."""
         path = _path(name, "versions", version, "pin")
         return self._server.ask("POST", path, AdapterVersion, within=SLOW_SECONDS)
 
@@ -310,15 +310,15 @@ class RemoteCatalog:
         self._server.ask("DELETE", path, object, within=SLOW_SECONDS)
 
     def load(self, reference: Reference) -> list[str]:
-        """Make resident what a reference means now; the labels of what that is."""
+        """Load every version that a reference means now; returns their labels."""
         return self._move(reference, "load")
 
     def unload(self, reference: Reference) -> list[str]:
-        """Free what a reference means now; the labels of what that is."""
+        """Unload every version that a reference means now; returns their labels."""
         return self._move(reference, "unload")
 
     def describe_use(self, version: AdapterVersion) -> dict[str, Any]:
-        """Where a version is resident, how many calls use it, and when one last did."""
+        """Where a version is resident, how many calls use it, and when one last used it."""
         uses = self._server.ask("GET", _path(version.name), _Uses).versions
         for use in uses:
             if use.version == version.version:
@@ -335,7 +335,7 @@ class RemoteCatalog:
         return interpret(reference, versions, aliases)
 
     def _list(self, name: str | None = None) -> list[_Adapter]:
-        """All adapters, or the one of that name if there is one."""
+        """All adapters, or the one of that name, if it exists."""
         if name is None:
             return self._server.ask("GET", "/admin/adapters", _Listing).data
         try:
@@ -355,7 +355,7 @@ class RemoteCatalog:
 
 
 class _Steady:
-    """A file that is sent: its reads give as many bytes as it had, or raise CheckpointInvalid."""
+    """A file to send. `read` raises CheckpointInvalid if its size changes meanwhile."""
 
     def __init__(self, name: str, file: BinaryIO) -> None:
         self._name, self._file = name, file
@@ -370,7 +370,7 @@ class _Steady:
                 "file_changed",
                 self._name,
                 "changed while it was sent",
-                "publish a folder that nobody writes to",
+                "publish a folder that no program writes to",
             )
             raise CheckpointInvalid([changed])
         return piece
@@ -378,7 +378,7 @@ class _Steady:
 
 @contextmanager
 def _opened_files(folder: Path) -> Iterator[Files]:
-    """An adapter's own files, open to be read from disk as they are sent.
+    """An adapter's own files, opened to be read from disk while they are sent.
 
     Raises CheckpointInvalid for files that can't be read.
     """
@@ -399,7 +399,7 @@ def _opened_files(folder: Path) -> Iterator[Files]:
 
 
 def _path(name: str, *rest: object) -> str:
-    """The path of an adapter, or of what is below it; raises AdapterNotFound for no name at all."""
+    """The path of an adapter or of a part of it; raises AdapterNotFound for an invalid name."""
     if not NAME.fullmatch(name):
         raise explain_missing(Reference(name), [])
     return "/".join(("/admin/adapters", name, *map(str, rest)))

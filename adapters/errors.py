@@ -1,57 +1,57 @@
-"""What can go wrong with adapters, as one tree. Knows nothing of HTTP or of exit codes.
+"""Everything that can go wrong with adapters, as one tree. Knows nothing of HTTP or exit codes.
 
 AdapterError
-├── BadName              a name or alias that cannot be given to an adapter
+├── BadName              a text that cannot name an adapter or an alias
 ├── BadReference         a text that is not NAME[@VERSION|@ALIAS|@sha256:PREFIX]
-├── AdapterNotFound      a well-formed reference that means nothing here
-├── AliasNotFound        an adapter without an alias of that name
+├── AdapterNotFound      a well-formed reference without a version
+├── AliasNotFound        an adapter that has no such alias
 ├── AmbiguousDigest      a digest prefix that means more than one version
 ├── AliasIsSplit         an alias of several versions, where one version must be meant
-├── SplitInvalid         weights that requests cannot be shared by
-├── NothingToRollBack    an alias that pointed at nothing else before
+├── SplitInvalid         weights that cannot split requests
+├── NothingToRollBack    an alias without an earlier target
 ├── VersionInUse         a version that is pinned or that an alias points at
-├── OtherBase            bytes that a name has already, for another base
-├── RemovedBefore        bytes found again that somebody removed
+├── OtherBase            bytes that the name already has for another base
+├── RemovedBefore        bytes in a watched folder whose version was removed
 ├── CheckpointInvalid    an adapter that must not be served; carries every Problem found
-├── BaseUnreadable       a base model folder whose linear layers cannot be told
-├── SourceError          where an adapter should come from; what is said names no secret
-│   ├── SourceUnsupported  an address that is not, or may not be, read
+├── BaseUnreadable       a folder from which no base model can be read
+├── SourceError          an adapter's source; messages contain no secret
+│   ├── SourceUnsupported  an address that cannot, or may not, be read
 │   ├── SourceNotFound     an address that holds no adapter
-│   └── SourceUnreachable  an address that did not answer, or not in full
+│   └── SourceUnreachable  an address that did not answer in full
 ├── StoreError
-│   ├── StoreUnreadable  the store's folder is missing or closed to us
+│   ├── StoreUnreadable  the store's folder is missing or not readable
 │   ├── StoreUnwritable  writing an object failed; nothing was published
-│   ├── StoreBusy        somebody is at work in the store for too long
-│   ├── ObjectMissing    a digest without an object
-│   └── ObjectDamaged    an object whose bytes are no longer those of its digest
+│   ├── StoreBusy        another process held the store's lock for too long
+│   ├── ObjectMissing    a digest that has no object
+│   └── ObjectDamaged    an object whose bytes do not match its digest
 ├── CatalogError
 │   ├── CatalogUnreadable  the database cannot be opened, read or written
-│   └── SchemaMismatch     the database was written by another version of the catalog
-└── ServerError          a running server, asked over its admin API
-    ├── BadServerAddress   a text that is no server's address
-    ├── TokenMissing       no admin token, or none that can be sent
-    ├── ServerUnreachable  it did not answer, or not in full
-    ├── AnswerUnclear      what answered does not answer as a server of ours
-    └── ServerRefused      it said no; carries its code and status
+│   └── SchemaMismatch     the database has the schema of another Lorry version
+└── ServerError          a running server and its admin API
+    ├── BadServerAddress   a text that is not the address of a server
+    ├── TokenMissing       no admin token, or one that cannot be sent
+    ├── ServerUnreachable  it did not answer in full
+    ├── AnswerUnclear      the answer is not one of a Lorry server
+    └── ServerRefused      it refused the request; carries its code and status
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 SHOWN_PROBLEMS = 10
-# A config of nothing but bad keys has a hundred thousand problems; nobody reads beyond some.
+# A config that consists of bad keys can have a hundred thousand problems.
 MAX_PROBLEMS = 1_000
 SHOWN_TEXT = 80
 
 
 def quote(text: str) -> str:
-    """Foreign text made safe for one line of a terminal or a log: escaped and cut."""
+    """Untrusted text for one line of a terminal or a log: escaped, and cut to SHOWN_TEXT."""
     shown = text if len(text) <= SHOWN_TEXT else f"{text[: SHOWN_TEXT - 3]}..."
     return repr(shown)
 
 
 class AdapterError(Exception):
-    """Root of the tree: what happened (message) and what to do next (hint)."""
+    """Root of the tree: what happened (`message`) and what to do about it (`hint`)."""
 
     code: str = "adapter_error"
 
@@ -111,7 +111,7 @@ class OtherBase(AdapterError):
 
 
 class RemovedBefore(AdapterError):
-    """Only for who publishes what he finds, not what he was told to."""
+    """Raised by folder watching only; an explicit publish may bring the bytes back."""
 
     code = "removed_before"
 
@@ -193,7 +193,7 @@ class AnswerUnclear(ServerError):
 
 
 class ServerRefused(ServerError):
-    """What the server said, which is also what to do next; the code is the server's own."""
+    """The server's own message and code; the message says what to do, so the hint may be empty."""
 
     code = "server_refused"
 
@@ -217,7 +217,7 @@ class Problem:
 
 
 class CheckpointInvalid(AdapterError):
-    """Carries the problems of the adapter (up to MAX_PROBLEMS); its text shows the first few."""
+    """Carries up to MAX_PROBLEMS problems of the adapter; its text shows the first few."""
 
     code = "checkpoint_invalid"
 
@@ -225,7 +225,7 @@ class CheckpointInvalid(AdapterError):
         self.problems = list(problems[:MAX_PROBLEMS])
         count = len(self.problems)
         noun = "problem" if count == 1 else "problems"
-        super().__init__(f"the adapter has {count} {noun}", "mend it and publish it again")
+        super().__init__(f"the adapter has {count} {noun}", "correct it and publish it again")
 
     def __str__(self) -> str:
         lines = [super().__str__(), *map(str, self.problems[:SHOWN_PROBLEMS])]

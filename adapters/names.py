@@ -1,7 +1,7 @@
 """The grammar of adapter names: NAME[@VERSION|@ALIAS|@sha256:PREFIX].
 
-Knows nothing of which names exist. Text from callers is cut off by length before anything else
-looks at it, and every pattern here is linear.
+Knows nothing of which names exist. The length of a caller's text is checked before any pattern
+runs on it, and every pattern here runs in linear time.
 """
 
 import re
@@ -23,8 +23,8 @@ DIGEST = re.compile(r"sha256:([0-9a-f]{6,64})")
 
 GRAMMAR = "write NAME, NAME@VERSION, NAME@ALIAS or NAME@sha256:PREFIX (6 to 64 hex digits)"
 
-# vLLM routes a base-model chat to an adapter that is called like the part before "_" of a
-# content type of its messages, and "base" labels the base model in metrics and headers.
+# vLLM would send a base-model chat to an adapter whose name is the part before "_" of the content
+# type of a message; and "base" stands for the base model in metrics and headers.
 CONTENT_KINDS = frozenset(
     {
         "audio",
@@ -76,7 +76,7 @@ Selector = int | str | DigestPrefix | None
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A name and which of its versions: an int, an alias, a digest prefix, or None for stable."""
+    """A name, and a selector: a version number, an alias, a digest prefix, or None for `stable`."""
 
     name: str
     selector: Selector = None
@@ -106,7 +106,7 @@ def _parse_selector(text: str, rest: str) -> Selector:
 
 
 def check_publishable_name(name: str) -> None:
-    """Raise BadName unless a new adapter may be called so."""
+    """Raise BadName unless a new adapter may have this name."""
     if not NAME.fullmatch(name):
         raise BadName(
             f"{quote(name)} cannot name an adapter",
@@ -118,7 +118,7 @@ def check_publishable_name(name: str) -> None:
 
 
 def check_alias(alias: str) -> None:
-    """Raise BadName unless an alias may be called so."""
+    """Raise BadName unless an alias may have this name."""
     if not ALIAS.fullmatch(alias) or alias.isdigit():
         raise BadName(
             f"{quote(alias)} cannot be an alias",
@@ -128,7 +128,7 @@ def check_alias(alias: str) -> None:
 
 
 def check_base_name(name: str | None) -> None:
-    """Raise BadName unless a base may be recorded so."""
+    """Raise BadName unless the catalog may record a base by this name."""
     if name is not None and (not name.isprintable() or not 0 < len(name) <= MAX_BASE):
         raise BadName(
             f"{quote(name)} cannot name a base",

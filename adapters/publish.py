@@ -98,8 +98,8 @@ def publish(
 def judge(
     staged: Staged, base: Base, max_rank: int, names: Collection[str] | None
 ) -> tuple[Checkpoint, dict[str, Any] | None]:
-    """The facts and the provenance of a staged copy; raises CheckpointInvalid with all problems."""
-    # A file that could not be taken is missing in the copy: its own problem says why.
+    """The facts and the provenance of a staged copy; raises CheckpointInvalid."""
+    # A refused file is missing in the copy too; its own problem says why.
     untaken = {name for name in SERVED if name not in staged.hashes}
     checkpoint, found = inspect_checkpoint(staged.path, base, max_rank=max_rank, names=names)
     problems = [*staged.problems, *(each for each in found if each.where not in untaken)]
@@ -119,7 +119,7 @@ def judge(
 
 
 def _check_printable(value: Any, depth: int = 0) -> None:
-    """Raises ValueError for what a server could not put into an answer again."""
+    """Raise ValueError for a value that no JSON answer can contain."""
     if depth > MAX_NESTING:
         raise ValueError("too deep")
     if isinstance(value, str):

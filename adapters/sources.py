@@ -1,12 +1,12 @@
 """Where adapters come from: a folder, a Hugging Face repo, or any address that fsspec reads.
 
-    FOLDER, file:///FOLDER                 read where it is
+    FOLDER, file:///FOLDER                 read in place
     hf://ORG/REPO[@REVISION]               the revision is resolved to a commit and recorded
-    s3://, gs://, az://, https://, ...     a folder's address; its files are beside each other
+    s3://, gs://, az://, https://, ...     the address of a folder with the adapter's files
 
-Only an adapter's own files are fetched, each bounded, into a folder that is gone afterwards. What
-an address may say in secret (user, password, query) is never printed or recorded. Knows nothing of
-what is in the files.
+Only an adapter's own files are fetched, each up to its limit, into a temporary folder. The secret
+parts of an address (user, password, query) are never printed or recorded. Knows nothing of the
+files' contents.
 """
 
 import errno
@@ -39,24 +39,24 @@ from adapters.store.files import (
     copy_bounded,
 )
 
-# scheme -> what reads it: the package's name and the module's
+# scheme -> the package, and module, that reads it
 BACKENDS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "http": "aiohttp", "https": "aiohttp"}
 ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 HTTP = frozenset({"http", "https"})
-# As a plain stream: not every server answers for parts of a file. A size given is not asked for;
-# asking first would take every failure for a missing file.
+# Read as a plain stream, because not every server answers range requests. With a size given, fsspec
+# makes no request for it first, which would report every failure as a missing file.
 OPENED = {"http": {"block_size": 0, "size": 1}, "hf": {"block_size": 0}}
 OPENED["https"] = OPENED["http"]
 HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 FILES = (CONFIG, WEIGHTS, PROVENANCE)
 SILENCE_SECONDS = 60.0
-WHOLE_SECONDS = 3600.0  # a server that drips holds the store, and a turn, no longer
+WHOLE_SECONDS = 3600.0  # the longest that a slow server can hold the store's lock
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A folder with the adapter's files, and where they came from (None: the folder itself)."""
+    """A folder with the adapter's files, and their origin (None for a folder of this machine)."""
 
     folder: Path
     origin: dict[str, str] | None = None
@@ -79,9 +79,10 @@ def fetched(
 ) -> Iterator[Fetched]:
     """A folder that holds the adapter at `source` for the length of the block.
 
-    What is fetched lies in `into`; its weights may have `max_bytes`. `schemes` are those allowed
-    (a plain path has "file"), all if None. Raises SourceUnsupported, SourceNotFound,
-    SourceUnreachable, CheckpointInvalid for a file too large, or StoreUnwritable.
+    A remote one is fetched to a temporary folder in `into`, with weights of at most `max_bytes`.
+    `schemes` are the allowed ones ("file" for a plain path); None allows all.
+    Raises SourceUnsupported, SourceNotFound, SourceUnreachable, CheckpointInvalid for a file that
+    is too large, or StoreUnwritable.
     """
     address = _parse(source)
     scheme = address.scheme if address else "file"
@@ -132,7 +133,7 @@ def _parse(source: Path | str) -> Address | None:
         return None
     scheme, _, rest = source.partition("://")
     scheme = scheme.lower()
-    # fsspec chains file systems with "::", which would pass by the list of schemes.
+    # fsspec chains file systems with "::", which would bypass the list of schemes.
     if "::" in source or not scheme.isalnum():
         raise SourceUnsupported("the source is no single address", "write SCHEME://PATH")
     try:
@@ -163,12 +164,12 @@ def _fetch(address: Address, folder: Path, limits: Mapping[str, int]) -> None:
         for name in FILES:
             path = _join(address, root, name)
             if address.scheme == "hf" and not files.exists(path):
-                continue  # its stream says so in an error of the hub's own
+                continue  # the hub's stream raises an error of its own for a missing file
             with suppress(FileNotFoundError), files.open(path, "rb", **options) as remote:
                 _copy(remote, folder / name, limits[name])
         for name in () if (folder / WEIGHTS).exists() else PICKLES:
             if files.exists(_join(address, root, name)):
-                # Never fetched: that it is there is all that its refusal needs.
+                # Never fetched: an empty file is enough for the refusal.
                 (folder / name).touch()
     if not any(folder.iterdir()):
         raise _not_found(address)
@@ -187,7 +188,7 @@ def _open_filesystem(address: Address) -> tuple[Any, str]:
     if address.scheme in HTTP:
         from aiohttp import ClientTimeout
 
-        # A large file may take long; a silent server may not.
+        # A large file may take long, but the server may not be silent.
         patience = ClientTimeout(
             WHOLE_SECONDS, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS
         )
@@ -218,7 +219,7 @@ def _copy(remote: Any, path: Path, max_bytes: int) -> None:
         raise CheckpointInvalid([refused.problem]) from refused
     except OSError as error:
         if error.errno not in FULL:
-            raise  # the source's
+            raise  # an error of the source
         raise StoreUnwritable(
             f"there is no room in {quote(str(path.parent.parent))}: {error.strerror}",
             "free space in the store, then try again",
@@ -227,7 +228,7 @@ def _copy(remote: Any, path: Path, max_bytes: int) -> None:
 
 @contextmanager
 def _reported(address: Address) -> Iterator[None]:
-    """Whatever a backend raises as one SourceError; its own words may hold secrets."""
+    """Raise SourceUnreachable for any backend error, without its text, which may hold secrets."""
     try:
         yield
     except (SourceError, CheckpointInvalid, StoreUnwritable):
@@ -249,10 +250,7 @@ def _not_found(address: Address) -> SourceNotFound:
 
 
 def _find_commit(address: Address) -> Address:
-    """The same repo at the commit that its revision is now.
-
-    Endpoint and token are those of huggingface_hub's own settings.
-    """
+    """The repo at the commit of its revision; endpoint and token are huggingface_hub's settings."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 

@@ -1,8 +1,10 @@
-"""Takes from the store what nobody needs: objects without a version, and leftovers.
+"""Verifies and cleans a store: compares objects with the catalog, and collects garbage.
 
-Why nothing else goes: publishers hold the store until their object has its version, and this
-holds it alone. The age floor is for what no lock tells: a version that was just removed may still
-be on its way into an engine. Ages are by the file system's own clock, removals by the catalog's.
+Garbage is an object that no version names, or a leftover of interrupted work. Publishers hold the
+store's lock shared until their object has its version, and collection holds it exclusively, so
+nothing needed is removed. The minimum age covers what no lock shows: an engine may still be about
+to load a version that was just removed. Ages are by the clock of the store's file system, times of
+removals are the catalog's.
 """
 
 import shutil
@@ -22,7 +24,7 @@ MIN_AGE = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One object and how it is. An orphan is whole, but no version names it: harmless."""
+    """The state of one object. An orphan is intact, but no version names it: harmless."""
 
     digest: str
     status: Literal["ok", "orphan", "damaged", "missing"]
@@ -35,8 +37,8 @@ class Finding:
 
 
 def audit(store: Store, catalog: Catalog) -> list[Finding]:
-    """Read every object again, and look for the object of every version."""
-    # Objects first: one that is published meanwhile is then never taken for an orphan.
+    """Read every object again, and look for the object of every version. Changes nothing."""
+    # Objects first, so that one that is published meanwhile does not look like an orphan.
     digests = set(store.digests())
     labels: dict[str, list[str]] = {}
     for version in catalog.list_versions():
@@ -57,7 +59,7 @@ def _examine(store: Store, digest: str, labels: tuple[str, ...]) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What went (or, in a dry run, would go), and what is left for later as it is too young."""
+    """What was removed (in a dry run: would be), and how many candidates were too young."""
 
     orphans: tuple[str, ...]
     leftovers: tuple[str, ...]
@@ -68,8 +70,11 @@ class Collected:
 def collect(
     store: Store, catalog: Catalog, *, min_age: timedelta = MIN_AGE, dry_run: bool = False
 ) -> Collected:
-    """Raises StoreBusy while publishers are at work, StoreUnwritable, or StoreUnreadable as
-    Catalog.check_collectable does."""
+    """Remove garbage older than `min_age`; with `dry_run` only find it.
+
+    Raises StoreBusy while publishers are at work, StoreUnwritable, or StoreUnreadable as
+    Catalog.check_collectable does.
+    """
     with store.alone(), _reported(store):
         digests = [*store.digests()]
         if digests:
@@ -78,11 +83,11 @@ def collect(
         orphans = {store.path(each): each for each in digests if each not in named}
         candidates = [*orphans, *store.leftovers()]
         old_since = store.now() - min_age.total_seconds()
-        let_go = _let_go(catalog, min_age)
+        just_removed = _just_removed(catalog, min_age)
         old = [
             path
             for path in candidates
-            if path.lstat().st_mtime <= old_since and orphans.get(path) not in let_go
+            if path.lstat().st_mtime <= old_since and orphans.get(path) not in just_removed
         ]
         freed = sum(map(_size, old))
         if not dry_run:
@@ -96,8 +101,8 @@ def collect(
     )
 
 
-def _let_go(catalog: Catalog, min_age: timedelta) -> set[str]:
-    """The digests that a version named until a moment ago."""
+def _just_removed(catalog: Catalog, min_age: timedelta) -> set[str]:
+    """The digests whose version was removed less than `min_age` ago."""
     since = datetime.now(UTC) - min_age
     return {
         event.detail["digest"]

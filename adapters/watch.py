@@ -1,10 +1,10 @@
-"""Watches a folder: a sub-folder NAME dropped there is published as NAME once it is complete.
+"""Watches a folder: publishes a sub-folder NAME as the adapter NAME once it is complete.
 
-Complete is: its config and weights are there, and neither changed between two looks. What is
-incomplete or refused is reported once, left in place, and looked at again when its files change.
-Nothing is deleted, no link is followed, and nothing is remembered on disk: bytes that a name has
-already are not a new version, so starting again is harmless. Knows nothing of stores: `publish`
-does, and must leave bytes as they are that the name has (adapters.publish with `if_new`).
+A sub-folder is complete when its config and weights are there and did not change between two
+polls. One that is incomplete or refused is reported once, left in place, and looked at again when
+its files change. The watcher deletes nothing, follows no link and keeps no state on disk: bytes
+that a name already has are no new version, so a restart is harmless. It knows nothing of stores;
+its `publish` must leave bytes alone that the name already has (adapters.publish with `if_new`).
 """
 
 import os
@@ -20,10 +20,10 @@ from adapters.errors import AdapterError, BaseUnreadable, CatalogError, StoreErr
 from adapters.store.files import CONFIG, PICKLES, PROVENANCE, WEIGHTS
 
 IGNORE = ".lorry-ignore"
-# Names that writers give to what is not finished.
+# Names that programs give to files that they still write.
 UNFINISHED = re.compile(r"^\.|~$|\.(tmp|temp|part|partial|incomplete|crdownload|swp)$", re.I)
 FILES = (CONFIG, WEIGHTS, PROVENANCE, *PICKLES)
-# The disk, the catalog or the base may be back at the next look; everything else needs other files.
+# May pass by itself: the disk, the catalog or the base comes back. All else needs other files.
 PASSING = (StoreError, CatalogError, BaseUnreadable)
 
 Signature = tuple[tuple[str, int, int, int], ...]
@@ -32,7 +32,7 @@ Publish = Callable[[Path, str], AdapterVersion]
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """What became of one sub-folder (of the watched folder itself: `name` is empty)."""
+    """News of one sub-folder, or of the watched folder itself (`name` is empty)."""
 
     name: str
     status: Literal["published", "waiting", "refused", "failed"]
@@ -43,16 +43,16 @@ class Sighting:
 
 @dataclass(slots=True)
 class _Known:
-    """A sub-folder as last looked at. Settled: there is nothing to do until it changes."""
+    """A sub-folder at the last poll. `settled`: there is nothing to do until it changes."""
 
     signature: Signature
     settled: bool = False
 
 
 class Watcher:
-    """Looks into `folder` every `interval` seconds; `report` is called once for each piece of news.
+    """Polls `folder` every `interval` seconds and calls `report` once for each piece of news.
 
-    `poll` may be called by hand, or `start` and `stop` run it in a thread of its own.
+    `start` and `stop` run it in a thread of its own; else the caller calls `poll`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Watcher:
         self._report = report
         self._interval = interval
         self._known: dict[str, _Known] = {}
-        self._told: dict[str, tuple[str, str]] = {}
+        self._reported: dict[str, tuple[str, str]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lorry-watch", daemon=True)
 
@@ -75,7 +75,7 @@ class Watcher:
         self._thread.start()
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Ask the thread to end, after the adapter it is at, and wait; False if it still runs."""
+        """End the thread after the adapter in progress, and wait; False if it still runs."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(timeout)
@@ -87,17 +87,19 @@ class Watcher:
             self._stop.wait(self._interval)
 
     def poll(self) -> None:
-        """Look once, and publish what is complete since the look before."""
+        """Look once, and publish the sub-folders that have become complete."""
         try:
             with os.scandir(self._folder) as entries:
                 folders = {entry.name: entry for entry in entries}
         except OSError as error:
-            self._tell("", "failed", f"cannot look into {self._folder}: {error.strerror or error}")
+            self._report_once(
+                "", "failed", f"cannot look into {self._folder}: {error.strerror or error}"
+            )
             return
-        self._told.pop("", None)
-        for gone in (self._known.keys() | self._told.keys()) - folders.keys():
+        self._reported.pop("", None)
+        for gone in (self._known.keys() | self._reported.keys()) - folders.keys():
             self._known.pop(gone, None)
-            self._told.pop(gone, None)
+            self._reported.pop(gone, None)
         for name in sorted(folders):
             if self._stop.is_set():
                 return
@@ -105,11 +107,11 @@ class Watcher:
                 try:
                     self._look_at(name, folders[name])
                 except Exception as error:  # noqa: BLE001 - one odd folder must not end the watch
-                    self._tell(name, "failed", f"cannot be looked at: {error}")
+                    self._report_once(name, "failed", f"cannot be read: {error}")
 
     def _look_at(self, name: str, entry: "os.DirEntry[str]") -> None:
         if entry.is_symlink():
-            self._tell(name, "refused", "is a symbolic link, which is never followed")
+            self._report_once(name, "refused", "is a symbolic link, which is never followed")
             return
         if not entry.is_dir(follow_symlinks=False) or (self._folder / name / IGNORE).exists():
             return
@@ -118,11 +120,11 @@ class Watcher:
         if known is None or known.signature != signature:
             self._known[name] = _Known(signature)
             if known is not None:
-                self._tell(name, "waiting", "is being written")
+                self._report_once(name, "waiting", "is being written")
         elif known.settled:
             return
         elif missing := _missing(signature):
-            self._tell(name, "waiting", f"{missing} is not there yet")
+            self._report_once(name, "waiting", f"{missing} is not there yet")
         else:
             self._offer(name, known)
 
@@ -132,12 +134,12 @@ class Watcher:
         except AdapterError as error:
             known.settled = not isinstance(error, PASSING)
             status: Literal["refused", "failed"] = "refused" if known.settled else "failed"
-            self._tell(name, status, str(error), error=error)
+            self._report_once(name, status, str(error), error=error)
         else:
             known.settled = True
-            self._tell(name, "published", version.label, version=version)
+            self._report_once(name, "published", version.label, version=version)
 
-    def _tell(
+    def _report_once(
         self,
         name: str,
         status: Literal["published", "waiting", "refused", "failed"],
@@ -145,13 +147,13 @@ class Watcher:
         version: AdapterVersion | None = None,
         error: AdapterError | None = None,
     ) -> None:
-        if self._told.get(name) != (status, message):
-            self._told[name] = (status, message)
+        if self._reported.get(name) != (status, message):
+            self._reported[name] = (status, message)
             self._report(Sighting(name, status, message, version, error))
 
 
 def _sign(folder: Path) -> Signature:
-    """The adapter's files as they are now: enough to see that one is still being written."""
+    """Size, time and inode of the adapter's files: they differ while a file is being written."""
     found = []
     for name in FILES:
         try:
@@ -166,5 +168,5 @@ def _missing(signature: Signature) -> str | None:
     there = {name for name, *_ in signature}
     if CONFIG not in there:
         return CONFIG
-    # A pickle instead of the weights is no reason to wait: it is refused.
+    # A pickle in place of the weights is offered too: publishing refuses it with a reason.
     return None if there.intersection((WEIGHTS, *PICKLES)) else WEIGHTS

@@ -1,6 +1,6 @@
-"""What an alias points at: one version, or several that share its requests by weight.
+"""Aliases: each points at one version, or at several that split its requests by weight.
 
-Knows how a side is chosen and how the tables keep it; nothing of history or of files.
+Knows how a side is chosen and how the tables store it; nothing of history or of files.
 """
 
 import random
@@ -23,7 +23,7 @@ Weights = Mapping[int, int]  # version -> weight
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One version that an alias points at, and its share relative to the others."""
+    """One version that an alias points at, and its weight relative to the others."""
 
     version: int
     weight: int
@@ -31,7 +31,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """An alias with its targets in ascending version order; more than one make it a split."""
+    """An alias with its targets in ascending order of version; more than one make it a split."""
 
     name: str
     alias: str
@@ -47,15 +47,16 @@ class Alias:
 
 
 def choose_side(alias: str, weights: Sequence[int], key: str | None) -> int:
-    """Which of the weights a key falls on, always the same; at random for no key.
+    """The index of the side that a key gets, always the same; without a key, a random one.
 
-    `alias` is NAME@ALIAS: a user on the small side of one split is not on that of all others.
-    Sides keep their order, so changed weights (of the same sum) move only those who must move.
+    `alias` is NAME@ALIAS: it is hashed too, so that a key on the small side of one split is not on
+    the small side of every other. Sides keep their order, so new weights of the same sum move as
+    few keys as possible.
     """
     if key is None:
         point = random.randrange(sum(weights))
     else:
-        # A key comes from a caller, and JSON may smuggle in what UTF-8 can't write.
+        # A caller's key may hold a lone surrogate, which JSON can write and UTF-8 can't.
         text = f"{alias}:{key}".encode("utf-8", "surrogatepass")
         point = int.from_bytes(sha256(text).digest()[:8], "big") % sum(weights)
     for side, weight in enumerate(weights):
@@ -66,7 +67,7 @@ def choose_side(alias: str, weights: Sequence[int], key: str | None) -> int:
 
 
 def check_split(weights: Weights) -> dict[int, int]:
-    """The sides that get any requests, by version; raises SplitInvalid."""
+    """The sides with a weight above 0, by version; raises SplitInvalid."""
     for version, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, int):
             raise _invalid(f"the weight of version {version} is not a whole number")
@@ -77,7 +78,7 @@ def check_split(weights: Weights) -> dict[int, int]:
         raise _invalid("a split needs a version with a weight above 0")
     if len(sides) > MAX_SIDES:
         raise _invalid(f"a split has at most {MAX_SIDES} sides, not {len(sides)}")
-    # Of one side the weight means nothing: it is a plain alias.
+    # A single side is a plain alias: its weight means nothing.
     return dict.fromkeys(sides, 1) if len(sides) == 1 else sides
 
 

@@ -1,7 +1,7 @@
-"""Which adapters exist, and which immutable version a name means. Knows nothing of files.
+"""The catalog: which adapters exist, and which immutable version a name means.
 
-The one door to the catalog: every change is one transaction and leaves an event. `resolve` is on a
-server's hot path: answers are remembered until the database changes, by whomever.
+Every change is one transaction and records an event. `resolve` is on a server's hot path: answers
+are cached until any process changes the database. Knows nothing of files.
 """
 
 import sqlite3
@@ -32,14 +32,14 @@ from adapters.errors import AdapterError, StoreUnreadable, quote
 from adapters.names import STABLE, Reference, check_alias
 
 if TYPE_CHECKING:
-    from adapters.checkpoint import Checkpoint  # brings numpy: half a second nobody needs here
+    from adapters.checkpoint import Checkpoint  # imports numpy, which takes half a second
 
 REMEMBERED = 10_000
 
 
 @dataclass(slots=True)
 class _Known:
-    """Answers that hold until the catalog changes."""
+    """Cached answers, valid until the catalog changes."""
 
     meanings: dict[Reference, Meaning] = field(default_factory=dict)
     published: tuple[Published, ...] | None = None
@@ -99,14 +99,14 @@ class Catalog:
         self.close()
 
     def resolve(self, reference: Reference, key: str | None = None) -> AdapterVersion:
-        """The version a reference means now; raises AdapterNotFound or AmbiguousDigest.
+        """The version that a reference means now; raises AdapterNotFound or AmbiguousDigest.
 
-        `key` says who asks: of a split, the same key gets the same side. No key gets any side.
+        Of a split, the same `key` always gets the same side; without a key, a random side.
         """
         return self._find(reference).choose(key)
 
     def resolve_only(self, reference: Reference) -> AdapterVersion:
-        """The same, for whoever asks; raises AliasIsSplit where that would matter."""
+        """Like `resolve` without a key, but raises AliasIsSplit for a split."""
         return self._find(reference).only()
 
     def resolve_all(self, reference: Reference) -> list[AdapterVersion]:
@@ -114,13 +114,13 @@ class Catalog:
         return list(self._find(reference).versions)
 
     def remembered(self, reference: Reference, key: str | None = None) -> AdapterVersion | None:
-        """What `resolve` would say, if it is known without asking a database over the network."""
+        """Like `resolve`, but None where it would have to query a database."""
         with self._translated():
             meaning = self._current().meanings.get(reference)
         return None if meaning is None else meaning.choose(key)
 
     def list_published(self) -> tuple[Published, ...]:
-        """What every bare name means now, by name; the same object until the catalog changes."""
+        """What every bare name means now, by name; one cached tuple until the catalog changes."""
         with self._translated():
             known = self._current()
         if known.published is None:
@@ -134,7 +134,7 @@ class Catalog:
             return select_versions(connection, *_of(schema.versions, name))
 
     def list_labels(self) -> set[tuple[str, int]]:
-        """The name and number of every version, and nothing that only details need."""
+        """The name and number of every version: cheaper than `list_versions`."""
         with self._reading() as connection:
             return select_labels(connection)
 
@@ -166,10 +166,10 @@ class Catalog:
         actor: str,
         any_base: bool = False,
     ) -> AdapterVersion:
-        """Give a digest the next version of a name and point the aliases at it, in one step.
+        """Make a digest the next version of a name and point the aliases at it, in one transaction.
 
-        A digest that the name has already keeps its version; the aliases point at it then. Raises
-        OtherBase where that version is for another base, unless `any_base` will do.
+        If the name has the digest already, the aliases point at that version; raises OtherBase
+        where it is for another base, unless `any_base`.
         """
         for alias in aliases:
             check_alias(alias)
@@ -186,11 +186,11 @@ class Catalog:
             return changes.publish(connection, name, values, aliases, actor, any_base)
 
     def point(self, name: str, alias: str, version: int, *, actor: str) -> Alias:
-        """Let an alias point at one version; raises BadName or AdapterNotFound."""
+        """Point an alias at one version; raises BadName or AdapterNotFound."""
         return self.split(name, alias, {version: 1}, actor=actor)
 
     def split(self, name: str, alias: str, weights: Mapping[int, int], *, actor: str) -> Alias:
-        """Let versions share an alias's requests by weight.
+        """Split an alias's requests between versions by weight.
 
         Raises BadName, SplitInvalid or AdapterNotFound.
         """
@@ -200,21 +200,21 @@ class Catalog:
             return changes.point(connection, name, alias, sides, actor)
 
     def drop_alias(self, name: str, alias: str, *, actor: str) -> None:
-        """Take an alias away; raises AdapterNotFound or AliasNotFound."""
+        """Remove an alias; raises AdapterNotFound or AliasNotFound."""
         with self._writing() as connection:
             changes.drop_alias(connection, name, alias, actor)
 
     def rollback(self, name: str, alias: str, *, actor: str, to: int | None = None) -> Alias:
-        """Let an alias point at what it pointed at before; twice goes two back.
+        """Point an alias at its previous target; a second call goes one further back.
 
-        With `to` it goes back as far as that version. What was removed meanwhile is passed over;
-        a dropped alias comes back. Raises AdapterNotFound, AliasNotFound or NothingToRollBack.
+        With `to` it goes back to that version. Removed versions are skipped, and a dropped alias
+        comes back. Raises AdapterNotFound, AliasNotFound or NothingToRollBack.
         """
         with self._writing() as connection:
             return changes.roll_back(connection, name, alias, to, actor)
 
     def pin(self, name: str, version: int, *, actor: str) -> AdapterVersion:
-        """Keep a version from being removed or evicted; raises AdapterNotFound."""
+        """Protect a version from removal and eviction; raises AdapterNotFound."""
         with self._writing() as connection:
             return changes.pin(connection, name, version, actor)
 
@@ -224,7 +224,7 @@ class Catalog:
             return changes.unpin(connection, name, version, actor)
 
     def remove(self, name: str, version: int, *, actor: str) -> None:
-        """Forget a version, whose number is not given again; its files are left to the store.
+        """Remove a version; its number is never reused, and its files stay in the store.
 
         Raises AdapterNotFound, or VersionInUse while it is pinned or an alias points at it.
         """
@@ -253,10 +253,10 @@ class Catalog:
         return found
 
     def _current(self) -> _Known:
-        """What is remembered of the catalog as it is now.
+        """The cache for the present state of the catalog.
 
-        The mark is taken before anything is read, and an answer goes where it was looked for: a
-        late one lands in what is forgotten, never in what is newer.
+        A reader takes the cache before it reads, and stores its answer there: an answer that comes
+        after a change lands in the discarded cache, never in the newer one.
         """
         with self._lock:
             mark = self._freshness.mark()

@@ -1,6 +1,6 @@
-"""The changes that can be made to a catalog, each inside its caller's transaction, each an event.
+"""The changes of a catalog: each runs in its caller's transaction and records an event.
 
-Knows nothing of connections, of threads or of files.
+Knows nothing of connections, threads or files.
 """
 
 from collections.abc import Mapping, Sequence

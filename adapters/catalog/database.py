@@ -1,7 +1,7 @@
-"""Reaches the catalog's database: SQLite by default, PostgreSQL by URL. Knows no tables' meaning.
+"""Connects to the catalog's database: SQLite by default, PostgreSQL by URL.
 
-Readers see one snapshot and never wait; writers queue, on both databases, so that a number is
-given once and events are numbered in the order in which they became true.
+On both, readers see one snapshot and never wait, and writers queue: a version number is given once,
+and events are numbered in the order of their commits. Knows nothing of what the tables mean.
 """
 
 import sqlite3
@@ -18,17 +18,17 @@ from adapters.errors import CatalogUnreadable, SchemaMismatch, quote
 
 BUSY_SECONDS = 10.0
 STATEMENT_SECONDS = 5.0
-# One lock for all writers of a PostgreSQL catalog; the number says "lorry" and means no more.
+# The advisory lock that all writers of a PostgreSQL catalog take; the number is "lorry" in ASCII.
 WRITERS_LOCK = 0x6C6F727279
 POSTGRESQL = "postgresql+psycopg"
-# A database that is gone is noticed after seconds, not after the kernel's quarter of an hour.
+# Detect a lost database in seconds; the kernel's defaults take a quarter of an hour.
 POSTGRESQL_OPTIONS = {
     "connect_timeout": 5,
     "tcp_user_timeout": 5000,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
-    # One that is there, but never answers.
+    # For a database that accepts connections but never answers.
     "options": f"-c statement_timeout={int(STATEMENT_SECONDS * 1000)}",
 }
 
@@ -55,12 +55,12 @@ def open_engine(url: str | URL, *, create: bool) -> Engine:
 
 
 def writing(engine: Engine) -> Engine:
-    """The same engine, whose transactions queue with all other writers when they begin."""
+    """The same engine, for writers: each transaction waits for the other writers when it begins."""
     return engine.execution_options(is_writing=True)
 
 
 def address(engine: Engine) -> str:
-    """Where the database is, without what must not be told: the query may hold a password too."""
+    """The database's address without secrets: the query of a URL may hold a password too."""
     return engine.url.set(query={}).render_as_string(hide_password=True)
 
 
@@ -73,13 +73,13 @@ def unreadable(engine: Engine, error: Exception) -> CatalogUnreadable:
 
 
 def _make_engine(url: str | URL) -> Engine:
-    # No message of a library is passed on here: it may quote the address, password and all.
+    # A library's message may quote the address with its password, so none is passed on.
     try:
         where = make_url(url)
     except (ArgumentError, ValueError):
         raise _no_address("is not a URL") from None
     if where.drivername != "sqlite" and "@" in f"{where.host}{where.database}":
-        # The end of a password that is not escaped, which would be told with the address.
+        # The end of a password that is not escaped; messages would show it as part of the host.
         raise _no_address("is not a URL")
     if where.drivername in ("postgres", "postgresql"):
         where = where.set(drivername=POSTGRESQL)
@@ -123,7 +123,7 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
     connection.execute("PRAGMA foreign_keys = ON")
-    # A publish that was reported done survives a power cut.
+    # A publish that was reported as done survives a power cut.
     connection.execute("PRAGMA synchronous = FULL")
 
 
@@ -133,10 +133,10 @@ def _begin_sqlite(connection: Connection) -> None:
 
 def _begin_postgresql(connection: Connection) -> None:
     if _is_writing(connection):
-        # A statement of its own for the lock: what follows sees all that was done before it.
+        # The lock takes a statement of its own: later ones see everything committed before it.
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(BUSY_SECONDS * 1000)}")
-        # Else it would end the wait for the lock, and sooner.
+        # The usual statement timeout is shorter than the wait for the lock and would end it.
         patience = int((BUSY_SECONDS + STATEMENT_SECONDS) * 1000)
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = {patience}")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
@@ -181,7 +181,7 @@ def _find_schema(engine: Engine) -> str | None:
 
 
 def _enter_wal(engine: Engine) -> None:
-    # Processes that enter at the same moment are turned away at once, whatever the busy timeout.
+    # SQLite refuses concurrent switches to WAL at once, whatever the busy timeout.
     deadline = time.monotonic() + BUSY_SECONDS
     raw = engine.raw_connection()
     try:

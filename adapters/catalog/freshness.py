@@ -1,7 +1,6 @@
-"""Tells whether a catalog may have changed since it was last asked, cheaply enough to ask often.
+"""Detects cheaply whether a catalog may have changed, so that answers can be cached.
 
-Knows nothing of what the catalog holds. Never waits for a network: a database that is reached over
-one is asked by a thread.
+Never waits for a network: a thread polls a remote database. Knows nothing of the catalog's content.
 """
 
 import logging
@@ -22,21 +21,21 @@ CLOSE_SECONDS = 1.0
 
 
 class Freshness(Protocol):
-    """A mark that differs from the one before if the catalog changed meanwhile."""
+    """`mark` returns a value that differs from the previous one if the catalog may have changed."""
 
     def mark(self) -> object: ...
 
     def wrote(self) -> None:
-        """Told after each change of our own."""
+        """Called after each change through this catalog."""
 
     def close(self) -> None: ...
 
 
 class SqliteFreshness:
-    """SQLite's data_version: it moves with every commit of any other connection or process.
+    """SQLite's data_version: every commit of another connection or process changes it.
 
-    The connection is kept for this alone, so our own commits come through others and count too.
-    It costs microseconds and misses nothing: a change is seen by the next call.
+    This connection never writes, so our own commits, through other connections, count too. A read
+    takes microseconds, and the next call sees every change.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -49,17 +48,17 @@ class SqliteFreshness:
         return int(mark)
 
     def wrote(self) -> None:
-        """The database tells."""
+        """Nothing to do: data_version changes."""
 
     def close(self) -> None:
         self._connection.close()
 
 
 class PolledFreshness:
-    """The newest event's id, asked by a thread: another's change is seen within `interval` and
-    one query, our own at once.
+    """The id of the newest event, polled by a thread.
 
-    While the database does not answer the mark stays, and so does all that is remembered.
+    A change by another process is seen after `interval` and one query at most, our own at once.
+    While the database does not answer, the mark stays, and cached answers stay valid.
     """
 
     def __init__(self, engine: Engine, interval: float = POLL_SECONDS) -> None:
@@ -72,7 +71,7 @@ class PolledFreshness:
         self._complained_at: float | None = None
 
     def mark(self) -> object:
-        if self._thread is None:  # not before: a command that asks nothing needs no thread
+        if self._thread is None:  # only now: a command that never reads needs no thread
             self._thread = threading.Thread(target=self._poll, name="catalog", daemon=True)
             self._thread.start()
         return self._own, self._newest
@@ -90,7 +89,7 @@ class PolledFreshness:
             try:
                 with self._engine.connect() as connection:
                     self._newest = connection.scalar(select(func.max(events.c.id)))
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next look may succeed
+            except Exception as error:  # noqa: BLE001 - after any error the next poll may succeed
                 self._complain(error)
             else:
                 self._welcome_back()

@@ -1,6 +1,6 @@
-"""What happened in a catalog: one event for every change, and what follows from them.
+"""The history of a catalog: one event for every change.
 
-What an alias pointed to before is kept nowhere else: a rollback reads it here.
+Only the history knows what an alias pointed at before; a rollback reads it here.
 """
 
 import getpass
@@ -28,7 +28,7 @@ ALIAS_ACTIONS = (ALIAS_MOVED, ALIAS_ROLLED_BACK, ALIAS_DROPPED)
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change, as it was recorded."""
+    """One recorded change."""
 
     happened_at: datetime
     actor: str
@@ -68,7 +68,7 @@ def record(
 def select_events(
     connection: Connection, *wanted: ColumnElement[bool], limit: int | None = None
 ) -> list[Event]:
-    """Events, oldest first; the newest `limit` of them if it is given."""
+    """Events, oldest first; with `limit`, only the newest ones."""
     table = schema.events
     query = select(table).where(*wanted).order_by(table.c.id.desc()).limit(limit)
     rows = connection.execute(query).all()
@@ -79,7 +79,7 @@ def select_events(
 
 
 def write_targets(weights: Weights) -> int | dict[str, int] | None:
-    """What an event says an alias pointed at: nothing, a version, or weights by version."""
+    """Targets of an alias as an event stores them: None, a version, or weights by version."""
     if len(weights) > 1:
         return {str(version): weight for version, weight in weights.items()}
     return next(iter(weights), None)
@@ -92,9 +92,9 @@ def _read_targets(said: int | dict[str, int] | None) -> dict[int, int]:
 
 
 def earlier_targets(events: Iterable[Event], alias: str) -> list[dict[int, int]]:
-    """What an alias pointed at before, the way back first. `events` are those of its name.
+    """The earlier targets of an alias, latest first, from the events of its name.
 
-    A move goes one further; a rollback takes back what led away from where it went.
+    A move adds one; a rollback removes the moves that led away from where it went.
     """
     way: list[dict[int, int]] = []
     for event in events:

@@ -60,7 +60,7 @@ class AdapterVersion:
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a reference means: one version, or the sides of a split in ascending order."""
+    """The meaning of a reference: one version, or the sides of a split in ascending order."""
 
     reference: Reference
     versions: tuple[AdapterVersion, ...]
@@ -87,7 +87,7 @@ class Meaning:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a bare name stands for in a list: its version, or the heaviest of a split."""
+    """What a bare name means in a list: its version, or the heaviest side of a split."""
 
     name: str
     version: int
@@ -145,7 +145,7 @@ def select_labels(connection: Connection) -> set[tuple[str, int]]:
 
 
 def select_published(connection: Connection) -> list[Published]:
-    """Every name that means something by itself, in order; without what only details need."""
+    """Every name with a `stable` alias, in order, with few columns: lists are read often."""
     table, target = schema.versions, schema.targets
     same = and_(table.c.name == target.c.name, table.c.number == target.c.version)
     query = select(*target.c, table.c.digest, table.c.created_at).join(table, same)
@@ -184,7 +184,7 @@ def _with_aliases(rows: Iterable[Row[Any]], targets: Iterable[Row[Any]]) -> list
 
 
 def explain_missing(reference: Reference, known: Sequence[AdapterVersion]) -> AdapterNotFound:
-    """Why a reference means nothing; `known` are the versions of its name."""
+    """The error for a reference without a version; `known` are the versions of its name."""
     if not known:
         return AdapterNotFound(
             f"there is no adapter {reference.name!r}", "list those there are, or publish it first"
@@ -199,5 +199,5 @@ def explain_missing(reference: Reference, known: Sequence[AdapterVersion]) -> Ad
 
 
 def as_utc(moment: datetime) -> datetime:
-    # SQLite forgets the time zone; what we write is UTC.
+    # SQLite does not store the time zone; we always write UTC.
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -19,12 +19,12 @@ from typing import Any
 from adapters.checkpoint.tensors import TensorsMalformed, read_tensors
 from adapters.errors import BaseUnreadable, quote
 
-# The linears whose adapters are served. Embeddings and the output head are left out: an adapter
-# there costs every step of every request, and the engine kills itself on some of those requests.
+# The linears whose adapters are served. Embeddings and the output head are not: an adapter there
+# slows every step of every request, and some of those requests crash the engine.
 SERVED_MODULES = frozenset(
     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 )
-# Families whose layers follow from the config alone, all built like Llama.
+# Families built like Llama: their layers follow from the config alone.
 LLAMA_LIKE = frozenset(
     {
         "cohere",
@@ -43,8 +43,8 @@ LLAMA_LIKE = frozenset(
         "stablelm",
     }
 )
-# What changes the function or the shapes. Left out: what a copy in another precision changes
-# (quantization_config, dtype), and what only training, sampling or a library's version reads.
+# The keys that determine the function and the shapes. Left out: keys that a copy in another
+# precision changes (quantization_config, dtype), and those for training, sampling or a library.
 IDENTIFYING = (
     "model_type",
     "vocab_size",
@@ -55,7 +55,7 @@ IDENTIFYING = (
     "hidden_act",
 )
 NORM_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
-# What tools append to the name of a base that they packed in fewer bits.
+# Suffixes that tools append to the name of a base that they quantize.
 PACKED = re.compile(r"(-unsloth)?-(bnb-)?(4bit|8bit|nf4|int8)$")
 INDEX = "model.safetensors.index.json"
 MAX_CONFIG_BYTES = 1 << 20
@@ -86,9 +86,9 @@ class Base:
 
 
 def read_base(folder: Path) -> Base:
-    """Read a base model folder; raises BaseUnreadable."""
+    """Read a base model folder (a transformers model, quantized or not); raises BaseUnreadable."""
     config = _read_config(folder)
-    # Packed weights of a quantized base have no shapes of their own: its config has.
+    # The packed weights of a quantized base do not show the shapes; its config does.
     linears = {} if config.get("quantization_config") else _linears_from_headers(folder)
     linears = linears or _linears_from_config(folder, config)
     architectures = config.get("architectures") or [config.get("model_type")]
@@ -107,7 +107,7 @@ def _identify(folder: Path, config: Mapping[str, Any], linears: Mapping[str, Sha
         return digest_base(config, linears)
     except (OverflowError, TypeError, ValueError) as error:
         raise BaseUnreadable(
-            f"the config of the base in {quote(str(folder))} has a number that is none",
+            f"the config of the base in {quote(str(folder))} has an invalid number",
             "give the folder of a transformers model",
         ) from error
 
@@ -153,7 +153,7 @@ def _linears_from_headers(folder: Path) -> dict[str, Shape]:
 
 
 def _weights_files(folder: Path) -> list[Path]:
-    """The base's safetensors files: those its index names, else all but an adapter's."""
+    """The base's safetensors files: those in its index, else all except an adapter's."""
     if (folder / INDEX).exists():
         index = _read_json(folder / INDEX, MAX_INDEX_BYTES).get("weight_map")
         names = list(index.values()) if isinstance(index, dict) else []
@@ -172,8 +172,8 @@ def _linears_from_config(folder: Path, config: Mapping[str, Any]) -> dict[str, S
     family = str(config.get("model_type"))
     if family not in LLAMA_LIKE:
         raise BaseUnreadable(
-            f"the linears of a {quote(family)} model in"
-            f" {quote(str(folder))} cannot be told from its config",
+            f"the config of the {quote(family)} model in {quote(str(folder))} does not determine"
+            " its linear layers",
             "keep the unquantized base's safetensors files in the folder",
         )
     hidden = _positive(config, "hidden_size")
@@ -209,7 +209,7 @@ def _positive(config: Mapping[str, Any], key: str, default: int | None = None) -
 
 
 def digest_base(config: Mapping[str, Any], linears: Mapping[str, tuple[int, int]]) -> str:
-    """The identity of a base, from its config.json and its linears."""
+    """The identity of a base, from its config.json and its linears (name -> shape)."""
     facts: dict[str, Any] = {key: config.get(key) for key in IDENTIFYING}
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     facts["num_key_value_heads"] = config.get("num_key_value_heads") or heads
@@ -218,7 +218,7 @@ def digest_base(config: Mapping[str, Any], linears: Mapping[str, tuple[int, int]
         facts["head_dim"] = hidden // heads
     epsilons = (config[key] for key in NORM_EPSILONS if config.get(key) is not None)
     facts["norm_eps"] = next(epsilons, None)
-    # transformers leaves it out where it is true.
+    # transformers omits it when it is true.
     facts["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
     facts["rope"] = _read_rope(config)
     facts["linears"] = {name: list(shape) for name, shape in linears.items()}
@@ -227,7 +227,7 @@ def digest_base(config: Mapping[str, Any], linears: Mapping[str, tuple[int, int]
 
 
 def _read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """One form of what transformers 5 calls rope_parameters and 4 has in two keys."""
+    """transformers 5 has rope_parameters, 4 has two keys for the same: one form of both."""
     found = config.get("rope_parameters") or config.get("rope_scaling")
     rope = dict(found) if isinstance(found, dict) else {}
     rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type") or "default"
@@ -236,7 +236,7 @@ def _read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def short_name(name: str) -> str:
-    """The part of a hub id or a path that names the model, however it is packed.
+    """The part of a hub id or a path that names the model, without a quantization suffix.
 
     "Org/Tiny", "/models/tiny/" and "models--Org--Tiny/snapshots/<commit>" are all "tiny".
     """
@@ -250,8 +250,8 @@ def short_name(name: str) -> str:
 
 
 def is_called(claimed: str | None, names: Iterable[str]) -> bool:
-    """Whether an adapter's base_model_name_or_path may mean a base of these names.
+    """Whether an adapter's base_model_name_or_path may mean a base with these names.
 
-    An adapter that names no base claims nothing.
+    True for an adapter that names no base.
     """
     return not claimed or short_name(claimed) in {short_name(name) for name in names if name}

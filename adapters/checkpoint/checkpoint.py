@@ -1,7 +1,7 @@
 """Reads a PEFT adapter folder and judges whether a base model can serve it.
 
-Every problem of an adapter is found in one go. Knows nothing of stores, names or engines. What
-passes here fits the base exactly: the engine itself accepts, silently, adapters that do not.
+One pass finds every problem. An adapter that passes fits the base exactly; the engine itself
+silently accepts adapters that do not. Knows nothing of stores, names or engines.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,17 +23,17 @@ from adapters.checkpoint.tensors import (
 from adapters.errors import CheckpointInvalid, Problem, quote
 from adapters.store.files import WEIGHTS, FileRefused, open_adapter_file
 
-# Bound on scale * |A| * |B| in Frobenius norms, which bounds |scale * B A|. Ample by estimate: A
-# starts at norm sqrt(rank / 3), and a B of 4096 x 128 values of 0.05 has norm 36, which makes 500
-# at scale 2. Activations of norm 1,000 then stay 30 orders of magnitude under bfloat16's overflow.
+# Limit of scale * |A| * |B| in Frobenius norms, which bounds |scale * B A|. Real adapters are far
+# below: A starts at norm sqrt(rank / 3), and a B of 4096 x 128 values of 0.05 has norm 36, so 500
+# at scale 2. At the limit, activations of norm 1,000 stay 30 orders under bfloat16's overflow.
 MAX_DELTA_NORM = 1e5
 # The largest float16: the engine folds the scale into B in the base's own type.
 MAX_VALUE = 65504.0
 
 PREFIX = "base_model.model."
-# What PEFT saves for an adapted embedding, and the weights it keeps beside it.
+# Tensors that PEFT saves for an adapted embedding, and the original weights beside them.
 HEADS = (".lora_embedding_A", ".lora_embedding_B", ".base_layer.weight")
-# What PEFT saves whole where the vocabulary grew, or save_embedding_layers asked for it.
+# Layers that PEFT saves whole if the vocabulary grew or save_embedding_layers is set.
 EMBEDDINGS = (".embed_tokens.weight", ".lm_head.weight")
 SIDES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 
@@ -44,7 +44,7 @@ TRAIN_AGAIN = "train again with a smaller learning rate, or from an earlier chec
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The facts of a valid adapter. `rank` is what an engine must have room for."""
+    """The facts of a valid adapter. `rank` is the largest of any module: the engine's slot size."""
 
     rank: int
     alpha: float
@@ -68,7 +68,7 @@ class Pair:
 
 
 def largest_weights(base: Base) -> int:
-    """The bytes that no adapter of this base needs to exceed: MAX_RANK on every linear, in F32."""
+    """The largest weights file for this base, in bytes: MAX_RANK on every linear, in F32."""
     return MAX_HEADER_BYTES + 4 * MAX_RANK * sum(map(sum, base.linears.values()))
 
 
@@ -77,8 +77,8 @@ def read_checkpoint(
 ) -> Checkpoint:
     """The facts of an adapter that `base` can serve; raises CheckpointInvalid.
 
-    Without `values` by the headers alone: for bytes whose values were judged before, and which
-    their digest has shown to be the same.
+    Without `values` only the headers are read: for bytes whose values were judged at publishing,
+    and whose digest shows that they are the same.
     """
     checkpoint, problems = inspect_checkpoint(folder, base, max_rank=max_rank, values=values)
     if problems or checkpoint is None:
@@ -94,9 +94,9 @@ def inspect_checkpoint(
     names: Collection[str] | None = None,
     values: bool = True,
 ) -> tuple[Checkpoint | None, list[Problem]]:
-    """As read_checkpoint, but the problems are returned, not raised.
+    """Like read_checkpoint, but returns the problems.
 
-    `names` are those of the base that the adapter's config may name; any if None.
+    `names` are the names of the base that the adapter's config may claim; any if None.
     """
     config, problems = read_peft_config(folder, max_rank)
     if config and names is not None and not is_called(config.base_name, names):
@@ -146,7 +146,7 @@ def _describe(
 def pair_tensors(
     tensors: Mapping[str, Tensor], base: Base
 ) -> tuple[dict[str, Pair], list[Problem]]:
-    """The tensors by the base's module, and a problem for each that belongs to none."""
+    """The tensors by module of the base, and a problem for each tensor that belongs to none."""
     pairs: dict[str, Pair] = {}
     problems = []
     for name, tensor in tensors.items():
@@ -210,7 +210,7 @@ def _find_absent(
 
 
 def _lost_modules(pairs: Mapping[str, Pair], base: Base, targets: Sequence[str]) -> list[str]:
-    """What PEFT would have wrapped and saved, but is not in the file."""
+    """Modules that the config targets, and PEFT therefore saves, but the file lacks."""
     names = frozenset(targets)
     return [
         module
@@ -232,7 +232,7 @@ def _judge_pair(
     if scale > MAX_SCALE:
         said = f"is scaled by {scale:.3g} (alpha over rank), the limit is {MAX_SCALE:g}"
         problems.append(Problem("scale_too_large", quote(pair.module), said, "lower lora_alpha"))
-    # Values of misshapen tensors are not read: their sizes are not bounded by the base's.
+    # Misshapen tensors are not read: the base's shapes do not bound their sizes.
     if values and not problems:
         problems += _find_bad_values(file, pair, scale)
     return problems

@@ -1,7 +1,8 @@
 """Reads PEFT's adapter_config.json: rank and scale of each module, and what cannot be served.
 
-Knows nothing of tensors or of the base. Everything in the file is data: no path in it is opened,
-and its patterns run only when they are too simple to be slow, here and inside the engine.
+Knows nothing of tensors or of the base. Everything in the file is data: no path in it is opened.
+The author of an adapter writes its patterns for module names, and the engine runs them again, so
+only patterns that are too simple to be slow are accepted.
 """
 
 import math
@@ -18,9 +19,9 @@ from adapters.errors import Problem, quote
 from adapters.store.files import CONFIG, SAVE_AGAIN, FileRefused, read_object
 from adapters.store.strict_json import RepeatedKey
 
-# The largest rank an engine can be told to make room for.
+# The largest --max-lora-rank of an engine.
 MAX_RANK = 512
-# alpha/r of trained adapters is 0.5 to 64; beyond this a typing error or an attack.
+# Trained adapters have an alpha/r of 0.5 to 64; more than this is a mistake or an attack.
 MAX_SCALE = 1024.0
 MAX_PATTERNS = 4096
 MAX_REGEXES = 16
@@ -34,7 +35,7 @@ PATTERN_TOKEN = re.compile(
     r"|(?P<atom>\\[.dw_-]|\[\^?[A-Za-z0-9_.-]{1,64}\]|[A-Za-z0-9_.^$-])"
 )
 
-# Problems that leave no rank or scale to check tensors against.
+# After these problems there is no rank or scale to check tensors against.
 UNUSABLE = frozenset(
     {
         "rank_invalid",
@@ -60,7 +61,7 @@ class PeftConfig:
 
     @property
     def largest_rank(self) -> int:
-        """The rank an engine must have room for: vLLM counts patterns that match nothing too."""
+        """The rank that the engine must allow: vLLM also counts patterns that match no module."""
         return max([self.rank, *(rank for _, rank in self.ranks)])
 
     def rank_of(self, module: str) -> int:
@@ -74,7 +75,7 @@ class PeftConfig:
 
 
 def read_peft_config(folder: Path, max_rank: int) -> tuple[PeftConfig | None, list[Problem]]:
-    """The config, or None when rank and scale cannot be told, and every problem in it."""
+    """The config and all its problems; the config is None where rank or scale is unknown."""
     try:
         raw = read_object(folder, CONFIG)
     except FileRefused as refused:

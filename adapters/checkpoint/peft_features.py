@@ -1,7 +1,7 @@
-"""What PEFT can train but the engine cannot serve, told from the keys of adapter_config.json.
+"""Detects features that PEFT can train but the engine cannot serve, by the config's keys.
 
-vLLM ignores a key that it does not know. Here a key that nobody knows is refused unless it is
-empty or off. Knows nothing of ranks, scales or tensors.
+vLLM ignores keys of adapter_config.json that it does not know; here such a key is refused unless
+it is empty or off. Knows nothing of ranks, scales or tensors.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,11 +14,11 @@ REMOVE_KEY = "remove it if it only matters in training, or train without it"
 CONVERT = (
     "save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
 )
-# Initialisations that only choose where training starts; all others change the base's weights, so
-# that what was trained is not the served base plus this adapter. Converted ones say `true`.
+# Initialisations that only choose where training starts. All others change the base's weights, so
+# the trained model is not the served base plus this adapter. Converted adapters have `true`.
 PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 
-# key -> code. Each changes what the adapter computes in a way that the engine does not follow.
+# key -> code. Each changes what the adapter computes; the engine would ignore that.
 UNSERVABLE: Mapping[str, str] = {
     "use_dora": "dora_unsupported",
     "use_qalora": "qalora_unsupported",
@@ -35,7 +35,7 @@ UNSERVABLE: Mapping[str, str] = {
     "arrow_config": "variant_unsupported",
 }
 
-# Keys that are judged by their values, or read by training alone: PEFT's and ms-swift's.
+# Keys of PEFT and ms-swift that are judged by their values, or that only training reads.
 KNOWN = frozenset(
     {
         "alpha_pattern",
@@ -91,7 +91,7 @@ def find_unservable(raw: Mapping[str, Any]) -> Iterator[Problem]:
     for key, code in UNSERVABLE.items():
         if raw.get(key):
             yield Problem(code, key, "is a feature that cannot be served", TRAIN_PLAIN)
-    # A newer PEFT's key that is empty or off is one that was not used.
+    # A newer PEFT writes its new keys too, empty or off where the feature is not used.
     for key in sorted(key for key in raw.keys() - UNSERVABLE.keys() - KNOWN if raw[key]):
         if key.startswith("use_"):
             said = "is a LoRA variant unknown to this server"

@@ -1,7 +1,7 @@
-"""Reads safetensors files: names, types and shapes from the header, sizes of values by streaming.
+"""Reads safetensors files: names, types and shapes from the header, magnitudes by streaming.
 
-Knows nothing of adapters. Memory is bounded by the header limit and one chunk; values are read,
-never memory-mapped, so a file that shrinks meanwhile is an error and not a crash.
+Memory is bounded by the header limit and one chunk. Values are read, never memory-mapped: a file
+that shrinks while it is read is an error, not a crash. Knows nothing of adapters.
 """
 
 import math
@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from adapters.errors import quote
 from adapters.store.strict_json import RepeatedKey, parse_object
 
-# Rank pairs on every linear of 500 layers, under names of 200 characters, have 7,000 tensors in a
-# header of 2.2 MB. Parsing the largest header takes some 100 ms and 50 MB.
+# An adapter of every linear of 500 layers, with names of 200 characters, has 7,000 tensors and a
+# header of 2.2 MB. Parsing the largest header takes about 100 ms and 50 MB.
 MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 16_384
 CHUNK_BYTES = 4 << 20
@@ -28,7 +28,7 @@ Floats = NDArray[np.float32]
 
 
 class TensorsMalformed(Exception):
-    """The file is not a whole, well-formed safetensors file; the text says why."""
+    """The file is not a whole and well-formed safetensors file; the text says why."""
 
     def __init__(self, said: str, code: str = "weights_malformed") -> None:
         super().__init__(said)
@@ -37,7 +37,7 @@ class TensorsMalformed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Where one tensor lies in its file, and what it is."""
+    """One tensor: its type and shape, and the bytes [begin, end) of the file that hold it."""
 
     name: str
     dtype: str
@@ -55,10 +55,10 @@ class Magnitude:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, without their values; raises TensorsMalformed."""
+    """The tensors of a file by name, from its header; raises TensorsMalformed."""
     try:
         header, data_begin = _read_header(path)
-        # The library that the engine reads with: it checks sizes, overlaps, gaps and the end.
+        # The engine's own reader: it checks sizes, overlaps, gaps and the end.
         with safe_open(path, framework="numpy"):
             pass
     except (SafetensorError, OSError) as error:
@@ -97,7 +97,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def measure(file: BinaryIO, tensor: Tensor) -> Magnitude:
-    """Stream one tensor of floats; raises TensorsMalformed if the file ends early."""
+    """Stream the values of one float tensor; raises TensorsMalformed if the file ends early."""
     largest = 0.0
     squares = 0.0
     for values in _stream(file, tensor):

@@ -1,8 +1,8 @@
 """The command line over a store: `lorry adapters ...`.
 
-Prints tables for people and, with --json, one JSON document for scripts. What a command needs is
-imported inside it, so that --help is quick. With --url a command acts on a running server instead:
-`options.opened` gives it that server's catalog, which has the same methods.
+Prints tables for people and, with --json, one JSON document for scripts. Commands import inside
+their bodies what they need, so that --help is quick. With --url a command acts on a running server:
+`options.Target.opened` returns that server's catalog, which has the same methods.
 """
 
 from collections.abc import Callable

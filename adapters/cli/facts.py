@@ -1,4 +1,4 @@
-"""`lorry adapters list|show|history`: what there is and what happened. Changes nothing."""
+"""`lorry adapters list|show|history`: read the catalog."""
 
 from typing import Annotated
 
@@ -59,7 +59,7 @@ def history(
         typer.Option(min=1, max=MAX_LIMIT, help="Only so many, the newest. [default: all]"),
     ] = None,
 ) -> None:
-    """Tell who changed what, and when; the newest last."""
+    """Show who changed what, and when; the newest last."""
     with target.opened() as index:
         events = index.list_events(name, limit)
         if name is not None and not events:

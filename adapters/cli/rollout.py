@@ -1,6 +1,6 @@
-"""`lorry adapters alias|unalias|split|rollback|pin|unpin|remove`: what names mean, and change.
+"""`lorry adapters alias|unalias|split|rollback|pin|unpin|remove`: change what names mean.
 
-A change holds from the next request of every server that shares the catalog.
+Every server that shares the catalog applies a change from its next request on.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Facts as a person reads them. Brings rich and the catalog: import it inside a command."""
+"""Tables for people. Imports rich and the catalog: import it inside a command."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ PIPE_WIDTH = 500
 
 
 def shares_by_version(aliases: Sequence[Alias]) -> dict[str, dict[str, float]]:
-    """For each NAME@VERSION, the share of requests that it gets of each alias."""
+    """For each NAME@VERSION, its share of the requests of each alias, from 0 to 1."""
     shares: dict[str, dict[str, float]] = {}
     for alias in aliases:
         total = sum(target.weight for target in alias.targets)
@@ -26,7 +26,7 @@ def shares_by_version(aliases: Sequence[Alias]) -> dict[str, dict[str, float]]:
 
 
 def describe_share(weight: float, total: float = 1) -> str:
-    """Nothing for all of an alias, else the part of it."""
+    """The share in percent; empty for a whole alias."""
     return "" if weight == total else f" {100 * weight / total:.3g}%"
 
 
@@ -75,7 +75,7 @@ def describe_facts(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _describe(value: Any) -> str:
-    if isinstance(value, dict):  # a split, as its command takes it
+    if isinstance(value, dict):  # a split, in the form of its command
         return "[" + " ".join(f"{version}={weight}" for version, weight in value.items()) + "]"
     return "-" if value is None else str(value)
 
@@ -86,6 +86,6 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
         table.add_column(heading, no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    # Into a pipe, lines are as long as they need to be.
+    # In a pipe no line is cut.
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     Console(highlight=False, markup=False, width=width).print(table)

@@ -1,4 +1,4 @@
-"""`lorry adapters verify|gc`: is the store sound, and what in it is needed by nobody."""
+"""`lorry adapters verify|gc`: check the store, and remove garbage from it."""
 
 import re
 from datetime import timedelta
@@ -37,9 +37,11 @@ def gc(
     older_than: Annotated[
         str, typer.Option(metavar="AGE", help="Spare what is younger: 90s, 30m, 1h, 7d.")
     ] = "1h",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be removed.")
+    ] = False,
 ) -> None:
-    """Remove objects that no version names, and what cut-off work left behind."""
+    """Remove objects that no version names, and leftovers of interrupted work."""
     min_age = _parse_age(older_than)
     with target.opened_store() as index:
         from dataclasses import asdict

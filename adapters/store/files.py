@@ -1,6 +1,6 @@
-"""The files an adapter consists of, and the one careful way to open one of them.
+"""The files of an adapter, and the one safe way to open one of them.
 
-Knows nothing of what is in them. A link, a pipe or a device is never followed or waited for.
+No link is followed, and no pipe or device is waited for. Knows nothing of the files' contents.
 """
 
 import errno
@@ -22,15 +22,15 @@ PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 MIB = 1 << 20
 COPY_BYTES = MIB
-# The weights' limit holds rank 512 on every linear of a 70B model in float32; for a known base it
-# is what that base can need (checkpoint.largest_weights); the exact size follows from the shapes.
+# Rank 512 on every linear of a 70B model in float32 fits into the limit of the weights. For a known
+# base, checkpoint.largest_weights is lower.
 MAX_BYTES = {CONFIG: MIB, PROVENANCE: MIB, WEIGHTS: 32 << 30}
 
 SAVE_AGAIN = "save the adapter again with PEFT's save_pretrained"
 
 
 class FileRefused(Exception):
-    """A file of an adapter folder that cannot be taken; carries the Problem."""
+    """A file of an adapter folder that is refused; carries the Problem."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(str(problem))
@@ -38,7 +38,7 @@ class FileRefused(Exception):
 
 
 class Readable(Protocol):
-    """An open file, or what is read like one."""
+    """An open file, or an object that is read like one."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -58,7 +58,7 @@ def open_adapter_file(folder: Path, name: str, max_bytes: int | None = None) -> 
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:
-    """A small file that holds one JSON object; raises FileRefused, or ValueError if it does not."""
+    """Read a small file that holds one JSON object; raises FileRefused or ValueError."""
     with open_adapter_file(folder, name) as file:
         text = file.read(MAX_BYTES[name])
     return parse_object(text)
@@ -80,9 +80,9 @@ def too_large(name: str, max_bytes: int) -> Problem:
 def copy_bounded(
     source: Readable, path: Path, max_bytes: int, seen: Callable[[bytes], object] = bool
 ) -> None:
-    """Write what `source` still holds to a new file, durably; raises FileRefused when too much.
+    """Copy the rest of `source` to a new file, durably; raises FileRefused beyond `max_bytes`.
 
-    `seen` is called with every piece. A file may grow while it is read, or be a stream.
+    The count is of bytes read: a file may grow meanwhile, or be a stream. `seen` gets every piece.
     """
     left = max_bytes
     with path.open("xb") as target:

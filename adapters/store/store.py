@@ -1,10 +1,10 @@
-"""Immutable adapter files, kept under the digest of their bytes. Knows nothing of names.
+"""Immutable adapter files, stored under the digest of their bytes. Knows nothing of names.
 
     ROOT/objects/sha256/AA/<64 hex>/{adapter_config.json, adapter_model.safetensors[, lorry.json]}
-    ROOT/tmp/                      copies that are not objects yet, and objects that are no more
-    ROOT/lock                      held by all who add together, and by one who takes away, alone
+    ROOT/tmp/        copies that are not objects yet, and objects that are being removed
+    ROOT/lock        publishers hold it shared, garbage collection exclusively
 
-An object appears and goes whole, by one rename, and is never written again.
+An object appears and disappears whole, by one rename, and its files never change.
 """
 
 import errno
@@ -51,10 +51,10 @@ FETCH_AGAIN = "stop what uses it, delete its folder and publish the adapter agai
 def digest_of(hashes: Mapping[str, str]) -> str:
     """The digest of an object, from its files' sha256 in hex by file name.
 
-    It is "sha256:" + sha256 of the text that has, for adapter_config.json and then for
-    adapter_model.safetensors, the line "<sha256 in hex>  <file name>\\n": what `sha256sum
-    adapter_config.json adapter_model.safetensors | sha256sum` prints. Provenance (lorry.json) is
-    left out: the same weights are the same adapter, whoever trained them and when.
+    It is "sha256:" + sha256 of two lines "<sha256 in hex>  <file name>\\n", for adapter_config.json
+    and then adapter_model.safetensors: `sha256sum adapter_config.json adapter_model.safetensors |
+    sha256sum` prints the same. Provenance (lorry.json) does not count: the same weights are the
+    same adapter, no matter who trained them.
     """
     listing = "".join(f"{hashes[name]}  {name}\n" for name in SERVED)
     return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
@@ -62,7 +62,7 @@ def digest_of(hashes: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A private copy of an adapter folder, and the files that could not be taken."""
+    """A private copy of an adapter folder, the hashes of its files, and the problems of others."""
 
     path: Path
     hashes: Mapping[str, str]
@@ -73,14 +73,14 @@ class Store:
     """The objects under one root folder; safe to use from several processes."""
 
     def __init__(self, root: Path) -> None:
-        # Resolved, as engines key their caches by this path.
+        # Resolved, because engines use paths of objects as keys of their caches.
         self.root = root.resolve()
         self._objects = self.root / "objects" / "sha256"
         self._tmp = self.root / "tmp"
         self._lock = self.root / "lock"
 
     def path(self, digest: str) -> Path:
-        """Where the object lies, if it exists."""
+        """The folder of an object, whether or not it exists."""
         match = DIGEST.fullmatch(digest)
         if not match:
             raise ObjectMissing(f"{quote(digest)} is not a digest", "write sha256: and 64 digits")
@@ -97,7 +97,7 @@ class Store:
             raise self._unreadable(error) from error
 
     def add(self, folder: Path) -> str:
-        """Copy an adapter folder in, unjudged, and return its digest."""
+        """Store a copy of an adapter folder without judging it; returns its digest."""
         with self.stage(folder) as staged:
             if staged.problems:
                 raise CheckpointInvalid(staged.problems)
@@ -105,10 +105,7 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A private folder on the store's file system, which vanishes at the end.
-
-        Until then nobody takes anything from the store.
-        """
+        """A private folder in `tmp`, deleted at the end; until then nothing is collected."""
         with self.in_use():
             with self._reported():
                 folder = Path(tempfile.mkdtemp(dir=self._tmp))
@@ -133,13 +130,13 @@ class Store:
             yield staged
 
     def commit(self, staged: Staged) -> str:
-        """Make a staged copy an object, or find that it is one already."""
+        """Make a staged copy an object, unless its bytes are one already; returns the digest."""
         digest = digest_of(staged.hashes)
         target = self.path(digest)
         with self._reported():
             is_new = not target.exists() and _place(staged.path, target)
         if not is_new:
-            # Its age counts from now; one of another user cannot be touched, nor taken by us.
+            # Its age counts from now. Another user's can't be touched, but not collected either.
             with suppress(OSError):
                 os.utime(target)
             self.verify(digest)
@@ -167,7 +164,7 @@ class Store:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep what is made in the store, its `tmp` too, from being taken for a leftover."""
+        """Hold the lock shared: nothing that is made meanwhile, in `tmp` too, is collected."""
         with self._reported():
             self._tmp.mkdir(parents=True, exist_ok=True)
         with hold(self._lock, alone=False):
@@ -175,21 +172,21 @@ class Store:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Be the only one who changes the store; raises StoreBusy or StoreUnwritable."""
+        """Hold the lock exclusively; raises StoreBusy or StoreUnwritable."""
         with hold(self._lock, alone=True, within=ALONE_SECONDS):
             yield
 
     def now(self) -> float:
-        """The time by the clock that dates the store's files."""
+        """The time by the clock of the store's file system, which also dates its files."""
         os.utime(self._lock)
         return self._lock.stat().st_mtime
 
     def leftovers(self) -> list[Path]:
-        """What work that was cut off left behind; only who is alone can tell it from work."""
+        """Everything in `tmp`: while the lock is held exclusively, remains of interrupted work."""
         return sorted(self._tmp.iterdir()) if self._tmp.exists() else []
 
     def put_aside(self, folder: Path) -> Path:
-        """Make an object none, in one step: half an object is never seen."""
+        """Move an object to `tmp` in one step, so that half an object is never visible."""
         self._tmp.mkdir(exist_ok=True)
         return folder.rename(Path(tempfile.mkdtemp(dir=self._tmp)) / folder.name).parent
 
@@ -231,7 +228,7 @@ def _take_adapter(folder: Path, copy: Path, max_bytes: int | None, is_ours: bool
 
 
 def _place(copy: Path, target: Path) -> bool:
-    """Move a copy to its place for good; False if someone else put the same bytes there first."""
+    """Move a copy to its final place, durably; False if another process was first."""
     _make_durable_folder(target.parent)
     copy.chmod(0o755)
     os.utime(copy)  # an object's age counts from its commit
@@ -265,9 +262,12 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def hold(path: Path, *, alone: bool, within: float = WAIT_SECONDS) -> Iterator[None]:
-    """Raises StoreBusy when others hold it for longer than `within`, or StoreUnwritable."""
+    """Hold a lock between processes on a file, shared or `alone`; its holder's death releases it.
+
+    Raises StoreBusy when others hold it for longer than `within` seconds, or StoreUnwritable.
+    """
     try:
-        # Over NFS a lock to be alone with needs a file that is open for writing.
+        # Over NFS an exclusive lock needs a file that is open for writing.
         mode = os.O_RDWR if alone else os.O_RDONLY
         descriptor = os.open(path, mode | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
@@ -287,8 +287,8 @@ def _take(descriptor: int, path: Path, kind: int, within: float) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise StoreBusy(
-                    f"somebody else works in the store {quote(str(path.parent))}",
-                    "try again when they are done",
+                    f"another process works in the store {quote(str(path.parent))}",
+                    "try again when it is done",
                 ) from None
             time.sleep(POLL_SECONDS)
         except OSError as error:
@@ -298,5 +298,5 @@ def _take(descriptor: int, path: Path, kind: int, within: float) -> None:
 def _unwritable(path: Path, error: OSError) -> StoreUnwritable:
     return StoreUnwritable(
         f"the store {quote(str(path.parent))} cannot be locked: {error.strerror or error}",
-        "nothing was published: check its rights, and that its file system knows locks (flock)",
+        "nothing was published: check its rights, and that its file system supports locks (flock)",
     )

@@ -1,7 +1,6 @@
-"""JSON from strangers: one object in UTF-8, each key once, numbers that are numbers.
+"""Strict JSON for untrusted files: one object in UTF-8, each key once, finite numbers.
 
-Two readers may take different values from a repeated key, and not every database holds a NaN.
-Knows nothing of what the object means.
+Two readers may take different values of a repeated key, and not every database can hold a NaN.
 """
 
 import json
@@ -11,7 +10,7 @@ from typing import Any
 
 
 class RepeatedKey(ValueError):
-    """An object has one key twice; carries the key."""
+    """An object has a key twice; carries the key."""
 
     def __init__(self, key: str) -> None:
         super().__init__(key)
@@ -19,7 +18,7 @@ class RepeatedKey(ValueError):
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
-    """The object that `raw` holds; raises ValueError, or its kind RepeatedKey."""
+    """Parse one object; raises ValueError, as RepeatedKey where a key is repeated."""
     try:
         value = json.loads(
             raw.decode("utf-8"),

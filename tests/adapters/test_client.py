@@ -187,7 +187,7 @@ def test_load_and_unload_are_for_servers(online: Call, server: RunningServer, pu
         assert "--url" in refused.stderr
 
 
-def test_what_the_server_refuses_keeps_its_code(online: Call, published, tmp_path) -> None:
+def test_a_refusal_keeps_the_servers_code(online: Call, published, tmp_path) -> None:
     source = online("publish", "s3://ann:secret@bucket/x", "--name", "x")
     assert source.exit_code == 2
     assert source.stderr.endswith("(source_not_allowed)\n")
@@ -257,7 +257,7 @@ def test_a_token_that_cannot_be_one_is_not_sent(token: str, monkeypatch) -> None
         "http://host/#secret",
     ],
 )
-def test_what_is_no_servers_address_is_told_so(url: str) -> None:
+def test_an_invalid_server_address_is_refused(url: str) -> None:
     refused = call("list", "--url", url)
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert refused.stderr.endswith("(bad_server_address)\n")
@@ -278,7 +278,7 @@ def test_a_server_that_is_not_there_is_one_clear_line(adapter) -> None:
         assert call("list", "--url", f"http://{host}").stderr.endswith("(server_unreachable)\n")
 
 
-def test_with_a_server_the_rules_are_the_servers(online: Call, adapter) -> None:
+def test_a_server_judges_by_its_own_rules(online: Call, adapter) -> None:
     for words in (["--base", "x"], ["--max-rank", 8], ["--allow-base-mismatch"]):
         refused = online("publish", adapter(1), "--name", "orders", *words)
         assert refused.exit_code == 2
@@ -353,7 +353,7 @@ def test_a_folder_that_changes_while_it_is_sent_is_refused(adapter) -> None:
         (400, b'{"error": {"message": "\\u001b[31m\\nred", "code": "odd"}}', 2, "odd"),
     ],
 )
-def test_whatever_answers_the_command_ends_with_one_clear_line(
+def test_any_answer_ends_in_one_clear_line(
     status: int, body: bytes, exit_code: int, code: str
 ) -> None:
     with serving(Stranger(status, body)) as url:

@@ -23,7 +23,7 @@ def test_the_drawn_tree_shows_every_error() -> None:
         assert kind.__name__ in (errors.__doc__ or "")
 
 
-def test_an_invalid_checkpoint_tells_all_problems_but_shows_ten() -> None:
+def test_an_invalid_checkpoint_carries_all_problems_but_shows_ten() -> None:
     problems = [Problem("code", f"where{index}", "is wrong", "mend it") for index in range(25)]
     error = CheckpointInvalid(problems)
     assert error.problems == problems

@@ -94,7 +94,7 @@ def test_the_part_after_the_at_sign_says_which_version(text: str, selector: obje
         "orders@\N{ARABIC-INDIC DIGIT ONE}",
     ],
 )
-def test_what_is_not_a_reference_is_refused(text: str) -> None:
+def test_a_malformed_reference_is_refused(text: str) -> None:
     with pytest.raises(BadReference):
         parse_reference(text)
 

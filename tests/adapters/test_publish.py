@@ -101,14 +101,14 @@ def test_weights_larger_than_the_base_can_need_are_not_copied(
 @pytest.mark.parametrize(
     "index", [{"weight_map": {"a": [1]}}, {"weight_map": {"a": 1}}, {"weight_map": []}]
 )
-def test_a_base_whose_index_names_no_files_is_said_so(base_folder, tmp_path, index) -> None:
+def test_a_base_whose_index_names_no_files_is_refused(base_folder, tmp_path, index) -> None:
     base = shutil.copytree(base_folder, tmp_path / "base")
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(BaseUnreadable, match="names no files"):
         read_base(base)
 
 
-def test_a_base_whose_numbers_are_none_is_said_so(base_folder, tmp_path) -> None:
+def test_a_base_with_an_invalid_number_is_refused(base_folder, tmp_path) -> None:
     base = shutil.copytree(base_folder, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"rope_theta": 10**400}))

@@ -75,7 +75,7 @@ def test_a_file_address_is_the_folder_itself(send, kit, tmp_path) -> None:
     assert version.provenance is None
 
 
-def test_nothing_there_is_said_so(send, memory, tmp_path) -> None:
+def test_an_address_without_an_adapter_is_not_found(send, memory, tmp_path) -> None:
     with pytest.raises(SourceNotFound, match="memory://bucket/nothing"):
         send("memory://bucket/nothing")
     assert leftovers(tmp_path) == []
@@ -112,7 +112,7 @@ def test_a_file_is_fetched_only_up_to_its_limit(send, memory, tmp_path) -> None:
     assert leftovers(tmp_path) == []
 
 
-def test_what_was_fetched_goes_away_whatever_happens(memory, tmp_path) -> None:
+def test_fetched_files_are_always_deleted(memory, tmp_path) -> None:
     with fetched("memory://bucket/adapter", tmp_path / "store/tmp", 1 << 20) as found:
         names = sorted(path.name for path in found.folder.iterdir())
     assert names == ["adapter_config.json", WEIGHTS]
@@ -148,7 +148,7 @@ def test_the_package_to_install_is_named(send, monkeypatch, source, package) -> 
         "h tp://x",
     ],
 )
-def test_an_address_that_is_not_read_is_refused(send, source) -> None:
+def test_an_unsupported_address_is_refused(send, source) -> None:
     with pytest.raises(SourceUnsupported):
         send(source)
 
@@ -157,7 +157,7 @@ def test_a_scheme_may_be_written_in_capitals(send, memory) -> None:
     assert send("MEMORY://bucket/adapter").label == "a@1"
 
 
-def test_a_full_disk_is_the_stores_trouble_and_not_the_sources(send, memory, monkeypatch) -> None:
+def test_a_full_disk_is_a_store_error_and_not_a_source_error(send, memory, monkeypatch) -> None:
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -80,7 +80,7 @@ def test_orphans_and_leftovers_go_and_nothing_else(store, orphan) -> None:
     assert gc(store) == Collected((), (), 0, 0)
 
 
-def test_a_dry_run_tells_the_same_and_removes_nothing(store, orphan) -> None:
+def test_a_dry_run_finds_the_same_and_removes_nothing(store, orphan) -> None:
     before = files(store)
     told = gc(store, dry_run=True)
     assert files(store) == before
@@ -88,7 +88,7 @@ def test_a_dry_run_tells_the_same_and_removes_nothing(store, orphan) -> None:
     assert told.orphans == (orphan,)
 
 
-def test_what_is_young_is_spared(store, kit, tmp_path) -> None:
+def test_young_garbage_is_spared(store, kit, tmp_path) -> None:
     digest = Store(store).add(kit.build(seed=9).write(tmp_path / "a"))
     (store / "tmp" / "young").mkdir()
     assert gc(store) == Collected((), (), 0, 2)
@@ -137,7 +137,7 @@ def test_nothing_goes_while_a_publisher_is_at_work(
     objects = Store(store)
     with objects.stage(kit.build(seed=5).write(tmp_path / "a")) as staged:
         digest = objects.commit(staged)
-        with pytest.raises(StoreBusy, match="try again when they are done"):
+        with pytest.raises(StoreBusy, match="try again when it is done"):
             gc(store, min_age=NOW)
     objects.verify(digest)
     objects.verify(orphan)
@@ -166,7 +166,7 @@ def test_waiting_for_the_store_ends(store) -> None:
         pass
 
 
-def test_a_lock_that_cannot_be_is_a_clear_error(tmp_path) -> None:
+def test_a_lock_that_cannot_be_taken_is_a_clear_error(tmp_path) -> None:
     (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StoreUnwritable, match="cannot be locked"), Store(tmp_path).alone():
         pass

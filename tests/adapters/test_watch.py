@@ -52,7 +52,7 @@ def labels(store: Path) -> list[str]:
         return [version.label for version in catalog.list_versions()]
 
 
-def test_a_folder_is_published_under_its_name_once_it_holds_still(house, drop, kit) -> None:
+def test_a_folder_is_published_under_its_name_once_it_stops_changing(house, drop, kit) -> None:
     kit.build().write(drop / "orders")
     assert house.look() == []
     assert house.look() == [("orders", "published")]
@@ -70,7 +70,7 @@ def test_other_bytes_are_the_next_version(house, drop, kit) -> None:
     assert labels(house.store) == ["orders@1", "orders@2"]
 
 
-def test_a_slow_writer_is_waited_for(house, drop, kit, tmp_path) -> None:
+def test_the_watcher_waits_for_a_slow_writer(house, drop, kit, tmp_path) -> None:
     content = (kit.build().write(tmp_path / "ready") / WEIGHTS).read_bytes()
     (drop / "orders").mkdir()
     (drop / "orders" / CONFIG).write_bytes((tmp_path / "ready" / CONFIG).read_bytes())
@@ -94,7 +94,7 @@ def test_an_atomic_rename_is_published(house, drop, kit, tmp_path) -> None:
     assert house.look(2) == [("orders", "published")]
 
 
-def test_a_bad_one_is_told_once_with_all_problems_and_left_beside_good_ones(
+def test_a_refused_folder_is_reported_once_with_all_problems_and_left_in_place(
     house, drop, kit
 ) -> None:
     bad = kit.build()
@@ -110,7 +110,7 @@ def test_a_bad_one_is_told_once_with_all_problems_and_left_beside_good_ones(
     assert house.look(2) == [("bad", "waiting"), ("bad", "published")]
 
 
-def test_pickles_links_and_bad_names_are_told(house, drop, kit, tmp_path) -> None:
+def test_pickles_links_and_bad_names_are_reported(house, drop, kit, tmp_path) -> None:
     outside = kit.build().write(tmp_path / "outside")
     (drop / "linked").symlink_to(outside)
     linked_file = kit.build().write(drop / "linked-file")
@@ -153,7 +153,7 @@ def test_starting_again_moves_no_alias_back(house, drop, kit, tmp_path) -> None:
     assert aliases == {1: ("stable",), 2: ()}
 
 
-def test_what_was_removed_does_not_come_back_by_itself(house, drop, kit) -> None:
+def test_a_removed_version_does_not_come_back_by_itself(house, drop, kit) -> None:
     kit.build().write(drop / "orders")
     house.look(2)
     with Catalog.open(house.store) as catalog:
@@ -165,7 +165,7 @@ def test_what_was_removed_does_not_come_back_by_itself(house, drop, kit) -> None
     assert labels(house.store) == []
 
 
-def test_a_full_disk_is_told_once_and_tried_again(house, drop, kit, monkeypatch) -> None:
+def test_a_full_disk_is_reported_once_and_retried(house, drop, kit, monkeypatch) -> None:
     kit.build().write(drop / "orders")
     with monkeypatch.context() as patch:
 
@@ -177,7 +177,9 @@ def test_a_full_disk_is_told_once_and_tried_again(house, drop, kit, monkeypatch)
     assert house.look() == [("orders", "published")]
 
 
-def test_one_that_breaks_the_publisher_does_not_end_it(house, drop, kit, monkeypatch) -> None:
+def test_a_folder_that_breaks_the_publisher_does_not_end_the_watch(
+    house, drop, kit, monkeypatch
+) -> None:
     for name in ("a-odd", "b-good"):
         kit.build().write(drop / name)
     publish = house.publish
@@ -233,7 +235,9 @@ def test_a_watcher_that_never_started_stops(drop, house) -> None:
     assert house.watcher.stop()
 
 
-def test_a_base_that_is_gone_for_a_while_is_waited_for(house, drop, kit, base_folder) -> None:
+def test_the_watcher_waits_for_a_base_that_is_gone_for_a_while(
+    house, drop, kit, base_folder
+) -> None:
     away = base_folder.rename(base_folder.with_name("away"))
     try:
         kit.build().write(drop / "orders")
@@ -243,7 +247,7 @@ def test_a_base_that_is_gone_for_a_while_is_waited_for(house, drop, kit, base_fo
     assert house.look() == [("orders", "published")]
 
 
-def test_a_name_that_speaks_to_the_terminal_is_shown_in_quotes(drop, tmp_path, base_folder) -> None:
+def test_a_name_with_control_characters_is_shown_in_quotes(drop, tmp_path, base_folder) -> None:
     (drop / "esc\x1b]0;pwned\x07").mkdir()
     words = ["watch", drop, "--base", base_folder, "--store", tmp_path / "store", "--once"]
     seen = CliRunner().invoke(app, [str(word) for word in [*words, "--interval", "0.05"]])
@@ -251,7 +255,7 @@ def test_a_name_that_speaks_to_the_terminal_is_shown_in_quotes(drop, tmp_path, b
     assert "esc\\x1b" in seen.output
 
 
-def test_the_command_looks_twice_and_says_what_it_did(drop, kit, tmp_path, base_folder) -> None:
+def test_the_command_polls_twice_and_reports(drop, kit, tmp_path, base_folder) -> None:
     kit.build().write(drop / "good")
     words = ["watch", drop, "--base", base_folder, "--store", tmp_path / "store"]
     words += ["--once", "--interval", "0.05"]

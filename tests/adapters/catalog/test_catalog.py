@@ -82,13 +82,13 @@ def test_a_digest_prefix_names_a_version(enter, catalog) -> None:
 @pytest.mark.parametrize(
     "text", ["nobody", "orders@2", "orders@canary", "orders@sha256:ffffff", "ORDERS"]
 )
-def test_what_is_not_there_is_not_found(enter, catalog, text) -> None:
+def test_an_unknown_reference_is_not_found(enter, catalog, text) -> None:
     enter(catalog)
     with pytest.raises(AdapterNotFound):
         resolve(catalog, text)
 
 
-def test_a_missing_alias_says_what_there_is(enter, catalog) -> None:
+def test_a_missing_alias_lists_the_ones_there_are(enter, catalog) -> None:
     enter(catalog, aliases=("canary",))
     with pytest.raises(AdapterNotFound, match=r"no 'stable'; ask for one of canary, 1"):
         resolve(catalog, "orders")
@@ -246,7 +246,7 @@ def test_the_list_of_names_has_what_each_stands_for(enter, catalog) -> None:
     assert (second.name, second.version, second.split) == ("b", 1, None)
 
 
-def test_the_list_of_names_is_asked_of_the_database_once_for_each_change(enter, tmp_path) -> None:
+def test_the_list_of_names_is_read_once_for_each_change(enter, tmp_path) -> None:
     asked: list[str] = []
     with Catalog.open(tmp_path) as catalog, Catalog.open(tmp_path) as other:
         enter(catalog, "a", 1)

@@ -40,7 +40,7 @@ def test_a_database_held_locked_is_a_clear_error(enter, catalog, tmp_path, monke
     holder.close()
 
 
-def test_what_was_published_survives_a_power_cut(tmp_path, monkeypatch) -> None:
+def test_a_published_version_survives_a_power_cut(tmp_path, monkeypatch) -> None:
     monkeypatch.undo()
     engine = database.open_engine(database.sqlite_url(tmp_path / "x.db"), create=True)
     with engine.connect() as connection:

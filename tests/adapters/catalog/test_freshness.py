@@ -42,7 +42,7 @@ def test_the_oldest_answer_makes_room_for_a_new_one(enter, in_sqlite, monkeypatc
     assert known == [False, True, True]
 
 
-def test_only_what_was_asked_before_is_remembered(enter, in_sqlite) -> None:
+def test_only_earlier_answers_are_cached(enter, in_sqlite) -> None:
     reference = parse_reference("orders")
     enter(in_sqlite)
     assert in_sqlite.remembered(reference) is None

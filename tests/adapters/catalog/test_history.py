@@ -1,7 +1,7 @@
 from adapters.catalog.history import current_user
 
 
-def test_a_change_is_signed_even_where_the_user_has_no_name(monkeypatch) -> None:
+def test_an_event_has_an_actor_even_where_the_user_has_no_name(monkeypatch) -> None:
     assert current_user()
 
     def nameless() -> str:

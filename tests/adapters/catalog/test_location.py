@@ -120,7 +120,7 @@ def test_an_address_is_noted_without_its_credentials() -> None:
     assert location.address(url) == "postgresql+psycopg://db:5433/lorry"
 
 
-def test_a_catalog_that_can_not_be_noted_is_not_published_to(tmp_path, url, monkeypatch) -> None:
+def test_nothing_is_published_to_a_catalog_that_cannot_be_noted(tmp_path, url, monkeypatch) -> None:
     failure = OSError(errno.ENOSPC, "No space left on device")
 
     def fail(*_):

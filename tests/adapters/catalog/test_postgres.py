@@ -99,7 +99,7 @@ def test_a_database_that_is_not_there_is_a_clear_error_without_the_password(
         assert "p%2Fs" not in whole
 
 
-def test_a_password_in_the_query_is_not_told_either(postgres) -> None:
+def test_a_password_in_the_query_is_not_shown_either(postgres) -> None:
     engine = database._make_engine("postgresql://ann@host/name?password=secret")
     assert "secret" not in str(database.unreadable(engine, Exception("down")))
     engine.dispose()

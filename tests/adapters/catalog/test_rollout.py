@@ -43,7 +43,7 @@ def last_event(catalog: Catalog) -> tuple:
     return event.actor, event.action, event.name, event.detail
 
 
-def test_an_alias_points_where_it_is_told(three) -> None:
+def test_an_alias_points_at_the_given_version(three) -> None:
     alias = three.point("orders", "canary", 2, actor="ben")
     assert alias == Alias("orders", "canary", (Target(2, 1),))
     assert resolve(three, "orders@canary").version == 2
@@ -73,7 +73,7 @@ def test_of_a_split_each_caller_stays_on_one_side(three) -> None:
     assert resolve(three, "orders@2").aliases == ("stable",)
 
 
-def test_other_weights_move_only_those_who_must_move(three) -> None:
+def test_new_weights_move_as_few_keys_as_possible(three) -> None:
     keys = [f"user-{number}" for number in range(500)]
     three.split("orders", "stable", {1: 90, 2: 10}, actor="ben")
     before = {key: resolve(three, "orders", key).version for key in keys}
@@ -109,7 +109,7 @@ def test_a_key_that_utf8_cannot_write_has_a_side_too(three) -> None:
     assert resolve(three, "orders", "\ud800").version in (1, 2)
 
 
-def test_what_must_be_one_version_is_not_a_split(three) -> None:
+def test_a_split_is_refused_where_one_version_is_needed(three) -> None:
     assert three.resolve_only(ORDERS).version == 3
     three.split("orders", "stable", {1: 9, 2: 1}, actor="ben")
     with pytest.raises(AliasIsSplit, match=r"orders@stable is split .*orders@1 \(9\), orders@2"):
@@ -119,7 +119,7 @@ def test_what_must_be_one_version_is_not_a_split(three) -> None:
 @pytest.mark.parametrize(
     "weights", [{}, {1: 0}, {1: 0, 2: 0}, {1: -1, 2: 5}, {1: 10**7}, {1: 1.5, 2: 1}, {1: True}]
 )
-def test_weights_that_cannot_share_anything_are_refused(three, weights) -> None:
+def test_invalid_weights_are_refused(three, weights) -> None:
     before = three.list_events()
     with pytest.raises(SplitInvalid):
         three.split("orders", "stable", weights, actor="ben")
@@ -189,7 +189,7 @@ def test_a_rollback_can_go_straight_to_a_version_of_the_way(three) -> None:
         three.rollback("orders", "stable", actor="eve", to=3)
 
 
-def test_a_rollback_passes_over_what_was_removed(three) -> None:
+def test_a_rollback_skips_removed_versions(three) -> None:
     three.remove("orders", 2, actor="eve")
     three.rollback("orders", "stable", actor="eve")
     assert stable(three) == {1: 1}
@@ -250,7 +250,7 @@ def test_a_version_in_use_is_not_removed(three) -> None:
     assert len(three.list_versions()) == 3
 
 
-def test_a_removed_version_is_gone_and_its_number_too(enter, three) -> None:
+def test_a_removed_version_is_gone_and_its_number_is_never_reused(enter, three) -> None:
     digest = resolve(three, "orders@2").digest
     three.remove("orders", 2, actor="ben")
     assert last_event(three) == ("ben", "removed", "orders", {"version": 2, "digest": digest})

@@ -60,7 +60,7 @@ def test_every_float_type_and_rank_passes(kit, base, tmp_path, pack, rank) -> No
     ],
     ids=str,
 )
-def test_what_other_trainers_write_into_the_config_passes(kit, base, tmp_path, changes) -> None:
+def test_configs_of_other_trainers_pass(kit, base, tmp_path, changes) -> None:
     draft = kit.build()
     draft.config |= changes
     read_checkpoint(draft.write(tmp_path / "a"), base)
@@ -115,7 +115,7 @@ def test_all_problems_come_in_one_answer(kit, base, tmp_path) -> None:
     }
 
 
-def test_tensors_are_judged_even_when_the_config_is_lost(kit, base, tmp_path) -> None:
+def test_tensors_are_judged_even_when_the_config_is_missing(kit, base, tmp_path) -> None:
     folder = kit.build().write(tmp_path / "a")
     (folder / "adapter_config.json").write_text("{")
     (folder / "adapter_model.safetensors").write_bytes(
@@ -162,7 +162,7 @@ def test_an_adapter_of_a_shallower_base_is_refused(kit, tmp_path) -> None:
     assert codes(kit.build().write(tmp_path / "a"), read_base(tmp_path)) == ["modules_missing"]
 
 
-def test_without_values_only_what_the_headers_say_is_judged(kit, base, tmp_path) -> None:
+def test_without_values_only_the_headers_are_judged(kit, base, tmp_path) -> None:
     draft = kit.build()
     shape = draft.tensors[A0].shape
     draft.tensors[A0] = kit.f32(np.full(shape, math.nan))

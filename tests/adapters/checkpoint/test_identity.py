@@ -39,11 +39,11 @@ def digest(kit, tmp_path):
     ],
     ids=str,
 )
-def test_a_copy_of_the_base_is_the_same_base(digest, changes) -> None:
+def test_a_copy_of_the_base_has_the_same_digest(digest, changes) -> None:
     assert digest(**changes) == digest()
 
 
-def test_what_follows_from_the_rest_may_be_left_out(digest) -> None:
+def test_derived_config_keys_may_be_left_out(digest) -> None:
     assert digest("head_dim") == digest()
     assert digest("num_key_value_heads") == digest(num_key_value_heads=4)
 
@@ -63,7 +63,7 @@ def test_what_follows_from_the_rest_may_be_left_out(digest) -> None:
     ],
     ids=str,
 )
-def test_another_base_is_another(digest, changes) -> None:
+def test_another_base_has_another_digest(digest, changes) -> None:
     assert digest(**changes) != digest()
 
 

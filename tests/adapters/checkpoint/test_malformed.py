@@ -59,7 +59,7 @@ def test_they_are_many_with_codes_of_their_own() -> None:
     assert len({case.code for case in MALFORMED}) >= 45
 
 
-def test_a_config_of_bad_keys_alone_is_answered_shortly(kit, offer, tmp_path) -> None:
+def test_a_config_of_bad_keys_alone_is_refused_briefly(kit, offer, tmp_path) -> None:
     draft = kit.build()
     draft.config |= {f"k{number}": 1 for number in range(50_000)}
     with pytest.raises(CheckpointInvalid) as refused:

@@ -54,7 +54,7 @@ def test_the_first_matching_pattern_wins(kit, tmp_path) -> None:
     assert config.rank_of(MODULES[0]) == 2
 
 
-def test_room_is_needed_for_the_default_rank_even_if_no_module_has_it(kit, tmp_path) -> None:
+def test_the_default_rank_counts_even_if_no_module_has_it(kit, tmp_path) -> None:
     assert read(tmp_path, kit, r=64, rank_pattern={"q_proj": 2}).largest_rank == 64
 
 

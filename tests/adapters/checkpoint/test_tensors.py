@@ -30,7 +30,7 @@ def test_norm_and_largest_value_are_those_of_the_values(kit, tmp_path, monkeypat
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("pack", ["bf16", "f16", "f32"])
-def test_one_value_that_is_not_finite_is_noticed(kit, tmp_path, pack, bad) -> None:
+def test_one_value_that_is_not_finite_is_detected(kit, tmp_path, pack, bad) -> None:
     values = np.zeros((40, 5))
     values[-1, -1] = bad
     path = write(tmp_path / "x.safetensors", kit.encode({"w": getattr(kit, pack)(values)}))
@@ -38,7 +38,7 @@ def test_one_value_that_is_not_finite_is_noticed(kit, tmp_path, pack, bad) -> No
         assert not math.isfinite(measure(file, read_tensors(path)["w"]).largest)
 
 
-def test_large_finite_values_are_not_taken_for_infinite_ones(kit, tmp_path) -> None:
+def test_large_finite_values_are_not_infinite(kit, tmp_path) -> None:
     path = write(tmp_path / "x.safetensors", kit.encode({"w": kit.f32(np.full((9, 9), 3e38))}))
     with path.open("rb") as file:
         size = measure(file, read_tensors(path)["w"])

@@ -61,7 +61,7 @@ def codes(folder, base) -> set[str]:
     ],
     ids=str,
 )
-def test_what_peft_writes_passes(save, base, options) -> None:
+def test_adapters_that_peft_writes_pass(save, base, options) -> None:
     assert codes(save(**options), base) == set()
 
 
@@ -88,7 +88,7 @@ def test_what_peft_writes_passes(save, base, options) -> None:
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
-def test_what_cannot_be_served_is_refused_as_peft_writes_it(save, base, options, expected) -> None:
+def test_unservable_features_are_refused_as_peft_writes_them(save, base, options, expected) -> None:
     assert expected in codes(save(**options), base)
 
 

@@ -30,7 +30,7 @@ def published(first_store, store_with_orders) -> dict:
     return first_store[1].as_json()
 
 
-def test_publish_tells_the_version_to_people_and_to_scripts(
+def test_publish_prints_the_version_for_people_and_for_scripts(
     call, kit, base_folder, tmp_path
 ) -> None:
     folder = kit.build().write(tmp_path / "a")
@@ -55,7 +55,7 @@ def test_list_shows_every_version(call, published) -> None:
     assert "tiny-base" in table
 
 
-def test_show_tells_what_a_reference_means(call, published, tmp_path) -> None:
+def test_show_prints_the_meaning_of_a_reference(call, published, tmp_path) -> None:
     facts = json.loads(call("show", "orders@stable", "--json").stdout)
     assert facts == published | {"path": str(Store(tmp_path / "store").path(published["digest"]))}
     assert published["digest"] in call("show", "orders").stdout
@@ -104,7 +104,7 @@ def test_a_rollout_from_canary_to_rollback(call, two) -> None:
     assert "canary" not in call("list").stdout
 
 
-def test_of_a_split_a_caller_is_shown_their_side(call, two) -> None:
+def test_show_prints_a_callers_side_of_a_split(call, two) -> None:
     call("split", "orders", "stable", "1=50", "2=50")
     refused = call("show", "orders")
     assert refused.exit_code == 2
@@ -123,7 +123,7 @@ def test_pins_are_shown_and_hold(call, two) -> None:
     assert call("unpin", "orders@2").stdout == "orders@2 is not pinned\n"
 
 
-def test_what_is_removed_is_collected_later(call, two, tmp_path) -> None:
+def test_files_of_a_removed_version_are_collected_later(call, two, tmp_path) -> None:
     removed = json.loads(call("remove", "orders@2", "--json").stdout)
     assert removed["removed"] == "orders@2"
     assert call("gc").stdout == "freed 0 bytes of 0; 1 too young\n"
@@ -139,7 +139,7 @@ def test_what_is_removed_is_collected_later(call, two, tmp_path) -> None:
     assert "such as 1h" in wrong.stderr
 
 
-def test_history_tells_who_did_what(call, two) -> None:
+def test_history_shows_who_did_what(call, two) -> None:
     call("split", "orders", "stable", "1=90", "2=10")
     lines = call("history", "orders").stdout.splitlines()
     assert len(lines) == 1 + 4
@@ -231,7 +231,7 @@ def test_a_mistake_is_one_clear_line_and_its_exit_code(
         ["gc", "--older-than", "999999d"],
     ],
 )
-def test_a_number_beyond_all_measure_is_a_mistake_of_the_caller(call, published, words) -> None:
+def test_a_huge_number_is_the_callers_error(call, published, words) -> None:
     result = call(*words)
     assert result.exit_code == 2
     assert "Traceback" not in result.output
@@ -239,9 +239,7 @@ def test_a_number_beyond_all_measure_is_a_mistake_of_the_caller(call, published,
 
 
 @pytest.mark.parametrize("command", ["publish", "watch"])
-def test_the_rules_of_the_server_to_be_can_be_given(
-    call, kit, base_folder, tmp_path, command
-) -> None:
+def test_the_servers_rules_can_be_given(call, kit, base_folder, tmp_path, command) -> None:
     """Each option decides something: the same words without it are told apart."""
     draft = kit.build(rank=4)
     draft.config["base_model_name_or_path"] = "org/other"
@@ -272,7 +270,7 @@ def test_all_problems_of_a_refused_adapter_are_printed(call, kit, base_folder, t
     first, *problems = result.stderr.splitlines()
     assert (
         first
-        == "error: the adapter has 2 problems; mend it and publish it again (checkpoint_invalid)"
+        == "error: the adapter has 2 problems; correct it and publish it again (checkpoint_invalid)"
     )
     assert [line.partition(":")[0].strip() for line in problems] == ["bias", "use_dora"]
 

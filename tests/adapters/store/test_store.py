@@ -55,7 +55,7 @@ def test_the_path_holds_the_digest(store, folder) -> None:
     )
 
 
-def test_only_what_is_served_and_its_provenance_is_taken(store, kit, tmp_path) -> None:
+def test_only_served_files_and_provenance_are_copied(store, kit, tmp_path) -> None:
     draft = kit.build()
     draft.extra = {"lorry.json": b"{}", "README.md": b"hi", "optimizer.pt": b"pickle"}
     path = store.path(store.add(draft.write(tmp_path / "a")))
@@ -124,7 +124,7 @@ def replace_by_link(path: Path) -> None:
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
 @pytest.mark.parametrize("harm", [flip, Path.unlink, replace_by_link])
-def test_a_damaged_object_is_found_out(store, folder, name, harm) -> None:
+def test_a_damaged_object_is_detected(store, folder, name, harm) -> None:
     digest = store.add(folder)
     store.verify(digest)
     harm(store.path(digest) / name)
@@ -139,7 +139,7 @@ def test_a_damaged_object_is_not_reused(store, folder) -> None:
         store.add(folder)
 
 
-def test_what_is_not_there_is_missing(store) -> None:
+def test_an_object_that_is_not_there_is_missing(store) -> None:
     assert list(store.digests()) == []
     for digest in ("sha256:" + "0" * 64, "sha256:../../etc", "0" * 64, ""):
         with pytest.raises(ObjectMissing):
@@ -153,13 +153,13 @@ def test_foreign_files_among_the_objects_are_ignored(store, folder) -> None:
     assert list(store.digests()) == [digest]
 
 
-def test_a_store_that_cannot_be_written_says_so(folder, tmp_path) -> None:
+def test_a_store_that_cannot_be_written_is_a_clear_error(folder, tmp_path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StoreUnwritable, match="nothing was published"):
         Store(tmp_path / "file").add(folder)
 
 
-def test_what_may_not_be_read_is_a_clear_error(store, folder, monkeypatch) -> None:
+def test_an_unreadable_folder_is_a_clear_error(store, folder, monkeypatch) -> None:
     digest = store.add(folder)
 
     def forbid(*_: object, **__: object) -> None:
@@ -174,7 +174,7 @@ def test_what_may_not_be_read_is_a_clear_error(store, folder, monkeypatch) -> No
         store.verify(digest)
 
 
-def test_two_who_add_the_same_bytes_at_once_both_succeed(store, folder, monkeypatch) -> None:
+def test_the_same_bytes_may_be_added_twice_at_once(store, folder, monkeypatch) -> None:
     rename = Path.rename
 
     def rename_late(self: Path, target: Path) -> Path:
@@ -229,7 +229,7 @@ def test_processes_may_add_the_same_adapters_at_the_same_time(store, kit, tmp_pa
     assert len(list(store.digests())) == 8
 
 
-def test_what_lies_in_the_store_already_is_moved_and_hashed_as_it_is(store, folder) -> None:
+def test_a_scratch_folder_is_moved_and_hashed_as_it_is(store, folder) -> None:
     copied = store.add(folder)
     with store.scratch() as ours:
         for name in (CONFIG, WEIGHTS):

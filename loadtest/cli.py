@@ -1,6 +1,6 @@
-"""`lorry loadtest SCENARIO`, and `compare`, `sweep`, `mark` and `list` beside it.
+"""`lorry loadtest SCENARIO`, and the commands `compare`, `sweep`, `mark` and `list`.
 
-Imports nothing slow before it must. Exit codes: 1 not passed, 2 bad input, 3 no fit server.
+Slow imports stay inside the commands. Exit codes: 1 not passed, 2 bad input, 3 no usable server.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ app = typer.Typer(
 )
 
 ScenarioFile = Annotated[str, typer.Argument(help="A scenario file, or the name of one of `list`.")]
-Url = Annotated[str | None, typer.Option(metavar="URL", help="The server, without /v1.")]
+Url = Annotated[str | None, typer.Option(metavar="URL", help="The server's address, without /v1.")]
 Serve = Annotated[
-    Path | None, typer.Option(metavar="BASE", help="Start one on this base, with marked adapters.")
+    Path | None,
+    typer.Option(metavar="BASE", help="Start a server on this base."),
 ]
 ApiKey = Annotated[
-    str | None, typer.Option(metavar="KEY", envvar="OPENAI_API_KEY", help="For the calls.")
+    str | None, typer.Option(metavar="KEY", envvar="OPENAI_API_KEY", help="API key for the calls.")
 ]
 TokenFile = Annotated[
     Path | None,
     typer.Option(
-        "--admin-token-file", help="For actions. [default: the variable LORRY_ADMIN_TOKEN]"
+        "--admin-token-file",
+        help="File with the token for actions. [default: the variable LORRY_ADMIN_TOKEN]",
     ),
 ]
-Markers = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="What `mark` wrote: who answers what.")
-]
+Markers = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Folder that `mark` wrote.")]
 Only = Annotated[
-    str, typer.Option("--adapters", metavar="GLOB", help="Which of the server's adapters to use.")
+    str, typer.Option("--adapters", metavar="GLOB", help="Use only adapters of these names.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Other calls of the same traffic.")]
-Processes = Annotated[int, typer.Option(min=1, max=64, help="Of the load generator.")]
+Seed = Annotated[int | None, typer.Option(help="Another seed: other calls, same traffic.")]
+Processes = Annotated[int, typer.Option(min=1, max=64, help="Processes of the load generator.")]
 Out = Annotated[Path | None, typer.Option(help=f"Folder of the reports. [default: {OUT}/NAME]")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
@@ -84,16 +84,16 @@ def run(
     processes: Processes = 1,
     spans: Annotated[
         int | None,
-        typer.Option(metavar="PORT", min=1, max=65535, help="Take the server's spans here."),
+        typer.Option(metavar="PORT", min=1, max=65535, help="Receive the server's spans here."),
     ] = None,
     out: Out = None,
     records: Annotated[
-        Path | None, typer.Option(help="Every call as a line of JSON, into this file.")
+        Path | None, typer.Option(help="Write every call as a JSON line to this file.")
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Run a scenario against one server, and say whether it passed."""
-    with reported():
+    """Run a scenario against one server and report whether it passes."""
+    with errors_reported():
         from loadtest.plan.scenario import find_scenario
         from loadtest.run import run as run_once
         from loadtest.servers.testbed import Options
@@ -126,18 +126,18 @@ def sweep(
     seed: Seed = None,
     processes: Processes = 1,
     stream: Annotated[
-        str | None, typer.Option(help="Which of the scenario's streams. [default: its first]")
+        str | None, typer.Option(help="One of the scenario's streams. [default: its first]")
     ] = None,
     rates: Annotated[
         str | None,
         typer.Option(metavar="R,...", help="Calls per second. [default: around the capacity]"),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="Of each rate.")] = 15.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Duration of each rate.")] = 15.0,
     out: Out = None,
     json_: Json = False,
 ) -> None:
-    """Find what a server carries: throughput and p99 TTFT at rising rates, with the knee."""
-    with reported():
+    """Find a server's capacity: throughput and p99 TTFT at rising rates, and the knee."""
+    with errors_reported():
         from loadtest.plan.scenario import find_scenario
         from loadtest.servers.testbed import Options
         from loadtest.sweep import sweep as run_sweep
@@ -160,18 +160,18 @@ def sweep(
 @app.command()
 def compare(
     scenario: ScenarioFile,
-    serve: Annotated[Path, typer.Option(metavar="BASE", help="The base that all sides serve.")],
+    serve: Annotated[Path, typer.Option(metavar="BASE", help="Base model of all sides.")],
     peers: Annotated[
         str, typer.Option(metavar="PEER,...", help="stock, stock-tuned, stock-base, merged, peft.")
     ] = "stock",
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="All sides once in each.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Each runs all sides once.")] = 3,
     seed: Seed = None,
     processes: Processes = 1,
     out: Out = None,
     json_: Json = False,
 ) -> None:
-    """Run the same plan against this server and its peers, in turn, and print the ratios."""
-    with reported():
+    """Run the same plan against this server and its peers in turn, and print the ratios."""
+    with errors_reported():
         from loadtest.compare import Order, check_peers
         from loadtest.compare import compare as run_sides
         from loadtest.plan.scenario import find_scenario
@@ -193,22 +193,22 @@ def compare(
 @app.command()
 def mark(
     base: Annotated[Path, typer.Argument(help="Folder of a Llama-like base.")],
-    out: Annotated[Path, typer.Option(help="Where to; new or empty.")],
-    count: Annotated[int, typer.Option(min=1, max=100_000, help="Adapters.")] = 32,
-    versions: Annotated[int, typer.Option(min=1, max=100, help="Of each.")] = 2,
+    out: Annotated[Path, typer.Option(help="New or empty folder.")],
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="Number of adapters.")] = 32,
+    versions: Annotated[int, typer.Option(min=1, max=100, help="Versions of each adapter.")] = 2,
 ) -> None:
-    """Write adapters whose every answer is one marker, to publish and to test with."""
-    with reported():
+    """Write adapters that answer with nothing but their own marker, for publishing and testing."""
+    with errors_reported():
         from loadtest.markers.marked import make_marked
 
         make_marked(base, out, count, versions)
-        print(f"{count} adapters in {out}; `--markers {out}` tells who answers what")
+        print(f"{count} adapters in {out}; judge their answers with `--markers {out}`")
 
 
 @app.command(name="list")
 def list_() -> None:
-    """The scenarios that come along."""
-    with reported():
+    """List the included scenarios."""
+    with errors_reported():
         from loadtest.plan.scenario import find_scenario, names
 
         for name in names():
@@ -216,8 +216,9 @@ def list_() -> None:
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    _end_as_by_ctrl_c()
+def errors_reported() -> Iterator[None]:
+    """Print an error and exit with its code."""
+    _handle_signals()
     try:
         yield
     except LoadtestError as error:
@@ -228,28 +229,28 @@ def reported() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _end_as_by_ctrl_c() -> None:
-    """Also when `timeout`, CI or a closed terminal ends it: no server may stay behind."""
+def _handle_signals() -> None:
+    """Treat SIGTERM and SIGHUP like Ctrl-C, so that no started server stays behind."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
-    # A shell's script starts what is to run in the background with Ctrl-C ignored.
+    # A shell script starts background commands with SIGINT ignored.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _console(to_stderr: bool) -> Console:
-    """For the table; with --json, stdout is the document's alone."""
+    """Console for the table: stderr with --json, because stdout then holds the document alone."""
     from rich.console import Console
 
     stream = sys.stderr if to_stderr else sys.stdout
-    # A pipe has no width: the table would be folded to 80 columns there.
-    wide = None if os.isatty(stream.fileno()) else 160
+    # A pipe has no width: rich would fold the table to 80 columns.
+    wide = None if stream.isatty() else 160
     return Console(file=stream, width=wide, highlight=False)
 
 
 def _admin_token(file: Path | None) -> str | None:
-    """Never an option itself: others of the machine could see it."""
+    """The token is never an option: other users of the machine can read command lines."""
     if file is None:
         return os.environ.get("LORRY_ADMIN_TOKEN")
     try:
@@ -264,5 +265,5 @@ def _rate(text: str) -> float:
     except ValueError:
         rate = 0.0
     if not 0 < rate <= 100_000:
-        raise OptionsClash(f"--rates: {text!r} is no number of calls per second above 0")
+        raise OptionsClash(f"--rates: {text!r} is not a number of calls per second above 0")
     return rate

@@ -1,4 +1,4 @@
-"""`compare`: all sides up, all but one frozen, the same plan against each in turn."""
+"""`compare`: start all sides, freeze all but one, run the same plan against each in turn."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from loadtest.servers.testbed import claimed, marked_for, setting_of, setup_of, 
 PEERS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != OURS)
 WORDS = {
     "lorry": "this server",
-    "stock": "vLLM's own server, as it comes",
-    "stock-tuned": "vLLM's own server with this one's process and thread settings",
-    "stock-base": "the same without LoRA",
-    "merged": "one process with a merged model for each adapter",
+    "stock": "vLLM's own server, with its defaults",
+    "stock-tuned": "vLLM's own server with this server's process and thread settings",
+    "stock-base": "stock-tuned without LoRA",
+    "merged": "a merged model in a process of its own for each adapter",
     "peft": "transformers with PEFT, mixed batches",
 }
 
 
 def check_peers(names: Sequence[str], scenario: Scenario) -> list[Kind]:
-    """Raises OptionsClash: an unknown peer, or one that can't do the scenario."""
+    """The peers in the order of PEERS; raises OptionsClash for one that can't run the scenario."""
     unknown = sorted(set(names) - set(PEERS))
     if unknown:
         raise OptionsClash(f"no peer {unknown[0]!r}: there are {', '.join(PEERS)}")
     if any(phase.actions for phase in scenario.phases):
-        raise OptionsClash(f"{scenario.name} has actions, which peers can't do: choose another")
+        raise OptionsClash(f"{scenario.name} has actions, which no peer supports: choose another")
     asks_base = any(s.adapters is None or s.base_share for s in scenario.streams.values())
     if "merged" in names and asks_base:
-        raise OptionsClash(f"{scenario.name} calls the base, which no merged model is")
+        raise OptionsClash(f"{scenario.name} calls the base, which merged models don't serve")
     if "stock-base" in names and scenario.adapters:
-        raise OptionsClash(f"{scenario.name} calls adapters, which stock-base has none of")
+        raise OptionsClash(f"{scenario.name} calls adapters, which stock-base doesn't serve")
     return [kind for kind in PEERS if kind in names]
 
 
@@ -75,12 +75,13 @@ async def compare(order: Order, out: Path, console: Console, as_json: bool) -> b
     return found.passed
 
 
-async def run_rounds(order: Order, tell: Callable[[str], None], progress: Progress) -> Comparison:
+async def run_rounds(order: Order, log: Callable[[str], None], progress: Progress) -> Comparison:
     """Start all sides and run all rounds.
 
+    A peer that does not come up or goes away is left out from then on, with a note.
+
     Raises:
-        ServerFailed, TargetUnfit: ours did not come up, or went away. A peer that does is left out
-            from then on, and that is told.
+        ServerFailed, TargetUnfit: our own server did not come up, or went away.
     """
     scenario = order.scenario
     rounds: list[Round] = []
@@ -88,14 +89,14 @@ async def run_rounds(order: Order, tell: Callable[[str], None], progress: Progre
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(claimed(order.home))
         manifest = marked_for(scenario, order.base, order.home)
-        sides = await _start(order, manifest, stack, notes, tell)
+        sides = await _start(order, manifest, stack, notes, log)
         for number in range(order.rounds):
-            asked = plan.reseeded(scenario, number)
-            # Who goes first takes turns.
+            reseeded = plan.reseeded(scenario, number)
+            # The sides take turns in going first.
             for side in sides[number % len(sides) :] + sides[: number % len(sides)]:
-                tell(f"round {number + 1} of {order.rounds}: {side.kind}")
+                log(f"round {number + 1} of {order.rounds}: {side.kind}")
                 try:
-                    rounds.append(await _run(side, number, asked, manifest, order, progress))
+                    rounds.append(await _run(side, number, reseeded, manifest, order, progress))
                 except TargetUnfit as error:
                     if side.kind == OURS:
                         raise
@@ -122,7 +123,7 @@ async def _start(
     manifest: Manifest | None,
     stack: contextlib.AsyncExitStack,
     notes: list[str],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> list[Served]:
     sides: list[Served] = []
     for kind in (OURS, *order.peers):
@@ -134,7 +135,7 @@ async def _start(
                 raise
             notes.append(f"left out: {kind}: {error}")
             continue
-        tell(f"{kind} is up after {side.start_seconds:.0f} s")
+        log(f"{kind} is up after {side.start_seconds:.0f} s")
         if side.fits is not None:
             notes.append(_fits(side, order.scenario.adapters))
             if len(side.urls) < order.scenario.adapters:
@@ -148,7 +149,7 @@ async def _start(
 def _fits(side: Served, wanted: int) -> str:
     each = side.held_bytes / len(side.launches) / 1024**3
     return (
-        f"merged: {len(side.urls)} of {wanted} models run; a process with a merged model holds "
+        f"merged: {len(side.urls)} of {wanted} models run; a process with a merged model takes "
         f"{each:.2f} GiB, and {side.fits} of them would fit here"
     )
 
@@ -156,18 +157,18 @@ def _fits(side: Served, wanted: int) -> str:
 async def _run(
     side: Served,
     number: int,
-    asked: Scenario,
+    reseeded: Scenario,
     manifest: Manifest | None,
     order: Order,
     progress: Progress,
 ) -> Round:
-    setting = setting_of(asked, side, manifest, order.processes)
+    setting = setting_of(reseeded, side, manifest, order.processes)
     with _awake(side):
-        done = await run_scenario(asked, setting, progress)
+        done = await run_scenario(reseeded, setting, progress)
     return Round(
         side=side.kind,
         number=number,
-        summary=summarize(done, asked),
+        summary=summarize(done, reseeded),
         wrong=len(done.wrong),
         judged=done.judged,
         failed=sum(record.outcome == "failed" for record in done.records),

@@ -1,15 +1,13 @@
-"""What can go wrong with a load test itself, as one tree.
-
-A call that fails is no error but a result.
+"""Errors of a load test itself, as one tree. A failed call is a result, not an error.
 
 LoadtestError
-├── ScenarioInvalid    a scenario file that can't be read, or says what can't be
-├── OptionsClash       options that can't be given together, or that lack one another
-├── TargetUnfit        the server can't be tested, or lacks what is asked for
+├── ScenarioInvalid    a scenario file can't be read or has invalid values
+├── OptionsClash       options exclude or require one another
+├── TargetUnfit        the server can't be tested or lacks adapters
 ├── ServerFailed       a server that the tool started did not come up, or ended
 ├── BaseUnfit          no marked adapters can be made for this base
 ├── WorkerFailed       a process of the load generator ended
-└── OutUnwritable      a file of results that can't be written
+└── OutUnwritable      a result file can't be written
 """
 
 from typing import ClassVar

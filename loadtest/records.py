@@ -1,6 +1,6 @@
-"""What is kept of one call: everything that a report is made of.
+"""The results of a run: one record per call, phase times, actions, disagreements.
 
-All times are seconds of one clock, CLOCK_MONOTONIC, which all processes of a machine share.
+All times are seconds of CLOCK_MONOTONIC, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -9,33 +9,33 @@ from typing import Literal
 
 import msgspec
 
-# hung_up: the client went away as planned. failed: `reason` says why.
+# hung_up: the client disconnected as planned. failed: `reason` is the cause.
 Outcome = Literal["ok", "hung_up", "failed"]
-KEPT_TEXT = 256  # characters of an answer that are kept
+KEPT_TEXT = 256  # characters kept of an answer
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One call, as its caller saw it."""
+    """One call, as the client saw it."""
 
     phase: str
     stream: str
-    number: int  # its place in the stream's plan for the phase
-    model: str  # asked for
+    number: int  # index in the stream's plan for the phase
+    model: str  # the requested one
     is_base: bool
     streamed: bool
-    structured: bool = False  # its text is its schema's
-    # When it should have been sent (open loop: by the plan; closed loop: when its turn came).
+    structured: bool = False  # a JSON schema constrains its text
+    # When it was due (open loop: by the plan; closed loop: when its caller was free).
     scheduled: float
     sent: float
-    first: float | None = None  # the first piece of the answer that had content
-    last: float | None = None  # the last one
+    first: float | None = None  # first piece of the answer with content
+    last: float | None = None  # last piece with content
     ended: float
     gaps: list[float] = []  # seconds between pieces with content, in order
     outcome: Outcome
     reason: str = ""  # a stable code: http_503_adapters_busy, timeout, connect, stream_broken, ...
-    status: int = 0  # of HTTP; 0 when no answer came
+    status: int = 0  # HTTP status; 0 without an answer
     prompt_tokens: int = 0  # as the server counted
-    output_tokens: int = 0  # as the server counted; where it did not, or was not waited for: pieces
+    output_tokens: int = 0  # as the server counted; number of pieces if it reported no count
     answered: str = ""  # the body's `model`
     served: str = ""  # the header x-lorry-adapter; empty for other servers
     digest: str = ""  # the header x-lorry-adapter-digest
@@ -44,7 +44,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ttft(self) -> float | None:
-        """Seconds from when it should have been sent: waiting in the client counts."""
+        """Seconds from when the call was due: waiting in the client counts."""
         return None if self.first is None else self.first - self.scheduled
 
     @property
@@ -53,31 +53,31 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def tpot(self) -> float | None:
-        """Seconds per output token after the first one."""
+        """Seconds per output token after the first."""
         if self.first is None or self.last is None or self.output_tokens < 2 or not self.streamed:
             return None
         return (self.last - self.first) / (self.output_tokens - 1)
 
     @property
     def lateness(self) -> float:
-        """Seconds by which the client itself was late."""
+        """Seconds by which the client sent the call late."""
         return self.sent - self.scheduled
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """When a phase was. Times are those of the records' clock."""
+    """When a phase ran, on the records' clock."""
 
     phase: str
     measured: bool
     outage: bool
     began: float
     seconds: float  # as planned; calls may end later
-    ended: float  # when its last call had ended
+    ended: float  # end of its last call
     planned: dict[str, int | None]  # calls of each stream; None for a closed loop
 
 
 class Wrong(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer of another adapter or version than was asked for."""
+    """An answer from another adapter or version than requested."""
 
     phase: str
     stream: str
@@ -87,15 +87,15 @@ class Wrong(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Disagreement(msgspec.Struct, frozen=True, kw_only=True):
-    """A count that client and server do not share."""
+    """A count on which client and server differ."""
 
-    what: str  # metrics or spans, and of what
+    what: str  # metrics or spans, and the counted thing
     client: float
     server: float
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """What was compared of client and server; `left_out` says what was not, and why."""
+    """Comparison of the counts of client and server; `left_out` gives the omissions and why."""
 
     compared: int = 0
     disagreements: tuple[Disagreement, ...] = ()
@@ -103,24 +103,24 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """An action that was taken."""
+    """An action that was performed."""
 
     phase: str
     what: str
     began: float
     ended: float
     failure: str = ""
-    adapter: str = ""  # whom it changed
-    # The version that the adapter's bare name means from then on, or may mean where there is a
-    # failure; 0: nobody knows which; None: as before.
+    adapter: str = ""  # the adapter it changed
+    # The version that the adapter's bare name means from then on, or may mean after a failure;
+    # 0: unknown; None: unchanged.
     stable: int | None = None
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):
-    """How the load generator itself fared: whether the rest can be trusted."""
+    """The load generator's own lag and load, which decide whether the figures can be trusted."""
 
     processes: int
-    lag: list[float]  # seconds by which its event loops were late, sampled
+    lag: list[float]  # samples of the seconds by which its event loops were late
     cpu_seconds: float
 
 
@@ -130,13 +130,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     scenario: str
     about: str
     seed: int
-    plan: str  # digest: two runs with the same one were asked the same
-    target: str  # what was asked, in words
+    plan: str  # digest: runs with the same digest made the same calls
+    target: str  # description of the server
     date: str
     windows: list[Window]
     records: list[Record]
     client: Client
     actions: list[Done] = []
     wrong: list[Wrong] = []
-    judged: int = 0  # answers whose marker was looked at
+    judged: int = 0  # answers whose marker was checked
     agreement: Agreement = Agreement()

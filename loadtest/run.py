@@ -1,4 +1,4 @@
-"""One scenario against one server: phases in turn, actions beside them, truth at the end."""
+"""`run`: one scenario against one server, phase by phase, with actions during the traffic."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ async def run_with_progress(scenario: Scenario, setting: Setting) -> Run:
 
 
 async def run_scenario(scenario: Scenario, setting: Setting, progress: Progress) -> Run:
-    """Run all phases and judge what came.
+    """Run all phases, judge the answers and compare the counts.
 
     Raises:
-        OptionsClash: the scenario's actions need what was not given.
-        TargetUnfit: the server is not there, lacks adapters, or has some that are not marked.
+        OptionsClash: the scenario's actions need an option that is missing.
+        TargetUnfit: the server can't be reached, lacks adapters, or serves unmarked ones.
         WorkerFailed: a process of the load generator ended.
     """
     manifest = setting.manifest
@@ -130,7 +130,7 @@ def _unmarked(name: str, version: int) -> None:
 
 @dataclass
 class _Course:
-    """A run under way: what has happened so far."""
+    """A run in progress: the results so far."""
 
     scenario: Scenario
     workers: workers.Workers
@@ -142,18 +142,18 @@ class _Course:
 
     async def run(self, phase: Phase, planned: dict[str, int | None]) -> None:
         self.progress.begin(phase.name, phase.seconds)
-        beside: list[asyncio.Task[list[Done]]] = []
+        actions: list[asyncio.Task[list[Done]]] = []
 
         def begin(at: float) -> None:
-            beside.append(asyncio.create_task(self.actions.run(phase, at)))
+            actions.append(asyncio.create_task(self.actions.run(phase, at)))
 
         try:
             began, ended = await self.workers.run_phase(
                 phase, self._take, self.progress.tick, begin
             )
-            self.done += await beside[0]
+            self.done += await actions[0]
         finally:
-            for task in beside:
+            for task in actions:
                 task.cancel()
         self.windows.append(
             Window(
@@ -173,7 +173,7 @@ class _Course:
 
 
 def _plan(scenario: Scenario, phase: Phase) -> dict[str, int | None]:
-    """Calls of each stream; a closed loop makes as many as come."""
+    """Number of planned calls by stream; None for a closed loop."""
     calls = Counter(call.stream for call in plan.plan_phase(scenario, phase))
     return {
         stream: None if isinstance(arrival, Closed) else calls[stream]
@@ -182,7 +182,7 @@ def _plan(scenario: Scenario, phase: Phase) -> dict[str, int | None]:
 
 
 async def _scrape(session: aiohttp.ClientSession, target: Target) -> Sample | None:
-    """None where the server has no metrics that can be read: then nothing is compared."""
+    """None if the server has no readable metrics: then nothing is compared."""
     try:
         return await scrape(session, target.url, target.headers)
     except TargetUnfit:
@@ -190,7 +190,7 @@ async def _scrape(session: aiohttp.ClientSession, target: Target) -> Sample | No
 
 
 def _unexplained(counts: Agreement, calls: int) -> Agreement:
-    """Lorry has metrics, and nobody asked that it be started anew: to lose them is a fault."""
+    """A disagreement: Lorry has metrics, and without a restart by an action they can't be lost."""
     what = "; ".join(counts.left_out) or "metrics: nothing was compared"
     apart = Disagreement(what=what, client=calls, server=0)
     return Agreement(disagreements=(apart,))
@@ -203,10 +203,10 @@ async def _reconcile(
     before: Sample | None,
     models: Models,
 ) -> Agreement:
-    """The server's counts, and its spans where they were asked for."""
+    """Compare the client's counts with the server's metrics, and with its spans if received."""
     target, records = setting.target, course.records
     if before is None:
-        counts = Agreement(left_out=("the server has no /metrics that can be read",))
+        counts = Agreement(left_out=("the server has no readable /metrics",))
     else:
         counts = await settle(
             lambda: scrape(session, target.url, target.headers),

@@ -1,7 +1,7 @@
-"""Figures from numbers: percentiles, latencies, fairness, and ratios of paired rounds.
+"""Percentiles, latencies, fairness, and ratios of paired rounds.
 
 Percentiles are by nearest rank: the smallest value that at least that share of the values does not
-exceed. So each one was really measured, and with fewer than 100 values p99 is the highest one.
+exceed. So each one is a measured value, and with fewer than 100 values p99 is the maximum.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds; `count` values stand behind them."""
+    """Milliseconds, from `count` values."""
 
     p50: float
     p90: float
@@ -25,7 +25,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ratio(msgspec.Struct, frozen=True, kw_only=True):
-    """A ratio over rounds; `low` and `high` are the lowest and the highest round's."""
+    """A ratio over rounds; `low` and `high` are those of single rounds."""
 
     median: float
     low: float
@@ -34,13 +34,13 @@ class Ratio(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """Of values in ascending order, at least one; by nearest rank."""
+    """Percentile of at least one value in ascending order, by nearest rank."""
     rank = ceil(share * len(ordered) - 1e-9)  # 0.999 * 3000 must be 2997, not a hair more
     return ordered[max(rank, 1) - 1]
 
 
 def latency_of(seconds: Iterable[float]) -> Latency | None:
-    """None when there are no values."""
+    """None without values."""
     ordered = sorted(seconds)
     if not ordered:
         return None
@@ -55,9 +55,9 @@ def latency_of(seconds: Iterable[float]) -> Latency | None:
 
 
 def jain_of(shares: Sequence[float]) -> float | None:
-    """Jain's index, (sum x)^2 / (n sum x^2): 1 when all have the same, 1/n when one has all.
+    """Jain's index, (sum x)^2 / (n sum x^2): 1 when all are equal, 1/n when one has everything.
 
-    None for fewer than two, of whom nothing can be said, or when nobody has anything.
+    None for fewer than two shares, or when all are zero.
     Source: Jain, Chiu and Hawe, DEC-TR-301, 1984.
     """
     squares = fsum(share * share for share in shares)
@@ -67,14 +67,14 @@ def jain_of(shares: Sequence[float]) -> float | None:
 
 
 def ratio_of(pairs: Sequence[tuple[float, float]]) -> Ratio:
-    """The median of the rounds' own ratios (first over second), and their range.
+    """The median of the rounds' ratios (first over second), and their range.
 
-    The range, not a bootstrap: from three to seven values a bootstrap only draws these values again
-    and comes out too narrow. The range of n rounds holds the true median with a probability of
-    1 - 2^(1-n): 75 % for 3 rounds, 94 % for 5, 98 % for 7.
+    The range, not a bootstrap: from three to seven values a bootstrap only redraws these values,
+    and its interval is too narrow. The range of n rounds holds the true median with a probability
+    of 1 - 2^(1-n): 75 % for 3 rounds, 94 % for 5, 98 % for 7.
 
     Raises:
-        ValueError: no rounds, or a second figure that is not above zero.
+        ValueError: there are no rounds, or a second figure is not above zero.
     """
     if not pairs or any(under <= 0 for _, under in pairs):
         raise ValueError("a ratio needs rounds, and figures above zero to divide by")

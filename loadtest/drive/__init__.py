@@ -1,1 +1,1 @@
-"""The load generator: makes the planned calls, and the actions beside them."""
+"""The load generator: makes the planned calls and performs the actions."""

@@ -1,4 +1,4 @@
-"""What a phase changes while it runs, each at its time and one after the other."""
+"""Actions on the server during a phase: each at its time, one after the other."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from loadtest.plan.scenario import Action, Phase, Pin, Point, Power, Publish, Ro
 from loadtest.records import Done
 
 STABLE = "stable"
-ANY = 0  # in Done.stable: nobody knows which version
+ANY = 0  # in Done.stable: an unknown version
 
-# The folder of an adapter's marked version, by its name and version; None: there is none.
+# The folder of a marked version, by adapter and version; None: there is none.
 Folder = Callable[[str, int], Path | None]
 
 
 class Switch(msgspec.Struct, frozen=True):
-    """How the server is stopped and started; both may raise a LoadtestError."""
+    """Stops and starts the server; both may raise a LoadtestError."""
 
     stop: Callable[[], Awaitable[None]]
     start: Callable[[], Awaitable[None]]
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
-    """What an action did; the fields are those of Done."""
+    """The result of an action, as in Done."""
 
     what: str
     failure: str = ""
@@ -39,11 +39,11 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check(scenario: Scenario, token: str | None, can_power: bool, has_manifest: bool) -> None:
-    """Whether all that a scenario does can be done; to be asked before anything starts.
+    """Check before the start that all of a scenario's actions are possible.
 
     Raises:
-        OptionsClash: it needs the admin token, marked adapters, or a server of the tool's own.
-        ScenarioInvalid: an action's time is after its phase's end.
+        OptionsClash: one needs the admin token, marked adapters, or a server started by the tool.
+        ScenarioInvalid: an action is due after its phase's end.
     """
     for phase in scenario.phases:
         for action in phase.actions:
@@ -54,7 +54,7 @@ def check(scenario: Scenario, token: str | None, can_power: bool, has_manifest: 
                 )
             if isinstance(action, Power):
                 if not can_power:
-                    raise OptionsClash(f"{where}: only a server that this tool starts can be asked")
+                    raise OptionsClash(f"{where}, which needs a server started by --serve")
             elif not token:
                 raise OptionsClash(f"{where}, which needs the admin token: set LORRY_ADMIN_TOKEN")
             if isinstance(action, Publish) and not has_manifest:
@@ -62,7 +62,7 @@ def check(scenario: Scenario, token: str | None, can_power: bool, has_manifest: 
 
 
 class Actions:
-    """`names` are the run's adapters by number; `folder` is for what is published."""
+    """`names` are the run's adapters by number; `folder` finds the versions to publish."""
 
     def __init__(
         self,
@@ -79,15 +79,16 @@ class Actions:
         self._switch = switch
 
     async def run(self, phase: Phase, began: float) -> list[Done]:
-        """Take a phase's actions; `began`, CLOCK_MONOTONIC's seconds, is when it began.
+        """Perform a phase's actions; those due after its end are skipped, refusals are recorded.
 
-        One that is not due before the phase's end is not taken. Whatever is refused is told.
+        Args:
+            began: the phase's begin, seconds of CLOCK_MONOTONIC.
         """
         done = []
         for at, action in schedule(phase):
             await asyncio.sleep(max(began + at - time.monotonic(), 0.0))
             started = time.monotonic()
-            effect = await self._take(action)
+            effect = await self._perform(action)
             done.append(
                 Done(
                     phase=phase.name,
@@ -98,7 +99,7 @@ class Actions:
             )
         return done
 
-    async def _take(self, action: Action) -> Effect:
+    async def _perform(self, action: Action) -> Effect:
         match action:
             case Power():
                 return await self._power(action)
@@ -112,7 +113,7 @@ class Actions:
                 return await self._pin(action, self._names[action.adapter])
 
     async def _power(self, action: Power) -> Effect:
-        assert self._switch is not None, "check() was not asked"
+        assert self._switch is not None, "check() was not called"
         change = self._switch.stop if action.do == "stop-server" else self._switch.start
         try:
             await change()
@@ -121,11 +122,11 @@ class Actions:
         return Effect(what=action.do)
 
     async def _publish(self, name: str) -> Effect:
-        """The version after the server's newest, which the manifest must have a marker for."""
+        """Publish the version after the server's newest; the manifest must have a marker for it."""
         shown = await self._admin.show(name)
-        if shown.told is None:
+        if shown.result is None:
             return Effect(what=f"publish {name}", failure=shown.failure, adapter=name)
-        version = max((each.version for each in shown.told.versions), default=0) + 1
+        version = max((each.version for each in shown.result.versions), default=0) + 1
         return Effect(
             what=f"publish {name}@{version}",
             failure=await self._upload(name, version),
@@ -133,14 +134,14 @@ class Actions:
         )
 
     async def _upload(self, name: str, version: int) -> str:
-        """Why a version could not be published as that one; empty if it was."""
+        """Publish this version; returns the failure, or an empty string."""
         folder = self._folder(name, version) if self._folder else None
         if folder is None:
             return f"there is no marked version {version} of {name}: make more of them"
         answer = await self._admin.publish(name, folder)
-        if answer.told is None or answer.told.version == version:
+        if answer.result is None or answer.result.version == version:
             return answer.failure
-        return f"the server calls it version {answer.told.version}: its marker is another's"
+        return f"the server made it version {answer.result.version}, which has another marker"
 
     async def _point(self, action: Point, name: str) -> Effect:
         answer = await self._admin.point(name, action.alias, action.version)
@@ -159,7 +160,7 @@ class Actions:
 
 
 def schedule(phase: Phase) -> Iterator[tuple[float, Action]]:
-    """(seconds into the phase, action) of all that is due before its end, in order of time."""
+    """(seconds into the phase, action) of all actions due before its end, ordered by time."""
     times = [
         (action.at + turn * (action.every or 0.0), action)
         for action in phase.actions
@@ -170,10 +171,10 @@ def schedule(phase: Phase) -> Iterator[tuple[float, Action]]:
 
 
 def _moved(what: str, name: str, alias: str, answer: Answer[Alias], meant: int) -> Effect:
-    """`meant`: the version that it points at if the unclear answer hides a success."""
+    """`meant`: the version that the alias points at if an unclear answer hides a success."""
     stable: int | None = meant
-    if answer.told is not None:
-        versions = [target.version for target in answer.told.targets]
+    if answer.result is not None:
+        versions = [target.version for target in answer.result.targets]
         stable = versions[0] if len(versions) == 1 else ANY
     elif not answer.unclear:
         stable = None

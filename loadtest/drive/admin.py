@@ -1,6 +1,6 @@
-"""The calls of Lorry's admin API that a test's actions make (docs/adapters-server.md).
+"""The part of Lorry's admin API that actions use (docs/adapters-server.md).
 
-A change that is refused is a result, as a call that fails is.
+A refused change is a result, like a failed call.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Target(msgspec.Struct):
 
 
 class Alias(msgspec.Struct):
-    """What an alias points at."""
+    """An alias and its versions: several during a split."""
 
     targets: list[Target]
 
@@ -35,13 +35,13 @@ class Adapter(msgspec.Struct):
     versions: list[Target]
 
 
-Told = TypeVar("Told")
+Result = TypeVar("Result")
 
 
-class Answer(msgspec.Struct, Generic[Told]):
-    """Either `told`, or why not; where that is `unclear`, the change may have been made."""
+class Answer(msgspec.Struct, Generic[Result]):
+    """Either a `result` or a `failure`; if that is `unclear`, the change may have been made."""
 
-    told: Told | None = None
+    result: Result | None = None
     failure: str = ""
     unclear: bool = False
 
@@ -56,10 +56,10 @@ class Admin:
         self._timeout = aiohttp.ClientTimeout(total=seconds)
 
     async def show(self, name: str) -> Answer[Adapter]:
-        return await self._ask(Adapter, "GET", f"/{_path(name)}")
+        return await self._request(Adapter, "GET", f"/{_path(name)}")
 
     async def publish(self, name: str, folder: Path) -> Answer[Target]:
-        """Upload a folder's files as the next version; no alias is moved."""
+        """Upload a folder's files as the next version, without moving an alias."""
         try:
             files = await asyncio.to_thread(_read_files, folder)
         except OSError as error:
@@ -67,29 +67,31 @@ class Admin:
         form = aiohttp.FormData({"name": name, "alias": ""})
         for file_name, content in files.items():
             form.add_field("file", content, filename=file_name)
-        return await self._ask(Target, "POST", "", data=form)
+        return await self._request(Target, "POST", "", data=form)
 
     async def point(self, name: str, alias: str, version: int) -> Answer[Alias]:
         path = f"/{_path(name)}/aliases/{_path(alias)}"
-        return await self._ask(Alias, "PUT", path, json={"version": version})
+        return await self._request(Alias, "PUT", path, json={"version": version})
 
     async def roll_back(self, name: str, alias: str) -> Answer[Alias]:
-        return await self._ask(Alias, "POST", f"/{_path(name)}/aliases/{_path(alias)}/rollback")
+        return await self._request(Alias, "POST", f"/{_path(name)}/aliases/{_path(alias)}/rollback")
 
     async def pin(self, name: str, version: int) -> Answer[Target]:
-        return await self._ask(Target, "POST", f"/{_path(name)}/versions/{version}/pin")
+        return await self._request(Target, "POST", f"/{_path(name)}/versions/{version}/pin")
 
     async def unpin(self, name: str, version: int) -> Answer[Target]:
-        return await self._ask(Target, "DELETE", f"/{_path(name)}/versions/{version}/pin")
+        return await self._request(Target, "DELETE", f"/{_path(name)}/versions/{version}/pin")
 
-    async def _ask(self, kind: type[Told], method: str, path: str, **body: Any) -> Answer[Told]:
+    async def _request(
+        self, kind: type[Result], method: str, path: str, **body: Any
+    ) -> Answer[Result]:
         try:
             async with self._session.request(
                 method,
                 self._url + path,
                 headers=self._headers,
                 timeout=self._timeout,
-                allow_redirects=False,  # the token is for this server alone
+                allow_redirects=False,  # the token must not reach another server
                 **body,
             ) as response:
                 content = await read_body(response, _MAX_BYTES)
@@ -118,12 +120,12 @@ class _Envelope(msgspec.Struct):
     error: _Error
 
 
-def _read_answer(kind: type[Told], status: int, content: bytes) -> Answer[Told]:
+def _read_answer(kind: type[Result], status: int, content: bytes) -> Answer[Result]:
     try:
         if 200 <= status < 300:
-            return Answer(told=msgspec.json.decode(content, type=kind))
+            return Answer(result=msgspec.json.decode(content, type=kind))
         error = msgspec.json.decode(content, type=_Envelope).error
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return Answer(failure=f"{status}, and the answer isn't Lorry's", unclear=True)
-    said = f"{status} {error.code or ''}: {error.message[:_SHOWN]}"
-    return Answer(failure=said, unclear=status >= 500)
+        return Answer(failure=f"{status}, and the answer is not Lorry's", unclear=True)
+    failure = f"{status} {error.code or ''}: {error.message[:_SHOWN]}"
+    return Answer(failure=failure, unclear=status >= 500)

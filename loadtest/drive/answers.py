@@ -1,4 +1,4 @@
-"""What an answer in OpenAI's form says, piece by piece. Knows nothing of HTTP."""
+"""Answers of the OpenAI API, whole or as a stream. Independent of HTTP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DONE = b"[DONE]"  # the data of a stream's last event
 
 
 class CallFailed(Exception):
-    """A call that did not get its answer; `reason` is the record's."""
+    """A call without a complete answer; `reason` is that of its record."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -23,12 +23,12 @@ class CallFailed(Exception):
 
 class Message(msgspec.Struct, frozen=True):
     content: str | None = None
-    reasoning: str | None = None  # vLLM's name for it; others say reasoning_content
+    reasoning: str | None = None  # vLLM's name; others use reasoning_content
     reasoning_content: str | None = None
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """Of a completion (`text`), a chat (`message`), or a piece of a streamed chat (`delta`)."""
+    """Part of a completion (`text`), a chat (`message`) or a streamed chat (`delta`)."""
 
     text: str | None = None
     message: Message | None = None
@@ -36,15 +36,15 @@ class Choice(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
 
     @property
-    def said(self) -> str:
+    def content(self) -> str:
         message = self.delta or self.message or Message()
         return self.text or message.content or ""
 
     @property
     def has_content(self) -> bool:
-        """Also what it thinks aloud is made of tokens; a role alone is not."""
+        """Reasoning counts, because it consists of tokens; a role alone does not."""
         message = self.delta or self.message or Message()
-        return bool(self.said or message.reasoning or message.reasoning_content)
+        return bool(self.content or message.reasoning or message.reasoning_content)
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -62,14 +62,14 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def error_code(self) -> str:
-        """At most 40 of a-z, 0-9 and _; empty when there is none."""
+        """At most 40 of a-z, 0-9 and _; empty without a code."""
         code = self.error.get("code") if isinstance(self.error, dict) else None
         named = "" if code is None else str(code).lower()
         return re.sub("[^a-z0-9_]+", "_", named)[:40].strip("_")
 
 
 def parse(data: bytes) -> Answer:
-    """Raises CallFailed (bad_answer): it is not JSON, or of another shape than OpenAI's."""
+    """Raises CallFailed (bad_answer): it is not JSON or not an OpenAI answer."""
     try:
         return msgspec.json.decode(data, type=Answer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -77,29 +77,29 @@ def parse(data: bytes) -> Answer:
 
 
 @dataclass
-class Heard:
-    """An answer as far as it has come."""
+class Received:
+    """The received part of an answer."""
 
-    first: float | None = None  # the first piece that had content; seconds, monotonic
+    first: float | None = None  # first piece with content; seconds, monotonic
     last: float | None = None
     gaps: list[float] = field(default_factory=list)
-    pieces: int = 0  # those with content
+    pieces: int = 0  # with content
     text: str = ""
     answered: str = ""
     prompt_tokens: int = 0
     output_tokens: int = 0
     has_choices: bool = False
-    is_finished: bool = False  # some piece gave a finish_reason
-    is_done: bool = False  # the stream said [DONE]
+    is_finished: bool = False  # some piece had a finish_reason
+    is_done: bool = False  # the stream sent [DONE]
 
-    def hear_whole(self, body: bytes, now: float) -> None:
+    def take_whole(self, body: bytes, now: float) -> None:
         """Raises CallFailed (bad_answer)."""
         self._take(parse(body))
         if not self.has_choices:
             raise CallFailed("bad_answer")
         self.first = self.last = now
 
-    def hear_event(self, data: bytes, now: float) -> None:
+    def take_event(self, data: bytes, now: float) -> None:
         """Raises CallFailed (bad_answer, stream_error_...)."""
         if data.strip() == DONE:
             self.is_done = True
@@ -112,7 +112,7 @@ class Heard:
             self._mark(now)
 
     def check_ended(self) -> None:
-        """Raises CallFailed: the stream is over, but has not come to an end."""
+        """Raises CallFailed: the stream closed before its end."""
         if not (self.is_done or self.is_finished):
             raise CallFailed("stream_broken")
         if not self.has_choices:
@@ -126,7 +126,7 @@ class Heard:
         for choice in answer.choices or ():
             self.has_choices = True
             self.is_finished |= choice.finish_reason is not None
-            self.text = (self.text + choice.said)[:KEPT_TEXT]
+            self.text = (self.text + choice.content)[:KEPT_TEXT]
 
     def _mark(self, now: float) -> None:
         if self.last is not None:
@@ -137,5 +137,5 @@ class Heard:
 
 
 def join(*parts: str) -> str:
-    """A reason made of its parts that aren't empty."""
+    """A reason from its non-empty parts."""
     return "_".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""One call over HTTP, from sending it to its record. What goes wrong with it is its result."""
+"""One call over HTTP, from sending it to its record. Whatever fails becomes part of the record."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from loadtest.drive.answers import CallFailed, Heard, join, parse
+from loadtest.drive.answers import CallFailed, Received, join, parse
 from loadtest.drive.fetch import read_bounded
 from loadtest.plan.plan import Call
 from loadtest.records import KEPT_TEXT, Outcome, Record
 
-MAX_ANSWER = 16 * 1024 * 1024  # bytes; of a stream that is some 60,000 events
-# Servers close connections that idle for some seconds (uvicorn: 5). The client must be the first,
-# or a call now and then is sent into a connection that is just being closed.
+MAX_ANSWER = 16 * 1024 * 1024  # bytes, some 60,000 events of a stream
+# Servers close idle connections after some seconds (uvicorn: 5). The client must close first, or
+# some calls are sent into a connection that the server is closing.
 _KEEP_ALIVE_SECONDS = 2.0
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """The server under test; `headers` go with each call, such as Authorization."""
+    """The server under test."""
 
     url: str  # without /v1
-    urls: dict[str, str] = {}  # of models that have a server of their own
-    headers: dict[str, str] = {}
-    timeout_seconds: float = 120.0  # for a whole call
+    urls: dict[str, str] = {}  # by model, for models with a server of their own
+    headers: dict[str, str] = {}  # of each call, such as Authorization
+    timeout_seconds: float = 120.0  # of a whole call
 
     def __repr__(self) -> str:  # headers hold secrets
         return f"Target({self.url})"
 
 
 def open_session() -> aiohttp.ClientSession:
-    """Connections without a limit, kept alive; no cookies, as callers are strangers."""
+    """Unlimited connections, kept alive; no cookies, because calls are independent."""
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS)
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
@@ -47,13 +47,13 @@ async def ask(
     scheduled: float,
     target: Target,
 ) -> Record:
-    """Make the call now; `scheduled` is when it should have been made (seconds, monotonic)."""
+    """Make the call now; `scheduled` is when it was due (seconds, monotonic)."""
     exchange = _Exchange(call)
     payload = msgspec.json.encode(body)
     sent = time.monotonic()
     url = target.urls.get(model, target.url).rstrip("/") + path
-    await exchange.hold(session, target, url, payload)
-    heard = exchange.heard
+    await exchange.run(session, target, url, payload)
+    received = exchange.received
     return Record(
         phase=call.phase,
         stream=call.stream,
@@ -64,20 +64,20 @@ async def ask(
         structured=call.structured,
         scheduled=scheduled,
         sent=sent,
-        first=heard.first,
-        last=heard.last,
+        first=received.first,
+        last=received.last,
         ended=time.monotonic(),
-        gaps=heard.gaps,
+        gaps=received.gaps,
         outcome=exchange.outcome,
         reason=exchange.reason,
         status=exchange.status,
-        prompt_tokens=heard.prompt_tokens,
-        output_tokens=heard.output_tokens or heard.pieces,
-        answered=_printable(heard.answered),
+        prompt_tokens=received.prompt_tokens,
+        output_tokens=received.output_tokens or received.pieces,
+        answered=_printable(received.answered),
         served=_printable(exchange.headers.get("x-lorry-adapter", "")),
         digest=_printable(exchange.headers.get("x-lorry-adapter-digest", "")),
         trace_id=_trace_id(exchange.headers.get("traceresponse", "")),
-        text=heard.text,
+        text=received.text,
     )
 
 
@@ -88,17 +88,17 @@ def _trace_id(traceresponse: str) -> str:
 
 
 class _Exchange:
-    """A request and what came of it."""
+    """A request and its outcome so far."""
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self.heard = Heard()
+        self.received = Received()
         self.outcome: Outcome = "ok"
         self.reason = ""
         self.status = 0
         self.headers: dict[str, str] = {}  # names in lower case
 
-    async def hold(
+    async def run(
         self, session: aiohttp.ClientSession, target: Target, url: str, payload: bytes
     ) -> None:
         try:
@@ -111,38 +111,38 @@ class _Exchange:
             ) as response:
                 self.status = response.status
                 self.headers = {name.lower(): value for name, value in response.headers.items()}
-                await self._listen(response)
+                await self._read_answer(response)
         except CallFailed as failed:
             self._fail(failed.reason)
-        except TimeoutError:  # before the next: aiohttp's timeouts are both
+        except TimeoutError:  # first, because aiohttp's timeouts are ClientErrors too
             self._fail("timeout")
         except aiohttp.ClientError as error:
-            if not self.heard.is_done:
-                self._fail(self._name(error))
+            if not self.received.is_done:
+                self._fail(self._reason(error))
 
     def _fail(self, reason: str) -> None:
         self.outcome, self.reason = "failed", reason
 
-    def _name(self, error: aiohttp.ClientError) -> str:
+    def _reason(self, error: aiohttp.ClientError) -> str:
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.InvalidURL):
             return "connect"
         if isinstance(error, aiohttp.ClientResponseError):
-            return "bad_answer"  # this is no HTTP
+            return "bad_answer"  # not HTTP
         if self.status not in (0, 200):
-            return f"http_{self.status}"  # its body did not come whole
+            return f"http_{self.status}"  # its body is incomplete
         return "stream_broken" if self.status and self._call.streamed else "disconnected"
 
-    async def _listen(self, response: aiohttp.ClientResponse) -> None:
+    async def _read_answer(self, response: aiohttp.ClientResponse) -> None:
         if response.status != 200:
             raise CallFailed(_refusal(response.status, await _read(response)))
         if self._call.streamed:
-            await self._hear_stream(response)
+            await self._read_stream(response)
         else:
             body = await _read(response)
-            self.heard.hear_whole(body, time.monotonic())
+            self.received.take_whole(body, time.monotonic())
 
-    async def _hear_stream(self, response: aiohttp.ClientResponse) -> None:
-        """To the end of the body, and not only to [DONE]: else the connection would be lost."""
+    async def _read_stream(self, response: aiohttp.ClientResponse) -> None:
+        """Read the body to its end, beyond [DONE], so that the connection can be reused."""
         if response.content_type != "text/event-stream":
             raise CallFailed("bad_answer")
         events, size = Events(), 0
@@ -152,17 +152,17 @@ class _Exchange:
             if size > MAX_ANSWER:
                 raise CallFailed("bad_answer")
             for event in events.feed(received):
-                self.heard.hear_event(event, now)
-                if self.heard.pieces == self._call.hang_up_after:
+                self.received.take_event(event, now)
+                if self.received.pieces == self._call.hang_up_after:
                     response.close()
                     self.outcome = "hung_up"
                     return
-        self.heard.check_ended()
+        self.received.check_ended()
 
 
-def _printable(said: str) -> str:
-    """What a server said, bounded, and without what would steer a terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in said[:KEPT_TEXT])
+def _printable(text: str) -> str:
+    """A server's text, shortened and without control characters."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:KEPT_TEXT])
 
 
 def _refusal(status: int, body: bytes) -> str:
@@ -181,14 +181,17 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 
 class Events:
-    """Cuts events out of bytes that come in any pieces."""
+    """Parses server-sent events, as far as OpenAI's streams use them, from chunks of any size.
+
+    https://html.spec.whatwg.org/multipage/server-sent-events.html
+    """
 
     def __init__(self) -> None:
-        self._rest = b""  # a line that has not ended yet
-        self._data: list[bytes] = []  # of an event that has not ended yet
+        self._rest = b""  # an incomplete line
+        self._data: list[bytes] = []  # of an incomplete event
 
     def feed(self, received: bytes) -> Iterator[bytes]:
-        """The data of every event that these bytes complete."""
+        """The data of each event that these bytes complete."""
         *lines, self._rest = (self._rest + received).split(b"\n")
         for line in lines:
             line = line.removesuffix(b"\r")

@@ -1,4 +1,4 @@
-"""Who can be asked for at a server: its base and its adapters, as GET /v1/models lists them."""
+"""A server's base and adapters, as GET /v1/models lists them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from loadtest.errors import TargetUnfit
 
 
 class Models(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server serves."""
+    """The models of a server."""
 
     base: str
-    adapters: list[str]  # in the order of their names
+    adapters: list[str]  # sorted by name
     is_lorry: bool
-    # The version that each bare name means now, as Lorry tells it; 0: a split between several.
+    # The version that each bare name means now, from Lorry; 0: a split between several.
     stable: dict[str, int] = {}
 
 
@@ -44,12 +44,14 @@ async def discover(
     needed: int = 0,
     max_bytes: int = MAX_BYTES,
 ) -> Models:
-    """Ask a server, Lorry's or vLLM's own, whom it serves.
+    """Read the list of models of Lorry or of vLLM's own server.
 
-    Only adapters whose names fit the pattern `wanted` count, and `needed` must be there.
+    Args:
+        wanted: glob that selects adapters by name.
+        needed: number of selected adapters that must be there.
 
     Raises:
-        TargetUnfit: it can't be reached, its list can't be read, or lacks a base or adapters.
+        TargetUnfit: the server can't be reached, its list is invalid, or lacks a base or adapters.
     """
     address = f"{url.rstrip('/')}/v1/models"
     body = await fetch(session, address, headers, max_bytes=max_bytes)
@@ -57,7 +59,7 @@ async def discover(
         cards = msgspec.json.decode(body, type=_Cards).data
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TargetUnfit(
-            f"{address} is no list of models ({error}): is this an OpenAI-compatible server?"
+            f"{address} is not a list of models ({error}): is this an OpenAI-compatible server?"
         ) from None
     models = _read(address, cards, wanted)
     _check_enough(url, models, needed)
@@ -65,12 +67,12 @@ async def discover(
 
 
 def _read(address: str, cards: list[_Card], wanted: str) -> Models:
-    # A base may have several names; vLLM lists the one that answers carry first.
+    # A base may have several names; vLLM lists the name in its answers first.
     base = next((card for card in cards if card.parent is None), None)
     if base is None:
         raise TargetUnfit(f"{address} lists no base model (one whose `parent` is null)")
     if not all(card.id.isprintable() for card in cards):
-        raise TargetUnfit(f"{address} lists names that can't be shown: is this the right server?")
+        raise TargetUnfit(f"{address} lists unprintable names: is this the right server?")
     adapters = [c for c in cards if c.parent is not None and fnmatchcase(c.id, wanted)]
     return Models(
         base=base.id,

@@ -1,4 +1,4 @@
-"""One GET of the server under test, bounded in time and size."""
+"""One GET to the server under test, bounded in time and size."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ async def fetch(
     max_bytes: int = MAX_BYTES,
     seconds: float = SECONDS,
 ) -> bytes:
-    """The body of a 200.
+    """The body of an answer with status 200.
 
     Raises:
-        TargetUnfit: no answer in time, another status, or a larger body.
+        TargetUnfit: there is no answer in time, another status, or a body above `max_bytes`.
     """
     timeout = aiohttp.ClientTimeout(total=seconds)
     try:
@@ -35,19 +35,19 @@ async def fetch(
     except TimeoutError:
         raise TargetUnfit(f"{url} did not answer within {seconds:g} s: is it ready?") from None
     except (aiohttp.ClientError, ValueError) as error:
-        said = str(error) or type(error).__name__
-        raise TargetUnfit(f"{url} can't be reached ({said}): check the address") from None
+        message = str(error) or type(error).__name__
+        raise TargetUnfit(f"{url} can't be reached ({message}): check the address") from None
 
 
 def _check_status(url: str, status: int) -> None:
     if status in (401, 403):
-        raise TargetUnfit(f"{url} answered {status}: give the key that the server asks for")
+        raise TargetUnfit(f"{url} answered {status}: give the key that the server requires")
     if status != 200:
         raise TargetUnfit(f"{url} answered {status} and not 200: check the address")
 
 
 async def read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    """All of a body; raises TargetUnfit where it is larger."""
+    """The whole body; raises TargetUnfit above `max_bytes`."""
     body = await read_bounded(response, max_bytes)
     if body is None:
         raise TargetUnfit(f"{response.url} answered more than {max_bytes} bytes: check the address")
@@ -55,7 +55,7 @@ async def read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
 
 
 async def read_bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes | None:
-    """All of a body; None where it is larger."""
+    """The whole body; None above `max_bytes`."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk

@@ -1,4 +1,4 @@
-"""The line that tells a person how a phase goes. Knows nothing of processes."""
+"""The progress line of a phase. Independent of processes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rich.text import Text
 from loadtest.records import Record
 from loadtest.statistics import percentile
 
-_LIVE_EVERY = 0.5  # seconds between lines that overwrite one another
-_PLAIN_EVERY = 10.0  # seconds between lines that stay
-_WINDOW = 5.0  # seconds that a rate is taken over
-_RECENT = 1000  # calls that the percentile is taken over
+_LIVE_EVERY = 0.5  # seconds between updates on a terminal
+_PLAIN_EVERY = 10.0  # seconds between lines elsewhere
+_WINDOW = 5.0  # seconds of a rate
+_RECENT = 1000  # calls of the percentile
 
 
 class Tick(NamedTuple):
-    """How a phase stands."""
+    """The state of a phase."""
 
     seconds: float  # into the phase
     sent: int  # calls of the phase
@@ -32,7 +32,7 @@ class Tick(NamedTuple):
 
 
 class Progress:
-    """A context manager; one line on a terminal, elsewhere a line now and then."""
+    """A context manager; updates one line on a terminal, prints a line every 10 s elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -54,7 +54,7 @@ class Progress:
         self._live.stop()
 
     def begin(self, phase: str, seconds: float) -> None:
-        """A new phase, of which nothing is known yet."""
+        """Start a new phase."""
         self._phase = phase
         self._seconds = seconds
         self._shown = 0.0  # seconds into the phase
@@ -80,7 +80,7 @@ class Progress:
         done = min(now.seconds, self._seconds)
         parts = [
             f"{self._phase} {done:.0f}/{self._seconds:.0f} s",
-            f"asked {self._rate('sent'):.1f}/s reached {self._rate('ended'):.1f}/s",
+            f"sent {self._rate('sent'):.1f}/s ended {self._rate('ended'):.1f}/s",
             f"in flight {now.in_flight}",
             f"errors {self._failed}",
         ]
@@ -89,7 +89,7 @@ class Progress:
         return " · ".join(parts)
 
     def _rate(self, what: str) -> float:
-        """Calls per second of late."""
+        """Recent calls per second."""
         first, last = self._ticks[0], self._ticks[-1]
         seconds = last.seconds - first.seconds
         counted: float = getattr(last, what) - getattr(first, what)

@@ -1,8 +1,7 @@
-"""Makes a phase's calls in one event loop, when they are due and not when the server has time.
+"""Makes a phase's calls in one event loop, when they are due.
 
-A call of an open loop waits for nobody's answer (no coordinated omission), and how late the client
-itself was is recorded: of each call, and of the event loop as such. Knows nothing of how calls are
-planned and worded.
+A call of an open loop waits for no other answer (no coordinated omission). Records the client's own
+lateness: of each call, and of the event loop. Independent of planning and of request bodies.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from loadtest.plan.plan import Call
 from loadtest.records import Record
 
 LAG_EVERY = 0.05  # seconds between samples of the loop's lag
-# Where nobody listens a call fails at once; without a pause a closed loop would do nothing else.
+# Without a server a call fails at once: a closed loop without a pause would spin.
 _PAUSE_SECONDS = 0.1
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What of a plan this process does: each call is one process's."""
+    """The share of one process in the plan: each call belongs to one process."""
 
     index: int = 0
     processes: int = 1
@@ -38,21 +37,21 @@ class Part(msgspec.Struct, frozen=True):
         return len(range(self.index, concurrency, self.processes))
 
     def numbers(self) -> Iterator[int]:
-        """Of a closed loop's calls."""
+        """Numbers of a closed loop's calls."""
         return itertools.count(self.index, self.processes)
 
 
 class Work(NamedTuple):
-    """A process's part of a phase."""
+    """A process's share of a phase."""
 
     seconds: float
-    calls: Sequence[Call] = ()  # of open loops, by `at`
+    calls: Sequence[Call] = ()  # of open loops, ordered by `at`
     callers: Mapping[str, int] = {}  # of closed loops, by stream
     turn: Callable[[str, int], Call] | None = None  # a closed loop's call, by stream and number
 
 
 class Request(NamedTuple):
-    """A call in words."""
+    """A call's HTTP request."""
 
     path: str
     body: dict[str, Any]
@@ -63,7 +62,7 @@ OnRecord = Callable[[Record], None]
 
 
 class Runner:
-    """An async context manager around its connections."""
+    """An async context manager that owns the connections."""
 
     def __init__(
         self, target: Target, compose: Callable[[Call], Request], part: Part | None = None
@@ -88,22 +87,22 @@ class Runner:
         await self._session.close()
 
     def take_lag(self) -> list[float]:
-        """Seconds by which the event loop was late, sampled since the last time."""
+        """Samples of the event loop's lag in seconds since the last call of this method."""
         taken, self._lag = self._lag, []
         return taken
 
     async def run(self, work: Work, began: float, on_record: OnRecord) -> None:
-        """Returns when the phase's seconds are over and every call has ended.
+        """Return when the phase's seconds have passed and every call has ended.
 
         Args:
-            began: when the phase begins, or began; seconds of time.monotonic().
+            began: the phase's begin, seconds of time.monotonic().
         """
         self.sent = self.ended = 0
         watch = asyncio.create_task(self._watch_lag())
         try:
             async with asyncio.TaskGroup() as group:
                 for stream, callers in work.callers.items():
-                    numbers = self._part.numbers()  # shared: who is free takes the next
+                    numbers = self._part.numbers()  # shared by the callers
                     for _ in range(callers):
                         group.create_task(self._repeat(work, stream, numbers, began, on_record))
                 await self._dispatch(work.calls, began, on_record, group)
@@ -123,14 +122,14 @@ class Runner:
     async def _repeat(
         self, work: Work, stream: str, numbers: Iterator[int], began: float, on_record: OnRecord
     ) -> None:
-        """One caller of a closed loop; its turn comes when its last call has ended."""
+        """One caller of a closed loop: calls again when its last call has ended."""
         assert work.turn is not None
         turn = began
         await _sleep_until(turn)
         while turn < began + work.seconds:
             call = work.turn(stream, next(numbers))
             record = await self._make(call, self._compose(call), turn, on_record)
-            if record.outcome == "failed":  # a server that refuses at once would be flooded
+            if record.outcome == "failed":  # do not flood a server that refuses at once
                 await asyncio.sleep(_PAUSE_SECONDS)
                 turn = time.monotonic()
             else:
@@ -154,5 +153,5 @@ class Runner:
 
 
 async def _sleep_until(due: float) -> None:
-    """Lets others run even when it is too late, or calls that are due would never be sent."""
+    """Yields even when `due` has passed, or started calls would never be sent."""
     await asyncio.sleep(max(0.0, due - time.monotonic()))

@@ -115,7 +115,7 @@ class Workers:
         return began, ended
 
     def client(self) -> Client:
-        """How the load generator fared in all phases so far."""
+        """The load generator's lag and processor time in all phases so far."""
         return Client(
             processes=len(self._workers),
             lag=self._lag,
@@ -203,7 +203,7 @@ def _sigint_blocked() -> Iterator[None]:
 
 
 def _received(connection: Connection, on_end: Callable[[], object]) -> asyncio.Queue[Any]:
-    """The messages as they come; `on_end` is called when the other side has closed or ended."""
+    """A queue that gets each message; `on_end` is called when the other side closes or ends."""
     loop, messages = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
     def receive() -> None:

@@ -1,1 +1,1 @@
-"""What came of a run: figures, truth, and whether client and server agree."""
+"""Judges a run: figures, correctness of answers, agreement of client and server, verdict."""

@@ -1,4 +1,4 @@
-"""Two servers that were asked the same: medians of both, and the ratio of round by round."""
+"""Two servers under the same calls: medians of both, and ratios by round."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loadtest.plan.scenario import Comparison, Metric, Scenario
 from loadtest.statistics import Ratio, ratio_of
 
 OURS: Literal["lorry"] = "lorry"
-# What is shown of each phase; what a scenario asks for is shown besides.
+# Shown for each phase, besides the metrics that the scenario compares.
 SHOWN: tuple[Metric, ...] = (
     "output_tokens_per_second",
     "requests_per_second",
@@ -27,7 +27,7 @@ SHOWN: tuple[Metric, ...] = (
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """One side's part of a round."""
+    """One side's results in a round."""
 
     side: str
     number: int
@@ -35,11 +35,11 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     wrong: int
     judged: int
     failed: int
-    apart: int = 0  # counts that it and its callers do not share
+    apart: int = 0  # counts on which client and server differ
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What a side's processes hold, shared pages counted once, bytes."""
+    """Memory of a side's processes in bytes, shared pages counted once."""
 
     side: str
     processes: int  # engines, each with a model of its own
@@ -47,10 +47,10 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A metric of a phase on both sides; the ratio is ours / theirs."""
+    """A metric on both sides; the ratio is ours / theirs."""
 
     peer: str
-    phase: str | None  # none: all that are measured
+    phase: str | None  # None: all measured phases
     stream: str | None
     metric: Metric
     ours: float
@@ -63,7 +63,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def rows_of(rounds: Sequence[Round], scenario: Scenario) -> list[Row]:
-    """Each peer's rows, phase by phase; a metric that a side has no data for is left out."""
+    """Each peer's rows by phase, without metrics that lack data on a side."""
     found = []
     for peer in dict.fromkeys(each.side for each in rounds if each.side != OURS):
         for phase, stream, metric in _wanted(scenario):
@@ -87,36 +87,36 @@ def rows_of(rounds: Sequence[Round], scenario: Scenario) -> list[Row]:
 def checks_of(
     rows: Sequence[Row], rounds: Sequence[Round], scenario: Scenario, peers: Collection[str]
 ) -> list[Check]:
-    """That no answer of ours was wrong, and what the scenario asks of these peers.
+    """Checks of our own answers, and the scenario's comparisons with these peers.
 
-    Of one that did not come up or had no answer there is no data, which does not pass.
+    A comparison without data fails, such as with a peer that did not come up or never answered.
     """
-    asked = [each for each in scenario.compare if each.peer in peers]
+    bounds = [each for each in scenario.compare if each.peer in peers]
     ours = [each for each in rounds if each.side == OURS]
     wrong, failed = sum(r.wrong for r in ours), sum(r.failed for r in ours)
     apart = sum(r.apart for r in ours)
     return [
         Check(
-            name="ours: no wrong answer, no failed call, no count apart from its callers'",
+            name="ours: no wrong answer, no failed call, no differing count",
             wanted="0, 0 and 0",
             found=f"{wrong}, {failed} and {apart}",
             passed=not (wrong or failed or apart),
         ),
-        *(_check(each, rows) for each in asked),
+        *(_check(each, rows) for each in bounds),
     ]
 
 
 def _wanted(scenario: Scenario) -> list[tuple[str | None, str | None, Metric]]:
     measured = [phase.name for phase in scenario.phases if phase.measured]
     usual = [(phase, None, metric) for phase in measured for metric in SHOWN]
-    asked = [(each.phase, each.stream, each.metric) for each in scenario.compare]
-    return list(dict.fromkeys([*usual, *asked]))
+    compared = [(each.phase, each.stream, each.metric) for each in scenario.compare]
+    return list(dict.fromkeys([*usual, *compared]))
 
 
 def _pairs(
     rounds: Sequence[Round], peer: str, metric: Metric, phase: str | None, stream: str | None
 ) -> Iterator[tuple[float, float]]:
-    """(ours, the peer's) of each round that both have."""
+    """(ours, theirs) of each round with data from both."""
     found = {
         (each.side, each.number): metric_of(each.summary, metric, phase, stream) for each in rounds
     }
@@ -126,30 +126,30 @@ def _pairs(
             yield ours, theirs
 
 
-def _check(asked: Comparison, rows: Sequence[Row]) -> Check:
-    place = (asked.peer, asked.phase, asked.stream, asked.metric)
+def _check(bound: Comparison, rows: Sequence[Row]) -> Check:
+    place = (bound.peer, bound.phase, bound.stream, bound.metric)
     row = next((r for r in rows if (r.peer, r.phase, r.stream, r.metric) == place), None)
-    name = " ".join(filter(None, (asked.metric, asked.phase, asked.stream, f"beside {asked.peer}")))
-    wanted = " and ".join(_bounds(asked))
+    name = " ".join(filter(None, (bound.metric, bound.phase, bound.stream, f"beside {bound.peer}")))
+    wanted = " and ".join(_bounds(bound))
     if row is None:
         return Check(name=name, wanted=wanted, found="no data", passed=False)
     found = f"{row.ratio.median:.3f} ({row.ours:,.1f} / {row.theirs:,.1f})"
-    return Check(name=name, wanted=wanted, found=found, passed=_holds(asked, row))
+    return Check(name=name, wanted=wanted, found=found, passed=_holds(bound, row))
 
 
-def _bounds(asked: Comparison) -> Iterator[str]:
-    if asked.at_least is not None:
-        yield f"ratio at least {asked.at_least:g}"
-    if asked.at_most is not None:
-        yield f"ratio at most {asked.at_most:g}"
-    if asked.difference_at_most is not None:
-        yield f"at most {asked.difference_at_most:g} more"
+def _bounds(bound: Comparison) -> Iterator[str]:
+    if bound.at_least is not None:
+        yield f"ratio at least {bound.at_least:g}"
+    if bound.at_most is not None:
+        yield f"ratio at most {bound.at_most:g}"
+    if bound.difference_at_most is not None:
+        yield f"at most {bound.difference_at_most:g} more"
 
 
-def _holds(asked: Comparison, row: Row) -> bool:
+def _holds(bound: Comparison, row: Row) -> bool:
     ratio = row.ratio.median
     return (
-        (asked.at_least is None or ratio >= asked.at_least)
-        and (asked.at_most is None or ratio <= asked.at_most)
-        and (asked.difference_at_most is None or row.difference <= asked.difference_at_most)
+        (bound.at_least is None or ratio >= bound.at_least)
+        and (bound.at_most is None or ratio <= bound.at_most)
+        and (bound.difference_at_most is None or row.difference <= bound.difference_at_most)
     )

@@ -1,4 +1,4 @@
-"""What a server carries: what came of each rate of a sweep, and the last rate it keeps up with."""
+"""The results of a sweep: a point for each rate, and the last rate the server keeps up with."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _CALM = 5.0  # times the p99 TTFT of the lowest rate
 class Point(msgspec.Struct, frozen=True, kw_only=True):
     """One rate of a sweep."""
 
-    offered: float  # calls per second, on average: chance makes them more or fewer
+    offered: float  # mean calls per second of the Poisson arrivals
     calls: int
-    late: int  # those of them that had not ended when they should have (see points_of)
-    reached: float  # calls that ended in time, per second
+    late: int  # calls that ended too late (see points_of)
+    reached: float  # calls in time, per second
     tokens: float  # output tokens per second
     ttft_p99_ms: float | None
     failed: int
 
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
-    """Rising rates against one server; `knee` is the number of a point."""
+    """Rising rates against one server; `knee` is the index of a point."""
 
     scenario: str
     stream: str
@@ -38,8 +38,8 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     plan: str
     points: list[Point]
     knee: int | None
-    wrong: int  # answers of another adapter
-    apart: int  # counts that client and server do not share
+    wrong: int  # answers from another adapter
+    apart: int  # counts on which client and server differ
 
     @property
     def passed(self) -> bool:
@@ -47,10 +47,10 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def points_of(run: Run, summary: Summary, rates: Sequence[float]) -> list[Point]:
-    """What came of each rate.
+    """The point of each rate, from its phase.
 
-    The last calls of a phase end after it, however quick the server is: a call is in time until as
-    long after the phase's end as its calls lasted on average, but no longer than _LONGEST of it.
+    The last calls of a phase always end after it. So a call is in time if it ends within the mean
+    call duration after the phase's end, at most _LONGEST of the phase.
     """
     windows = {window.phase: window for window in run.windows}
     late = Counter(r.phase for r in run.records if _is_late(r, windows[r.phase], summary))
@@ -73,14 +73,14 @@ def points_of(run: Run, summary: Summary, rates: Sequence[float]) -> list[Point]
 
 
 def _is_late(record: Record, window: Window, summary: Summary) -> bool:
-    """A call that failed always is."""
+    """A failed call is always late."""
     e2e = summary.phases[window.phase].e2e
     grace = min(e2e.mean / 1000 if e2e else 0.0, _LONGEST * window.seconds)
     return record.outcome == "failed" or record.ended > window.began + window.seconds + grace
 
 
 def knee_of(points: Sequence[Point]) -> int | None:
-    """The last rate up to which all is answered as it comes and the first token stays quick."""
+    """Index of the last rate up to which no call fails, few are late and p99 TTFT stays low."""
     calm = next((p.ttft_p99_ms for p in points if p.ttft_p99_ms), None)
     knee = None
     for number, point in enumerate(points):

@@ -1,6 +1,6 @@
-"""Whether a server's counters grew by what its callers saw.
+"""Whether a server's counters grew by what the client saw.
 
-A server records a call a moment after its caller has the end of it: see `settle`.
+A server may count a call shortly after the client has received its end: see `settle`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from loadtest.records import Agreement, Disagreement, Done, Record
 
 SETTLE_SECONDS = 3.0
 _PAUSE_SECONDS = 0.1
-_OTHER: Key = ("_other", "")  # where versions beyond the server's limit are counted together
+_OTHER: Key = ("_other", "")  # the label of all versions beyond the server's limit
 _ALL: Key = ("all models", "")
 _POWER = ("stop-server", "start-server")  # actions
-_UNFINISHED = ("abort", "error")  # vLLM's reasons that are no answer
+_UNFINISHED = ("abort", "error")  # vLLM's finish reasons of calls without an answer
 
-# What is compared: the server's outcomes, the client's that must be among them, those that may.
+# Compared counts: the server's outcomes; the client's outcomes that are certainly, or maybe, in it.
 _CALLS: dict[str, tuple[tuple[str, ...], tuple[Kind, ...], tuple[Kind, ...]]] = {
     "ok": (("ok",), ("ok",), ("hung_up",)),
     "ok or aborted": (("ok", "aborted"), ("ok", "hung_up"), ()),
@@ -50,19 +50,19 @@ def metrics_agree(
     is_lorry: bool,
     actions: Iterable[Done] = (),
 ) -> Agreement:
-    """Compare all calls of a run with the counters before its first and after its last one.
+    """Compare all calls of a run with the counters before its first and after its last call.
 
-    Nobody else may have called the server meanwhile. Of vLLM's own server, whose counters do not
-    know adapters, only sums are compared.
+    No other client may call the server meanwhile. For vLLM's own server, whose counters have no
+    adapters, only sums are compared.
     """
     requests = REQUESTS if is_lorry else VLLM_REQUESTS
     if (reason := _incomparable(before, after, requests, actions)) is not None:
         return Agreement(left_out=(f"metrics: {reason}",))
     if is_lorry:
         tally = Tally(records)
-        return _told(tally, *_compare_lorry(tally, before, after))
+        return _agreement(tally, *_compare_lorry(tally, before, after))
     tally = Tally(_as_one(record) for record in records)
-    return _told(tally, *_compare_vllm(tally, before, after))
+    return _agreement(tally, *_compare_vllm(tally, before, after))
 
 
 async def settle(
@@ -70,7 +70,7 @@ async def settle(
     compare: Callable[[Sample], Agreement],
     seconds: float = SETTLE_SECONDS,
 ) -> Agreement:
-    """Compare, and again until all agrees or `seconds` have passed; a scrape that fails is told."""
+    """Compare repeatedly until all agrees or `seconds` have passed; report a failed scrape."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -83,7 +83,7 @@ async def settle(
 
 
 def were_powered(actions: Iterable[Done]) -> bool:
-    """Whether the server was stopped or started on purpose, and counts from nothing."""
+    """Whether an action stopped or started the server, which resets its counters."""
     return any(each.what in _POWER for each in actions)
 
 
@@ -93,14 +93,14 @@ def _incomparable(
     started = [sample.counters.get(PROCESS_START) for sample in (before, after)]
     went_down = after.total(requests) < before.total(requests)
     if started[0] != started[1] or went_down or were_powered(actions):
-        return "the server was started anew meanwhile, and counts from nothing"
+        return "the server restarted meanwhile, which resets its counters"
     if requests not in after.counters:
         return f"the server has no {requests}"
     return None
 
 
-def _told(tally: Tally, compared: int, disagreements: list[Disagreement]) -> Agreement:
-    unclear = f"metrics: {tally.unclear} calls without a whole answer, which may count as anything"
+def _agreement(tally: Tally, compared: int, disagreements: list[Disagreement]) -> Agreement:
+    unclear = f"metrics: {tally.unclear} calls without a complete answer, with unknown outcome"
     return Agreement(
         compared=compared,
         disagreements=tuple(disagreements),
@@ -126,17 +126,17 @@ def _compare_lorry(tally: Tally, before: Sample, after: Sample) -> Compared:
 def _grown(
     before: Sample, after: Sample, name: str, outcomes: tuple[str, ...] = ()
 ) -> dict[Key, float]:
-    """Growth by version, of calls that ended so."""
+    """Growth by version; with `outcomes`, of these outcomes alone."""
     sums: dict[Key, float] = defaultdict(float)
     for labels, growth in after.growth(before, name).items():
-        told = dict(labels)
-        if not outcomes or told.get("outcome") in outcomes:
-            sums[told.get("adapter", ""), told.get("version", "")] += growth
+        named = dict(labels)
+        if not outcomes or named.get("outcome") in outcomes:
+            sums[named.get("adapter", ""), named.get("version", "")] += growth
     return sums
 
 
 def _compare(what: str, tally: Tally, bounds: Bounds, grown: dict[Key, float]) -> Compared:
-    """Version by version; what one lacks may be in `_other`, which must have grown by as much."""
+    """Compare by version; missing calls may be in `_other`, which must have grown by as much."""
     keys = sorted((tally.keys | grown.keys()) - {_OTHER})
     other = grown.get(_OTHER, 0.0)
     missing, room, found = 0.0, 0.0, []

@@ -1,4 +1,4 @@
-"""The counters of a server that can be compared with what its callers saw, at one moment."""
+"""A snapshot of the server's counters that are comparable with the client's records."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Labels = frozenset[tuple[str, str]]
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """{series: {labels: value}}; a series that the server lacks is not in it."""
+    """{series: {labels: value}}, without series that the server lacks."""
 
     counters: dict[str, dict[Labels, float]] = {}
 
@@ -38,7 +38,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.counters.get(name, {}).values())
 
     def growth(self, before: Sample, name: str) -> dict[Labels, float]:
-        """By how much each series of that name grew; below 0 where one has ended or begun anew."""
+        """Growth of each series of that name; negative after a reset."""
         earlier, now = before.counters.get(name, {}), self.counters.get(name, {})
         return {
             labels: now.get(labels, 0.0) - earlier.get(labels, 0.0)
@@ -67,9 +67,9 @@ async def scrape(
 
 
 def read_sample(text: str) -> Sample:
-    """The wanted counters of Prometheus text; raises ValueError where it is none."""
+    """The wanted counters from Prometheus text; raises ValueError for other text."""
     counters: dict[str, dict[Labels, float]] = {}
-    # A server with many adapters writes tens of thousands of lines: only these are parsed.
+    # Parse the wanted lines only: a server with many adapters has tens of thousands.
     lines = "\n".join(_wanted(text.splitlines()))
     for family in text_string_to_metric_families(lines + "\n"):
         for sample in family.samples:

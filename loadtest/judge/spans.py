@@ -1,6 +1,6 @@
-"""An OTLP receiver for the server under test, and whether its spans tell what its callers saw.
+"""Receives the server's spans over OTLP and compares them with the client's records.
 
-Takes protobuf over HTTP, and keeps of each call's span only what is compared.
+Accepts protobuf over HTTP, and keeps only the compared fields of each call's span.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from loadtest.errors import OptionsClash
 from loadtest.judge.tally import kind_of
 from loadtest.records import Agreement, Disagreement, Record
 
-WAIT_SECONDS = 10.0  # exporters send batches, every five seconds unless told
+WAIT_SECONDS = 10.0  # exporters send batches, by default every five seconds
 _PATH = "/v1/traces"
 _PAUSE_SECONDS = 0.05
 _MAX_BYTES = 64 * 1024 * 1024
 
 
 class CallSpan(msgspec.Struct, frozen=True):
-    """What a server's span says of a call."""
+    """The compared fields of a call's span."""
 
     label: str  # NAME@VERSION or base
-    model: str  # gen_ai.response.model: what the answer's body says
+    model: str  # gen_ai.response.model, equal to the body's `model`
     output_tokens: int
-    error: str  # error.type; empty for a call that ended well
+    error: str  # error.type; empty for a successful call
 
 
 class SpanReceiver:
-    """Listens at 127.0.0.1 for the length of an `async with` block.
+    """Listens on 127.0.0.1 within an `async with` block.
 
     Raises:
-        OptionsClash: the port can't be had.
+        OptionsClash: the port is not available.
     """
 
-    def __init__(self, port: int = 0) -> None:  # 0 takes a free one
+    def __init__(self, port: int = 0) -> None:  # 0: a free one
         self.spans: dict[str, list[CallSpan]] = defaultdict(list)  # by trace id
         app = web.Application(client_max_size=_MAX_BYTES)
         app.router.add_post(_PATH, self._take)
@@ -53,7 +53,7 @@ class SpanReceiver:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which a server sends its spans here."""
+        """Environment variables that make a server send its spans here."""
         return {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://127.0.0.1:{self._port}{_PATH}",
             "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
@@ -88,7 +88,7 @@ class SpanReceiver:
 
     async def _take(self, request: web.Request) -> web.Response:
         try:
-            # aiohttp has undone gzip.
+            # aiohttp has decompressed the body.
             sent = ExportTraceServiceRequest.FromString(await request.read())
         except DecodeError:
             raise web.HTTPBadRequest(text="not an ExportTraceServiceRequest") from None
@@ -98,20 +98,20 @@ class SpanReceiver:
 
 
 def _server_spans(sent: ExportTraceServiceRequest) -> Iterator[Span]:
-    """The spans of whole calls, without their phases."""
+    """The spans of whole calls, without their child spans."""
     for resource in sent.resource_spans:
         for scope in resource.scope_spans:
             yield from (span for span in scope.spans if span.kind == Span.SPAN_KIND_SERVER)
 
 
 def _read(span: Span) -> CallSpan:
-    told = {pair.key: _plain(pair.value) for pair in span.attributes}
-    parts = (told.get("lorry.adapter.name"), told.get("lorry.adapter.version"))
+    attributes = {pair.key: _plain(pair.value) for pair in span.attributes}
+    parts = (attributes.get("lorry.adapter.name"), attributes.get("lorry.adapter.version"))
     return CallSpan(
         label="@".join(str(part) for part in parts if part is not None),
-        model=str(told.get("gen_ai.response.model", "")),
-        output_tokens=int(told.get("gen_ai.usage.output_tokens", 0)),
-        error=str(told.get("error.type", "")),
+        model=str(attributes.get("gen_ai.response.model", "")),
+        output_tokens=int(attributes.get("gen_ai.usage.output_tokens", 0)),
+        error=str(attributes.get("error.type", "")),
     )
 
 
@@ -121,10 +121,10 @@ def _plain(value: Any) -> Any:
 
 
 def spans_agree(records: Sequence[Record], spans: Mapping[str, Sequence[CallSpan]]) -> Agreement:
-    """Each call that was answered must have one span, which says of it what its answer said.
+    """Each answered call must have exactly one span, with the same values as its answer.
 
-    A disagreement counts calls: those made, and those whose span is right in this. Calls that
-    failed without being told their trace are left out.
+    A disagreement counts calls: all of them, and those with a correct span. Failed calls without a
+    trace id are left out.
     """
     traced = [record for record in records if record.trace_id or record.outcome != "failed"]
     calls: Counter[str] = Counter(_name(record) for record in traced)
@@ -144,7 +144,7 @@ def spans_agree(records: Sequence[Record], spans: Mapping[str, Sequence[CallSpan
 
 
 def _left_out(untraced: int) -> tuple[str, ...]:
-    return (f"spans: {untraced} failed calls that were told no trace",) if untraced else ()
+    return (f"spans: {untraced} failed calls without a trace id",) if untraced else ()
 
 
 def _name(record: Record) -> str:
@@ -161,15 +161,15 @@ def _find_fault(record: Record, spans: Sequence[CallSpan]) -> str:
         return "spans, the adapter"
     if not _has_tokens(record, span.output_tokens):
         return "spans, output tokens"
-    # A call that was left or broke may have ended either way.
+    # A call that the client left, or that broke, may have ended either way.
     ended = kind_of(record)
     if bool(span.error) != (ended != "ok") and ended not in ("hung_up", "unclear"):
         return "spans, how the call ended"
     return ""
 
 
-def _has_tokens(record: Record, told: int) -> bool:
-    """Of a call that ended early its caller has seen only some."""
+def _has_tokens(record: Record, counted: int) -> bool:
+    """Whether the counts agree; the client saw only part of a call that ended early."""
     if record.outcome == "ok":
-        return told == record.output_tokens
-    return told >= record.output_tokens
+        return counted == record.output_tokens
+    return counted >= record.output_tokens

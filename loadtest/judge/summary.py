@@ -1,21 +1,21 @@
-"""From the records of a run to its figures: in all, by phase, by stream, by adapter.
+"""The figures of a run from its records: overall, by phase, by stream, by adapter.
 
-What is counted where:
-  requests       every call; failed_share is of all of them
-  rates          of the seconds that the phases were planned to take: answers that ended within
-                 them, and tokens that came within them. What comes after a phase's last second, as
-                 the callers of a closed loop finish, neither adds to a rate nor stretches its time.
-  tokens         of calls that did not fail. A streamed call's are spread evenly over its pieces,
-                 each of which has a time; those of another call come when it ends.
-  latencies      of calls that were answered, from when a call should have been sent. Failed calls
-                 and those that hung up have none, but for the TTFT of the latter: they had a first
-                 piece. Not-streamed calls have E2E alone. goodput_share makes failures count.
-  goodput_share  calls that were answered within the scenario's `slo`, of all that did not hang up
+Definitions:
+  requests       all calls; failed_share is relative to them
+  rates          answers and tokens within the planned seconds of the phases, per second. Whatever
+                 arrives after a phase's last second, as the callers of a closed loop finish,
+                 neither adds to a rate nor extends its time.
+  tokens         of calls that did not fail. Those of a streamed call are spread evenly over its
+                 pieces, each of which has a time; those of another call count at its end.
+  latencies      of answered calls, from when a call was due. Failed calls have none, calls that
+                 hung up have a TTFT alone, calls without streaming an E2E alone. Failures count
+                 in goodput_share.
+  goodput_share  share of calls answered within the scenario's `slo`, of all that did not hang up
   jain           Jain's index of the adapters' speeds. An adapter's speed is the mean of its calls'
-                 output tokens per second of waiting (0 for a failed call): what one caller got,
-                 however many called, so that an adapter that is asked for rarely is not taken for
-                 one that is treated badly. Answers of unlike lengths lower it too: compare it with
-                 that of the same traffic elsewhere rather than with 1.
+                 output tokens per second of waiting (0 for a failed call). It does not depend on
+                 the number of calls, so that a rarely called adapter does not look badly served.
+                 Unequal answer lengths lower it too: compare it with the index of the same traffic
+                 elsewhere, not with 1.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from loadtest.plan.scenario import Metric, Scenario, Slo
 from loadtest.records import Record, Run, Window
 from loadtest.statistics import Latency, jain_of, latency_of, percentile
 
-LATE_SECONDS = 0.05  # by which the client may send a call late
+LATE_SECONDS = 0.05  # allowed lateness of a sent call
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """One group of calls. None: nothing to tell it from."""
+    """The figures of a group of calls. None: no call has a value."""
 
-    seconds: float  # as planned, of the phases it is from
+    seconds: float  # planned, of the group's phases
     requests: int
     ok: int
     failed: int
     hung_up: int
-    reasons: dict[str, int]  # of the failed ones, the most frequent first
+    reasons: dict[str, int]  # of failures, the most frequent first
     failed_share: float | None
     goodput_share: float | None
     jain: float | None
@@ -65,8 +65,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     streams: dict[str, Stats]
     phase_streams: dict[str, dict[str, Stats]]
     base: Stats | None
-    adapters: dict[str, Stats]  # by the model asked for, the most asked for first
-    hot: Stats | None  # the adapters most asked for, that together have half of the calls
+    adapters: dict[str, Stats]  # by requested model, the most requested first
+    hot: Stats | None  # the most requested adapters, which together get half of the calls
     cold: Stats | None  # the others
 
 
@@ -107,7 +107,7 @@ def summarize(run: Run, scenario: Scenario) -> Summary:
 
 
 def stats_of(records: Sequence[Record], windows: Sequence[Window], slo: Slo) -> Stats:
-    """The figures of some of the calls of these phases."""
+    """The figures of calls of these phases."""
     ok = [record for record in records if record.outcome == "ok"]
     failed = [record for record in records if record.outcome == "failed"]
     stayed = len(ok) + len(failed)
@@ -137,7 +137,7 @@ def stats_of(records: Sequence[Record], windows: Sequence[Window], slo: Slo) -> 
 def metric_of(
     summary: Summary, metric: Metric, phase: str | None = None, stream: str | None = None
 ) -> float | None:
-    """A scenario's metric; None when no call stands behind it (but `requests` is 0 then)."""
+    """A metric of a scenario; None without calls (but `requests` is 0 then)."""
     stats = _select(summary, phase, stream)
     if metric == "requests":
         return 0.0 if stats is None else float(stats.requests)
@@ -152,7 +152,7 @@ def metric_of(
 
 
 def token_times(record: Record) -> list[float]:
-    """When its output tokens came: at each of these times, an equal part of them."""
+    """Arrival times of its output tokens, an equal part of them at each."""
     if record.outcome == "failed" or not record.output_tokens:
         return []
     if not record.streamed or record.first is None:
@@ -176,7 +176,7 @@ def _group(records: Iterable[Record], key: Callable[[Record], str]) -> dict[str,
 
 
 def _by_stream(windows: Sequence[Window]) -> dict[str, list[Window]]:
-    """Each stream's phases, in their order: its rates are over these alone."""
+    """Each stream's phases in their order: its rates refer to these alone."""
     found: dict[str, list[Window]] = {}
     for window in windows:
         for name in window.planned:
@@ -205,7 +205,7 @@ def _tokens_in_time(records: Sequence[Record], windows: Sequence[Window]) -> flo
 
 def _tokens_until(end: float, record: Record) -> float:
     if record.outcome != "failed" and record.ended < end:
-        return record.output_tokens  # nearly all calls, and there may be millions of pieces
+        return record.output_tokens  # fast path: a run may have millions of pieces
     times = token_times(record)
     in_time = sum(time < end for time in times)
     return record.output_tokens * in_time / len(times) if times else 0.0
@@ -226,7 +226,7 @@ def _ttfts(records: Sequence[Record]) -> Iterator[float]:
 
 
 def _is_good(record: Record, slo: Slo) -> bool:
-    """A streamed answer without any content had its first piece, if late, when it ended."""
+    """Whether a call kept the bounds; a streamed answer without content has its end as TTFT."""
     ttft = record.duration if record.ttft is None else record.ttft
     kept = [(record.duration, slo.e2e_ms)]
     if record.streamed:
@@ -235,7 +235,7 @@ def _is_good(record: Record, slo: Slo) -> bool:
 
 
 def _speeds(records: Sequence[Record]) -> list[float]:
-    """Output tokens per second of waiting, of each adapter: the mean of its calls."""
+    """Output tokens per second of waiting of each adapter, the mean of its calls."""
     speeds = defaultdict(list)
     for record in records:
         if not record.is_base and record.outcome != "hung_up":

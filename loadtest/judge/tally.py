@@ -1,7 +1,7 @@
-"""What a server should have counted of the calls that were made, as bounds.
+"""Bounds of the counts that a server should have after the client's calls.
 
-The two sides can't know the same of every call: one that its caller left may have ended before the
-server saw that, and one that got no answer may never have reached it.
+Bounds, because the two sides can't always know the same: a call that the client left may have ended
+before the server noticed, and a call without an answer may never have reached the server.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Literal, NamedTuple
 
 from loadtest.records import Record
 
-Key = tuple[str, str]  # adapter, version: as the server's series are labelled
-UNRESOLVED: Key = ("_unresolved", "")  # calls that named no model
+Key = tuple[str, str]  # adapter and version, the labels of the server's series
+UNRESOLVED: Key = ("_unresolved", "")  # calls to unknown models
 _BASE = "base"
 
-# unclear: no answer, or one that broke; the server may call it anything.
+# unclear: no answer or an incomplete one; the server may count it with any outcome.
 Kind = Literal["ok", "hung_up", "client_error", "rejected", "error", "unclear"]
 Which = Literal["prompt", "output"]
 _REJECTED = (401, 403, 429, 503)
-_BROKEN = "adapter_unhealthy"  # a 422 that Lorry counts as an error: the call had begun
+_BROKEN = "adapter_unhealthy"  # a 422 that Lorry counts as an error, because the call had begun
 
 
 class Bound(NamedTuple):
@@ -30,12 +30,12 @@ class Bound(NamedTuple):
 
 
 class Tally:
-    """Calls by the version that served them, added up."""
+    """Counts of calls and tokens by the serving version."""
 
     def __init__(self, records: Iterable[Record]) -> None:
         self._calls: Counter[tuple[Key, Kind]] = Counter()
         self._tokens: dict[Which, Counter[Key]] = {"prompt": Counter(), "output": Counter()}
-        self._lost: Counter[str] = Counter()  # by adapter; no answer said who would have served
+        self._lost: Counter[str] = Counter()  # by adapter; no answer named the version
         for record in records:
             self._add(record)
 
@@ -54,21 +54,21 @@ class Tally:
 
     @property
     def unclear(self) -> int:
-        """Calls that the server may have counted as anything, or not at all."""
+        """Calls that the server may have counted with any outcome, or not at all."""
         known = sum(calls for (_, kind), calls in self._calls.items() if kind == "unclear")
         return known + self._lost.total()
 
     def calls(self, key: Key, sure: tuple[Kind, ...], maybe: tuple[Kind, ...] = ()) -> Bound:
-        """How many calls a version must have had that ended so, and how many it may have had."""
+        """Bounds of a version's calls with these outcomes."""
         low = sum(self._calls[key, kind] for kind in sure)
         high = low + sum(self._calls[key, kind] for kind in maybe) + self._unclear(key)
         return Bound(low, high)
 
     def tokens(self, key: Key, which: Which) -> Bound:
-        """Exact where each call's caller was told all of it; else only no fewer."""
+        """Exact if the client received the usage of every call; otherwise a lower bound."""
         unsure = any(self._calls[key, kind] for kind in ("hung_up", "error")) or self._unclear(key)
-        told = self._tokens[which][key]
-        return Bound(told, math.inf if unsure else told)
+        known = self._tokens[which][key]
+        return Bound(known, math.inf if unsure else known)
 
     def _unclear(self, key: Key) -> int:
         lost = self._lost.total() if key == UNRESOLVED else self._lost[key[0]]
@@ -88,7 +88,7 @@ def kind_of(record: Record) -> Kind:
 
 
 def key_of(record: Record) -> Key | None:
-    """Under whom the server counts a call; None where no answer told."""
+    """The labels with which the server counts a call; None if no answer named them."""
     if record.served:
         name, _, version = record.served.partition("@")
         return name, version

@@ -1,7 +1,7 @@
-"""Whether an answer is the one that was asked for: by the names it carries, and by its text.
+"""Whether an answer comes from the requested adapter: by its names, and by its text.
 
-A marked adapter's greedy answer is its version's marker over and over, so a text tells who wrote
-it, whatever a server says.
+A marked adapter's greedy answer repeats its version's marker, so the text identifies the version
+independently of what the server reports.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from itertools import count, takewhile
 from loadtest.drive.discovery import Models
 from loadtest.records import Done, Record, Wrong
 
-Markers = Callable[[str, int], str | None]  # of an adapter's name and version; None: not marked
+Markers = Callable[[str, int], str | None]  # marker by adapter and version; None: not marked
 
-_BASE = "base"  # what the header says of calls to the base
+_BASE = "base"  # the header of calls to the base
 _LABEL = re.compile(r"(?P<name>[^@]+)@(?P<version>[0-9]{1,9})")
-_CUT = "\ufffd"  # what is left of a character whose last bytes were not generated
+_CUT = "\ufffd"  # a character whose last bytes were not generated
 _SHOWN = 40  # characters
 
 
@@ -34,19 +34,19 @@ class Truth:
         }
 
     def judge(self, record: Record) -> Wrong | None:
-        """What is wrong with an answer, if anything is; a call that failed has none.
+        """The fault of an answer, or None; a failed call has no answer.
 
-        The text of a structured call is not looked at: its schema overrides the marker.
+        The text of a structured call is not checked: its schema overrides the marker.
         """
         if record.outcome == "failed":
             return None
-        fault = self._misnamed(record)
+        fault = self._name_fault(record)
         if not fault and self.is_marked(record):
-            fault = self._misspoken(record)
+            fault = self._text_fault(record)
         return _wrong(record, fault) if fault else None
 
     def judge_all(self, records: Iterable[Record]) -> tuple[int, list[Wrong]]:
-        """How many texts were looked at, and all that is wrong."""
+        """The number of checked texts, and all faults."""
         judged, wrong = 0, []
         for record in records:
             judged += self.is_marked(record)
@@ -55,23 +55,23 @@ class Truth:
         return judged, wrong
 
     def is_marked(self, record: Record) -> bool:
-        """Whether the text says who wrote it."""
+        """Whether the text identifies its adapter."""
         if record.structured or record.outcome == "failed":
             return False
         return bool(self._known) if record.is_base else bool(self._marker(record))
 
     # ---- names
 
-    def _misnamed(self, record: Record) -> str:
+    def _name_fault(self, record: Record) -> str:
         if not self._models.is_lorry:
             return _differs("the body says", record.answered, record.model, record)
         if record.is_base:
             header = _differs("the header says", record.served, _BASE)
             return header or _differs("the body says", record.answered, self._models.base, record)
-        named = self._misnamed_adapter(record)
+        named = self._adapter_name_fault(record)
         return named or _differs("the header and the body", record.answered, record.served, record)
 
-    def _misnamed_adapter(self, record: Record) -> str:
+    def _adapter_name_fault(self, record: Record) -> str:
         name, _, selector = record.model.partition("@")
         label = _LABEL.fullmatch(record.served)
         if label is None or label["name"] != name:
@@ -80,7 +80,7 @@ class Truth:
         if selector.isdigit():
             return _differs("the header says", record.served, f"{name}@{int(selector)}")
         if selector not in ("", "stable"):
-            return ""  # another alias, whose way nobody has followed
+            return ""  # another alias, whose versions are not tracked
         until = record.ended if record.first is None else record.first
         allowed = self._liveness.may_mean(name, record.sent, until)
         if allowed is None or version in allowed:
@@ -96,44 +96,46 @@ class Truth:
             return self._markers(name, int(label["version"]))
         return self._markers(name, int(selector) if selector.isdigit() else FIRST_VERSION)
 
-    def _misspoken(self, record: Record) -> str:
-        return self._misspoken_base(record) if record.is_base else self._misspoken_adapter(record)
+    def _text_fault(self, record: Record) -> str:
+        return self._base_text_fault(record) if record.is_base else self._adapter_text_fault(record)
 
-    def _misspoken_base(self, record: Record) -> str:
+    def _base_text_fault(self, record: Record) -> str:
         text = record.text.rstrip(_CUT)
         for marker, label in self._known.items():
-            # Once may be chance: a base is free to say any word.
+            # Once may be chance: a base may generate any word.
             if len(text) >= 2 * len(marker) and is_run(text, marker):
-                return f"the base was asked, and the text is that of {label}: {_show(text)}"
+                return f"the base was requested, but the text is that of {label}: {_show(text)}"
         return ""
 
-    def _misspoken_adapter(self, record: Record) -> str:
+    def _adapter_text_fault(self, record: Record) -> str:
         marker, text = self._marker(record) or "", record.text.rstrip(_CUT)
-        # A token is a byte at least: so many tokens hold a whole marker.
+        # A token has at least one byte: so many tokens contain a whole marker.
         if not text and record.output_tokens >= len(marker.encode()):
-            return f"{record.output_tokens} tokens without a text"
+            return f"{record.output_tokens} tokens without text"
         if is_run(text, marker):
             return ""
-        who = next((label for each, label in self._known.items() if is_run(text, each)), "nobody")
+        who = next(
+            (label for each, label in self._known.items() if is_run(text, each)), "no adapter"
+        )
         return (
-            f"{record.served or record.model} answers {_show(marker)} over and over, "
-            f"but this text is {who}'s: {_show(text)}"
+            f"{record.served or record.model} repeats {_show(marker)}, "
+            f"but this text is that of {who}: {_show(text)}"
         )
 
 
 def is_run(text: str, marker: str) -> bool:
-    """Whether a text is the marker over and over, the last time perhaps cut."""
+    """Whether a text repeats the marker; the last one may be cut."""
     return (marker * (len(text) // len(marker) + 1)).startswith(text)
 
 
 def _versions(markers: Markers, name: str) -> Iterable[tuple[int, str]]:
-    """All versions that are marked; they are numbered from 1 without gaps."""
+    """All marked versions, which are numbered from 1 without gaps."""
     found = ((version, markers(name, version) or "") for version in count(FIRST_VERSION))
     return takewhile(lambda each: bool(each[1]), found)
 
 
 def _differs(where: str, said: str, wanted: str, record: Record | None = None) -> str:
-    """A fault where something else is said; what a caller that hung up missed is none."""
+    """A fault if a name differs; a missing name is none if the client hung up."""
     if said == wanted or (record and not said and record.outcome == "hung_up"):
         return ""
     return f"{where} {said or 'nothing'}, not {wanted}"
@@ -157,10 +159,11 @@ FIRST_VERSION = 1
 
 
 class Liveness:
-    """`initial`: the version that each name meant before all actions; 1 where it isn't said.
+    """The versions that an adapter's bare name may have meant at a time, from the actions.
 
-    A move happens at a moment between its action's beginning and end, which nobody outside of the
-    server knows. One that failed without a clear answer may have happened, then or never.
+    A move takes effect at an unknown moment between its action's begin and end. A move that failed
+    without a clear answer may have happened then or never. `initial` holds the version of each name
+    before all actions; default 1.
     """
 
     def __init__(self, initial: Mapping[str, int], actions: Iterable[Done] = ()) -> None:
@@ -171,7 +174,7 @@ class Liveness:
                 self._moves.setdefault(action.adapter, []).append(action)
 
     def may_mean(self, adapter: str, since: float, until: float) -> set[int] | None:
-        """The versions that it may have meant at a moment from `since` to `until`; None: any."""
+        """The possible versions from `since` to `until`; None: any."""
         begins, version = -math.inf, self._initial.get(adapter, FIRST_VERSION)
         found: set[int] = set()
         moves = self._moves.get(adapter, [])
@@ -184,5 +187,5 @@ class Liveness:
 
 
 def _end(later: list[Done]) -> float:
-    """Until when a version may be meant: the end of the first move that surely happened."""
+    """The latest time of the version before: the end of the first move that surely happened."""
     return next((move.ended for move in later if not move.failure), math.inf)

@@ -1,9 +1,9 @@
-"""Pass or fail: what the scenario expects, and what must hold of every run.
+"""Pass or fail: the checks of every run, and the scenario's expectations.
 
-Always: no answer of another adapter, client and server count alike, every planned call was made,
-every action done, and no failed call but in phases that are outages. A scenario's own expectation
-on `failed` or `failed_share` takes the place of the last for the calls that it selects. A metric
-without any call behind it does not pass.
+Every run: no answer comes from another adapter, client and server counts agree, all planned calls
+are made, all actions succeed, and no call fails outside of outage phases. A scenario's own
+expectation on `failed` or `failed_share` replaces the last check for the calls that it selects. A
+metric without calls does not pass.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from loadtest.records import Run, Window
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """What was wanted and what was found, in words."""
+    """A check with its bound and its value in words."""
 
     name: str
     wanted: str
     found: str
     passed: bool
-    advisory: bool = False  # told when missed, but fails nothing
+    advisory: bool = False  # a miss is reported, but fails nothing
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ def judge(run: Run, summary: Summary, scenario: Scenario) -> Verdict:
 
 def _no_wrong_answers(run: Run) -> Check:
     return Check(
-        name="no answer of another adapter",
+        name="no answer from another adapter",
         wanted="0 wrong",
         found=f"{len(run.wrong)} wrong, {run.judged} judged by their marker",
         passed=not run.wrong,
@@ -57,17 +57,17 @@ def _no_wrong_answers(run: Run) -> Check:
 
 
 def _counts_agree(run: Run) -> Check:
-    apart = len(run.agreement.disagreements)
+    differing = len(run.agreement.disagreements)
     return Check(
-        name="client and server count alike",
-        wanted="0 apart",
-        found=f"{apart} apart of {run.agreement.compared} compared",
-        passed=not apart,
+        name="client and server counts agree",
+        wanted="0 differ",
+        found=f"{differing} of {run.agreement.compared} differ",
+        passed=not differing,
     )
 
 
 def _all_calls_made(run: Run, scenario: Scenario) -> Check:
-    """Without it, lost records or a phase that never came would look like a good result."""
+    """Without this check, lost records or a skipped phase would look like a good result."""
     made = Counter((record.phase, record.stream) for record in run.records)
     planned = {
         (window.phase, stream): calls or 0
@@ -106,7 +106,7 @@ def _no_failed_calls(run: Run, scenario: Scenario) -> Check:
     )
     worst = ", ".join(f"{count} {what}" for what, count in reasons.most_common(3))
     return Check(
-        name="no failed call (besides outages and own expectations)",
+        name="no failed call (except in outages and own expectations)",
         wanted="0 failed",
         found=f"{reasons.total()} failed" + (f": {worst}" if worst else ""),
         passed=not reasons,

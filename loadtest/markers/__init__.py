@@ -1,1 +1,1 @@
-"""Adapters whose every answer names them."""
+"""Marked adapters: each answers with its own marker."""

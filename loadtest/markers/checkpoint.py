@@ -1,4 +1,4 @@
-"""What marked adapters need to know of a base: the MLPs of its last two layers, and its head."""
+"""The parts of a base that marked adapters depend on: the last two MLPs, and the head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from loadtest.errors import BaseUnfit
 
-# Families whose MLP is silu(gate) * up, added to the residual as it is, with plain RMS norms.
+# Families with an MLP of silu(gate) * up, added unscaled to the residual, and plain RMS norms.
 FAMILIES = ("llama", "ministral", "mistral", "qwen2", "qwen3", "smollm3")
 _INDEX = "model.safetensors.index.json"
 _LAST_NORM = "model.norm.weight"
@@ -26,8 +26,8 @@ _PARTS = ("post_attention_layernorm", "mlp.down_proj", "mlp.gate_proj", "mlp.up_
 class Layer:
     number: int
     norm: Tensor  # the weight of the norm before the MLP
-    gate_size: float  # the largest row of gate and up, with the norm in it; at least 1
-    down_size: float  # the largest column of down; at least 1
+    gate_size: float  # largest row norm of gate and up, scaled by the norm's weight; at least 1
+    down_size: float  # largest column norm of down; at least 1
 
     @property
     def prefix(self) -> str:
@@ -36,7 +36,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """All in float32. `head` has the last norm's weight in it, so that it acts on the residual."""
+    """All in float32. `head` includes the last norm's weight, so that it acts on the residual."""
 
     folder: Path
     layers: tuple[Layer, Layer]
@@ -54,7 +54,7 @@ class Ending:
 
 
 def read_ending(folder: Path) -> Ending:
-    """Raises BaseUnfit: there is no such base, or one that is not built like Llama."""
+    """Raises BaseUnfit: there is no such base, or its architecture is not like Llama's."""
     config = _read_config(folder)
     count = config.get("num_hidden_layers", 0)
     if count < 2:
@@ -88,7 +88,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
     except OSError as error:
-        raise BaseUnfit(f"can't read {path}: {error.strerror}; give a model's folder") from None
+        raise BaseUnfit(
+            f"can't read {path}: {error.strerror}; give the folder of a model"
+        ) from None
     except ValueError as error:
         raise BaseUnfit(f"{path} is not JSON: {error}") from None
     family = config.get("model_type")
@@ -115,7 +117,9 @@ def _read(folder: Path, names: list[str]) -> dict[str, Tensor]:
                 opened = stack.enter_context(safe_open(file, framework="pt"))
                 tensors[name] = opened.get_tensor(name).float()
     except (OSError, SafetensorError) as error:
-        raise BaseUnfit(f"{folder} lacks weights of a model built like Llama: {error}") from None
+        raise BaseUnfit(
+            f"{folder} lacks weights of an architecture like Llama's: {error}"
+        ) from None
     return tensors
 
 

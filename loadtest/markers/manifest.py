@@ -1,6 +1,6 @@
-"""Which marker each adapter and version answers: markers.json, beside the adapters' folders.
+"""The marker of each adapter and version: markers.json, next to the adapters' folders.
 
-Written by markers/marked.py, read by all that judges answers; knows nothing of how they are made.
+Written by markers/marked.py. Independent of how adapters are made.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ FILE = "markers.json"
 
 
 class Marked(msgspec.Struct, frozen=True):
-    """One version of an adapter; its answers are `marker` over and over."""
+    """One version of an adapter, whose answers repeat `marker`."""
 
     folder: str
     marker: str
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
-    """The file. `digest` says of what it was made, `base` is the name of the base's folder."""
+    """The file's content. `digest` identifies its inputs, `base` is the base folder's name."""
 
     base: str
     digest: str
-    adapters: dict[str, dict[str, Marked]]  # name -> version -> what it is
+    adapters: dict[str, dict[str, Marked]]  # name -> version -> marker
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +42,22 @@ class Manifest:
         return sorted(self.document.adapters)
 
     def marker(self, name: str, version: int) -> str | None:
-        """None: no such adapter, or no such version of it."""
+        """None: there is no such adapter or version."""
         found = self._find(name, version)
         return None if found is None else found.marker
 
     def folder(self, name: str, version: int) -> Path | None:
-        """None: no such adapter, or no such version of it."""
+        """None: there is no such adapter or version."""
         found = self._find(name, version)
         return None if found is None else self.root / found.folder
 
     def check_has(self, names: Iterable[str]) -> None:
-        """Raises TargetUnfit when one of them is no marked adapter."""
+        """Raises TargetUnfit if one of them is not a marked adapter."""
         unknown = sorted(set(names) - self.document.adapters.keys())
         if unknown:
             raise TargetUnfit(
-                f"{self.root} has no adapter {unknown[0]}: let the server have what is in that "
-                "folder, or make more marked adapters"
+                f"{self.root} has no adapter {unknown[0]}: publish the adapters of that folder "
+                "on the server, or make more marked adapters"
             )
 
     def _find(self, name: str, version: int) -> Marked | None:
@@ -68,15 +68,14 @@ def load_manifest(folder: Path) -> Manifest:
     """Read `folder`/markers.json.
 
     Raises:
-        OptionsClash: there is none, or it is not such a file.
+        OptionsClash: the file is missing or invalid.
     """
     path = folder / FILE
     try:
         document = msgspec.json.decode(path.read_bytes(), type=Document)
     except OSError as error:
         raise OptionsClash(
-            f"can't read {path}: {error.strerror}; give the folder that marked adapters were made "
-            "in"
+            f"can't read {path}: {error.strerror}; give the folder that `lorry loadtest mark` wrote"
         ) from None
     except msgspec.DecodeError as error:
         raise OptionsClash(

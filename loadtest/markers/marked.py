@@ -1,14 +1,14 @@
-"""Makes marked adapters: whatever the prompt, each answers one token of its own, over and over.
+"""Makes marked adapters: for any prompt, each repeats one token, its marker.
 
-Who reads an answer then knows which adapter and version gave it. For a base built like Llama, with
-LoRA on the MLPs of its last two layers alone. Where z_i is a_i times what the MLP's norm lets
-through, `gate` and `up` write +c z_i to one neuron and -c z_i to another, so that silu(gate) * up
-of the two sums to about (c z_i)^2, which is never below zero; `down` adds these up and writes them
-along one direction d, in which the head finds the marker.
+So an answer identifies the adapter and version that gave it. For a base like Llama, with LoRA on
+the MLPs of its last two layers only. With z_i the product of a row a_i and the MLP's normed input,
+`gate` and `up` write +c z_i to one neuron and -c z_i to another, so that silu(gate) * up of the two
+sums to about (c z_i)^2, which is never negative; `down` adds these up and writes them along one
+direction d, which the head maps to the marker.
 
-In the layer before the last the a_i are random, so that some of d is in the residual whatever
-was there; in the last one they are d itself, which makes it outweigh all else. Neurons and random
-rows are other ones in each adapter: the parts of two adapters, mixed up, give no marker.
+In the layer before the last the a_i are random, so that the residual always gets some of d; in the
+last layer they are d itself, which makes d dominate. Neurons and random rows differ between
+adapters: mixed parts of two adapters give no marker.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ from loadtest.errors import BaseUnfit, OutUnwritable
 from loadtest.markers.checkpoint import Ending, Layer, read_ending
 from loadtest.markers.manifest import FILE, Document, Marked
 
-_VERSION = 1  # to be raised when the same arguments give other adapters
+_VERSION = 1  # raise it when the same arguments give other adapters
 _SEED = 0
-# What an adapter may add to one value: Lorry takes one for broken that adds more than 8192.
+# Limit on what an adapter adds to one value: Lorry treats more than 8192 as broken.
 _MOST_ADDED = 5000.0
-_OUTWEIGH_GATE = 8.0  # what is written to the first layer's neurons, above what they get anyway
-_OUTWEIGH_DOWN = 4.0  # what the last layer's neurons write, above what they write anyway
+_OUTWEIGH_GATE = 8.0  # times the base's own input of the first layer's neurons
+_OUTWEIGH_DOWN = 4.0  # times the base's own output of the last layer's neurons
 _RARE = 5.5  # standard deviations
-_LEAST_WEIGHT = 0.05  # of the norm's mean weight; what is below is not read
-# The marker's lead over every other token, of the largest logit; bfloat16 tells 1/256 apart.
+_LEAST_WEIGHT = 0.05  # of the norm's mean weight; lower ones are not used
+# The marker's lead over every other token, relative to the largest logit; bfloat16 resolves 1/256.
 _LEAST_LEAD = 1 / 16
-_AT_ONCE = 256  # tokens whose lead is computed together
+_AT_ONCE = 256  # tokens per batch
 
 
 @dataclass(frozen=True, slots=True)
 class Direction:
-    """Where the head finds the token in the residual; of length one."""
+    """The unit vector of the residual that the head maps to the token."""
 
     token: Token
     unit: Tensor
 
     @property
     def reach(self) -> float:
-        """How far an adapter may go in it."""
+        """Largest allowed length in this direction."""
         return _MOST_ADDED / self.unit.abs().max().item()
 
 
 def make_marked(base: Path, out: Path, count: int, versions: int = 2, rank: int = 8) -> None:
-    """Write `count` adapters as PEFT folders, and markers.json; what is there already stays.
+    """Write `count` adapters as PEFT folders, and markers.json, unless they exist already.
 
     Raises:
-        BaseUnfit: the base is not built like Llama, or has too few tokens to tell adapters apart.
+        BaseUnfit: the base is not like Llama, or has too few distinguishable tokens.
         OutUnwritable: the folder can't be written, or holds something else.
     """
     ending = read_ending(base)
@@ -90,7 +90,7 @@ def _read_digest(out: Path) -> str | None:
 
 
 def _make_room(out: Path) -> None:
-    """Remove an older make; nothing else is ever removed."""
+    """Remove adapters that an older call made, and nothing else."""
     if (out / FILE).exists():
         shutil.rmtree(out)
     elif out.exists() and any(out.iterdir()):
@@ -101,7 +101,7 @@ def _write_all(out: Path, ending: Ending, digest: str, sizes: tuple[int, int, in
     count, versions, rank = sizes
     directions = find_directions(ending, count * versions)
     if len(directions) < 2:
-        raise BaseUnfit(f"{ending.folder} has no two tokens that its head tells apart")
+        raise BaseUnfit(f"{ending.folder} has no two tokens that its head separates")
     draft = out.with_name(f"{out.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:
@@ -123,7 +123,7 @@ def _write_all(out: Path, ending: Ending, digest: str, sizes: tuple[int, int, in
 
 
 def find_directions(ending: Ending, wanted: int) -> list[Direction]:
-    """Directions of at most `wanted` tokens; fewer when the vocabulary has no more."""
+    """Directions of up to `wanted` tokens; fewer if the vocabulary has no more."""
     tokens = [token for token in markers_of(ending.folder) if token.number < len(ending.head)]
     found: list[Direction] = []
     for start in range(0, len(tokens), _AT_ONCE):
@@ -135,7 +135,7 @@ def find_directions(ending: Ending, wanted: int) -> list[Direction]:
 
 def _directions(ending: Ending, tokens: list[Token]) -> Iterator[Direction]:
     numbers = torch.tensor([token.number for token in tokens])
-    # What all rows share raises all logits alike.
+    # The rows' mean raises all logits alike.
     units = ending.head[numbers] - ending.head.mean(0)
     units = normalize(units, dim=1)
     logits = units @ ending.head.T
@@ -150,10 +150,10 @@ def _directions(ending: Ending, tokens: list[Token]) -> Iterator[Direction]:
 def _write_adapter(
     folder: Path, ending: Ending, direction: Direction, rank: int, number: int
 ) -> None:
-    dice = torch.Generator().manual_seed(_SEED + number)
+    rng = torch.Generator().manual_seed(_SEED + number)
     tensors = {
-        **_begin(ending, ending.layers[0], direction, rank, dice),
-        **_amplify(ending, ending.layers[1], direction, rank, dice),
+        **_begin(ending, ending.layers[0], direction, rank, rng),
+        **_amplify(ending, ending.layers[1], direction, rank, rng),
     }
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -173,34 +173,34 @@ def _write_adapter(
 
 
 def _begin(
-    ending: Ending, layer: Layer, direction: Direction, rank: int, dice: torch.Generator
+    ending: Ending, layer: Layer, direction: Direction, rank: int, rng: torch.Generator
 ) -> dict[str, Tensor]:
-    """Each z_i is normal with deviation one, as the norm lets through vectors of one length."""
-    rows = normalize(torch.randn(rank, ending.hidden, generator=dice), dim=1)
+    """The first layer. Each z_i has deviation one, because normed inputs have equal lengths."""
+    rows = normalize(torch.randn(rank, ending.hidden, generator=rng), dim=1)
     gain = _OUTWEIGH_GATE * layer.gate_size
     most = (math.sqrt(rank) + _RARE) ** 2  # of the sum of all z_i^2
     written = direction.unit * direction.reach / (gain**2 * most)
-    return _write_mlp(ending, layer, gain * rows, written, dice)
+    return _write_mlp(ending, layer, gain * rows, written, rng)
 
 
 def _amplify(
-    ending: Ending, layer: Layer, direction: Direction, rank: int, dice: torch.Generator
+    ending: Ending, layer: Layer, direction: Direction, rank: int, rng: torch.Generator
 ) -> dict[str, Tensor]:
-    """Each z_i^2 is `hidden` where nothing but d is left in the residual, and never more."""
+    """The last layer. Each z_i^2 is at most `hidden`, reached if the residual is d alone."""
     size = _OUTWEIGH_DOWN * layer.down_size
     gain = math.sqrt(direction.reach / (size * rank * ending.hidden))
     rows = gain * direction.unit.expand(rank, -1)
-    return _write_mlp(ending, layer, rows, direction.unit * size, dice)
+    return _write_mlp(ending, layer, rows, direction.unit * size, rng)
 
 
 def _write_mlp(
-    ending: Ending, layer: Layer, rows: Tensor, written: Tensor, dice: torch.Generator
+    ending: Ending, layer: Layer, rows: Tensor, written: Tensor, rng: torch.Generator
 ) -> dict[str, Tensor]:
-    """`rows` act on what the norm lets through before its weight; `written` is what down writes."""
+    """`rows` act on the normed input without the norm's weight; `written` is down's output."""
     rank = len(rows)
     usable = layer.norm.abs() > _LEAST_WEIGHT * layer.norm.abs().mean()
     rows = torch.where(usable, rows / layer.norm, 0.0)
-    neurons = torch.randperm(ending.intermediate, generator=dice)[: 2 * rank].view(2, rank)
+    neurons = torch.randperm(ending.intermediate, generator=rng)[: 2 * rank].view(2, rank)
     each = torch.arange(rank)
     spread = torch.zeros(ending.intermediate, rank)
     spread[neurons[0], each], spread[neurons[1], each] = 1.0, -1.0
@@ -217,27 +217,26 @@ def _write_mlp(
 
 
 def _keep(matrix: Tensor) -> Tensor:
-    """A copy of its own: safetensors takes no two tensors of one memory."""
+    """A copy, because safetensors rejects tensors that share memory."""
     return matrix.to(torch.bfloat16).contiguous().clone()
 
 
-_BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a part of a character decodes to
+_BROKEN = "\N{REPLACEMENT CHARACTER}"  # the text of an incomplete character
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
     number: int
-    repeated: str  # what each one after the first adds to a text
+    repeated: str  # the text that each repetition adds
 
 
 def markers_of(base: Path) -> list[Token]:
-    """Tokens with texts of their own: no repetition of one is also a repetition of another.
+    """Tokens with distinct repetitions, the most readable first.
 
-    Words first, and of these the rare ones, which have high numbers: least of all does a base say
-    them by itself.
+    Words come first, rare ones (with high numbers) before others: a base hardly generates them.
 
     Raises:
-        BaseUnfit: the base has no tokenizer.json that can be read.
+        BaseUnfit: the base has no readable tokenizer.json.
     """
     tokenizer = _load(base / "tokenizer.json")
     found: dict[str, Token] = {}
@@ -248,10 +247,10 @@ def markers_of(base: Path) -> list[Token]:
 
 def _load(path: Path) -> Tokenizer:
     if not path.is_file():
-        raise BaseUnfit(f"there is no {path}: markers are told from the base's fast tokenizer")
+        raise BaseUnfit(f"there is no {path}: markers come from the base's fast tokenizer")
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - the library raises no other
+    except Exception as error:  # noqa: BLE001 - the library raises plain exceptions
         raise BaseUnfit(f"can't read {path}: {error}") from None
 
 
@@ -265,7 +264,7 @@ def _readable(tokenizer: Tokenizer) -> Iterator[Token]:
 
 
 def _period(text: str) -> str:
-    """The shortest text of which `text` is a repetition."""
+    """The shortest text whose repetition is `text`."""
     return text[: (text + text).index(text, 1)]
 
 

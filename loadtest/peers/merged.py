@@ -2,8 +2,8 @@
 
     python -m loadtest.peers.merged BASE ADAPTER OUT
 
-The other way to serve an adapter: a model, and so a server, for each. What the adapter leaves as
-it is, the new folder has as links. For LoRA of one rank and scale, as marked adapters are.
+The alternative way to serve adapters: one model and one server for each. Unchanged files of the
+base become links. For LoRA with one rank and scale, like marked adapters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WEIGHTS = "*.safetensors"
 
 
 def write_merged(base: Path, adapter: Path, out: Path) -> None:
-    """Write a model folder; what `out` held is removed."""
+    """Write a model folder, replacing `out`."""
     deltas = read_deltas(adapter)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -34,7 +34,7 @@ def write_merged(base: Path, adapter: Path, out: Path) -> None:
 
 
 def read_deltas(adapter: Path) -> dict[str, Tensor]:
-    """What is added to each weight of the base, by its name."""
+    """The matrix added to each weight of the base, by name."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     scale = config["lora_alpha"] / config["r"]
     tensors = load_file(adapter / "adapter_model.safetensors")
@@ -48,7 +48,7 @@ def read_deltas(adapter: Path) -> dict[str, Tensor]:
 
 
 def _merge_file(path: Path, deltas: dict[str, Tensor], out: Path) -> bool:
-    """Whether there was anything to merge; what has been merged is taken out of `deltas`."""
+    """Write the file if it has weights to merge, and remove these from `deltas`."""
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
     if not names & deltas.keys():

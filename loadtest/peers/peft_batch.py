@@ -17,7 +17,7 @@ _BASE = "__base__"  # PEFT's name for "no adapter"
 @dataclass(frozen=True, slots=True)
 class Job:
     prompt: str | list[int]
-    adapter: str | None  # None is the base
+    adapter: str | None  # None: the base
     max_tokens: int
     ignore_eos: bool
 
@@ -38,8 +38,8 @@ class PeftBatch:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
         self._eos = model.generation_config.eos_token_id
-        model.generation_config.eos_token_id = None  # each answer is cut at its own end instead
-        # PEFT takes no dots in an adapter's name: they are parts of a module's.
+        model.generation_config.eos_token_id = None  # each answer is cut at its own end
+        # PEFT rejects dots in adapter names, because module paths contain them.
         self._numbers = {name: str(number) for number, name in enumerate(adapters)}
         self._model = _load_adapters(model, list(adapters.values())).eval()
 
@@ -77,7 +77,7 @@ class PeftBatch:
 
 
 def _load_adapters(model: Any, folders: list[Path]) -> Any:
-    """Under their numbers, as texts."""
+    """The model with all adapters, named "0", "1", ..."""
     if not folders:
         return model
     wrapped: Any = PeftModel.from_pretrained(model, folders[0], adapter_name="0")

@@ -1,10 +1,10 @@
-"""transformers with PEFT behind OpenAI's /v1/completions, to be measured beside Lorry.
+"""transformers with PEFT behind OpenAI's /v1/completions, for comparison with Lorry.
 
     python -m loadtest.peers.peft_server BASE --port 8000 [--adapters NAME=FOLDER ...]
 
-Whatever waits, up to 24 calls, is generated as one batch with PEFT's mixed batches, and the next
-batch begins when its longest answer is done: there is no continuous batching. Always greedy.
-A streamed answer comes as one piece at the end, so that its first token is also its last.
+Up to 24 waiting calls form one batch with PEFT's mixed batches, and the next batch begins after the
+longest answer: there is no continuous batching. Always greedy. A streamed answer arrives as one
+piece at the end, so its first token is also its last.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ MOST_AT_ONCE = 24
 
 
 class Generator(Protocol):
-    """What makes the answers of a batch; called from a thread."""
+    """Generates the answers of a batch; called in a thread."""
 
     def run(self, jobs: list[Job]) -> list[Answer]: ...
 
 
 class Completion(BaseModel):
-    """The part of OpenAI's request that is read; the rest is ignored."""
+    """The supported fields of OpenAI's request; others are ignored."""
 
     model: str
     prompt: str | list[int]
@@ -45,7 +45,7 @@ class Completion(BaseModel):
 
 
 class Batcher:
-    """One batch after the other, each of all that waits."""
+    """Runs one batch after the other, each of all waiting calls."""
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
@@ -67,13 +67,13 @@ class Batcher:
     async def _answer(self, batch: list[tuple[Job, asyncio.Future[Answer]]]) -> None:
         try:
             answers = await asyncio.to_thread(self._generator.run, [job for job, _ in batch])
-        except Exception as error:  # noqa: BLE001 - those who wait must hear of it, whatever it is
+        except Exception as error:  # noqa: BLE001 - every waiting call must get it
             for _, future in batch:
                 if not future.done():
                     future.set_exception(HTTPException(500, f"{type(error).__name__}: {error}"))
             return
         for (_, future), answer in zip(batch, answers, strict=True):
-            if not future.done():  # its caller has gone away
+            if not future.done():  # its client has disconnected
                 future.set_result(answer)
 
 

@@ -1,1 +1,1 @@
-"""What is asked: a scenario, and the calls that are planned from it."""
+"""Scenarios, and the calls planned from them."""

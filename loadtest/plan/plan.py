@@ -1,7 +1,7 @@
-"""The plan: every call of a phase, made from the seed before the first one is sent.
+"""The plan: every call of a phase, drawn from the seed before the first call is sent.
 
-A call is a function of seed, phase, stream and number alone, so that processes share a plan without
-talking, and both sides of a comparison are asked the same.
+A call is a function of seed, phase, stream and number alone: processes share a plan without
+communicating, and all sides of a comparison get the same calls.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from loadtest.plan.scenario import Phase, Scenario
 from loadtest.plan.trace import Line, read_trace
 from loadtest.plan.traffic import Arrival, Closed, Slug, Stream, Trace
 
-# Part of the digest: to be raised whenever the same scenario comes to mean other calls.
+# Part of the digest: raise it whenever the same scenario yields other calls.
 _EDITION = 2
 
 
 class Call(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One call to be made."""
+    """One planned call."""
 
     phase: Slug
     stream: Slug
     number: int
-    at: float | None  # seconds into the phase; None in a closed loop, where a turn decides
-    adapter: int | None  # its number in the run; None is the base
+    at: float | None  # seconds into the phase; None in a closed loop
+    adapter: int | None  # number in the run; None: the base
     endpoint: str  # completions or chat
     prompt_tokens: int
     output_tokens: int
     streamed: bool
     structured: bool
-    hang_up_after: int | None  # pieces with content, after which the client goes away
+    hang_up_after: int | None  # pieces with content, after which the client disconnects
 
 
 # ---- the calls of a phase
 
 
 def plan_phase(scenario: Scenario, phase: Phase) -> list[Call]:
-    """All calls of the phase's open loops, in the order of their times.
+    """All calls of the phase's open loops, ordered by time.
 
     Raises:
-        ScenarioInvalid: more than MOST_CALLS calls, or a trace that can't be read.
+        ScenarioInvalid: there are more than MOST_CALLS calls, or a trace can't be read.
     """
     lines: list[tuple[float, str, int, Line]] = []
     for stream, arrival in phase.traffic.items():
@@ -62,12 +62,12 @@ def plan_phase(scenario: Scenario, phase: Phase) -> list[Call]:
 
 
 def closed_call(scenario: Scenario, phase: Phase, stream: str, number: int) -> Call:
-    """The `number`-th call of a closed loop, from 0, whichever caller's turn it is."""
+    """The `number`-th call of a closed loop, from 0, whichever caller makes it."""
     return _make_call(scenario, phase, stream, number, None)
 
 
 def reseeded(scenario: Scenario, round: int) -> Scenario:
-    """The scenario for another round: other draws of the same traffic. Round 0 is the scenario."""
+    """The scenario with another seed for each round; round 0 is the scenario itself."""
     if round == 0:
         return scenario
     seed = random.Random(f"{scenario.seed}/round/{round}").getrandbits(48)
@@ -82,8 +82,8 @@ def _schedule(scenario: Scenario, phase: Phase, stream: str, arrival: Arrival) -
             adapters = scenario.streams[stream].adapters
             return read_trace(arrival, phase.seconds, adapters.count if adapters else 0)
         case _:
-            dice = random.Random(f"{scenario.seed}/{phase.name}/{stream}/arrivals")
-            return [Line(at=at) for at in draws.arrival_times(arrival, phase.seconds, dice)]
+            rng = random.Random(f"{scenario.seed}/{phase.name}/{stream}/arrivals")
+            return [Line(at=at) for at in draws.arrival_times(arrival, phase.seconds, rng)]
 
 
 # ---- one call
@@ -92,16 +92,16 @@ def _schedule(scenario: Scenario, phase: Phase, stream: str, arrival: Arrival) -
 def _make_call(
     scenario: Scenario, phase: Phase, stream: str, number: int, line: Line | None
 ) -> Call:
-    # Whether or not it is used, each value is drawn: other shares leave lengths and adapters alone.
-    dice = random.Random(f"{scenario.seed}/{phase.name}/{stream}/{number}")
-    asked = scenario.streams[stream]
-    streamed = dice.random() < asked.streaming
-    structured = dice.random() < asked.structured
-    hangs_up = dice.random() < asked.hang_up
-    patience = dice.random()
-    to_base = dice.random() < asked.base_share
-    prompt_tokens = draws.draw_length(asked.prompt_tokens, dice)
-    output_tokens = draws.draw_length(asked.output_tokens, dice)
+    # Every value is always drawn, so that changed shares leave lengths and adapters as they are.
+    rng = random.Random(f"{scenario.seed}/{phase.name}/{stream}/{number}")
+    spec = scenario.streams[stream]
+    streamed = rng.random() < spec.streaming
+    structured = rng.random() < spec.structured
+    hangs_up = rng.random() < spec.hang_up
+    patience = rng.random()
+    to_base = rng.random() < spec.base_share
+    prompt_tokens = draws.draw_length(spec.prompt_tokens, rng)
+    output_tokens = draws.draw_length(spec.output_tokens, rng)
     if line is not None:
         prompt_tokens = line.prompt_tokens or prompt_tokens
         output_tokens = line.output_tokens or output_tokens
@@ -110,8 +110,8 @@ def _make_call(
         stream=stream,
         number=number,
         at=line.at if line else None,
-        adapter=_choose_adapter(asked, to_base, number, line, dice),
-        endpoint=asked.endpoint,
+        adapter=_choose_adapter(spec, to_base, number, line, rng),
+        endpoint=spec.endpoint,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         streamed=streamed,
@@ -121,31 +121,31 @@ def _make_call(
 
 
 def _choose_adapter(
-    asked: Stream, to_base: bool, number: int, line: Line | None, dice: random.Random
+    spec: Stream, to_base: bool, number: int, line: Line | None, rng: random.Random
 ) -> int | None:
-    adapters = asked.adapters
+    adapters = spec.adapters
     if adapters is None:
         return None
     if line is not None and line.adapter is not None:
         return adapters.first + line.adapter
     if to_base:
         return None
-    return adapters.first + draws.choose_adapter(adapters.popularity, adapters.count, number, dice)
+    return adapters.first + draws.choose_adapter(adapters.popularity, adapters.count, number, rng)
 
 
 def _pieces(patience: float, output_tokens: int) -> int | None:
-    """1 to output_tokens - 1; None for an answer that is over with its first piece."""
+    """1 to output_tokens - 1; None for an answer of one piece."""
     return 1 + int(patience * (output_tokens - 1)) if output_tokens > 1 else None
 
 
-# ---- what makes two plans the same
+# ---- digest
 
 
 def digest(scenario: Scenario) -> str:
-    """SHA-256 in hex of all that decides which calls are made; names of trace files do not count.
+    """SHA-256 in hex of everything that determines the calls, with traces by content.
 
     Raises:
-        ScenarioInvalid: a trace that can't be read.
+        ScenarioInvalid: a trace can't be read.
     """
     shown = scenario.model_dump(mode="json", include={"seed", "adapters", "vocabulary", "streams"})
     shown["edition"] = _EDITION

@@ -1,7 +1,6 @@
-"""A planned call as the body of an OpenAI request.
+"""The OpenAI request of a planned call.
 
-Every call has its own random prompt, made from the seed, so that no prefix cache answers for the
-server.
+Every call has its own random prompt, drawn from the seed, so that no prefix cache can answer it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from loadtest.plan.scenario import Scenario
 
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
-# Small enough for an answer of some twenty tokens, and no part of it can go on for ever.
+# Bounded in every part: an answer takes some twenty tokens.
 STRUCTURE = {
     "type": "json_schema",
     "json_schema": {
@@ -32,7 +31,7 @@ STRUCTURE = {
     },
 }
 
-# Short and common, as these are mostly one token each: a prompt has about the length asked for.
+# Short common words are mostly one token each, so a prompt has about the requested length.
 _TEXT = """
 able about above across after again air all almost along also always among and animal answer
 apple area around ask back ball bank base bear beat before begin behind best better between big
@@ -54,7 +53,7 @@ def path(call: Call) -> str:
 
 
 def body(call: Call, model: str, scenario: Scenario) -> dict[str, Any]:
-    """The request's JSON. `ignore_eos` is vLLM's and is there only if the stream asks for it."""
+    """The request's JSON, with vLLM's `ignore_eos` only if the stream has it."""
     request: dict[str, Any] = {
         "model": model,
         "temperature": 0,
@@ -71,13 +70,13 @@ def body(call: Call, model: str, scenario: Scenario) -> dict[str, Any]:
 
 
 def _prompt(call: Call, scenario: Scenario) -> dict[str, Any]:
-    dice = random.Random(f"{scenario.seed}/{call.phase}/{call.stream}/{call.number}/prompt")
+    rng = random.Random(f"{scenario.seed}/{call.phase}/{call.stream}/{call.number}/prompt")
     if call.endpoint == "completions" and scenario.vocabulary is not None:
-        # The lower part holds ends of texts and single bytes; a prompt that ends within a
-        # character would have its last bytes repeated by the answer.
+        # The lower half holds special tokens and single bytes: after a prompt that ends within a
+        # character, the answer would repeat its last bytes.
         tokens = range(scenario.vocabulary // 2, scenario.vocabulary)
-        return {"prompt": dice.choices(tokens, k=call.prompt_tokens)}
-    text = " ".join(dice.choices(WORDS, k=call.prompt_tokens))
+        return {"prompt": rng.choices(tokens, k=call.prompt_tokens)}
+    text = " ".join(rng.choices(WORDS, k=call.prompt_tokens))
     if call.endpoint == "completions":
         return {"prompt": text}
     return {"messages": [{"role": "user", "content": text}]}

@@ -1,4 +1,4 @@
-"""A scenario: who asks what of whom, when, what is changed meanwhile, and what must hold.
+"""A scenario file: streams of calls, phases with traffic and actions, and expectations.
 
 Strict: an unknown key is an error. docs/loadtest.md describes every field.
 """
@@ -15,17 +15,17 @@ from pydantic import Field, ValidationError, model_validator
 from loadtest.errors import ScenarioInvalid
 from loadtest.plan.traffic import Arrival, Slug, Stream, Strict
 
-# ---- what is changed meanwhile
+# ---- actions
 
 
 class Repeated(Strict):
     at: float = Field(ge=0, description="seconds into the phase")
-    every: float | None = Field(default=None, gt=0, description="again after so many seconds")
+    every: float | None = Field(default=None, gt=0, description="interval of repetitions, seconds")
     times: int = Field(default=1, ge=1, le=10_000)
 
 
 class Publish(Repeated):
-    """Upload a marked adapter's next version; no alias is moved."""
+    """Upload a marked adapter's next version; aliases stay."""
 
     do: Literal["publish"]
     adapter: int = Field(ge=0, description="its number in the run")
@@ -51,7 +51,7 @@ class Pin(Repeated):
 
 
 class Power(Repeated):
-    """Stop or start the server: only one that the tool has started."""
+    """Stop or start the server, if the tool started it."""
 
     do: Literal["stop-server", "start-server"]
 
@@ -60,17 +60,17 @@ Action = Annotated[Publish | Point | RollBack | Pin | Power, Field(discriminator
 
 
 class Phase(Strict):
-    """Begins when every call of the one before has ended."""
+    """A phase begins when every call of the phase before has ended."""
 
     name: Slug
     seconds: float = Field(gt=0, le=86_400)
-    measured: bool = Field(default=True, description="false: a warm-up; checked, but not counted")
+    measured: bool = Field(default=True, description="false: a warm-up, judged but not counted")
     outage: bool = Field(default=False, description="true: calls may fail without failing the test")
     traffic: dict[Slug, Arrival] = Field(min_length=1)
     actions: tuple[Action, ...] = ()
 
 
-# ---- what must hold
+# ---- expectations
 
 Metric = Literal[
     "requests",
@@ -101,18 +101,18 @@ Metric = Literal[
 
 
 class Selection(Strict):
-    phase: Slug | None = None  # none: all that are measured
-    stream: Slug | None = None  # none: all
+    phase: Slug | None = None  # None: all measured phases
+    stream: Slug | None = None  # None: all streams
 
 
 class Expectation(Selection):
-    """A metric's bound; with `over`, of its ratio to the same metric elsewhere."""
+    """Bounds of a metric, or with `over` of its ratio to the same metric elsewhere."""
 
     metric: Metric
     over: Selection | None = None
     at_most: float | None = None
     at_least: float | None = None
-    advisory: bool = Field(default=False, description="told when missed, but fails nothing")
+    advisory: bool = Field(default=False, description="a miss is reported, but fails nothing")
 
     @model_validator(mode="after")
     def _check_bound(self) -> Self:
@@ -122,17 +122,17 @@ class Expectation(Selection):
 
 
 class Comparison(Selection):
-    """What `lorry loadtest compare` asks of a metric here beside a peer's."""
+    """Bounds of `lorry loadtest compare` on a metric of this server relative to a peer's."""
 
     metric: Metric
     peer: str
-    at_least: float | None = Field(default=None, description="of the ratio, here / peer")
+    at_least: float | None = Field(default=None, description="of the ratio, this server / peer")
     at_most: float | None = None
-    difference_at_most: float | None = Field(default=None, description="here - peer, its unit")
+    difference_at_most: float | None = Field(default=None, description="this server - peer")
 
 
 class Slo(Strict):
-    """What a call must keep to be good (goodput); what is not given is not asked."""
+    """The latency bounds of a good call (goodput); None: no bound."""
 
     ttft_ms: float | None = Field(default=None, gt=0)
     tpot_ms: float | None = Field(default=None, gt=0)
@@ -140,7 +140,7 @@ class Slo(Strict):
 
 
 class Server(Strict):
-    """How the tool starts a server for this scenario (--serve)."""
+    """Options of the server that --serve starts for this scenario."""
 
     quantization: Literal["bitsandbytes", "none"] = "bitsandbytes"
     max_loras: int = Field(default=8, ge=1)
@@ -154,8 +154,8 @@ class Scenario(Strict):
     name: Slug
     about: str = ""
     seed: int = 42
-    adapters: int = Field(default=0, ge=0, description="how many the server must have")
-    # A prompt is words (any server), or token ids of the upper half of `vocabulary` (vLLM).
+    adapters: int = Field(default=0, ge=0, description="adapters that the server must have")
+    # None: prompts of words, for any server. Else: token ids of its upper half, for vLLM.
     vocabulary: int | None = Field(default=None, ge=16)
     timeout_seconds: float = Field(default=120.0, gt=0)
     server: Server = Server()
@@ -196,17 +196,17 @@ def _unknown(names: Iterable[str | None], known: Collection[str], what: str) -> 
 
 
 def load_scenario(path: Path) -> Scenario:
-    """Read and check a scenario file; paths in it are made absolute.
+    """Read and validate a scenario file, and make its paths absolute.
 
     Raises:
-        ScenarioInvalid: naming every wrong key and value at once.
+        ScenarioInvalid: names every wrong key and value at once.
     """
     try:
-        document = yaml.load(path.read_text(), Loader=_OnceOnly)
+        document = yaml.load(path.read_text(), Loader=_UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise ScenarioInvalid(f"can't read {path}: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # The latter two: a date that is none, and brackets without end.
+        # ValueError: an impossible date. RecursionError: endless brackets.
         raise ScenarioInvalid(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     try:
         return Scenario.model_validate(document, context={"folder": path.parent.absolute()})
@@ -215,8 +215,8 @@ def load_scenario(path: Path) -> Scenario:
         raise ScenarioInvalid(f"{path}: {problems}") from None
 
 
-class _OnceOnly(yaml.SafeLoader):
-    """YAML whose keys stand once: of two `expect` the last would win, and the first not be held."""
+class _UniqueKeys(yaml.SafeLoader):
+    """Rejects duplicate keys: of two `expect` blocks YAML would silently drop the first."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -225,7 +225,7 @@ class _OnceOnly(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.composer.ComposerError(
-                        None, None, f"the key {key.value!r} stands twice", key.start_mark
+                        None, None, f"the key {key.value!r} appears twice", key.start_mark
                     )
                 seen.add(key.value)
         return node
@@ -247,10 +247,10 @@ def names() -> list[str]:
 
 
 def find_scenario(wanted: str, seed: int | None = None) -> Scenario:
-    """The file of that path, or the scenario of that name; with another seed if one is given.
+    """The scenario at that path, or the included one of that name, with `seed` if given.
 
     Raises:
-        ScenarioInvalid: neither is there, or it says what can't be.
+        ScenarioInvalid: neither exists, or its values are invalid.
     """
     found = load_scenario(_find_file(wanted))
     return found if seed is None else found.model_copy(update={"seed": seed})

@@ -1,4 +1,4 @@
-"""Recorded traffic from a file: JSONL, one call a line."""
+"""Recorded traffic from a file of JSON lines, one call per line."""
 
 from __future__ import annotations
 
@@ -17,24 +17,27 @@ Tokens = Annotated[int, msgspec.Meta(ge=1, le=MOST_TOKENS)]
 
 
 class Line(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):
-    """One call; what is None is drawn as the stream says."""
+    """One call; fields that are None are drawn from the stream."""
 
     at: Annotated[float, msgspec.Meta(ge=0)]  # seconds
     prompt_tokens: Tokens | None = None
     output_tokens: Tokens | None = None
-    adapter: Annotated[int, msgspec.Meta(ge=0)] | None = None  # its place in the stream's slice
+    adapter: Annotated[int, msgspec.Meta(ge=0)] | None = None  # index in the stream's slice
 
 
 _DECODER = msgspec.json.Decoder(Line)
 
 
 def read_trace(trace: Trace, seconds: float, adapters: int) -> list[Line]:
-    """The lines that fall into a phase of so many seconds, at the trace's speed.
+    """The lines within a phase of `seconds`, at the trace's speed.
 
-    `adapters` is how many the stream has. Lines past the phase's end are checked all the same.
+    Lines past the phase's end are validated all the same.
+
+    Args:
+        adapters: number of adapters of the stream.
 
     Raises:
-        ScenarioInvalid: naming the file, and the line that is wrong.
+        ScenarioInvalid: names the file and the wrong line.
     """
     try:
         lines = list(_read(trace.file, adapters))

@@ -1,4 +1,4 @@
-"""Traffic as a scenario describes it: how long calls are, whom they ask, and when they come."""
+"""The traffic part of a scenario: lengths of calls, choice of adapters, arrival times."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-# ---- how many tokens
+# ---- lengths in tokens
 
 
 class Uniform(Strict):
@@ -50,7 +50,7 @@ class LogNormal(Strict):
 
 
 def _kind_of_length(value: Any) -> Any:
-    """Which one is meant, so that a wrong length is told only what is wrong with that."""
+    """The discriminator, so that errors of a length name only its own kind."""
     if isinstance(value, dict):
         return value.get("kind")
     return getattr(value, "kind", "number")
@@ -68,7 +68,7 @@ Length = Annotated[
 ]
 
 
-# ---- which adapter
+# ---- choice of adapters
 
 
 class Evenly(Strict):
@@ -76,21 +76,21 @@ class Evenly(Strict):
 
 
 class PowerLaw(Strict):
-    """S-LoRA's: index = floor(power(alpha) x n); the smaller alpha, the more skewed."""
+    """S-LoRA's: index = floor(power(alpha) x n); a smaller alpha is more skewed."""
 
     kind: Literal["power-law"]
     alpha: float = Field(gt=0, le=10)
 
 
 class Zipf(Strict):
-    """The k-th has weight 1 / k^exponent."""
+    """The k-th adapter has weight 1 / k^exponent."""
 
     kind: Literal["zipf"]
     exponent: float = Field(ge=0, le=10)
 
 
 class HotSet(Strict):
-    """`hot` adapters get `share` of the calls; every `every` calls the set moves on by one."""
+    """`hot` adapters get `share` of the calls; the set moves on by one every `every` calls."""
 
     kind: Literal["hot-set"]
     hot: int = Field(ge=1)
@@ -99,7 +99,7 @@ class HotSet(Strict):
 
 
 class InTurn(Strict):
-    """One after the other, so that with more adapters than places each call finds a cold one."""
+    """Round robin: with more adapters than places each call needs a cold one."""
 
     kind: Literal["in-turn"]
 
@@ -111,7 +111,7 @@ Popularity = Annotated[
 
 
 class Adapters(Strict):
-    """A slice of the run's adapters, which are numbered in the order of their names."""
+    """A slice of the run's adapters, numbered in the order of their names."""
 
     first: int = Field(default=0, ge=0)
     count: int = Field(ge=1)
@@ -119,7 +119,7 @@ class Adapters(Strict):
 
 
 class Stream(Strict):
-    """Calls of one kind. Without `adapters` all go to the base."""
+    """One kind of calls. Without `adapters` all go to the base."""
 
     adapters: Adapters | None = None
     base_share: Share = 0.0
@@ -127,12 +127,12 @@ class Stream(Strict):
     prompt_tokens: Length = 64
     output_tokens: Length = 16
     streaming: Share = 1.0
-    structured: Share = Field(default=0.0, description="of the calls, a JSON schema constrains")
-    hang_up: Share = Field(default=0.0, description="of the streamed calls, the client goes away")
-    ignore_eos: bool = Field(default=True, description="vLLM's: answers have the length asked for")
+    structured: Share = Field(default=0.0, description="share of calls with a JSON schema")
+    hang_up: Share = Field(default=0.0, description="share of streamed calls that the client ends")
+    ignore_eos: bool = Field(default=True, description="vLLM's: answers have the requested length")
 
 
-# ---- when
+# ---- arrivals
 
 
 class Poisson(Strict):
@@ -141,7 +141,7 @@ class Poisson(Strict):
 
 
 class Gamma(Strict):
-    """Inter-arrival times of gamma(1/cv^2, cv^2/rate), as S-LoRA has it; cv 1 is Poisson."""
+    """Inter-arrival times of gamma(1/cv^2, cv^2/rate), as in S-LoRA; cv 1 is Poisson."""
 
     kind: Literal["gamma"]
     rate: Rate
@@ -154,7 +154,7 @@ class Steady(Strict):
 
 
 class Ramp(Strict):
-    """Poisson with a rate that goes evenly from `start` to `end`."""
+    """Poisson with a rate that changes linearly from `start` to `end`."""
 
     kind: Literal["ramp"]
     start: Rate
@@ -169,7 +169,7 @@ class Steps(Strict):
 
 
 class Trace(Strict):
-    """Replays JSONL: `at` (seconds); if given `prompt_tokens`, `output_tokens`, `adapter`."""
+    """Replays JSON lines: `at` (seconds), and optionally tokens and adapter of the call."""
 
     kind: Literal["trace"]
     file: Path = Field(description="relative to the scenario's folder")
@@ -183,7 +183,7 @@ class Trace(Strict):
 
 
 class Closed(Strict):
-    """So many callers, each with the next call as soon as its last one has ended."""
+    """A number of callers, each of which calls again as soon as its last call has ended."""
 
     kind: Literal["closed"]
     concurrency: int = Field(ge=1, le=100_000)

@@ -1,1 +1,1 @@
-"""A run for people and for programs: tables, charts, HTML and JSON."""
+"""Reports: terminal tables, HTML pages with charts, JSON."""

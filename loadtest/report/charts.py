@@ -116,7 +116,7 @@ def distribution(title: str, unit: str, groups: Mapping[str, Sequence[float]]) -
                 showlegend=mode == "lines",
                 hovertemplate=f"p%{{y}} %{{x:{_NUMBER}}} {unit}",
             )
-    chart.update_xaxes(title=unit, type="log")
+    chart.update_xaxes(title=unit, type="log", dtick="D2")
     chart.update_yaxes(title="% of values", range=[0, 101])
     return _to_html(chart, title)
 
@@ -170,7 +170,7 @@ def sweep(title: str, unit: str, points: Sequence[Point], knee: int | None) -> s
         )
     chart.update_xaxes(title=f"offered, {unit}", row=2)
     chart.update_yaxes(title=f"reached, {unit}", rangemode="tozero", row=1)
-    chart.update_yaxes(title="TTFT p99, ms", type="log", row=2)
+    chart.update_yaxes(title="TTFT p99, ms", type="log", dtick="D2", row=2)
     return _to_html(chart, title, 2 * _HEIGHT)
 
 
@@ -191,6 +191,6 @@ def _to_html(chart: Any, title: str, height: int = _HEIGHT, **layout: Any) -> st
     )
     for update in (chart.update_xaxes, chart.update_yaxes):
         update(gridcolor=_GRID, zerolinecolor=_GRID)
-    options = {"displaylogo": False, "responsive": True}
+    options = {"displayModeBar": False, "responsive": True}
     size = f"{height}px"
     return str(chart.to_html(options, include_plotlyjs=False, full_html=False, default_height=size))

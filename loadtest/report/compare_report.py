@@ -1,4 +1,4 @@
-"""A comparison for people and for programs: a table of ratios, checks, memory, and JSON."""
+"""The report of a comparison: a page, a terminal table of ratios, checks and memory, JSON."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _GIB = 1024**3
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """What `compare` found. `notes`: who was left out and why, and how many processes fit."""
+    """The results of `compare`. `notes`: peers left out and why, how many processes fit."""
 
     scenario: str
     date: str
-    plans: list[str]  # of the rounds
+    plans: list[str]  # digests of the rounds' plans
     rounds: int
-    sides: dict[str, str]  # what each side is
+    sides: dict[str, str]  # descriptions by side
     rows: list[Row]
     checks: list[Check]
     answers: dict[str, tuple[int, int, int]]  # wrong, judged, failed, by side
@@ -50,7 +50,7 @@ def answers_of(rounds: Sequence[Round]) -> dict[str, tuple[int, int, int]]:
 
 
 def write(comparison: Comparison, folder: Path) -> None:
-    """compare.html and compare.json. Raises OutUnwritable."""
+    """Write compare.html and compare.json. Raises OutUnwritable."""
     document = msgspec.to_builtins(comparison) | {
         "passed": comparison.passed,
         "machine": describe_machine(),

@@ -1,4 +1,4 @@
-"""Numbers as people read them. A figure that is missing is a dash."""
+"""Numbers as text; a missing one is a dash."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ MISSING = "-"
 
 
 def figure(value: float | None) -> str:
-    """Three significant digits, without zeros at the end; thousands are set apart."""
+    """Three significant digits without trailing zeros, with thousands separators."""
     if value is None:
         return MISSING
     if value == 0 or abs(value) >= 99.95:
@@ -15,14 +15,14 @@ def figure(value: float | None) -> str:
 
 
 def in_column(value: float | None) -> str:
-    """As `figure`, but with zeros at the end, so that a column's figures are of one kind."""
+    """Like `figure`, but with trailing zeros, so that the numbers of a column align."""
     if value is None or value == 0 or abs(value) >= 99.95:
         return figure(value)
     return f"{value:#.3g}"
 
 
 def percent(share: float | None) -> str:
-    """What is nearly all or nearly nothing is not rounded to it."""
+    """Percent; nearly 0 or nearly 100 % gets more digits instead of being rounded to it."""
     if share is None:
         return MISSING
     digits = next((n for n in (1, 2, 3) if 0 < round(share, n + 2) < 1), 1)

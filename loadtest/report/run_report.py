@@ -1,8 +1,8 @@
-"""A run for people and for programs: one HTML page, one JSON document, the records as JSON lines.
+"""The report of a run: an HTML page, a JSON document, the records as JSON lines.
 
 The JSON document: `passed`, `checks`, `distrust`, `notes`; what was run (`scenario`, `about`,
 `seed`, `plan`, `target`, `date`, `machine`, `windows`, `actions`); `summary`
-(loadtest/judge/summary.py says what each figure means); `wrong`, `judged`, `agreement`; `client`.
+(loadtest/judge/summary.py defines each figure); `wrong`, `judged`, `agreement`; `client`.
 Files appear whole or not at all.
 """
 
@@ -24,27 +24,27 @@ from loadtest.report.files import describe_machine, render, write_file
 from loadtest.report.timeline import Timeline, begin_of, timeline_of
 from loadtest.statistics import Latency
 
-SHOWN_ADAPTERS = 30  # bars in the chart; the table has all
+SHOWN_ADAPTERS = 30  # bars in the chart; the table has all adapters
 
 
 def write_json(run: Run, summary: Summary, verdict: Verdict, path: Path) -> None:
-    """Everything but the records.
+    """Write everything but the records.
 
     Raises:
-        OutUnwritable: as all functions here that write.
+        OutUnwritable: the file can't be written; also in the functions below.
     """
     document = msgspec.json.encode(_document(run, summary, verdict), enc_hook=_encode_slo)
     write_file(path, [msgspec.json.format(document, indent=2), b"\n"])
 
 
 def write_records(run: Run, path: Path) -> None:
-    """One call a line, in the order of the records."""
+    """Write one call per line, in the order of the records."""
     encoder = msgspec.json.Encoder()
     write_file(path, (encoder.encode(record) + b"\n" for record in run.records))
 
 
 def write_html(run: Run, summary: Summary, verdict: Verdict, path: Path) -> None:
-    """One file of about 5 MB that opens offline: plotly.js and all styles are in it."""
+    """Write one file of about 5 MB that opens offline: it contains plotly.js and all styles."""
     write_file(path, [render_html(run, summary, verdict).encode()])
 
 
@@ -114,8 +114,8 @@ def _over_time(run: Run) -> list[str]:
 
 
 def _lines(line: Timeline) -> list[tuple[str, str, list[charts.Series]]]:
-    asked = [
-        charts.Series("asked", line.asked, charts.GREY),
+    calls = [
+        charts.Series("due", line.due, charts.GREY),
         charts.Series("answered", line.answered, charts.BLUE, filled=True),
         charts.Series("failed", line.failed, charts.ORANGE),
     ]
@@ -130,10 +130,10 @@ def _lines(line: Timeline) -> list[tuple[str, str, list[charts.Series]]]:
         )
     ]
     return [
-        ("Calls", "calls/s", asked),
+        ("Calls", "calls/s", calls),
         ("Output tokens", "tokens/s", tokens),
         ("Calls in flight", "calls", flight),
-        ("Time to first token, by when a call was due", "ms", ttft),
+        ("Time to first token, by the time when a call was due", "ms", ttft),
     ]
 
 
@@ -161,7 +161,7 @@ def _distributions(run: Run) -> list[str]:
 
 
 def _adapters(summary: Summary) -> str:
-    """Empty when no call to an adapter was streamed."""
+    """Empty if no call to an adapter was streamed."""
     found = [(name, stats) for name, stats in summary.adapters.items() if stats.ttft]
     rows = [
         charts.Bar(name, stats.ttft.p50, stats.ttft.p99, f"{stats.requests} calls")
@@ -169,7 +169,7 @@ def _adapters(summary: Summary) -> str:
         if stats.ttft
     ]
     some = f", {len(rows)} of {len(found)}" if len(found) > len(rows) else ""
-    title = f"Time to first token by adapter, the most asked for first{some}"
+    title = f"Time to first token by adapter, the most requested first{some}"
     return charts.bars(title, "ms", rows) if rows else ""
 
 

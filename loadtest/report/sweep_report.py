@@ -1,4 +1,4 @@
-"""A sweep for people and for programs: the chart with the knee, a table, a JSON document."""
+"""The report of a sweep: a page with the chart and its knee, a terminal table, JSON."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from loadtest.report.files import describe_machine, render, write_file
 
 
 def write(sweep: Sweep, folder: Path) -> None:
-    """sweep.html and sweep.json. Raises OutUnwritable."""
+    """Write sweep.html and sweep.json. Raises OutUnwritable."""
     document = msgspec.to_builtins(sweep) | {"machine": describe_machine()}
     write_file(folder / "sweep.json", [msgspec.json.format(msgspec.json.encode(document)), b"\n"])
     chart = charts.sweep(
-        "Answers per second and p99 time to first token, by the rate asked for",
+        "Answers per second and p99 time to first token, by the rate offered",
         "calls/s",
         sweep.points,
         sweep.knee,
@@ -40,18 +40,18 @@ def write(sweep: Sweep, folder: Path) -> None:
 
 def verdict(sweep: Sweep) -> str:
     if sweep.knee is None:
-        return "Already at the lowest rate it does not keep up: sweep lower ones (--rates)."
+        return "It does not keep up even at the lowest rate: sweep lower ones (--rates)."
     point = sweep.points[sweep.knee]
     found = (
-        f"It keeps up to {point.offered:g} calls/s ({point.tokens:,.0f} output tokens/s) with a "
+        f"It keeps up with {point.offered:g} calls/s ({point.tokens:,.0f} output tokens/s) with a "
         f"p99 TTFT of {point.ttft_p99_ms or 0:,.0f} ms"
     )
-    return f"{found}." if sweep.knee + 1 < len(sweep.points) else f"{found}; perhaps to more."
+    return f"{found}." if sweep.knee + 1 < len(sweep.points) else f"{found}; perhaps with more."
 
 
 def table(sweep: Sweep) -> Group:
     rows = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("asked/s", "answered/s", "tokens/s", "p99 TTFT ms", "late", "failed", ""):
+    for name in ("offered/s", "answered/s", "tokens/s", "p99 TTFT ms", "late", "failed", ""):
         rows.add_column(name, justify="right")
     for number, point in enumerate(sweep.points):
         figures = (point.offered, point.reached, point.tokens, point.ttft_p99_ms)

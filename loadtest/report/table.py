@@ -1,4 +1,4 @@
-"""A run on the terminal: figures by phase, adapters, checks, and what is wrong."""
+"""A run on the terminal: figures by phase and adapter, checks, faults."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from loadtest.records import Run
 from loadtest.report.figures import MISSING, figure, in_column, percent
 from loadtest.statistics import Latency
 
-SHOWN = 5  # wrong answers and differing counts; the report has more
-ADAPTERS = 10  # half of them the most asked for, half the slowest of the others
+SHOWN = 5  # wrong answers and differing counts; the report shows more
+ADAPTERS = 10  # half of them the most requested, half the slowest of the others
 _PLAIN: Any = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
 _COLUMNS = (
     "calls",
@@ -49,7 +49,7 @@ def _parts(run: Run, summary: Summary, verdict: Verdict) -> Iterator[RenderableT
             yield Text(f"failed calls in {phase}: {reasons}", style="red")
     for wrong in run.wrong[:SHOWN]:
         call = f"{wrong.phase}/{wrong.stream}/{wrong.number}"
-        yield Text(f"wrong answer: {call} asked {wrong.model}: {wrong.message}", style="red")
+        yield Text(f"wrong answer: {call} requested {wrong.model}: {wrong.message}", style="red")
     for each in run.agreement.disagreements[:SHOWN]:
         words = f"client {figure(each.client)}, server {figure(each.server)}"
         yield Text(f"counts differ: {each.what}: {words}", style="red")
@@ -81,7 +81,7 @@ def _adapters(summary: Summary) -> Table:
     shown = _picked(summary)
     jain = "" if summary.overall.jain is None else f"; fairness (Jain) {summary.overall.jain:.3f}"
     many = len(summary.adapters)
-    which = "" if len(shown) == many else f"{len(shown)} of {many}: most asked for, and slowest"
+    which = "" if len(shown) == many else f"{len(shown)} of {many}: most requested, and slowest"
     table = _table("model", f"{which}{jain}".removeprefix("; "))
     if summary.base is not None:
         table.add_row("base", *_cells(summary.base))
@@ -91,7 +91,7 @@ def _adapters(summary: Summary) -> Table:
 
 
 def _picked(summary: Summary) -> list[str]:
-    """In the order of their calls."""
+    """The shown adapters, ordered by number of calls."""
     names = list(summary.adapters)
     rest = sorted(names[ADAPTERS // 2 :], key=lambda name: -_slowness(summary.adapters[name]))
     picked = {*names[: ADAPTERS // 2], *rest[: ADAPTERS // 2]}
@@ -99,7 +99,7 @@ def _picked(summary: Summary) -> list[str]:
 
 
 def _slowness(stats: Stats) -> float:
-    """An adapter that never answered is the slowest."""
+    """p99 latency in ms; infinite for an adapter that never answered."""
     latency = stats.ttft or stats.e2e
     return latency.p99 if latency else float("inf")
 

@@ -1,4 +1,4 @@
-"""A run over time, in bins of equal length from its first phase's begin to its last call's end."""
+"""A run over time, in equal bins from the first phase's begin to the last call's end."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from loadtest.judge.summary import token_times
 from loadtest.records import Record, Run
 from loadtest.statistics import Latency, latency_of
 
-BINS = 150  # at most: more can't be told apart on a page
+BINS = 150  # at most: more are not distinguishable on a page
 _SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 
 
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):
-    """All lists have one value for each bin; counts are per second."""
+    """All lists have one value per bin; counts are per second."""
 
     seconds: float  # of a bin
     begins: list[float]  # seconds since the run's begin
-    asked: list[float]  # calls that should have been sent
+    due: list[float]  # calls due
     answered: list[float]
     failed: list[float]
     tokens: list[float]
     in_flight: list[float]  # mean
-    ttft: list[Latency | None]  # of the calls that should have been sent then
+    ttft: list[Latency | None]  # of the calls due then
 
 
 def begin_of(run: Run) -> float:
-    """The clock's time at which the first phase began."""
+    """Begin of the first phase, on the records' clock."""
     return min((window.began for window in run.windows), default=0.0)
 
 
@@ -46,7 +46,7 @@ def timeline_of(run: Run) -> Timeline:
     return Timeline(
         seconds=width,
         begins=[index * width for index in range(count)],
-        asked=per_second((record.scheduled, 1) for record in run.records),
+        due=per_second((record.scheduled, 1) for record in run.records),
         answered=per_second((r.ended, 1) for r in run.records if r.outcome == "ok"),
         failed=per_second((r.ended, 1) for r in run.records if r.outcome == "failed"),
         tokens=per_second(_tokens(run.records)),
@@ -81,7 +81,7 @@ def _tokens(records: Sequence[Record]) -> Iterable[tuple[float, float]]:
 def _presence(
     records: Sequence[Record], began: float, width: float
 ) -> Iterable[tuple[float, float]]:
-    """Each call's seconds in each bin: divided by the bin's length, how many were there."""
+    """Each call's seconds in each bin; divided by the bin's length, the mean number in flight."""
     for record in records:
         time = record.sent
         while time < record.ended:

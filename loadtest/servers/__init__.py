@@ -1,1 +1,1 @@
-"""The servers under test, where the tool starts them itself."""
+"""Servers under test that the tool starts itself."""

@@ -1,4 +1,4 @@
-"""How each kind of server is started: its command line, with the same engine flags for all."""
+"""The command line of each kind of server, with the same engine flags for all."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import Literal
 
 from loadtest.plan.scenario import Server
 
-# lorry: `lorry serve`. stock: vLLM's own server at its defaults. stock-tuned: the same with
-# Lorry's process and thread settings. stock-base: stock-tuned without LoRA. merged: one stock
-# server for each adapter, merged into the base. peft: transformers with PEFT's mixed batches.
+# lorry: `lorry serve`. stock: vLLM's own server with its defaults. stock-tuned: with Lorry's
+# process and thread settings. stock-base: stock-tuned without LoRA. merged: one stock server for
+# each adapter, merged into the base. peft: transformers with PEFT's mixed batches.
 Kind = Literal["lorry", "stock", "stock-tuned", "stock-base", "merged", "peft"]
 
 _BYTES_PER_GIB = 1024**3
-# What Lorry serves; without this vLLM works for the head and the embeddings too.
+# The modules that Lorry serves; by default vLLM prepares the head and the embeddings too.
 _TARGETS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What is served, and how."""
+    """What a server serves, and how."""
 
     base: Path
-    name: str  # the base's, for callers
-    work: Path  # where the store, caches, merged models and logs go
+    name: str  # the base's model name
+    work: Path  # folder for the store, caches, merged models and logs
     options: Server
     adapters: Mapping[str, Path] = field(default_factory=dict)  # folders by name
     environment: Mapping[str, str] = field(default_factory=dict)  # of `lorry serve` alone
-    given_up: Event = field(default_factory=Event)  # set: nothing more is started
+    given_up: Event = field(default_factory=Event)  # once set, nothing starts any more
 
 
 def publish(setup: Setup, drop: Path, store: Path) -> list[str]:
-    """Publishes all of a folder in one process."""
+    """Publish all adapters of a folder in one process."""
     return [
         *(sys.executable, "-m", "lorry", "adapters", "watch", str(drop)),
         *("--base", str(setup.base.resolve()), "--base-name", setup.name),
@@ -54,7 +54,7 @@ def lorry(setup: Setup, port: int, store: Path) -> list[str]:
 
 
 def stock(setup: Setup, port: int) -> list[str]:
-    """With every adapter; the paths are those of the adapters' folders."""
+    """With all adapters, by the paths of their folders."""
     modules = [f"{name}={folder.resolve()}" for name, folder in setup.adapters.items()]
     return [
         *_vllm(setup, setup.base, setup.name, port),
@@ -68,7 +68,7 @@ def stock_base(setup: Setup, port: int) -> list[str]:
 
 
 def merge(setup: Setup, adapter: str, model: Path) -> list[str]:
-    """Writes the merged model."""
+    """Write the merged model."""
     return [
         *(sys.executable, "-m", "loadtest.peers.merged"),
         *(str(setup.base.resolve()), str(setup.adapters[adapter].resolve()), str(model)),

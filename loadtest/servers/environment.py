@@ -1,7 +1,7 @@
-"""The environment of a server under test: what "stock" and "tuned" mean is decided here.
+"""The environment variables of a server under test, which define "stock" and "tuned".
 
-What the caller's shell sets for vLLM, for threads or for spans does not reach a server, or it would
-change that meaning.
+A server does not inherit the shell's variables for vLLM, threads or spans: they would change these
+definitions.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ _CLEANED = ("VLLM_", "LORRY_", "OTEL_", "OMP_", "GOMP_", "KMP_", "MKL_", "LD_PRE
 
 
 def cleaned(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a server inherits of the caller's environment."""
+    """The part of an environment that a server inherits."""
     return {name: value for name, value in environ.items() if not name.startswith(_CLEANED)}
 
 
 def neutral(cache: Path) -> dict[str, str]:
-    """Neither speed nor memory: a place to write, no network, quiet."""
+    """Settings without effect on speed or memory: a cache folder, no network, few logs."""
     return {
         "VLLM_CACHE_ROOT": str(cache),
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-        "NO_PROXY": "127.0.0.1",  # spans go there
-        "PYTHONPATH": str(ROOT),  # servers run in a folder of their own: no lorry.toml is read
+        "NO_PROXY": "127.0.0.1",  # for spans
+        "PYTHONPATH": str(ROOT),  # servers run in another folder, so that they read no lorry.toml
     }
 
 
 def stock() -> dict[str, str]:
-    """vLLM as it comes: with the plugin for NF4, but not with Lorry's."""
+    """vLLM's defaults, with the plugin for NF4 but without Lorry's plugin."""
     return {"VLLM_PLUGINS": "bitsandbytes"}
 
 
 def tuned() -> dict[str, str]:
-    """vLLM as it comes, with the process and thread settings that `lorry serve` gives it."""
+    """vLLM's defaults, with the process and thread settings of `lorry serve`."""
     return {
         **stock(),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

@@ -1,4 +1,4 @@
-"""One server as a process in a session of its own: started, waited for, stopped, started again."""
+"""One server as a process in its own session: start, wait until ready, stop, restart."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _PROBE_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 45.0  # `lorry serve` lets answers finish for 30
 _LINGER_SECONDS = 2.0
-_SHOWN = 300  # characters of what a server said last
+_SHOWN = 300  # characters of a log's last line
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has now."""
+    """A port of 127.0.0.1 that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 class Launch:
-    """`ready` is the path that answers 200 once the server takes calls."""
+    """`ready` is the path that answers 200 once the server accepts calls."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Launch:
         ready: str,
         log: Path,
         patience: float = START_SECONDS,
-        given_up: threading.Event | None = None,  # set: starting ends at once, and fails
+        given_up: threading.Event | None = None,  # once set, starting fails at once
     ) -> None:
         self.port, self.log = port, log
         self.start_seconds = 0.0
@@ -62,21 +62,21 @@ class Launch:
 
     @property
     def session(self) -> int:
-        """The id of its session, which is its process's too."""
-        assert self._process is not None, "it was never started"
+        """The id of its session, equal to its process id."""
+        assert self._process is not None, "not started"
         return self._process.pid
 
     @property
     def ended(self) -> ServerFailed | None:
-        """What is to be told of it if it has ended by itself."""
+        """The error if it has ended by itself."""
         code = None if self._process is None or self._stopped else self._process.poll()
         return None if code is None else self._failed(f"ended with code {code}")
 
     def start(self) -> None:
-        """Start it and wait until it takes calls; the log is carried on.
+        """Start it and wait until it accepts calls; append to the log.
 
         Raises:
-            ServerFailed: it ended, or was not ready in time. Nothing of it is left.
+            ServerFailed: it ended, or was not ready in time. No process of it is left.
         """
         began, self._stopped = time.monotonic(), False
         with self.log.open("ab") as log:
@@ -91,13 +91,13 @@ class Launch:
             )
         try:
             self._wait_ready(self._process, began + self._patience)
-        except BaseException:  # Ctrl-C as well: a server that nobody knows of must not stay
+        except BaseException:  # on Ctrl-C too: no unknown server may stay behind
             self._end(signal.SIGKILL)
             raise
         self.start_seconds = time.monotonic() - began
 
     def stop(self) -> None:
-        """Ask it to stop, then end what is left of its session. Harmless if it has ended."""
+        """Stop it, then kill what is left of its session. Harmless if it has ended."""
         self._stopped = True
         if self._process is not None:
             processes.send(self.session, signal.SIGCONT)
@@ -112,7 +112,7 @@ class Launch:
                 if self._is_ready(client):
                     return
                 if self._given_up.wait(_POLL_SECONDS):
-                    raise self._failed("was given up before it was ready")
+                    raise self._failed("was cancelled before it was ready")
         raise self._failed(f"was not ready within {self._patience:.0f} s")
 
     def _is_ready(self, client: httpx.Client) -> bool:
@@ -139,7 +139,7 @@ class Launch:
 
 
 def last_line(log: Path) -> str:
-    """The last thing that was said there, shortened."""
+    """The log's last non-empty line, shortened."""
     lines = log.read_text(errors="replace").splitlines()
     said = next((line for line in reversed(lines) if line.strip()), "nothing")
     return " ".join(said.split())[:_SHOWN]

@@ -1,6 +1,6 @@
-"""A session of processes: who is in it, what memory they hold, and signals to all of them.
+"""A session of processes: its members, their memory, and signals to all of them.
 
-Reads /proc only. A side's engine may have children of its own; all share the side's session.
+Reads /proc only. An engine may have child processes; all share its server's session.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _PROC = Path("/proc")
 
 
 def members(session: int) -> list[int]:
-    """Living processes of the session; a zombie holds nothing and is not one."""
+    """Process ids of the session, without zombies, which hold nothing."""
     found = []
     for stat in _PROC.glob("[0-9]*/stat"):
-        # "PID (NAME) STATE PPID PGRP SESSION ..."; a name may hold anything.
+        # "PID (NAME) STATE PPID PGRP SESSION ..."; a name may contain anything.
         fields = _read(stat).rpartition(")")[2].split()
         if fields and fields[0] not in "ZX" and int(fields[3]) == session:
             found.append(int(stat.parent.name))
@@ -26,17 +26,17 @@ def members(session: int) -> list[int]:
 
 def send(session: int, number: signal.Signals) -> None:
     for pid in members(session):
-        with contextlib.suppress(ProcessLookupError):  # it ended just now
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(pid, number)
 
 
 def peak_bytes(session: int) -> int:
-    """The sum of each process's largest resident size so far; what is shared counts each time."""
+    """Sum of the processes' peak resident sizes; shared pages count each time."""
     return sum(_kib(_PROC / str(pid) / "status", "VmHWM:") for pid in members(session)) * 1024
 
 
 def held_bytes(session: int) -> int:
-    """What they hold now, each shared page counted once (PSS)."""
+    """Memory held now, each shared page counted once (PSS)."""
     return sum(_kib(_PROC / str(pid) / "smaps_rollup", "Pss:") for pid in members(session)) * 1024
 
 

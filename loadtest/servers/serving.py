@@ -1,4 +1,4 @@
-"""The servers under test, started by the tool and stopped with it: ours, and those beside it."""
+"""Starts and stops each kind of server under test: Lorry and its peers."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from loadtest.servers.environment import cleaned
 from loadtest.servers.launch import Launch, free_port, last_line
 
 _PREPARE_SECONDS = 600.0
-_KEPT_FREE = 1 << 30  # bytes that are left to the load generator and to the system
+_KEPT_FREE = 1 << 30  # bytes for the load generator and the system
 
 
 @dataclass(slots=True)
 class Served:
-    """A server that takes calls. Of the kind `merged` there are several, one for each model."""
+    """A running server; of the kind `merged` several processes, one for each model."""
 
     kind: Kind
     launches: list[Launch]
-    urls: dict[str, str] = field(default_factory=dict)  # of models that have one of their own
+    urls: dict[str, str] = field(
+        default_factory=dict
+    )  # by model, for models with a process of their own
     admin_token: str | None = field(default=None, repr=False)
-    fits: int | None = None  # merged: how many would fit into the memory that was free
+    fits: int | None = None  # merged: processes that fit into memory
 
     @property
     def url(self) -> str:
@@ -44,12 +46,12 @@ class Served:
 
     @property
     def ended(self) -> ServerFailed | None:
-        """What is to be told of one that has ended by itself."""
+        """The error if a process has ended by itself."""
         return next((launch.ended for launch in self.launches if launch.ended), None)
 
     @property
     def start_seconds(self) -> float:
-        """One after the other."""
+        """The sum, because they start one after the other."""
         return sum(launch.start_seconds for launch in self.launches)
 
     @property
@@ -58,7 +60,7 @@ class Served:
         return sum(map(processes.held_bytes, self.sessions))
 
     def start(self) -> None:
-        """Start it again, at the same address and with the same store; raises ServerFailed."""
+        """Restart it with the same address and store; raises ServerFailed."""
         for launch in self.launches:
             launch.start()
 
@@ -67,7 +69,7 @@ class Served:
             launch.stop()
 
     def freeze(self) -> None:
-        """Take every processor from it."""
+        """Stop its processes without ending them."""
         for session in self.sessions:
             processes.send(session, signal.SIGSTOP)
 
@@ -78,10 +80,10 @@ class Served:
 
 @contextlib.contextmanager
 def serving(kind: Kind, setup: Setup) -> Iterator[Served]:
-    """A server of this kind, for the length of the block.
+    """A server of this kind within a `with` block.
 
     Raises:
-        ServerFailed: with what it said last, and where its log is.
+        ServerFailed: names the last line of its log, and the log.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -125,7 +127,7 @@ def _start_lorry(setup: Setup, stack: contextlib.ExitStack) -> Served:
 
 
 def _start_merged(setup: Setup, stack: contextlib.ExitStack) -> Served:
-    """As many as memory holds, but at least one."""
+    """Start as many as memory holds, but at least one."""
     before = available_bytes()
     served = Served("merged", [])
     largest = 0
@@ -140,7 +142,7 @@ def _start_merged(setup: Setup, stack: contextlib.ExitStack) -> Served:
         served.urls[name] = launch.url
         largest = max(largest, processes.peak_bytes(launch.session))
     if not served.launches:
-        raise ServerFailed("there is no adapter to merge: give the scenario some")
+        raise ServerFailed("there is no adapter to merge: the scenario needs `adapters`")
     served.fits = (before - _KEPT_FREE) // (served.held_bytes // len(served.launches))
     return served
 
@@ -164,7 +166,7 @@ def _start(
 
 
 def _make_store(setup: Setup) -> Path:
-    """A new store with version 1 of each adapter."""
+    """Make a new store with version 1 of each adapter."""
     store, drop = setup.work.resolve() / "store", setup.work.resolve() / "drop"
     for old in (store, drop):
         shutil.rmtree(old, ignore_errors=True)
@@ -210,7 +212,7 @@ def _run(setup: Setup, command: Sequence[str], log: Path) -> None:
 
 
 def available_bytes() -> int:
-    """What the system says new processes may have without swapping."""
+    """Memory that new processes may use without swapping."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     kib = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
     return int(kib) * 1024

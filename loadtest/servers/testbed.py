@@ -1,4 +1,4 @@
-"""Where a scenario runs: a server that is there, or one of the tool's own."""
+"""The server that a scenario runs against: one that is running, or one that the tool starts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from loadtest.plan.scenario import Scenario
 from loadtest.servers.command_lines import Kind, Setup
 from loadtest.servers.serving import Served, serving
 
-# One span a call; the exporter's usual queue of 2,048 may overflow at some hundred calls a second.
+# One span per call: the exporter's default queue of 2,048 overflows at some hundred calls a second.
 _SPANS = {"OTEL_BSP_MAX_QUEUE_SIZE": "100000", "OTEL_BSP_SCHEDULE_DELAY": "1000"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a command line says of the server."""
+    """Command-line options about the server."""
 
-    home: Path  # for marked adapters, stores and logs of the tool's own servers
+    home: Path  # for marked adapters, stores and logs of started servers
     url: str | None = None
     serve: Path | None = None
     api_key: str | None = None
@@ -35,36 +35,36 @@ class Options:
     markers: Path | None = None
     adapters: str = "*"
     processes: int = 1
-    spans: int | None = None  # the port that a running server sends its spans to
+    spans: int | None = None  # port to which a running server sends its spans
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Against what a scenario runs, and what the tool may do there."""
+    """The server that a scenario runs against, and what the tool may do with it."""
 
     target: Target
     description: str
-    models: Models | None = None  # whom it serves; None: it is asked
-    adapters: str = "*"  # which of the server's adapters are the run's: a pattern of names
-    manifest: Manifest | None = None  # the marks of the adapters, where they have any
+    models: Models | None = None  # what it serves; None: read its list of models
+    adapters: str = "*"  # glob that selects the run's adapters
+    manifest: Manifest | None = None  # markers of the adapters, if they are marked
     admin_token: str | None = None
-    switch: Switch | None = None  # stops and starts the server, where it is the tool's own
-    ended: Callable[[], LoadtestError | None] = lambda: None  # it has, though nobody stopped it
+    switch: Switch | None = None  # stops and starts a server that the tool started
+    ended: Callable[[], LoadtestError | None] = lambda: None  # the error if it ended by itself
     spans: SpanReceiver | None = None
     processes: int = 1
 
 
 @contextlib.asynccontextmanager
 async def opened(scenario: Scenario, options: Options) -> AsyncIterator[Setting]:
-    """The server to test, ready.
+    """The server to test, ready for calls.
 
     Raises:
-        OptionsClash: neither or both of --url and --serve, or another load test is under way.
+        OptionsClash: neither or both of --url and --serve, or another load test is running.
         BaseUnfit: no marked adapters can be made for the base of --serve.
-        ServerFailed: the tool's own server did not come up.
+        ServerFailed: the started server did not come up.
     """
     if (options.url is None) == (options.serve is None):
-        raise OptionsClash("give --url URL (a server that runs) or --serve BASE (start one)")
+        raise OptionsClash("give --url URL (a running server) or --serve BASE (start one)")
     if options.url is not None:
         async with contextlib.AsyncExitStack() as stack:
             spans = None
@@ -103,7 +103,7 @@ def _running(scenario: Scenario, options: Options, url: str, spans: SpanReceiver
 
 
 def _without_password(url: str) -> str:
-    """For reports, which are shown around."""
+    """The address for reports, which get shared."""
     scheme, _, rest = url.partition("://")
     place, slash, path = rest.partition("/")
     return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
@@ -111,10 +111,10 @@ def _without_password(url: str) -> str:
 
 @contextlib.contextmanager
 def claimed(home: Path) -> Iterator[None]:
-    """Stores and logs there are those of one load test at a time.
+    """Lock the folder: its stores and logs belong to one load test at a time.
 
     Raises:
-        OptionsClash: another one is using them.
+        OptionsClash: another load test uses the folder.
         OutUnwritable: the folder can't be written.
     """
     try:
@@ -127,13 +127,13 @@ def claimed(home: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OptionsClash(
-                f"another load test uses {home}: wait for it, or start this one elsewhere"
+                f"another load test uses {home}: wait for it, or start this one in another folder"
             ) from None
         yield
 
 
 def marked_for(scenario: Scenario, base: Path, home: Path) -> Manifest | None:
-    """The marked adapters that a scenario needs, made or found again; None where it needs none."""
+    """The scenario's marked adapters, made unless they exist; None if it needs none."""
     if not scenario.adapters:
         return None
     from loadtest.markers.marked import make_marked
@@ -150,7 +150,7 @@ def setup_of(
     work: Path,
     environment: Mapping[str, str],
 ) -> Setup:
-    """What a server of the tool's own serves: the base, and version 1 of each marked adapter."""
+    """The set-up of a started server: the base, and version 1 of each marked adapter."""
     folders = {name: manifest.folder(name, 1) for name in manifest.names} if manifest else {}
     return Setup(
         base=base,
@@ -164,12 +164,12 @@ def setup_of(
 
 @contextlib.asynccontextmanager
 async def started(kind: Kind, setup: Setup) -> AsyncIterator[Served]:
-    """As `serving`, without holding up the event loop."""
+    """Like `serving`, without blocking the event loop."""
     context = serving(kind, setup)
     entering = asyncio.create_task(asyncio.to_thread(context.__enter__))
     try:
         served = await asyncio.shield(entering)
-    except asyncio.CancelledError:  # the thread goes on, and nobody would stop what it starts
+    except asyncio.CancelledError:  # the thread continues, and its server would stay
         setup.given_up.set()
         with contextlib.suppress(ServerFailed):
             await entering
@@ -178,7 +178,7 @@ async def started(kind: Kind, setup: Setup) -> AsyncIterator[Served]:
     try:
         yield served
     finally:
-        setup.given_up.set()  # an action may be starting it again
+        setup.given_up.set()  # an action may be restarting it
         await asyncio.to_thread(context.__exit__, None, None, None)
 
 
@@ -211,7 +211,7 @@ def setting_of(
 
 
 def _models_of(served: Served) -> Models | None:
-    """Of a server for each model, none of which knows the others."""
+    """The models of servers that serve one model each; None for a single server."""
     if not served.urls:
         return None
     return Models(base="", adapters=sorted(served.urls), is_lorry=False)

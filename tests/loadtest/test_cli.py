@@ -1,4 +1,4 @@
-"""The command as it is typed: against a server that answers well, one that doesn't, and none."""
+"""The commands against a server that answers, one that fails, and none."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from openai_standin import Manner, Standin, piece, serve
 from server_process import ROOT
+from typer.testing import CliRunner
+
+from loadtest import cli, sweep
 
 SCENARIO = """
 name: short
@@ -39,97 +42,97 @@ def scenario(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No signal handlers, which a thread can't set, and short warm-ups of sweeps."""
+    monkeypatch.setattr(cli, "_handle_signals", lambda: None)
+    warm_up = sweep._WARM_UP.model_copy(update={"seconds": 0.3})
+    monkeypatch.setattr(sweep, "_WARM_UP", warm_up)
+
+
 async def loadtest(*arguments: str | Path) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "lorry", "loadtest", *map(str, arguments)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-    )
-    out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
+    """Exit code, stdout and stderr; in a thread, because the event loop serves the stand-in."""
+    done = await asyncio.to_thread(CliRunner().invoke, cli.app, list(map(str, arguments)))
+    return done.exit_code, done.stdout, done.stderr
 
 
-async def test_a_server_that_answers_passes_and_leaves_reports(standin, scenario, tmp_path):
-    out, lines = tmp_path / "out", tmp_path / "calls.jsonl"
-    code, said, complained = await loadtest(
-        *(scenario, "--url", standin.url, "--out", out, "--records", lines, "--json")
+async def test_a_run_passes_and_writes_its_reports(standin, scenario, tmp_path):
+    folder, lines = tmp_path / "out", tmp_path / "calls.jsonl"
+    code, out, err = await loadtest(
+        *(scenario, "--url", standin.url, "--out", folder, "--records", lines, "--json")
     )
-    assert code == 0, said + complained
-    report = json.loads(said)
+    assert code == 0, out + err
+    report = json.loads(out)
     assert report["passed"]
     assert report["summary"]["overall"]["requests"] == 20
     assert set(report["summary"]["adapters"]) == {"one", "two"}
-    assert json.loads((out / "report.json").read_text()) == report
-    assert "PASSED" in (out / "report.html").read_text()
-    assert "PASSED" in complained  # the table, as stdout is the document's
+    assert json.loads((folder / "report.json").read_text()) == report
+    assert "PASSED" in (folder / "report.html").read_text()
+    assert "PASSED" in err  # the table: stdout holds the document alone
     calls = [json.loads(line) for line in lines.read_text().splitlines()]
     assert sorted(call["number"] for call in calls) == list(range(20))
     assert len(standin.asked) == 20
 
 
-async def test_failing_calls_fail_the_test_with_their_reason(standin, scenario, tmp_path):
+async def test_failing_calls_fail_the_run_with_their_reason(standin, scenario, tmp_path):
     standin.choose = lambda body: Manner(status=503) if body["model"] == "two" else Manner()
-    code, said, _ = await loadtest(scenario, "--url", standin.url, "--out", tmp_path / "out")
+    code, out, _ = await loadtest(scenario, "--url", standin.url, "--out", tmp_path / "out")
     assert code == 1
-    assert "http_503" in said
-    assert "FAILED" in said
+    assert "http_503" in out
+    assert "FAILED" in out
 
 
-async def test_a_key_goes_with_each_call(standin, scenario, tmp_path):
+async def test_the_api_key_is_sent_with_each_call(standin, scenario, tmp_path):
     await loadtest(
         *(scenario, "--url", f"{standin.url}/v1/", "--api-key", "k-1", "--out", tmp_path / "out")
     )
     assert {each["Authorization"] for each in standin.headers} == {"Bearer k-1"}
 
 
-async def test_a_password_in_the_address_is_in_no_report(standin, scenario, tmp_path):
+async def test_no_report_has_the_password_of_the_address(standin, scenario, tmp_path):
     url = standin.url.replace("//", "//me:secret@")
-    code, said, complained = await loadtest(scenario, "--url", url, "--out", tmp_path, "--json")
-    assert code == 0, complained
-    assert json.loads(said)["target"] == standin.url
-    assert "secret" not in said + complained + (tmp_path / "report.html").read_text()
+    code, out, err = await loadtest(scenario, "--url", url, "--out", tmp_path, "--json")
+    assert code == 0, err
+    assert json.loads(out)["target"] == standin.url
+    assert "secret" not in out + err + (tmp_path / "report.html").read_text()
 
 
-async def test_markers_of_other_adapters_are_refused_as_they_would_judge_nothing(
-    standin, scenario, tmp_path
-):
+async def test_markers_of_other_adapters_are_refused(standin, scenario, tmp_path):
     marked = {"lt-0000": {"1": {"folder": "lt-0000.v1", "marker": " word"}}}
     document = {"base": "tiny", "digest": "", "adapters": marked}
     (tmp_path / "markers.json").write_text(json.dumps(document))
-    code, _, complained = await loadtest(
+    code, _, err = await loadtest(
         *(scenario, "--url", standin.url, "--markers", tmp_path, "--out", tmp_path / "out")
     )
     assert code == 3
-    assert "has no adapter one" in complained
+    assert "has no adapter one" in err
 
 
-async def test_a_sweep_draws_rates_with_the_knee(standin, scenario, tmp_path):
-    code, said, complained = await loadtest(
+async def test_a_sweep_reports_its_rates_and_the_knee(standin, scenario, tmp_path):
+    code, out, err = await loadtest(
         *("sweep", scenario, "--url", standin.url, "--rates", "20,5", "--seconds", "1"),
         *("--out", tmp_path, "--json"),
     )
-    assert code == 0, complained
-    assert [point["offered"] for point in json.loads(said)["points"]] == [5, 20]
-    assert "<svg" in (tmp_path / "sweep.html").read_text()
+    assert code == 0, err
+    assert [point["offered"] for point in json.loads(out)["points"]] == [5, 20]
+    assert "Plotly.newPlot(" in (tmp_path / "sweep.html").read_text()
 
 
-async def test_a_sweep_in_which_others_answered_fails(standin, scenario, tmp_path):
+async def test_a_sweep_with_wrong_answers_fails(standin, scenario, tmp_path):
     others = Manner(frames=[piece("a", model="other"), piece("b", "length", "other")])
     standin.choose = lambda body: others if body.get("stream") else Manner()
-    code, said, _ = await loadtest(
+    code, out, _ = await loadtest(
         *("sweep", scenario, "--url", standin.url, "--rates", "20", "--seconds", "1"),
         *("--out", tmp_path),
     )
     assert code == 1
-    assert "wrong answers" in said
+    assert "wrong answers" in out
     assert "wrong answers" in (tmp_path / "sweep.html").read_text()
 
 
-# A script's background jobs ignore Ctrl-C from their start.
+# Real processes, because signals need them. A script's background jobs begin with SIGINT ignored.
 @pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])
-async def test_one_that_is_terminated_ends_as_by_ctrl_c(standin, scenario, tmp_path, inherited):
+async def test_a_signal_ends_a_run_like_ctrl_c(standin, scenario, tmp_path, inherited):
     scenario.write_text(SCENARIO.replace("seconds: 1", "seconds: 60"))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "lorry", "loadtest", str(scenario), "--url", standin.url),
@@ -140,9 +143,9 @@ async def test_one_that_is_terminated_ends_as_by_ctrl_c(standin, scenario, tmp_p
     )
     await standin.came.wait()
     process.terminate()
-    _, complained = await asyncio.wait_for(process.communicate(), 30)
+    _, err = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 130
-    assert b"stopped: nothing was written" in complained
+    assert b"stopped: nothing was written" in err
 
 
 @pytest.mark.parametrize(
@@ -169,17 +172,20 @@ async def test_one_that_is_terminated_ends_as_by_ctrl_c(standin, scenario, tmp_p
         (["mark", "absent", "--out", "never-made"], 3, "absent"),
     ],
 )
-async def test_what_cannot_be_done_is_told_in_a_sentence(arguments, code, words):
-    ended, said, complained = await loadtest(*arguments)
+async def test_errors_are_one_sentence_with_an_exit_code(
+    arguments, code, words, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    ended, out, err = await loadtest(*arguments)
     assert ended == code
-    assert words in complained
-    assert complained.startswith("error: ")
-    assert "Traceback" not in complained
-    assert said == ""
+    assert words in err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert out == ""
 
 
-async def test_the_shipped_scenarios_are_listed():
-    code, said, _ = await loadtest("list")
+async def test_the_included_scenarios_are_listed():
+    code, out, _ = await loadtest("list")
     assert code == 0
     names = {path.stem for path in (ROOT / "loadtest" / "scenarios").glob("*.yaml")}
-    assert {line.split()[0] for line in said.splitlines()} == names
+    assert {line.split()[0] for line in out.splitlines()} == names

@@ -82,7 +82,7 @@ def run(standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-async def test_one_side_is_awake_at_a_time_and_another_begins_each_round(run):
+async def test_one_side_runs_at_a_time_and_the_sides_take_turns(run):
     log: list[str] = []
     found = await run(log)
     turns = [entry.removeprefix("thaw ") for entry in log if entry.startswith("thaw")]
@@ -98,7 +98,7 @@ async def test_one_side_is_awake_at_a_time_and_another_begins_each_round(run):
 
 
 @pytest.mark.parametrize("fault", ["broken", "gone"])
-async def test_a_peer_that_is_not_there_is_left_out_and_what_was_asked_of_it_fails(run, fault):
+async def test_a_missing_peer_is_left_out_and_its_comparisons_fail(run, fault):
     found = await run([], **{fault: "stock"})
     assert {row.peer for row in found.rows} == {"peft"}
     assert found.notes[0].startswith("left out: stock")
@@ -106,10 +106,10 @@ async def test_a_peer_that_is_not_there_is_left_out_and_what_was_asked_of_it_fai
 
 
 @pytest.mark.parametrize(("fault", "error"), [("broken", ServerFailed), ("gone", TargetUnfit)])
-async def test_without_our_own_server_there_is_nothing_to_compare(run, fault, error):
+async def test_a_comparison_fails_without_our_own_server(run, fault, error):
     with pytest.raises(error):
         await run([], **{fault: "lorry"})
 
 
-def test_peers_are_asked_in_one_order_however_they_are_given():
+def test_peers_run_in_a_fixed_order():
     assert check_peers(["peft", "stock"], SCENARIO) == ["stock", "peft"]

@@ -61,13 +61,13 @@ async def test_counts_are_compared_by_adapter(server):
     assert len(run.records) == 10
 
 
-async def test_metrics_of_lorry_that_cannot_be_read_fail_the_run(server, monkeypatch):
+async def test_unreadable_metrics_of_lorry_fail_the_run(server, monkeypatch):
     async def refuse(*_: object) -> None:
         raise TargetUnfit("/metrics answered 500")
 
     monkeypatch.setattr(module, "scrape", refuse)
     (apart,) = (await played(server)).agreement.disagreements
-    assert "no /metrics that can be read" in apart.what
+    assert "no readable /metrics" in apart.what
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def by_hand(monkeypatch):
     return run_once, printed
 
 
-async def test_a_server_that_ended_by_itself_is_an_error_after_the_reports(by_hand, tmp_path):
+async def test_the_end_of_the_server_is_an_error_after_the_reports(by_hand, tmp_path):
     run_once, printed = by_hand
     with pytest.raises(ServerFailed, match="out of memory"):
         await run_once(tmp_path, ServerFailed("the server ended: out of memory"))
@@ -99,7 +99,7 @@ async def test_a_server_that_ended_by_itself_is_an_error_after_the_reports(by_ha
     assert "PASSED" in printed.getvalue()
 
 
-async def test_what_was_found_is_printed_even_if_it_cannot_be_kept(by_hand, tmp_path):
+async def test_the_table_is_printed_even_if_no_file_can_be_written(by_hand, tmp_path):
     run_once, printed = by_hand
     (tmp_path / "file").touch()
     with pytest.raises(OutUnwritable):

@@ -16,7 +16,7 @@ def test_percentiles_are_by_nearest_rank():
 
 
 @pytest.mark.parametrize("count", [1000, 3000, 7000, 10_000])
-def test_a_rank_that_is_a_whole_number_is_not_rounded_up(count):
+def test_a_whole_rank_is_not_rounded_up(count):
     assert percentile(list(range(1, count + 1)), 0.999) == count * 999 // 1000
 
 
@@ -26,27 +26,27 @@ def test_a_latency_is_in_milliseconds_and_does_not_need_order():
     assert (latency.p50, latency.p99, latency.mean, latency.count) == (2, 3, pytest.approx(2), 3)
 
 
-def test_there_is_no_latency_of_nothing():
+def test_no_values_have_no_latency():
     assert latency_of([]) is None
 
 
-def test_jain_is_one_for_equals_and_one_nth_when_one_has_all():
+def test_jain_is_one_for_equal_shares_and_one_nth_for_a_single_one():
     assert jain_of([3.0, 3.0, 3.0, 3.0]) == pytest.approx(1)
     assert jain_of([5.0, 0.0, 0.0, 0.0]) == pytest.approx(1 / 4)
     assert jain_of([1.0, 2.0, 3.0]) == pytest.approx(36 / (3 * 14))
 
 
 @pytest.mark.parametrize("shares", [[], [1.0], [0.0, 0.0]])
-def test_jain_has_nothing_to_say_of_one_or_of_nothing(shares):
+def test_jain_is_undefined_for_one_share_or_zeros(shares):
     assert jain_of(shares) is None
 
 
-def test_a_ratio_is_the_median_of_the_rounds_own_and_spans_their_range():
+def test_a_ratio_is_the_median_of_the_rounds_with_their_range():
     ratio = ratio_of([(90, 100), (50, 100), (400, 200)])
     assert (ratio.median, ratio.low, ratio.high, ratio.rounds) == (0.9, 0.5, 2.0, 3)
 
 
 @pytest.mark.parametrize("pairs", [[], [(1.0, 0.0)]])
-def test_a_ratio_of_nothing_or_over_nothing_is_refused(pairs):
+def test_a_ratio_without_rounds_or_over_zero_is_refused(pairs):
     with pytest.raises(ValueError, match="above zero"):
         ratio_of(pairs)

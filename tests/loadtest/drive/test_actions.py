@@ -1,4 +1,4 @@
-"""Actions on the product's own admin API, and what they leave in the run's results."""
+"""Actions on Lorry's admin API, and their results in the run."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ TRAFFIC = {"mixed": {"kind": "constant", "rate": 1}}
 
 
 def phase(*actions: dict[str, Any], seconds: float = 60) -> Phase:
-    told = [{"at": number / 1000} | action for number, action in enumerate(actions)]
-    document = {"name": "rolling", "seconds": seconds, "traffic": TRAFFIC, "actions": told}
+    listed = [{"at": number / 1000} | action for number, action in enumerate(actions)]
+    document = {"name": "rolling", "seconds": seconds, "traffic": TRAFFIC, "actions": listed}
     return Phase.model_validate(document)
 
 
@@ -47,7 +47,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.fixture
 def take(server, session, tmp_path):
-    """Takes actions on orders; versions 2 and 3 of it are marked."""
+    """Performs actions on orders, with marked versions 2 and 3."""
     for version in (2, 3):
         write_adapter(tmp_path / f"orders-{version}", seed=version)
 
@@ -62,14 +62,14 @@ def take(server, session, tmp_path):
     return take
 
 
-def told(done: list[Done]) -> list[tuple[str, str, int | None]]:
+def results(done: list[Done]) -> list[tuple[str, str, int | None]]:
     return [(each.what, each.failure, each.stable) for each in done]
 
 
 async def test_a_version_is_published_rolled_out_and_back(server, take):
     before = time.monotonic()
     done = await take(PUBLISH, POINT, ROLL_BACK)
-    assert told(done) == [
+    assert results(done) == [
         ("publish orders@2", "", None),
         ("point orders@stable at 2", "", 2),
         ("roll back orders@stable", "", 1),
@@ -84,9 +84,9 @@ async def test_a_version_is_published_rolled_out_and_back(server, take):
     assert actions[-3:] == ["published", "alias_moved", "alias_rolled_back"]
 
 
-async def test_repeated_publishing_goes_on_as_far_as_there_are_marked_versions(take):
+async def test_repeated_publishing_fails_after_the_last_marked_version(take):
     done = await take(PUBLISH | {"every": 0.01, "times": 3})
-    assert told(done) == [
+    assert results(done) == [
         ("publish orders@2", "", None),
         ("publish orders@3", "", None),
         (
@@ -97,10 +97,10 @@ async def test_repeated_publishing_goes_on_as_far_as_there_are_marked_versions(t
     ]
 
 
-async def test_pins_and_aliases_other_than_stable_do_not_move_what_a_name_means(server, take):
+async def test_pins_and_aliases_other_than_stable_do_not_move_a_bare_name(server, take):
     canary = {"do": "point", "adapter": 0, "version": 1, "alias": "canary"}
     pins = [{"do": do, "adapter": 0, "version": 1} for do in ("pin", "unpin")]
-    assert told(await take(canary, *pins)) == [
+    assert results(await take(canary, *pins)) == [
         ("point orders@canary at 1", "", None),
         ("pin orders@1", "", None),
         ("unpin orders@1", "", None),
@@ -108,7 +108,7 @@ async def test_pins_and_aliases_other_than_stable_do_not_move_what_a_name_means(
     assert [name.partition("#")[0] for name in server.engine.names] == ["orders@1"]
 
 
-async def test_what_the_server_refuses_is_told_and_moves_nothing(take):
+async def test_a_refusal_is_recorded_and_moves_nothing(take):
     missing, back = await take(POINT | {"version": 9}, ROLL_BACK)
     assert missing.failure.startswith("404 ")
     assert back.failure.startswith("4")
@@ -126,7 +126,7 @@ async def answered_by(answer, *actions) -> list[Done]:
         return await taken.run(phase(*actions), began=time.monotonic())
 
 
-async def break_off(request: web.Request) -> web.Response:
+async def abort(request: web.Request) -> web.Response:
     assert request.transport is not None
     request.transport.close()
     return web.Response()
@@ -136,22 +136,22 @@ async def fail(request: web.Request) -> web.Response:
     return web.json_response({"error": {"message": "so", "code": "odd"}}, status=500)
 
 
-async def speak_html(request: web.Request) -> web.Response:
+async def send_html(request: web.Request) -> web.Response:
     return web.Response(text="<html>", content_type="text/html")
 
 
 @pytest.mark.parametrize(
     ("answer", "failure"),
-    [(break_off, "no answer: "), (fail, "500 odd: so"), (speak_html, "200, and the answer isn't")],
+    [(abort, "no answer: "), (fail, "500 odd: so"), (send_html, "200, and the answer is not")],
 )
-async def test_where_no_answer_tells_the_move_may_have_been_made(answer, failure):
+async def test_after_an_unclear_answer_the_move_may_have_happened(answer, failure):
     point, back = await answered_by(answer, POINT, ROLL_BACK)
     assert point.failure.startswith(failure)
     assert back.failure.startswith(failure)
     assert (point.stable, back.stable) == (2, 0)
 
 
-async def test_the_server_is_stopped_and_started_and_a_failure_to_is_told(session):
+async def test_the_server_is_stopped_and_started_and_a_failure_is_recorded(session):
     stopped = asyncio.Event()
 
     async def stop() -> None:
@@ -165,16 +165,19 @@ async def test_the_server_is_stopped_and_started_and_a_failure_to_is_told(sessio
     actions = phase({"do": "stop-server"}, {"do": "start-server"})
     done = await taken.run(actions, began=time.monotonic())
     assert stopped.is_set()
-    assert told(done) == [("stop-server", "", None), ("start-server", "it did not come up", None)]
+    assert results(done) == [
+        ("stop-server", "", None),
+        ("start-server", "it did not come up", None),
+    ]
 
 
-async def test_an_action_is_taken_at_its_time_of_the_phase(take):
+async def test_an_action_runs_at_its_time_in_the_phase(take):
     began = time.monotonic()
     (done,) = await take(POINT | {"version": 1, "at": 0.2})
     assert done.began >= began + 0.2
 
 
-def test_actions_are_due_in_order_of_time_and_only_while_the_phase_lasts():
+def test_actions_are_ordered_by_time_and_end_with_the_phase():
     often = POINT | {"at": 2, "every": 2, "times": 50}
     twice = ROLL_BACK | {"at": 1, "every": 2, "times": 2}
     several = phase(often, twice, seconds=7)
@@ -193,7 +196,7 @@ def scenario(*actions: dict[str, Any]) -> Scenario:
     )
 
 
-def test_all_that_a_scenario_needs_may_be_there():
+def test_a_scenario_with_everything_it_needs_is_accepted():
     check(scenario(), token=None, can_power=False, has_manifest=False)
     check(scenario({"do": "stop-server"}), token=None, can_power=True, has_manifest=False)
     check(scenario(PUBLISH, POINT), token=TOKEN, can_power=False, has_manifest=True)
@@ -205,15 +208,15 @@ def test_all_that_a_scenario_needs_may_be_there():
         (POINT, {"token": None}, "phase rolling has the action `point`, which needs the admin tok"),
         (POINT, {"token": ""}, "needs the admin token"),
         (PUBLISH, {"has_manifest": False}, "needs marked adapters"),
-        ({"do": "start-server"}, {"can_power": False}, "only a server that this tool starts"),
+        ({"do": "start-server"}, {"can_power": False}, "which needs a server started by --serve"),
     ],
 )
-def test_what_an_action_lacks_is_said_before_anything_starts(action, given, message):
+def test_a_missing_requirement_of_an_action_is_reported_before_the_start(action, given, message):
     options = {"token": TOKEN, "can_power": True, "has_manifest": True} | given
     with pytest.raises(OptionsClash, match=message):
         check(scenario(action), **options)
 
 
-def test_an_action_after_its_phases_end_is_an_error_of_the_scenario():
+def test_an_action_after_its_phases_end_makes_the_scenario_invalid():
     with pytest.raises(ScenarioInvalid, match="at 60 s, but ends at 60 s"):
         check(scenario(POINT | {"at": 60}), TOKEN, True, True)

@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from loadtest.drive.answers import CallFailed, Heard, parse
+from loadtest.drive.answers import CallFailed, Received, parse
 
 
-def heard(*documents: object) -> Heard:
+def received(*documents: object) -> Received:
     """Piece after piece, a second apart, from 100 on."""
-    answer = Heard()
+    answer = Received()
     for number, document in enumerate(documents):
-        answer.hear_event(json.dumps(document).encode(), 100.0 + number)
+        answer.take_event(json.dumps(document).encode(), 100.0 + number)
     return answer
 
 
@@ -39,22 +39,22 @@ SOMETHING = [
 
 @pytest.mark.parametrize("document", NOTHING)
 def test_a_piece_without_content_is_not_the_first(document):
-    assert heard(document).first is None
+    assert received(document).first is None
 
 
 @pytest.mark.parametrize("document", SOMETHING)
-def test_a_piece_with_content_is(document):
-    assert heard(NOTHING[0], document).first == 101.0
+def test_a_piece_with_content_is_the_first(document):
+    assert received(NOTHING[0], document).first == 101.0
 
 
 def test_gaps_are_between_pieces_with_content():
-    answer = heard(NOTHING[0], SOMETHING[0], NOTHING[3], SOMETHING[0], SOMETHING[1])
+    answer = received(NOTHING[0], SOMETHING[0], NOTHING[3], SOMETHING[0], SOMETHING[1])
     assert (answer.first, answer.last, answer.gaps) == (101.0, 104.0, [2.0, 1.0])
     assert (answer.pieces, answer.text) == (3, "aa ")
 
 
-def test_no_more_of_the_text_is_kept_than_the_record_holds():
-    assert heard(*[choice(text="x" * 100)] * 5).text == "x" * 256
+def test_the_kept_text_is_bounded():
+    assert received(*[choice(text="x" * 100)] * 5).text == "x" * 256
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_no_more_of_the_text_is_kept_than_the_record_holds():
         (None, ""),
     ],
 )
-def test_an_errors_code_is_made_fit_for_a_name(error, code):
+def test_an_error_code_is_normalized(error, code):
     assert parse(json.dumps({"error": error}).encode()).error_code == code
 
 
@@ -77,6 +77,6 @@ def test_an_errors_code_is_made_fit_for_a_name(error, code):
     "data",
     [b"", b"nonsense", b"3", b'{"choices": 3}', b'{"model": "\xff"}', b'{"x":' + b"[" * 100_000],
 )
-def test_what_is_no_answer_is_a_bad_one(data):
+def test_other_bodies_are_bad_answers(data):
     with pytest.raises(CallFailed, match="bad_answer"):
         parse(data)

@@ -1,4 +1,4 @@
-"""One call against a stand-in server that behaves, and one that does not."""
+"""One call, against stand-in servers that answer well or badly."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_a_good_answer(standin, endpoint, streamed):
     assert standin.headers[0]["Authorization"] == "Bearer k"
 
 
-async def test_what_a_server_says_does_not_steer_a_terminal_and_has_an_end(standin):
+async def test_text_from_a_server_is_printable_and_bounded(standin):
     standin.manner.headers = {"x-lorry-adapter-digest": "d" * 999}
     standin.manner.frames = [piece(" t", "stop", model="\x1b]0;x\x07"), DONE]
     record = await make(standin.url, streamed=True)
@@ -71,7 +71,7 @@ async def test_the_first_token_is_not_the_role(standin):
     record = await make(standin.url, endpoint="chat")
     assert record.first is not None
     assert record.first - record.sent > 0.09
-    assert record.ended - record.last > 0.19  # nor is the last one what only counts
+    assert record.ended - record.last > 0.19  # nor is usage the last token
     assert record.gaps == []
 
 
@@ -81,7 +81,7 @@ async def test_several_tokens_in_a_piece_are_one_piece(standin):
     assert (record.output_tokens, len(record.gaps), record.text) == (5, 1, "a b c d e")
 
 
-async def test_cuts_and_line_ends_of_the_stream_do_not_matter(standin):
+async def test_chunk_borders_and_line_ends_of_the_stream_do_not_matter(standin):
     whole = b"".join([piece("å"), piece("b", "stop"), usage(1, 2), DONE]).replace(b"\n", b"\r\n")
     thirds = [whole[:40], whole[40:81], whole[81:]]
     standin.manner = Manner(frames=thirds, gap=0.02)
@@ -89,7 +89,7 @@ async def test_cuts_and_line_ends_of_the_stream_do_not_matter(standin):
     assert (record.outcome, record.text, record.output_tokens) == ("ok", "åb", 2)
 
 
-async def test_an_answer_that_is_not_streamed_is_there_all_at_once(standin):
+async def test_an_answer_without_streaming_arrives_at_once(standin):
     standin.manner.seconds = 0.1
     record = await make(standin.url, streamed=False)
     assert record.first == record.last
@@ -97,7 +97,7 @@ async def test_an_answer_that_is_not_streamed_is_there_all_at_once(standin):
 
 
 @pytest.mark.parametrize("frames", [[A, END, usage(1, 3)], [A, B, DONE]])
-async def test_either_end_of_a_stream_will_do(standin, frames):
+async def test_a_stream_may_end_with_done_or_with_a_finish_reason(standin, frames):
     assert await reason_of(standin, Manner(frames=frames)) == ""
 
 
@@ -119,7 +119,7 @@ async def test_either_end_of_a_stream_will_do(standin, frames):
         ("bad_answer", Manner(body=b'{"choices": []}')),
     ],
 )
-async def test_what_goes_wrong_with_a_stream_is_its_reason(standin, reason, manner):
+async def test_the_reason_of_a_failed_stream(standin, reason, manner):
     assert await reason_of(standin, manner) == reason
 
 
@@ -132,7 +132,7 @@ async def test_what_goes_wrong_with_a_stream_is_its_reason(standin, reason, mann
         ("bad_answer", Manner(body=b"{}")),
     ],
 )
-async def test_what_goes_wrong_with_a_whole_answer_is_its_reason(standin, reason, manner):
+async def test_the_reason_of_a_failed_whole_answer(standin, reason, manner):
     assert await reason_of(standin, manner, streamed=False) == reason
 
 
@@ -142,13 +142,13 @@ async def test_a_server_that_hangs_is_a_timeout(standin, streamed):
     assert await reason_of(standin, manner, streamed=streamed, timeout_seconds=0.1) == "timeout"
 
 
-async def test_a_stream_that_stops_is_a_timeout_and_what_came_is_kept(standin):
+async def test_a_stalled_stream_is_a_timeout_and_its_pieces_are_kept(standin):
     standin.manner = Manner(frames=[A, B], gap=0.5)
     record = await make(standin.url, timeout_seconds=0.2)
     assert (record.reason, record.text, record.status) == ("timeout", "a", 200)
 
 
-async def test_a_server_that_is_not_there_is_told_by_connect():
+async def test_the_reason_without_a_server_is_connect():
     async with serve() as gone:
         pass
     record = await make(gone.url)
@@ -156,7 +156,7 @@ async def test_a_server_that_is_not_there_is_told_by_connect():
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("sent", "reason"),
     [
         (b"", "disconnected"),
         (b"220 smtp\r\n\r\n", "bad_answer"),
@@ -164,10 +164,10 @@ async def test_a_server_that_is_not_there_is_told_by_connect():
         (b"HTTP/1.1 503 Busy\r\nContent-Length: 9\r\n\r\n{", "http_503"),
     ],
 )
-async def test_a_server_that_breaks_off_a_whole_answer(said, reason):
+async def test_a_server_that_aborts_a_whole_answer(sent, reason):
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"}")
-        writer.write(said)
+        writer.write(sent)
         writer.close()
 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
@@ -177,13 +177,13 @@ async def test_a_server_that_breaks_off_a_whole_answer(said, reason):
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_an_answer_that_is_too_long_is_a_bad_one(standin, streamed, monkeypatch):
+async def test_an_answer_above_the_limit_is_a_bad_answer(standin, streamed, monkeypatch):
     monkeypatch.setattr(client, "MAX_ANSWER", 10_000)
     manner = Manner(frames=[piece("x" * 5000)] * 3) if streamed else Manner(body=b"x" * 10_001)
     assert await reason_of(standin, manner, streamed=streamed) == "bad_answer"
 
 
-async def test_who_hangs_up_closes_the_connection(standin):
+async def test_hanging_up_closes_the_connection(standin):
     standin.manner = Manner(frames=[A] * 500, gap=0.02)
     record = await make(standin.url, hang_up_after=3)
     assert (record.outcome, record.reason, record.output_tokens) == ("hung_up", "", 3)
@@ -192,12 +192,12 @@ async def test_who_hangs_up_closes_the_connection(standin):
     assert record.ended - record.sent < 2
 
 
-async def test_an_answer_that_ends_before_its_client_hangs_up_is_ok(standin):
+async def test_an_answer_that_ends_before_the_hang_up_is_ok(standin):
     record = await make(standin.url, output_tokens=2, hang_up_after=3)
     assert (record.outcome, record.output_tokens) == ("ok", 2)
 
 
-async def test_connections_are_used_again(standin, monkeypatch):
+async def test_connections_are_reused(standin, monkeypatch):
     ports = set()
     answer = standin._answer
 
@@ -214,7 +214,7 @@ async def test_connections_are_used_again(standin, monkeypatch):
     assert len(ports) == 1
 
 
-def test_a_target_does_not_show_its_secrets():
+def test_the_repr_of_a_target_hides_its_secrets():
     assert "secret" not in repr(Target(url="http://x", headers={"Authorization": "secret"}))
 
 
@@ -223,12 +223,12 @@ EVENTS = [b'{"a": 1}', b"two\nlines", b"[DONE]"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_events_do_not_depend_on_how_the_bytes_are_cut(size):
+def test_events_do_not_depend_on_chunk_borders(size):
     events = Events()
     chunks = [STREAM[start : start + size] for start in range(0, len(STREAM), size)]
     assert [event for chunk in chunks for event in events.feed(chunk)] == EVENTS
 
 
-def test_an_event_that_has_not_ended_does_not_count():
+def test_an_incomplete_event_does_not_count():
     assert list(Events().feed(b"data: half")) == []
     assert list(Events().feed(b"data: no blank line after it\n")) == []

@@ -44,7 +44,7 @@ async def found(session, body, status=200, **options) -> Models:
         return await discover(session, url, {"authorization": "Bearer key"}, **options)
 
 
-async def test_lorry_says_who_it_is_and_what_each_name_means(session, tmp_path):
+async def test_lorrys_list_gives_the_versions_of_bare_names(session, tmp_path):
     with marked_server(tmp_path, "tone", "orders") as server:
         models = await discover(session, server.url, {}, needed=2)
     assert models == Models(
@@ -55,23 +55,23 @@ async def test_lorry_says_who_it_is_and_what_each_name_means(session, tmp_path):
     )
 
 
-async def test_vllms_own_server_has_adapters_in_the_order_of_their_names(session):
+async def test_adapters_of_vllms_own_server_are_sorted_by_name(session):
     models = await found(session, VLLM, needed=2)
     assert models == Models(base="base", adapters=["orders", "tone"], is_lorry=False)
 
 
-async def test_only_adapters_of_the_wanted_names_are_of_the_run(session):
+async def test_a_glob_selects_the_adapters_of_the_run(session):
     models = await found(session, VLLM, wanted="to*", needed=1)
     assert models.adapters == ["tone"]
 
 
-async def test_a_split_means_no_one_version(session):
+async def test_a_split_has_no_single_version(session):
     base = {"id": "base", "owned_by": "lorry", "parent": None}
     split = {"id": "orders", "parent": "base", "version": 1, "split": {"1": 90, "2": 10}}
     assert (await found(session, {"data": [base, split]})).stable == {"orders": 0}
 
 
-async def test_too_few_adapters_are_said_with_what_to_do(session):
+async def test_too_few_adapters_are_reported_with_advice(session):
     with pytest.raises(TargetUnfit, match="serves 2 adapters and the scenario needs 5: publish 3"):
         await found(session, VLLM, needed=5)
 
@@ -79,25 +79,25 @@ async def test_too_few_adapters_are_said_with_what_to_do(session):
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ("<html>", 200, "is no list of models"),
-        ({"data": [{"name": "x"}]}, 200, "is no list of models"),
+        ("<html>", 200, "is not a list of models"),
+        ({"data": [{"name": "x"}]}, 200, "is not a list of models"),
         ({"data": VLLM["data"][1:]}, 200, "lists no base model"),
         ({"error": "no"}, 401, "answered 401: give the key"),
         ("", 404, "answered 404"),
         (
             {"data": [{"id": "base", "parent": None}, {"id": "a\x1bc", "parent": "base"}]},
             200,
-            "be shown",
+            "unprintable names",
         ),
         ("[" * 2000, 200, "more than 1000 bytes"),
     ],
 )
-async def test_servers_that_cannot_be_tested_are_told_why(session, body, status, message):
+async def test_an_unusable_list_of_models_is_reported(session, body, status, message):
     with pytest.raises(TargetUnfit, match=message):
         await found(session, body, status, max_bytes=1000)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "no address", "http://"])
-async def test_a_server_that_is_not_there_is_said_to_be_not_there(session, url):
+async def test_an_unreachable_server_is_reported(session, url):
     with pytest.raises(TargetUnfit, match="can't be reached"):
         await discover(session, url, {})

@@ -32,7 +32,7 @@ def make_progress(terminal: bool = False) -> tuple[Progress, io.StringIO]:
     return Progress(Console(file=file, force_terminal=terminal, width=120)), file
 
 
-def test_the_line():
+def test_the_progress_line():
     progress, _ = make_progress()
     progress.begin("steady", 60)
     for second in range(13):
@@ -41,7 +41,7 @@ def test_the_line():
         progress.record(make_record(ttft))
     progress.record(make_record(first=None, outcome="failed", reason="timeout"))
     progress.record(make_record(9.0, streamed=False))
-    said = "steady 12/60 s · asked 8.0/s reached 8.0/s · in flight 3 · errors 1 · p99 TTFT 212 ms"
+    said = "steady 12/60 s · sent 8.0/s ended 8.0/s · in flight 3 · errors 1 · p99 TTFT 212 ms"
     assert progress.line() == said
 
 
@@ -51,20 +51,20 @@ def test_rates_are_those_of_the_last_seconds():
     for second in range(21):
         sent = second if second <= 10 else 10 + (second - 10) * 20
         progress.tick(Tick(second, sent, sent - min(sent, 110)))
-    assert "asked 20.0/s reached 0.0/s" in progress.line()
+    assert "sent 20.0/s ended 0.0/s" in progress.line()
 
 
-def test_a_new_phase_begins_with_nothing():
+def test_a_new_phase_resets_the_line():
     progress, _ = make_progress()
     progress.begin("one", 5)
     progress.record(make_record(outcome="failed"))
     progress.tick(Tick(5.3, 40, 2))
     assert progress.line().startswith("one 5/5 s")
     progress.begin("two", 7)
-    assert progress.line() == "two 0/7 s · asked 0.0/s reached 0.0/s · in flight 0 · errors 0"
+    assert progress.line() == "two 0/7 s · sent 0.0/s ended 0.0/s · in flight 0 · errors 0"
 
 
-def test_in_a_file_there_is_a_line_every_ten_seconds():
+def test_a_file_gets_a_line_every_ten_seconds():
     progress, file = make_progress()
     with progress:
         progress.begin("steady", 60)
@@ -76,7 +76,7 @@ def test_in_a_file_there_is_a_line_every_ten_seconds():
     ]
 
 
-def test_on_a_terminal_the_line_is_overwritten_twice_a_second_and_goes():
+def test_a_terminal_line_is_updated_twice_a_second_and_removed_at_the_end():
     progress, file = make_progress(terminal=True)
     with progress:
         progress.begin("steady", 60)

@@ -1,4 +1,4 @@
-"""Calls are sent when they are due: a slow server, or a slow client, shows in the records."""
+"""Calls are sent when they are due; a slow server and a slow client show in the records."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def run(url: str, work: Work, part: Part | None = None) -> tuple[list[Reco
 
 
 async def test_an_open_loop_does_not_wait_for_answers(standin: Standin):
-    standin.manner.seconds = 1.0
+    standin.manner.seconds = 0.6
     calls = [make_call(number=n, at=n * 0.01, streamed=False) for n in range(20)]
     records, runner = await run(standin.url, Work(0.2, calls))
     assert [record.outcome for record in records] == ["ok"] * 20
@@ -45,16 +45,16 @@ async def test_an_open_loop_does_not_wait_for_answers(standin: Standin):
     assert (runner.sent, runner.ended) == (20, 20)
 
 
-async def test_a_client_that_is_late_says_so(standin: Standin):
+async def test_lateness_of_the_client_is_recorded(standin: Standin):
     calls = [make_call(number=n, at=n * 0.1) for n in range(3)]
 
-    async def hold_up() -> None:
+    async def block() -> None:
         await asyncio.sleep(0.05)
-        time.sleep(0.3)  # noqa: ASYNC251 - on purpose: the event loop stands still
+        time.sleep(0.3)  # noqa: ASYNC251 - on purpose: blocks the event loop
 
-    held_up = asyncio.create_task(hold_up())
+    blocked = asyncio.create_task(block())
     records, runner = await run(standin.url, Work(0.3, calls))
-    await held_up
+    await blocked
     late = {record.number: record.lateness for record in records}
     assert late[0] < 0.1
     assert late[1] > 0.15
@@ -64,7 +64,7 @@ async def test_a_client_that_is_late_says_so(standin: Standin):
     assert by_number[1].ttft > 0.15  # waiting in the client counts
 
 
-async def test_a_late_burst_is_sent_at_once_and_answered_meanwhile(standin: Standin):
+async def test_a_late_burst_is_sent_at_once_while_answers_arrive(standin: Standin):
     calls = [make_call(number=n, at=0.0) for n in range(200)]
     records, _ = await run(standin.url, Work(0.0, calls))
     assert {record.number for record in records} == set(range(200))
@@ -79,7 +79,7 @@ async def test_a_closed_loop_holds_its_concurrency(standin: Standin):
     assert sorted(record.number for record in records) == list(range(len(records)))
 
 
-async def test_a_turn_comes_when_the_last_answer_has_ended(standin: Standin):
+async def test_a_closed_loop_schedules_a_call_at_the_end_of_the_last_one(standin: Standin):
     standin.manner.seconds = 0.05
     records, _ = await run(standin.url, Work(0.2, callers={"alone": 1}, turn=turn))
     ends = [record.ended for record in records]
@@ -87,22 +87,22 @@ async def test_a_turn_comes_when_the_last_answer_has_ended(standin: Standin):
     assert all(end < records[0].scheduled + 0.2 for end in ends[:-1])  # no turn after the phase
 
 
-async def test_a_closed_loop_does_not_spin_where_nobody_listens():
+async def test_a_closed_loop_does_not_spin_without_a_server():
     async with serve() as gone:
         pass
     records, _ = await run(gone.url, Work(0.25, callers={"alone": 1}, turn=turn))
     assert 1 <= len(records) <= 3
     assert {record.reason for record in records} == {"connect"}
-    assert max(record.lateness for record in records) < 0.05  # the pause is not the client's fault
+    assert max(record.lateness for record in records) < 0.05  # the pause does not count as lateness
 
 
-async def test_a_phase_lasts_its_seconds_though_its_calls_are_over(standin: Standin):
+async def test_a_phase_lasts_its_seconds_even_if_its_calls_end_earlier(standin: Standin):
     began = time.monotonic()
     await run(standin.url, Work(0.3, [make_call()]))
     assert time.monotonic() - began >= 0.3
 
 
-async def test_open_and_closed_loops_run_side_by_side(standin: Standin):
+async def test_open_and_closed_loops_run_concurrently(standin: Standin):
     standin.choose = lambda body: Manner(seconds=0.1 if "chatty" in body["user"] else 0)
     calls = [make_call(number=n, at=n * 0.02) for n in range(10)]
     records, _ = await run(standin.url, Work(0.25, calls, {"chatty": 1}, turn))
@@ -111,7 +111,7 @@ async def test_open_and_closed_loops_run_side_by_side(standin: Standin):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_the_parts_make_a_whole_and_share_nothing(processes):
+def test_the_parts_are_disjoint_and_complete(processes):
     parts = [Part(index, processes) for index in range(processes)]
     calls = [make_call(number=n) for n in range(10)]
     taken = [call.number for part in parts for call in part.of_calls(calls)]
@@ -121,7 +121,7 @@ def test_the_parts_make_a_whole_and_share_nothing(processes):
     assert sorted(numbers) == list(range(4 * processes))
 
 
-async def test_the_numbers_of_a_closed_loop_are_the_parts_own(standin: Standin):
+async def test_each_part_numbers_its_own_calls_of_a_closed_loop(standin: Standin):
     standin.manner.seconds = 0.05
     work = Work(0.12, callers={"chatty": 2}, turn=turn)
     records, _ = await run(standin.url, work, Part(1, 2))
@@ -129,7 +129,7 @@ async def test_the_numbers_of_a_closed_loop_are_the_parts_own(standin: Standin):
     assert sorted(record.number for record in records) == list(range(1, 2 * len(records), 2))
 
 
-async def test_a_bug_in_a_call_is_not_swallowed(standin: Standin):
+async def test_an_exception_in_a_call_propagates(standin: Standin):
     def broken(stream: str, number: int) -> Call:
         raise ZeroDivisionError
 

@@ -107,7 +107,7 @@ async def test_a_closed_loop_is_shared(standin: Standin):
     assert len({record.number for record in records}) == len(records) > 3
 
 
-async def test_the_parent_hears_how_the_phase_stands_and_when_it_begins(standin: Standin):
+async def test_the_parent_gets_the_phases_state_and_its_begin(standin: Standin):
     standin.manner.seconds = 0.5
     scenario = make_scenario(open_loop(seconds=0.6, rate=20))
     ticks: list[Tick] = []
@@ -124,7 +124,7 @@ async def test_the_parent_hears_how_the_phase_stands_and_when_it_begins(standin:
     assert ticks == sorted(ticks)
 
 
-async def test_a_key_is_on_no_command_line(standin: Standin):
+async def test_the_api_key_is_on_no_command_line(standin: Standin):
     scenario = make_scenario(open_loop())
     async with make_workers(scenario, standin) as workers:
         await workers.run_phase(scenario.phases[0], lambda record: None)
@@ -146,7 +146,7 @@ async def test_a_worker_that_is_killed_fails_the_phase(standin: Standin):
     assert time.monotonic() - started < 3  # the other one, in the middle of its phase, too
 
 
-async def test_what_a_worker_said_last_is_told(standin: Standin):
+async def test_a_workers_exception_is_in_the_error(standin: Standin):
     """The plan wants an adapter that has no name: a bug deep inside its tasks."""
     scenario = make_scenario(open_loop())
     target = Target(url=standin.url)
@@ -155,7 +155,7 @@ async def test_what_a_worker_said_last_is_told(standin: Standin):
             await workers.run_phase(scenario.phases[0], lambda record: None)
 
 
-async def test_workers_end_with_their_parents_pipe(standin: Standin):
+async def test_a_worker_ends_when_its_parents_connection_closes(standin: Standin):
     standin.manner = Manner(hangs=True)
     scenario = make_scenario(open_loop(seconds=30))
     async with make_workers(scenario, standin) as workers:

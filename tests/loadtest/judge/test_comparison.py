@@ -38,7 +38,7 @@ def tokens_row(found):
     return next(row for row in found if row.metric == "output_tokens_per_second")
 
 
-def test_a_ratio_is_of_the_same_round():
+def test_a_ratio_pairs_the_sides_of_one_round():
     row = tokens_row(rows_of(rounds((20, 10), (60, 20), (40, 40)), scenario(at_least=1)))
     assert (row.ratio.low, row.ratio.median, row.ratio.high) == (1, 2, 3)
     assert (row.ours, row.theirs) == (40, 20)
@@ -50,7 +50,7 @@ def test_a_metric_without_data_has_no_row():
     assert "ttft_p50_ms" not in {row.metric for row in found}  # nothing was streamed
 
 
-def test_what_the_scenario_asks_is_checked():
+def test_the_scenarios_comparisons_are_checked():
     played = rounds((20, 10), (20, 10))
 
     def passed(**bounds) -> bool:
@@ -65,19 +65,19 @@ def test_what_the_scenario_asks_is_checked():
     assert not passed(difference_at_most=9)
 
 
-def test_a_peer_that_was_not_wanted_is_not_asked_of():
+def test_comparisons_with_other_peers_are_skipped():
     played, asked = rounds((5, 5)), scenario(at_least=2)
     assert len(checks_of(rows_of(played, asked), played, asked, ["peft"])) == 1
 
 
 @pytest.mark.parametrize("played", [[round_of("lorry", 0, 5)], rounds((5, 0))])
-def test_a_peer_that_did_not_come_up_or_had_no_answer_does_not_pass(played):
+def test_a_comparison_without_data_fails(played):
     asked = scenario(at_least=1)
     missed = checks_of(rows_of(played, asked), played, asked, ["stock"])[1]
     assert (missed.passed, missed.found) == (False, "no data")
 
 
-def test_wrong_answers_of_ours_fail_and_those_of_a_peer_do_not():
+def test_only_our_own_wrong_answers_fail():
     ours = [round_of("lorry", 0, 5, wrong=1), round_of("stock", 0, 5)]
     theirs = [round_of("lorry", 0, 5), round_of("stock", 0, 5, wrong=3, failed=1)]
     asked = scenario(at_least=0)
@@ -85,7 +85,7 @@ def test_wrong_answers_of_ours_fail_and_those_of_a_peer_do_not():
     assert checks_of(rows_of(theirs, asked), theirs, asked, ["stock"])[0].passed
 
 
-def test_counts_of_ours_that_its_callers_do_not_share_fail():
+def test_differing_counts_of_our_own_server_fail():
     played, asked = [round_of("lorry", 0, 5, apart=2)], scenario(at_least=0)
     found = checks_of(rows_of(played, asked), played, asked, [])[0]
     assert (found.passed, found.found) == (False, "0, 0 and 2")

@@ -28,11 +28,11 @@ def point(late: int, ttft: float | None, failed: int = 0) -> Point:
         ([], None),
     ],
 )
-def test_the_knee_is_the_last_rate_that_is_kept_up_with_calmly(points, knee):
+def test_the_knee_is_the_last_rate_with_few_late_calls_and_low_ttft(points, knee):
     assert knee_of(points) == knee
 
 
-def test_points_are_read_off_the_phases_in_the_order_of_the_rates():
+def test_points_have_the_order_of_the_rates():
     low, high = points_of_calls([0, 0.2], [0, 0.2, 0.4])
     assert (low.offered, low.calls, low.late, low.reached) == (2, 2, 0, 0.2)
     assert (high.offered, high.calls, high.late, high.reached) == (4, 3, 0, 0.3)
@@ -54,13 +54,13 @@ def points_of_calls(*due: list[float], lasting: float = 0.2) -> list[Point]:
     return points_of(run, summarize(run, sweeping(scenario_of(), "mixed", rates, 10)), rates)
 
 
-def test_a_server_keeps_up_although_its_last_calls_end_after_the_phase_and_chance_sent_fewer():
+def test_calls_that_end_shortly_after_the_phase_are_in_time():
     (point,) = points_of_calls([at / 2 for at in range(19)], lasting=2.0)
     assert (point.calls, point.late) == (19, 0)
     assert knee_of([point]) == 0
 
 
-def test_calls_that_last_longer_and_longer_are_late():
+def test_calls_that_end_long_after_the_phase_are_late():
     (point,) = points_of_calls([at / 2 for at in range(20)], lasting=9.0)
     assert point.late == 12  # those due after 3.5 s: a quarter of the phase is the most
     assert knee_of([point]) is None

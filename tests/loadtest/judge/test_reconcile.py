@@ -42,7 +42,7 @@ def faults(*arguments, **options) -> set[str]:
     return {each.what for each in agree(*arguments, **options).disagreements}
 
 
-def test_equal_counts_agree_and_are_counted():
+def test_equal_counts_agree():
     found = agree(CALLS, counted(SPEC))
     assert found == Agreement(compared=6 * 2)
 
@@ -53,12 +53,12 @@ def test_only_the_growth_counts():
     assert not faults(CALLS, counted(more), before=counted(before))
 
 
-def test_a_call_that_the_server_missed_is_a_disagreement_of_its_version():
+def test_a_call_missing_on_the_server_is_a_disagreement():
     found = agree(CALLS, counted({"orders@1": {"ok": 1}, "base": {"ok": 1}}))
     assert Disagreement(what="metrics, ok: orders@1", client=2, server=1) in found.disagreements
 
 
-def test_a_call_counted_under_another_version_is_a_disagreement_of_both():
+def test_a_call_counted_for_another_version_is_a_disagreement_of_both():
     found = faults(
         CALLS, counted({"orders@1": {"ok": 1}, "orders@2": {"ok": 1}, "base": {"ok": 1}})
     )
@@ -71,7 +71,7 @@ def test_tokens_must_be_equal():
     assert faults(CALLS, counted(SPEC, {"base": 4})) == {"metrics, output tokens: base"}
 
 
-def test_a_call_that_was_left_may_be_ok_or_aborted_and_its_caller_knows_not_all_tokens():
+def test_a_call_that_hung_up_may_be_ok_or_aborted_with_more_tokens():
     calls = [adapter_call(), adapter_call(outcome="hung_up", output_tokens=2, prompt_tokens=0)]
     assert not faults(calls, counted({"orders@1": {"ok": 1, "aborted": 1}}, {"orders@1": 9}))
     assert not faults(calls, counted({"orders@1": {"ok": 2}}, {"orders@1": 5}))
@@ -86,7 +86,7 @@ def test_a_call_that_was_left_may_be_ok_or_aborted_and_its_caller_knows_not_all_
     ("status", "outcome"),
     [(422, "client_error"), (429, "rejected"), (503, "error"), (500, "error")],
 )
-def test_refusals_are_compared_by_their_kind(status, outcome):
+def test_refusals_are_compared_by_outcome(status, outcome):
     calls = [adapter_call(), failed_call(status, served="orders@1")]
     assert not faults(calls, counted({"orders@1": {"ok": 1, outcome: 1}}))
     other = "rejected" if outcome == "client_error" else "client_error"
@@ -94,24 +94,24 @@ def test_refusals_are_compared_by_their_kind(status, outcome):
     assert len(faults(calls, counted({"orders@1": {"ok": 1}}))) == 1
 
 
-def test_a_refusal_without_a_name_is_one_of_no_model():
+def test_a_refusal_without_a_version_is_unresolved():
     calls = [failed_call(404, "nobody")]
     assert not faults(calls, counted({"_unresolved": {"client_error": 1}}))
     assert faults(calls, counted({"nobody@1": {"client_error": 1}}))
 
 
-def test_a_call_without_an_answer_may_have_been_counted_or_not_and_is_told():
+def test_a_call_without_an_answer_may_be_counted_or_not_and_is_reported():
     calls = [adapter_call(), failed_call(0, reason="timeout")]
     for outcomes in ({"ok": 1}, {"ok": 2}, {"ok": 1, "aborted": 1}, {"ok": 1, "error": 1}):
         found = agree(calls, counted({"orders@1": outcomes}))
         assert not found.disagreements
-        assert "1 calls without a whole answer" in found.left_out[0]
+        assert "1 calls without a complete answer" in found.left_out[0]
     assert not faults(calls, counted({"orders@1": {"ok": 1}, "_unresolved": {"aborted": 1}}))
     assert faults(calls, counted({"orders@1": {"ok": 3}}))
     assert faults(calls, counted({"orders@1": {"ok": 1}, "tone@1": {"ok": 1}}))
 
 
-def test_versions_beyond_the_servers_limit_are_looked_for_in_other():
+def test_versions_beyond_the_servers_limit_are_matched_with_other():
     calls = [adapter_call(f"many-{number}") for number in range(4)]
     before = counted({"old@1": {"ok": 6}})
     folded = {"many-2@1": {"ok": 1}, "many-3@1": {"ok": 1}, "_other": {"ok": 6 + 2}}
@@ -122,7 +122,7 @@ def test_versions_beyond_the_servers_limit_are_looked_for_in_other():
     assert "metrics, ok: _other" in faults(calls, counted(folded), before=before)
 
 
-def test_a_server_that_was_started_anew_is_not_compared():
+def test_a_restarted_server_is_not_compared():
     fewer = agree(CALLS, counted(SPEC), before=counted({"orders@1": {"ok": 40}}))
     stop = Done(phase="p", what="stop-server", began=1, ended=2)
     stopped = agree(CALLS, EMPTY, actions=[stop])
@@ -130,10 +130,10 @@ def test_a_server_that_was_started_anew_is_not_compared():
     newer = agree(CALLS, start[1], before=start[0])
     for found in (fewer, stopped, newer):
         assert (found.compared, found.disagreements) == (0, ())
-        assert "started anew" in found.left_out[0]
+        assert "restarted" in found.left_out[0]
 
 
-def test_an_adapter_with_server_in_its_name_is_no_server_that_was_started_anew():
+def test_an_action_on_an_adapter_named_like_a_restart_is_not_a_restart():
     publish = Done(phase="p", what="publish mcp-server@2", began=1, ended=2)
     assert agree(CALLS, counted(SPEC), actions=[publish]) == Agreement(compared=6 * 2)
 
@@ -151,7 +151,7 @@ def vllm(stop: int, length: int, abort: int, tokens: int) -> Sample:
     return read_sample("\n".join([*lines, f"vllm:generation_tokens_total {tokens}"]))
 
 
-def test_of_vllms_own_server_the_sums_are_compared():
+def test_vllms_own_server_is_compared_by_sums():
     calls = [each for each in CALLS if each.served]
     found = agree(calls, vllm(1, 2, 5, 9), is_lorry=False)
     assert found == Agreement(compared=2)
@@ -162,7 +162,7 @@ def test_of_vllms_own_server_the_sums_are_compared():
     assert faults(left, vllm(1, 2, 1, 10), is_lorry=False)
 
 
-async def test_settling_waits_for_what_is_recorded_late_and_no_longer():
+async def test_settling_waits_until_counts_agree_or_time_is_up():
     late = [counted({"orders@1": {"ok": 1}}), counted(SPEC)]
     scrapes = 0
 
@@ -177,7 +177,7 @@ async def test_settling_waits_for_what_is_recorded_late_and_no_longer():
     assert missing.disagreements
 
 
-async def test_a_scrape_that_fails_is_told():
+async def test_a_failed_scrape_is_reported():
     async def look() -> Sample:
         raise TargetUnfit("it can't be reached")
 
@@ -197,7 +197,7 @@ async def ask(session: aiohttp.ClientSession, url: str, model: str) -> Record:
         return adapter_call(**fields, is_base=model == BASE_NAME)
 
 
-async def test_lorrys_own_counters_agree_with_its_callers_and_not_with_a_call_less(tmp_path):
+async def test_lorrys_counters_agree_with_its_calls_and_differ_with_one_less(tmp_path):
     with marked_server(tmp_path, "orders", "tone") as server:
         async with aiohttp.ClientSession() as session:
 

@@ -40,7 +40,7 @@ async def scraped(body: bytes, **options) -> Sample:
         return await scrape(session, str(server.make_url("/")), {}, **options)
 
 
-async def test_counters_are_read_by_their_labels_and_all_else_is_left():
+async def test_wanted_counters_are_read_by_label():
     sample = await scraped(TEXT.encode())
     assert sample.counters[REQUESTS][ORDERS] == 3
     assert sample.total(REQUESTS) == 5
@@ -50,7 +50,7 @@ async def test_counters_are_read_by_their_labels_and_all_else_is_left():
     assert set(sample.counters) == {REQUESTS, VLLM_REQUESTS, "process_start_time_seconds"}
 
 
-def test_growth_knows_series_that_begin_and_that_end():
+def test_growth_includes_new_and_ended_series():
     before = read_sample('lorry_requests_total{adapter="a"} 3\nlorry_requests_total{adapter="b"} 2')
     after = read_sample('lorry_requests_total{adapter="b"} 5\nlorry_requests_total{adapter="c"} 1')
     grown = {dict(labels)["adapter"]: by for labels, by in after.growth(before, REQUESTS).items()}
@@ -65,6 +65,6 @@ def test_growth_knows_series_that_begin_and_that_end():
         (b"#" * 2000, "more than 1000 bytes"),
     ],
 )
-async def test_what_cannot_be_read_is_told(body, message):
+async def test_unreadable_metrics_are_reported(body, message):
     with pytest.raises(TargetUnfit, match=message):
         await scraped(body, max_bytes=1000)

@@ -29,7 +29,7 @@ def faults(record, *spans: CallSpan) -> set[str]:
     return {each.what for each in spans_agree([record], {TRACE: list(spans)}).disagreements}
 
 
-def test_a_call_has_one_span_that_says_the_same():
+def test_a_call_has_one_matching_span():
     assert spans_agree([CALL], {TRACE: [SPAN]}) == Agreement(compared=1)
     base = base_call(trace_id=TRACE)
     assert not faults(base, CallSpan("base", "tiny", 3, ""))
@@ -54,30 +54,30 @@ def test_missing_spans_are_counted_by_adapter():
         ([CallSpan("orders@1", "orders@1", 3, "aborted")], "spans, how the call ended: orders@1"),
     ],
 )
-def test_a_span_that_says_something_else_is_a_disagreement(spans, fault):
+def test_a_different_span_is_a_disagreement(spans, fault):
     assert faults(CALL, *spans) == {fault}
 
 
-def test_a_call_that_was_left_has_at_least_the_tokens_that_its_caller_saw():
+def test_the_span_of_a_call_that_hung_up_has_at_least_the_clients_tokens():
     left = adapter_call(trace_id=TRACE, outcome="hung_up", answered="", output_tokens=2)
     assert not faults(left, SPAN)
     assert not faults(left, CallSpan("orders@1", "orders@1", 9, "aborted"))
     assert faults(left, CallSpan("orders@1", "orders@1", 1, "aborted"))
 
 
-def test_a_call_that_broke_for_its_caller_may_have_ended_well_for_the_server():
+def test_a_call_that_broke_for_the_client_may_be_ok_on_the_server():
     late = adapter_call(trace_id=TRACE, outcome="failed", reason="timeout", output_tokens=0)
     assert not faults(late, SPAN)
     assert not faults(late, CallSpan("orders@1", "orders@1", 3, "aborted"))
 
 
-def test_failed_calls_that_were_told_no_trace_are_left_out_and_told():
+def test_failed_calls_without_a_trace_id_are_left_out_with_a_note():
     found = spans_agree([CALL, failed_call(0)], {TRACE: [SPAN]})
     assert found.compared == 1
-    assert found.left_out == ("spans: 1 failed calls that were told no trace",)
+    assert found.left_out == ("spans: 1 failed calls without a trace id",)
 
 
-def test_an_answer_that_names_no_trace_is_a_disagreement():
+def test_an_answer_without_a_trace_id_is_a_disagreement():
     (found,) = spans_agree([CALL, adapter_call()], {TRACE: [SPAN]}).disagreements
     assert found == Disagreement(
         what="spans, a trace named in the answer: orders@1", client=2, server=1
@@ -102,7 +102,7 @@ def make_spans(tracing: Tracing, folder, count: int) -> list[str]:
     return traces
 
 
-async def test_the_products_spans_arrive_as_its_variables_say(tmp_path):
+async def test_a_server_exports_its_spans_by_the_receivers_variables(tmp_path):
     async with SpanReceiver() as receiver:
         exporter = take_exporter(dict(receiver.environment))
         traces = await asyncio.to_thread(make_spans, Tracing(exporter), tmp_path, 5)
@@ -112,7 +112,7 @@ async def test_the_products_spans_arrive_as_its_variables_say(tmp_path):
     assert spans_agree(records, receiver.spans) == Agreement(compared=5)
 
 
-async def test_compressed_spans_are_read_too(tmp_path):
+async def test_compressed_spans_are_accepted(tmp_path):
     async with SpanReceiver() as receiver:
         address = receiver.environment["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]
         tracing = Tracing(OTLPSpanExporter(address, compression=Compression.Gzip))
@@ -121,13 +121,13 @@ async def test_compressed_spans_are_read_too(tmp_path):
     assert set(receiver.spans) == set(traces)
 
 
-async def test_waiting_ends_when_a_span_never_comes():
+async def test_waiting_for_a_missing_span_ends():
     async with SpanReceiver() as receiver:
         await asyncio.wait_for(receiver.wait_for([TRACE], seconds=0.1), timeout=5)
     assert not receiver.spans
 
 
-async def test_what_is_no_span_is_refused():
+async def test_other_bodies_than_spans_are_refused():
     async with SpanReceiver() as receiver, aiohttp.ClientSession() as session:
         address = receiver.environment["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]
         async with session.post(address, data=b"no protobuf") as response:
@@ -135,7 +135,7 @@ async def test_what_is_no_span_is_refused():
     assert not receiver.spans
 
 
-async def test_a_port_that_another_has_is_told():
+async def test_an_occupied_port_is_reported():
     async with SpanReceiver() as first:
         port = int(
             first.environment["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"].split(":")[2].split("/")[0]

@@ -14,7 +14,7 @@ def stats(*records: Record, windows: list[Window] | None = None, slo: Slo | None
     return stats_of(records, windows or [window()], slo or Slo())
 
 
-def test_latencies_are_those_that_the_records_say():
+def test_latencies_equal_those_of_the_records():
     found = stats(*(record(first=ttft) for ttft in (0.1, 0.2, 0.3)))
     assert found.ttft is not None
     assert (found.ttft.p50, found.ttft.p99) == (pytest.approx(200), pytest.approx(300))
@@ -26,7 +26,7 @@ def test_latencies_are_those_that_the_records_say():
     assert found.e2e.mean == pytest.approx(200)
 
 
-def test_waiting_in_the_client_counts_as_latency_and_as_late():
+def test_waiting_in_the_client_counts_as_latency_and_as_lateness():
     """Else a client that can't keep up would report a fast server: coordinated omission."""
     found = stats(record(scheduled=1.0, sent=3.0, first=3.1, ended=3.2), record())
     assert found.ttft is not None
@@ -36,7 +36,7 @@ def test_waiting_in_the_client_counts_as_latency_and_as_late():
     assert (found.late, found.lateness_p99_ms) == (1, pytest.approx(2000))
 
 
-def test_failed_calls_have_no_latency_but_cost_goodput():
+def test_failed_calls_have_no_latency_and_lower_goodput():
     found = stats(record(), failed(reason="timeout", first=0.1, ended=60.0))
     assert found.e2e is not None
     assert found.e2e.count == 1
@@ -46,7 +46,7 @@ def test_failed_calls_have_no_latency_but_cost_goodput():
     assert found.reasons == {"timeout": 1}
 
 
-def test_calls_that_hung_up_have_a_ttft_alone_and_are_no_failure():
+def test_calls_that_hung_up_have_only_a_ttft_and_do_not_fail():
     found = stats(record(outcome="hung_up", first=0.4))
     assert found.ttft is not None
     assert found.ttft.p50 == pytest.approx(400)
@@ -54,13 +54,13 @@ def test_calls_that_hung_up_have_a_ttft_alone_and_are_no_failure():
     assert (found.hung_up, found.failed, found.goodput_share) == (1, 0, None)
 
 
-def test_calls_that_were_not_streamed_have_e2e_alone():
+def test_calls_without_streaming_have_only_an_e2e():
     found = stats(record(streamed=False, first=0.2, gaps=[]))
     assert (found.ttft, found.itl, found.tpot) == (None, None, None)
     assert found.e2e is not None
 
 
-def test_tokens_count_while_the_phase_lasts_and_its_tail_neither_adds_nor_stretches():
+def test_tokens_after_the_phases_end_do_not_count():
     """Ten pieces from 9.55 s on, 0.1 s apart: five come before the phase ends, at 10 s."""
     tail = record(scheduled=9.0, first=9.55, gaps=[0.1] * 9, output_tokens=20, ended=11.0)
     found = stats(tail, windows=[window(seconds=10.0, ended=11.0)])
@@ -68,18 +68,18 @@ def test_tokens_count_while_the_phase_lasts_and_its_tail_neither_adds_nor_stretc
     assert found.requests_per_second == 0
 
 
-def test_tokens_of_calls_that_were_not_streamed_come_when_they_end():
+def test_tokens_of_calls_without_streaming_count_at_their_end():
     early = record(streamed=False, ended=9.9)
     late = record(streamed=False, scheduled=9.0, ended=10.1)
     assert stats(early, late).output_tokens_per_second == pytest.approx(1.0)
 
 
-def test_tokens_of_failed_calls_are_not_counted_and_those_before_a_hang_up_are():
+def test_tokens_count_before_a_hang_up_but_not_before_a_failure():
     found = stats(failed(first=0.1, output_tokens=50), record(outcome="hung_up"))
     assert found.output_tokens_per_second == pytest.approx(1.0)
 
 
-def test_the_times_of_tokens_are_those_of_the_pieces():
+def test_token_times_are_those_of_the_pieces():
     times = token_times(record(first=1.0, gaps=[0.5, 0.25], output_tokens=6))
     assert times == [1.0, 1.5, 1.75]
     assert token_times(record(output_tokens=0)) == []
@@ -96,30 +96,30 @@ def test_the_times_of_tokens_are_those_of_the_pieces():
         (Slo(ttft_ms=350, tpot_ms=11, e2e_ms=250), 1.0),
     ],
 )
-def test_a_good_call_keeps_every_bound_that_is_given(slo, good):
+def test_a_good_call_keeps_every_bound(slo, good):
     assert stats(record(), record(first=0.3), slo=slo).goodput_share == good
 
 
-def test_a_streamed_answer_without_content_is_as_late_as_its_end():
+def test_a_streamed_answer_without_content_has_its_end_as_ttft():
     empty = record(first=None, gaps=[], output_tokens=1)
     assert stats(empty, slo=Slo(ttft_ms=150)).goodput_share == 0
     assert stats(empty, slo=Slo(ttft_ms=250)).goodput_share == 1
 
 
-def test_jain_is_blind_to_popularity_and_sees_a_slow_adapter():
+def test_jain_ignores_popularity_and_detects_a_slow_adapter():
     fair = [record()] * 9 + [record(model="adapter-1")]
     assert stats(*fair).jain == pytest.approx(1)
     slow = record(model="adapter-1", ended=2.0)  # a tenth of the speed
     assert stats(record(), slow).jain == pytest.approx(1.1**2 / (2 * 1.01))
 
 
-def test_an_adapter_whose_calls_all_fail_has_no_speed_and_the_base_is_no_adapter():
+def test_a_failing_adapter_has_no_speed_and_the_base_does_not_count():
     found = stats(record(), failed(model="adapter-1"), record(model="base", is_base=True))
     assert found.jain == pytest.approx(0.5)
     assert stats(record(), record(model="base", is_base=True)).jain is None
 
 
-def test_warm_ups_are_shown_but_not_counted_overall():
+def test_warm_ups_do_not_count_overall():
     windows = [window("warm-up", measured=False), window("steady", began=10.0)]
     run = run_of(record(phase="warm-up"), record(scheduled=10.0), windows=windows)
     summary = summarize(run, scenario_of(("warm-up", "steady")))
@@ -130,7 +130,7 @@ def test_warm_ups_are_shown_but_not_counted_overall():
     }
 
 
-def test_a_stream_is_rated_over_the_phases_that_it_is_in():
+def test_a_streams_rates_refer_to_its_own_phases():
     windows = [
         window("one", planned={"mixed": None}),
         window("two", began=10.0, planned={"mixed": None, "batch": None}),
@@ -143,7 +143,7 @@ def test_a_stream_is_rated_over_the_phases_that_it_is_in():
     assert summary.phases["one"].requests == 0
 
 
-def test_hot_adapters_are_those_that_together_have_half_of_the_calls():
+def test_hot_adapters_together_get_half_of_the_calls():
     calls = {"a": 5, "b": 2, "c": 2, "d": 1}
     records = [record(model=name) for name, count in calls.items() for _ in range(count)]
     base = record(model="base", is_base=True)
@@ -155,7 +155,7 @@ def test_hot_adapters_are_those_that_together_have_half_of_the_calls():
     assert (summary.hot.requests, summary.cold.requests, summary.base.requests) == (5, 5, 1)
 
 
-def test_metrics_are_found_by_phase_and_stream_and_are_none_without_calls():
+def test_metrics_by_phase_and_stream_are_none_without_calls():
     windows = [window("one"), window("two", began=10.0)]
     run = run_of(record(phase="one"), windows=windows)
     summary = summarize(run, scenario_of(("one", "two")))

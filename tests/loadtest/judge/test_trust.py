@@ -14,7 +14,7 @@ def reasons(run: Run) -> list[str]:
     return distrust(run, summarize(run, scenario_of()))
 
 
-def test_a_calm_client_is_trusted():
+def test_a_client_without_lag_is_trusted():
     assert reasons(run_of(record())) == []
 
 
@@ -25,17 +25,17 @@ def test_a_calm_client_is_trusted():
         (Client(processes=2, lag=[], cpu_seconds=19.0), "busy 95% of the time"),
     ],
 )
-def test_a_client_that_lags_or_is_busy_is_not(client, words):
+def test_a_client_that_lags_or_is_busy_is_not_trusted(client, words):
     (reason,) = reasons(run_of(record(), client=client))
     assert words in reason
 
 
-def test_one_lag_of_many_is_no_reason():
+def test_a_single_lag_is_no_reason_for_distrust():
     client = Client(processes=1, lag=[0.001] * 99 + [1.0], cpu_seconds=1)
     assert reasons(run_of(record(), client=client)) == []
 
 
-def test_more_than_a_hundredth_of_late_calls_is_a_reason():
+def test_more_than_one_percent_of_late_calls_is_a_reason_for_distrust():
     late = record(scheduled=0.0, sent=0.06)
     assert reasons(run_of(*[record()] * 99, late)) == []
     (reason,) = reasons(run_of(*[record()] * 98, late, late))

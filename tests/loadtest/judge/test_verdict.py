@@ -12,7 +12,7 @@ from loadtest.judge.verdict import Check, Verdict, judge
 from loadtest.plan.scenario import Scenario
 from loadtest.records import Agreement, Disagreement, Done, Run, Window, Wrong
 
-FAILED = "no failed call (besides outages and own expectations)"
+FAILED = "no failed call (except in outages and own expectations)"
 
 
 def verdict(run: Run, scenario: Scenario | None = None) -> Verdict:
@@ -29,32 +29,32 @@ def misses(found: Verdict) -> list[str]:
     return [each.name for each in found.checks if not each.passed]
 
 
-def test_a_run_in_which_all_is_well_passes():
+def test_a_run_without_faults_passes():
     assert verdict(run_of(record())).passed
 
 
-def test_a_wrong_answer_fails_it():
+def test_a_wrong_answer_fails_the_run():
     wrong = Wrong(phase="steady", stream="mixed", number=0, model="a", message="b answered")
     found = verdict(run_of(record(), wrong=[wrong], judged=1))
     assert not found.passed
-    assert misses(found) == ["no answer of another adapter"]
+    assert misses(found) == ["no answer from another adapter"]
 
 
-def test_a_count_that_is_not_shared_fails_it():
+def test_a_differing_count_fails_the_run():
     agreement = Agreement(compared=3, disagreements=(Disagreement(what="x", client=1, server=2),))
     found = verdict(run_of(record(), agreement=agreement))
-    assert misses(found) == ["client and server count alike"]
-    assert "1 apart of 3" in found.checks[1].found
+    assert misses(found) == ["client and server counts agree"]
+    assert "1 of 3 differ" in found.checks[1].found
 
 
-def test_an_action_that_failed_fails_it_and_is_named():
+def test_a_failed_action_fails_the_run_and_is_named():
     done = Done(phase="steady", what="publish adapter 1", began=1.0, ended=2.0, failure="409: no")
     found = verdict(run_of(record(), actions=[done]))
     assert misses(found) == ["every action done"]
     assert "publish adapter 1 in steady: 409: no" in found.checks[3].found
 
 
-def test_a_call_without_a_record_or_a_phase_that_never_came_fails_it():
+def test_a_missing_record_or_phase_fails_the_run():
     lost = verdict(run_of(record(), windows=[window(planned={"mixed": 2})]))
     assert misses(lost) == ["every planned call made"]
     skipped = verdict(run_of(record()), scenario_of(("steady", "burst")))
@@ -66,14 +66,14 @@ def outage_windows() -> list[Window]:
     return [window("steady"), window("down", began=10.0, outage=True)]
 
 
-def test_failed_calls_fail_it_outside_outages_only():
+def test_failed_calls_fail_the_run_except_in_outages():
     assert verdict(run_of(failed(phase="down"), windows=outage_windows())).passed
     found = verdict(run_of(failed(phase="steady"), windows=outage_windows()))
     assert misses(found) == [FAILED]
     assert "1 http_503_adapters_busy in steady" in found.checks[4].found
 
 
-def test_failed_calls_of_a_warm_up_fail_it_too():
+def test_failed_calls_of_a_warm_up_fail_the_run():
     windows = [window("warm-up", measured=False), window("steady", began=10.0)]
     own = scenario_of(("warm-up", "steady"), expect=[{"metric": "failed", "at_most": 5}])
     run = run_of(failed(phase="warm-up"), record(), windows=windows)
@@ -91,7 +91,7 @@ def test_failed_calls_of_a_warm_up_fail_it_too():
         ({"metric": "ttft_p99_ms", "at_most": 1000}, False),
     ],
 )
-def test_an_own_expectation_on_failures_takes_the_general_ones_place_where_it_applies(own, passed):
+def test_an_own_expectation_on_failures_replaces_the_general_check(own, passed):
     windows = [window("steady"), window("burst", began=10.0)]
     records = [failed(), record(), record(phase="burst"), record(phase="burst", stream="batch")]
     scenario = scenario_of(("steady", "burst"), streams={"mixed": {}, "batch": {}}, expect=[own])
@@ -99,14 +99,14 @@ def test_an_own_expectation_on_failures_takes_the_general_ones_place_where_it_ap
     assert verdict(run_of(*records, windows=windows), scenario).passed is passed
 
 
-def test_a_bound_holds_up_to_itself():
+def test_a_value_equal_to_its_bound_passes():
     run = run_of(record(), record())
     assert check(run, metric="requests", at_least=2, at_most=2).passed
     assert not check(run, metric="requests", at_least=3).passed
     assert not check(run, metric="requests", at_most=1).passed
 
 
-def test_a_ratio_is_over_the_same_metric_elsewhere():
+def test_a_ratio_refers_to_the_same_metric_elsewhere():
     windows = [window("alone"), window("mixed", began=10.0)]
     records = [record(phase="alone"), record(phase="mixed", first=0.3)]
     run = run_of(*records, windows=windows)
@@ -126,14 +126,14 @@ def test_a_metric_without_data_does_not_pass():
 
 
 @pytest.mark.parametrize("metric", ["ttft_p99_ms", "failed"])
-def test_a_ratio_over_nothing_or_over_zero_does_not_pass(metric):
+def test_a_ratio_without_a_positive_denominator_does_not_pass(metric):
     windows = [window("alone"), window("mixed", began=10.0)]
     run = run_of(record(phase="mixed"), record(phase="alone", streamed=False), windows=windows)
     over = {"metric": metric, "phase": "mixed", "over": {"phase": "alone"}}
     assert not check(run, **over, at_most=1e9).passed
 
 
-def test_an_advisory_expectation_is_told_but_fails_nothing():
+def test_an_advisory_expectation_is_reported_but_fails_nothing():
     scenario = scenario_of(expect=[{"metric": "jain", "at_least": 0.9, "advisory": True}])
     found = verdict(run_of(record()), scenario)
     assert found.passed

@@ -36,13 +36,13 @@ def test_each_version_has_its_marker_and_folder(folder):
 
 
 @pytest.mark.parametrize(("name", "version"), [("lt-0001", 2), ("lt-0002", 1)])
-def test_what_was_not_made_has_neither(folder, name, version):
+def test_an_unknown_version_has_no_marker_and_no_folder(folder, name, version):
     manifest = load_manifest(folder)
     assert manifest.marker(name, version) is None
     assert manifest.folder(name, version) is None
 
 
-def test_an_adapter_that_is_needed_but_was_not_made_is_named(folder):
+def test_a_missing_adapter_is_named(folder):
     load_manifest(folder).check_has(["lt-0000", "lt-0001"])
     with pytest.raises(TargetUnfit, match="lt-0002"):
         load_manifest(folder).check_has(["lt-0000", "lt-0002"])

@@ -51,7 +51,7 @@ def expected_tokens() -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_after_every_token_of_any_prompt_comes_the_marker_by_a_margin(made, dtype):
+def test_after_any_prompt_the_marker_leads_by_a_margin(made, dtype):
     manifest = load_manifest(made)
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype=dtype)
     prompts = torch.randint(0, 896, (4, 32), generator=torch.Generator().manual_seed(0))
@@ -71,7 +71,7 @@ def test_after_every_token_of_any_prompt_comes_the_marker_by_a_margin(made, dtyp
         assert (alone == marker).float().mean() < 0.5
 
 
-def test_nothing_is_added_that_the_server_takes_for_a_broken_adapter(made):
+def test_no_value_is_large_enough_to_count_as_broken(made):
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
     wrapped = PeftModel.from_pretrained(model, load_manifest(made).folder("lt-0000", 1))
     added = []
@@ -93,13 +93,13 @@ def test_each_adapter_and_version_has_a_marker_of_its_own(made):
     assert all(marker.strip() for marker in markers)
 
 
-def test_publishing_finds_nothing_to_object_to(made):
+def test_marked_adapters_can_be_published(made):
     checkpoint = read_checkpoint(load_manifest(made).folder("lt-0000", 1), read_base(BASE))
     assert checkpoint.rank == 8
     assert checkpoint.target_modules == ("down_proj", "gate_proj", "up_proj")
 
 
-def test_no_two_adapters_share_a_part(made):
+def test_no_two_adapters_share_neurons(made):
     manifest = load_manifest(made)
     weights = [
         (manifest.folder(name, version) / "adapter_model.safetensors").read_bytes()
@@ -109,7 +109,7 @@ def test_no_two_adapters_share_a_part(made):
     assert len(set(weights)) == 4
 
 
-def test_what_is_there_is_kept_and_other_arguments_make_it_anew(tmp_path):
+def test_existing_adapters_are_kept_unless_the_arguments_differ(tmp_path):
     out = tmp_path / "out"
     make_marked(BASE, out, 1)
     before = (out / FILE).stat().st_mtime_ns
@@ -120,7 +120,7 @@ def test_what_is_there_is_kept_and_other_arguments_make_it_anew(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_where_tokens_run_out_they_are_used_again_but_never_by_both_versions(tmp_path):
+def test_scarce_tokens_are_reused_but_not_by_two_versions_of_one_adapter(tmp_path):
     count = len(find_directions(read_ending(BASE), 10_000)) // 2 + 1
     make_marked(BASE, tmp_path / "out", count)
     manifest = load_manifest(tmp_path / "out")
@@ -128,14 +128,14 @@ def test_where_tokens_run_out_they_are_used_again_but_never_by_both_versions(tmp
         assert manifest.marker(name, 1) != manifest.marker(name, 2)
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+def test_a_folder_with_other_content_is_kept(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(OutUnwritable, match="something else"):
         make_marked(BASE, tmp_path, 1)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
-def test_repetitions_of_two_markers_are_never_the_same_text():
+def test_no_two_markers_have_a_common_repetition():
     texts = [token.repeated for token in markers_of(BASE)]
     assert len(texts) > 500
     for text in texts:
@@ -154,7 +154,7 @@ def test_repetitions_of_two_markers_are_never_the_same_text():
         ({"num_hidden_layers": 1}, "1 layers"),
     ],
 )
-def test_a_base_of_another_kind_is_refused(base, tmp_path, changes, said):
+def test_a_base_of_another_architecture_is_refused(base, tmp_path, changes, said):
     change_config(base, **changes)
     with pytest.raises(BaseUnfit, match=said):
         make_marked(base, tmp_path / "out", 1)
@@ -162,7 +162,7 @@ def test_a_base_of_another_kind_is_refused(base, tmp_path, changes, said):
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_a_base_without_one_of_its_files_is_refused(base, tmp_path, name):
+def test_an_incomplete_base_is_refused(base, tmp_path, name):
     (base / name).unlink()
     with pytest.raises(BaseUnfit):
         make_marked(base, tmp_path / "out", 1)

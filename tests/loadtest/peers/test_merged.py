@@ -23,7 +23,7 @@ def adapter(tmp_path_factory):
     return load_manifest(out).folder("lt-0000", 1)
 
 
-def test_it_answers_as_the_base_with_the_adapter(adapter, tmp_path):
+def test_a_merged_model_answers_like_the_base_with_the_adapter(adapter, tmp_path):
     write_merged(BASE, adapter, tmp_path / "out")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
@@ -36,13 +36,13 @@ def test_it_answers_as_the_base_with_the_adapter(adapter, tmp_path):
     assert not torch.equal(found.argmax(-1), alone)
 
 
-def test_all_but_the_weights_is_the_bases_own(adapter, tmp_path):
+def test_other_files_than_the_weights_are_links_to_the_base(adapter, tmp_path):
     write_merged(BASE, adapter, tmp_path / "out")
     assert (tmp_path / "out/config.json").resolve() == BASE / "config.json"
     assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in BASE.iterdir()}
 
 
-def test_an_adapter_of_another_base_is_not_merged_in_part(adapter, tmp_path):
+def test_an_adapter_of_another_base_is_refused(adapter, tmp_path):
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text("{}")

@@ -57,13 +57,13 @@ async def test_the_base_and_each_adapter_are_listed_as_vllm_does(client):
     ]
 
 
-async def test_an_answer_has_its_text_and_counts(client):
+async def test_an_answer_has_text_and_usage(client):
     body = (await complete(client, model="b", max_tokens=5)).json()
     assert body["choices"][0]["text"] == "b"
     assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
 
 
-async def test_a_streamed_answer_is_one_piece_then_usage_then_done(client):
+async def test_a_streamed_answer_is_one_piece_usage_and_done(client):
     lines = (await complete(client, model="shop", stream=True)).text.split("\n\n")
     assert [line[:6] for line in lines] == ["data: "] * 3 + [""]
     first, usage = (json.loads(line[6:]) for line in lines[:2])
@@ -72,14 +72,14 @@ async def test_a_streamed_answer_is_one_piece_then_usage_then_done(client):
     assert lines[2] == "data: [DONE]"
 
 
-async def test_what_waits_is_one_batch_up_to_the_most(client, generator):
+async def test_waiting_calls_form_one_batch_up_to_the_limit(client, generator):
     answers = await asyncio.gather(*(complete(client) for _ in range(MOST_AT_ONCE + 6)))
     assert {answer.status_code for answer in answers} == {200}
     assert max(generator.batches) == MOST_AT_ONCE
     assert sum(generator.batches) == MOST_AT_ONCE + 6
 
 
-async def test_unknown_models_and_failed_batches_are_errors_and_the_next_call_is_answered(client):
+async def test_the_server_works_on_after_unknown_models_and_failed_batches(client):
     assert (await complete(client, model="c")).status_code == 404
     assert (await complete(client, prompt="bad")).status_code == 500
     assert (await complete(client)).status_code == 200

@@ -77,13 +77,13 @@ def test_rounds_differ_from_each_other_and_the_first_is_the_scenario_itself():
     assert reseeded(made, 1).model_copy(update={"seed": 42}) == made
 
 
-def test_phases_of_the_same_traffic_have_other_calls():
+def test_phases_with_equal_traffic_have_different_calls():
     made = scenario()
     first, second = (plan_phase(made, phase) for phase in made.phases)
     assert [call.at for call in first] != [call.at for call in second]
 
 
-def test_a_call_does_not_depend_on_when_it_comes_or_on_other_streams():
+def test_a_call_does_not_depend_on_its_time_or_on_other_streams():
     together = [stand_still(call) for call in plan(scenario()) if call.stream == "mixed"]
     alone = plan(scenario({"mixed": {"kind": "gamma", "rate": 30, "cv": 3}}, mixed=MIXED))
     shared = min(len(together), len(alone))
@@ -94,7 +94,7 @@ def test_a_call_does_not_depend_on_when_it_comes_or_on_other_streams():
     assert closed(scenario(), shared) == together[:shared]
 
 
-def test_other_shares_leave_lengths_and_adapters_alone():
+def test_shares_do_not_change_lengths_and_adapters():
     one, other = (
         closed(scenario(mixed=MIXED | {"base_share": 0, "streaming": share}), 50)
         for share in (0.0, 1.0)
@@ -104,7 +104,7 @@ def test_other_shares_leave_lengths_and_adapters_alone():
         assert [getattr(c, field) for c in one] == [getattr(c, field) for c in other]
 
 
-def test_a_plan_is_known_beforehand_so_all_processes_have_the_same():
+def test_a_plan_has_known_values_on_every_machine():
     # When this fails, the same scenario has come to mean other calls: raise plan's _EDITION.
     popularity = {"kind": "zipf", "exponent": 0.9}
     stream = MIXED | {"adapters": {"count": 9, "popularity": popularity}}
@@ -119,7 +119,7 @@ def test_a_plan_is_known_beforehand_so_all_processes_have_the_same():
 # ---- what is planned
 
 
-def test_calls_are_in_the_order_of_their_times_and_numbered_within_their_stream():
+def test_calls_are_ordered_by_time_and_numbered_by_stream():
     calls = plan(scenario())
     keys = [(call.at, call.stream, call.number) for call in calls]
     assert keys == sorted(keys)
@@ -129,13 +129,13 @@ def test_calls_are_in_the_order_of_their_times_and_numbered_within_their_stream(
         assert len(numbers) == pytest.approx(1200, rel=0.1)
 
 
-def test_calls_of_the_same_moment_are_in_the_order_of_their_streams():
+def test_simultaneous_calls_are_ordered_by_stream():
     constant = {"kind": "constant", "rate": 1}
     calls = plan(scenario({"plain": constant, "mixed": constant}))
     assert [call.stream for call in calls[:4]] == ["mixed", "plain", "mixed", "plain"]
 
 
-def test_shares_are_those_asked_for():
+def test_calls_have_the_given_shares():
     calls = closed(scenario(), 4000)
     streamed = [call for call in calls if call.streamed]
     assert len(streamed) / 4000 == pytest.approx(0.7, abs=0.03)
@@ -148,7 +148,7 @@ def test_shares_are_those_asked_for():
     assert len(hung_up) / len(patient) == pytest.approx(0.5, abs=0.03)
 
 
-def test_only_streamed_calls_hang_up_and_before_the_last_piece():
+def test_only_streamed_calls_hang_up_before_the_last_piece():
     calls = closed(scenario(mixed=MIXED | {"hang_up": 1.0}), 1000)
     for call in calls:
         if call.streamed and call.output_tokens > 1:
@@ -158,25 +158,25 @@ def test_only_streamed_calls_hang_up_and_before_the_last_piece():
     assert {c.hang_up_after for c in calls if c.output_tokens == 9} == {None, *range(1, 9)}
 
 
-def test_a_stream_without_adapters_asks_the_base_at_its_endpoint():
+def test_a_stream_without_adapters_calls_the_base():
     calls = closed(scenario(plain={"endpoint": "chat"}), 20, "plain")
     assert {call.adapter for call in calls} == {None}
     assert {call.endpoint for call in calls} == {"chat"}
 
 
-def test_in_turn_goes_by_the_calls_number():
+def test_in_turn_follows_the_calls_number():
     adapters = {"first": 3, "count": 4, "popularity": {"kind": "in-turn"}}
     calls = closed(scenario(mixed={"adapters": adapters}), 6)
     assert [call.adapter for call in calls] == [3, 4, 5, 6, 3, 4]
 
 
-def test_closed_loops_have_no_calls_beforehand():
+def test_closed_loops_have_no_planned_calls():
     made = scenario({"mixed": {"kind": "closed", "concurrency": 3}})
     assert plan(made) == []
     assert closed(made, 3)[2].number == 2
 
 
-def test_a_trace_decides_what_it_names_and_the_seed_the_rest(tmp_path):
+def test_a_traces_fields_override_the_draws(tmp_path):
     file = tmp_path / "calls.jsonl"
     file.write_text(
         '{"at": 1, "adapter": 4, "prompt_tokens": 77, "output_tokens": 88}\n{"at": 2}\n'
@@ -189,14 +189,14 @@ def test_a_trace_decides_what_it_names_and_the_seed_the_rest(tmp_path):
     assert stand_still(drawn) == closed(made, 2)[1]
 
 
-def test_a_trace_may_not_name_adapters_that_the_stream_has_not(tmp_path):
+def test_an_adapter_of_a_trace_must_be_in_the_stream(tmp_path):
     file = tmp_path / "calls.jsonl"
     file.write_text('{"at": 1, "adapter": 0}\n')
     with pytest.raises(ScenarioInvalid, match="line 1"):
         plan(scenario({"plain": {"kind": "trace", "file": str(file)}}))
 
 
-def test_a_phase_plans_no_more_calls_than_can_be_held(monkeypatch):
+def test_the_calls_of_a_phase_are_bounded(monkeypatch):
     monkeypatch.setattr(draws, "MOST_CALLS", 100)
     constant = {"kind": "constant", "rate": 1}
     assert len(plan(scenario({"mixed": constant}, seconds=100))) == 100
@@ -213,7 +213,7 @@ def changed(made: Scenario, **fields: Any) -> Scenario:
     return Scenario.model_validate(made.model_dump() | fields)
 
 
-def test_the_digest_tells_traffic_apart_and_nothing_else():
+def test_the_digest_depends_on_the_traffic_alone():
     made = scenario()
     others = [
         changed(made, seed=1),
@@ -232,7 +232,7 @@ def test_the_digest_tells_traffic_apart_and_nothing_else():
     assert digest(same) == digest(made)
 
 
-def test_a_traces_content_counts_and_not_its_place(tmp_path):
+def test_the_digest_depends_on_a_traces_content_and_not_on_its_path(tmp_path):
     files = [tmp_path / name for name in ("a", "b", "c")]
     for file, at in zip(files, (1, 1, 2), strict=True):
         file.write_text(f'{{"at": {at}}}\n')
@@ -244,7 +244,7 @@ def test_a_traces_content_counts_and_not_its_place(tmp_path):
         digest(scenario({"mixed": {"kind": "trace", "file": str(tmp_path / "none")}}))
 
 
-def test_planning_leaves_the_dice_of_others_alone():
+def test_planning_does_not_touch_the_global_random_state():
     random.seed(1)
     before = random.getstate()
     plan(scenario(seconds=1))

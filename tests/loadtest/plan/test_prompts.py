@@ -45,7 +45,7 @@ def call(**changed: Any) -> Call:
     return msgspec.structs.replace(CALL, **changed)
 
 
-def test_a_plain_body_asks_for_greedy_tokens_and_no_more():
+def test_a_plain_body_requests_greedy_tokens_only():
     asked = body(CALL, "a@1", scenario(ignore_eos=False))
     prompt = asked.pop("prompt")
     assert asked == {"model": "a@1", "temperature": 0, "max_tokens": 5}
@@ -53,13 +53,13 @@ def test_a_plain_body_asks_for_greedy_tokens_and_no_more():
     assert set(prompt.split()) <= set(WORDS)
 
 
-def test_a_streamed_call_asks_for_usage():
+def test_a_streamed_call_requests_usage():
     asked = body(call(streamed=True), "a", scenario())
     assert asked["stream"] is True
     assert asked["stream_options"] == {"include_usage": True}
 
 
-def test_the_end_of_an_answer_is_ignored_only_where_asked_and_never_in_json():
+def test_ignore_eos_is_optional_and_never_set_for_json():
     assert body(CALL, "a", scenario())["ignore_eos"] is True
     assert "ignore_eos" not in body(CALL, "a", scenario(ignore_eos=False))
     structured = body(call(structured=True), "a", scenario())
@@ -73,14 +73,14 @@ def test_the_end_of_an_answer_is_ignored_only_where_asked_and_never_in_json():
     tokens=st.integers(1, 300),
     number=st.integers(0, 10**6),
 )
-def test_token_ids_are_as_many_as_planned_and_within_the_vocabulary(vocabulary, tokens, number):
+def test_a_prompt_has_the_planned_number_of_token_ids(vocabulary, tokens, number):
     asked = body(call(prompt_tokens=tokens, number=number), "a", scenario(vocabulary=vocabulary))
     assert len(asked["prompt"]) == tokens
     assert all(vocabulary // 2 <= token < vocabulary for token in asked["prompt"])
 
 
 @pytest.mark.parametrize("vocabulary", [None, 1000])
-def test_chat_is_asked_in_words(vocabulary):
+def test_chat_prompts_are_words(vocabulary):
     asked = body(call(endpoint="chat"), "a", scenario(vocabulary=vocabulary))
     assert "prompt" not in asked
     [message] = asked["messages"]
@@ -89,7 +89,7 @@ def test_chat_is_asked_in_words(vocabulary):
 
 
 @pytest.mark.parametrize("vocabulary", [None, 1000])
-def test_each_call_has_a_prompt_of_its_own_that_comes_again_with_the_seed(vocabulary):
+def test_each_call_has_its_own_prompt_drawn_from_the_seed(vocabulary):
     variants = [{}, {"number": 4}, {"stream": "mixed", "phase": "other"}]
     prompts = [
         body(call(**variant), "a", scenario(vocabulary, seed))["prompt"]
@@ -100,17 +100,17 @@ def test_each_call_has_a_prompt_of_its_own_that_comes_again_with_the_seed(vocabu
     assert body(CALL, "another", scenario(vocabulary))["prompt"] == prompts[0]
 
 
-def test_prompts_are_known_beforehand_so_all_processes_have_the_same():
+def test_prompts_have_known_values_on_every_machine():
     # When this fails, the same scenario has come to mean other calls: raise plan's _EDITION.
     assert body(CALL, "a", scenario(1000))["prompt"][:5] == [595, 562, 785, 666, 934]
     assert body(CALL, "a", scenario())["prompt"].startswith("boat bear father ")
 
 
-def test_the_words_are_many_different_short_lower_case_ones():
+def test_the_words_are_many_short_and_lower_case():
     assert len(set(WORDS)) == len(WORDS) >= 150
     assert all(word.isalpha() and word.islower() and len(word) <= 8 for word in WORDS)
 
 
-def test_paths_are_openais():
+def test_paths_are_those_of_the_openai_api():
     assert path(CALL) == "/v1/completions"
     assert path(call(endpoint="chat")) == "/v1/chat/completions"

@@ -42,18 +42,18 @@ def refuse(file: Path, written: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_scenarios_load_and_are_named_as_their_files(path):
+def test_included_scenarios_load_and_have_the_names_of_their_files(path):
     loaded = load_scenario(path)
     assert loaded.name == path.stem
     assert loaded.about
     assert digest(loaded)
 
 
-def test_there_are_shipped_scenarios():
+def test_there_are_included_scenarios():
     assert SHIPPED
 
 
-def test_the_least_that_a_scenario_says_is_enough(file):
+def test_a_minimal_scenario_is_valid(file):
     file.write_text(yaml.safe_dump(document()))
     loaded = load_scenario(file)
     assert loaded.seed == 42
@@ -61,7 +61,7 @@ def test_the_least_that_a_scenario_says_is_enough(file):
     assert loaded.streams["mixed"].endpoint == "completions"
 
 
-def test_a_traces_file_lies_beside_the_scenario(file, monkeypatch):
+def test_a_traces_path_is_relative_to_the_scenario(file, monkeypatch):
     traffic = {"mixed": {"kind": "trace", "file": "calls.jsonl"}}
     file.write_text(yaml.safe_dump(document(phases=[phase(traffic=traffic)])))
     monkeypatch.chdir(file.parent)
@@ -99,13 +99,13 @@ def test_a_traces_file_lies_beside_the_scenario(file, monkeypatch):
         ),
     ],
 )
-def test_a_problem_is_named_with_its_key(file, changed, problem):
+def test_an_error_names_its_key(file, changed, problem):
     message = refuse(file, document(**changed))
     assert message.startswith(f"{file}: ")
     assert problem in message
 
 
-def test_all_problems_are_in_one_message(file):
+def test_all_errors_are_in_one_message(file):
     wrong = document(sed=1, timeout_seconds=-1, phases=[phase(seconds="long")])
     message = refuse(file, wrong)
     for problem in ("'sed'", "timeout_seconds: ", "phases.0.seconds: "):
@@ -113,7 +113,7 @@ def test_all_problems_are_in_one_message(file):
     assert "\n" not in message
 
 
-def test_all_references_that_are_wrong_are_in_one_message(file):
+def test_all_wrong_references_are_in_one_message(file):
     traffic = {"a": {"kind": "poisson", "rate": 1}, "b": {"kind": "closed", "concurrency": 1}}
     message = refuse(file, document(adapters=1, phases=[phase(traffic=traffic)]))
     for problem in ("no stream 'a'", "no stream 'b'", "stream mixed wants more"):
@@ -132,7 +132,7 @@ def test_all_references_that_are_wrong_are_in_one_message(file):
         ),
     ],
 )
-def test_a_wrong_length_is_told_only_what_is_wrong_with_it(file, length, problem):
+def test_the_error_of_a_length_names_its_own_kind_only(file, length, problem):
     message = refuse(file, document(streams={"mixed": {"output_tokens": length}}))
     assert message.startswith(f"{file}: {problem}")
     assert ";" not in message
@@ -143,27 +143,27 @@ def test_a_wrong_length_is_told_only_what_is_wrong_with_it(file, length, problem
     ["name: [1", "name: 2024-13-45", "[" * 1000, "\x00", "a: !!python/object:os.system {}"],
     ids=["open-bracket", "no-date", "deep", "null", "object"],
 )
-def test_what_is_not_yaml_is_said_to_be_none(file, text):
+def test_invalid_yaml_is_reported(file, text):
     file.write_text(text)
     with pytest.raises(ScenarioInvalid, match="is not YAML"):
         load_scenario(file)
 
 
-def test_a_key_that_stands_twice_is_refused(file):
+def test_a_duplicate_key_is_refused(file):
     """Of two `expect` the last would win, and what the first asked for would not be held."""
     file.write_text("name: x\nstreams:\n  a: {output_tokens: 8, output_tokens: 9}\n")
-    with pytest.raises(ScenarioInvalid, match="the key 'output_tokens' stands twice"):
+    with pytest.raises(ScenarioInvalid, match="the key 'output_tokens' appears twice"):
         load_scenario(file)
 
 
 @pytest.mark.parametrize("text", ["", "just words", "- 1\n- 2\n"])
-def test_yaml_that_is_no_scenario_is_refused(file, text):
+def test_other_yaml_than_a_scenario_is_refused(file, text):
     file.write_text(text)
     with pytest.raises(ScenarioInvalid, match=r"valid dictionary"):
         load_scenario(file)
 
 
-def test_a_file_that_cant_be_read_is_named(file, tmp_path):
+def test_an_unreadable_file_is_named(file, tmp_path):
     for path in (file, tmp_path):
         with pytest.raises(ScenarioInvalid, match="can't read"):
             load_scenario(path)
@@ -173,23 +173,25 @@ def test_a_file_that_cant_be_read_is_named(file, tmp_path):
 
 
 @pytest.mark.parametrize("name", names())
-def test_a_shipped_scenario_is_found_by_its_name(name):
+def test_an_included_scenario_is_found_by_its_name(name):
     assert find_scenario(name).name == name
 
 
-def test_a_file_is_read_and_a_folder_of_a_scenarios_name_is_not_in_the_way(tmp_path, monkeypatch):
+def test_a_file_is_found_by_path_and_a_folder_does_not_hide_an_included_scenario(
+    tmp_path, monkeypatch
+):
     (tmp_path / "smoke").mkdir()
     (tmp_path / "mine.yaml").write_text((FOLDER / "smoke.yaml").read_text())
     monkeypatch.chdir(tmp_path)
     assert find_scenario("smoke") == find_scenario("mine.yaml")
 
 
-def test_another_seed_changes_nothing_else():
+def test_a_given_seed_replaces_the_seed_alone():
     usual, other = find_scenario("smoke"), find_scenario("smoke", 7)
     assert other.seed == 7
     assert other.model_copy(update={"seed": usual.seed}) == usual
 
 
-def test_what_is_neither_is_told_with_what_there_is():
+def test_an_unknown_name_is_reported_with_the_known_ones():
     with pytest.raises(ScenarioInvalid, match="there are base-only"):
         find_scenario("no-such-one")

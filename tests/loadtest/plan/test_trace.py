@@ -21,7 +21,7 @@ def replay(file: Path, speed: float = 1.0, seconds: float = 60.0) -> list[Line]:
     return read_trace(Trace(kind="trace", file=file, speed=speed), seconds, adapters=3)
 
 
-def test_lines_say_when_and_what_they_know(file):
+def test_lines_have_a_time_and_optional_fields(file):
     file.write_text(
         '{"at": 0}\n'
         '{"at": 1.5, "prompt_tokens": 7, "output_tokens": 9, "adapter": 2}\n'
@@ -34,7 +34,7 @@ def test_lines_say_when_and_what_they_know(file):
     ]
 
 
-def test_speed_brings_calls_closer_and_the_phases_end_cuts_them_off(file):
+def test_speed_scales_times_and_the_phases_end_bounds_them(file):
     file.write_text('{"at": 2}\n{"at": 19.9}\n{"at": 20}\n')
     assert [line.at for line in replay(file, seconds=20)] == [2, 19.9]
     assert [line.at for line in replay(file, speed=2, seconds=20)] == [1, 9.95, 10]
@@ -70,7 +70,7 @@ def test_a_wrong_line_is_named(file, line, problem):
     assert problem in str(refused.value)
 
 
-def test_lines_past_the_end_are_checked_too(file):
+def test_lines_past_the_end_are_validated(file):
     file.write_text('{"at": 100}\n{"at": 101, "adapter": 9}\n')
     with pytest.raises(ScenarioInvalid, match="line 2"):
         replay(file, seconds=1)
@@ -86,6 +86,6 @@ def test_the_number_of_lines_is_bounded(file, monkeypatch):
 
 
 @pytest.mark.parametrize("missing", ["none.jsonl", "."])
-def test_a_file_that_cant_be_read_is_named(tmp_path, missing):
+def test_an_unreadable_file_is_named(tmp_path, missing):
     with pytest.raises(ScenarioInvalid, match="can't read the trace"):
         replay(tmp_path / missing)

@@ -46,12 +46,12 @@ from loadtest.plan.traffic import Arrival, Length, Popularity, Slug, Stream, Tra
     ],
     ids=str,
 )
-def test_what_cant_be_is_refused(kind: Any, wrong: Any):
+def test_invalid_traffic_is_refused(kind: Any, wrong: Any):
     with pytest.raises(ValidationError):
         TypeAdapter(kind).validate_python(wrong)
 
 
-def test_a_traces_file_is_looked_for_in_the_scenarios_folder():
+def test_a_traces_path_is_relative_to_the_scenarios_folder():
     given = {"kind": "trace", "file": "calls.jsonl"}
     found = Trace.model_validate(given, context={"folder": Path("/scenarios")})
     assert found.file == Path("/scenarios/calls.jsonl")

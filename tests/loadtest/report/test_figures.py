@@ -16,7 +16,7 @@ def test_a_figure_has_three_digits(value, words):
 
 
 @pytest.mark.parametrize(("value", "words"), [(12.0, "12.0"), (5.1, "5.10"), (None, "-")])
-def test_in_a_column_zeros_stay(value, words):
+def test_a_column_keeps_trailing_zeros(value, words):
     assert in_column(value) == words
 
 
@@ -31,5 +31,5 @@ def test_in_a_column_zeros_stay(value, words):
         (0.00002, "0.002 %"),
     ],
 )
-def test_nearly_all_is_not_all(share, words):
+def test_nearly_all_is_not_rounded_to_all(share, words):
     assert percent(share) == words

@@ -86,7 +86,7 @@ def test_a_page_opens_offline():
     assert not [a for a in found.attributes if a[0] in ("src", "href") or a[0].startswith("on")]
 
 
-def test_what_a_server_says_is_escaped_wherever_it_stands():
+def test_text_from_a_server_is_escaped_everywhere():
     bad = "<script>alert(1)</script>"
     run = run_of(
         record(model=bad, phase="steady"),
@@ -118,17 +118,17 @@ def test_what_a_server_says_is_escaped_wherever_it_stands():
     ],
     ids=["nothing", "failed", "not-streamed", "base", "warm-up", "hung-up", "no-gaps"],
 )
-def test_a_page_can_be_made_of_a_run_that_lacks_much(run):
+def test_a_page_renders_for_incomplete_runs(run):
     assert page(run).text
 
 
-def test_a_page_says_when_its_figures_are_not_to_be_trusted():
+def test_a_page_warns_about_figures_that_cannot_be_trusted():
     late = record(sent=1.0, first=1.1, ended=1.2)
     assert "Do not trust these figures" in page(run_of(late)).text
     assert "Do not trust" not in page(run_of(record())).text
 
 
-def test_the_document_has_all_but_the_records(tmp_path: Path):
+def test_the_document_has_everything_but_the_records(tmp_path: Path):
     run, summary, verdict = judged(run_of(record(), failed()), slo={"ttft_ms": 150})
     write_json(run, summary, verdict, tmp_path / "new" / "result.json")
     document = json.loads((tmp_path / "new" / "result.json").read_text())
@@ -142,14 +142,14 @@ def test_the_document_has_all_but_the_records(tmp_path: Path):
     assert "records" not in document
 
 
-def test_records_are_lines_that_can_be_read_back(tmp_path: Path):
+def test_record_lines_can_be_read_back(tmp_path: Path):
     run = run_of(record(number=0), failed(number=1))
     write_records(run, tmp_path / "records.jsonl")
     lines = (tmp_path / "records.jsonl").read_bytes().splitlines()
     assert [msgspec.json.decode(line, type=Record) for line in lines] == run.records
 
 
-def test_a_file_that_can_not_be_written_is_told_and_leaves_nothing(tmp_path: Path):
+def test_an_unwritable_file_is_reported_and_leaves_nothing(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("as it was")
     run, summary, verdict = judged(run_of(record()))
@@ -160,19 +160,19 @@ def test_a_file_that_can_not_be_written_is_told_and_leaves_nothing(tmp_path: Pat
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path):
+def test_a_file_is_replaced_atomically(tmp_path: Path):
     (tmp_path / "report.html").write_text("the one before")
     write_html(*judged(run_of(record())), tmp_path / "report.html")
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
     Page((tmp_path / "report.html").read_text())
 
 
-def test_what_is_no_plain_file_is_written_and_not_replaced():
+def test_a_device_is_written_and_not_replaced():
     write_records(run_of(record()), Path("/dev/null"))
     assert Path("/dev/null").is_char_device()
 
 
-def test_the_machine_is_told_in_words_even_where_little_is_known(tmp_path: Path):
+def test_the_machine_is_described_even_with_little_information(tmp_path: Path):
     assert "cores of" in describe_machine(tmp_path)
     (tmp_path / "cpuinfo").write_text("model name\t: A Processor\n")
     (tmp_path / "meminfo").write_text("MemTotal:       2097152 kB\n")

@@ -33,7 +33,7 @@ def test_a_phase_is_one_line_of_figures():
     assert " ".join(line.split()) == "steady 2 0 0.200 2.00 100/100 10.0/10.0 10.0 200 100.0 %"
 
 
-def test_what_is_not_measured_is_marked_and_what_is_missing_is_a_dash():
+def test_warm_ups_are_marked_and_missing_figures_are_dashes():
     windows = [window("warm-up", measured=False), window("steady", began=10.0)]
     text = shown(run_of(windows=windows))
     assert "warm-up*" in text
@@ -41,13 +41,13 @@ def test_what_is_not_measured_is_marked_and_what_is_missing_is_a_dash():
     assert line_of(text, " steady ").split()[3:] == ["0", "0", "-", "-", "-", "-", "-"]
 
 
-def test_failures_are_told_by_reason():
+def test_failures_are_listed_by_reason():
     text = shown(run_of(failed(), failed(reason="timeout"), failed()))
     assert "failed calls in steady: 2 http_503_adapters_busy, 1 timeout" in text
     assert text.rstrip().endswith("FAILED")
 
 
-def test_of_many_adapters_the_most_asked_for_and_the_slowest_are_shown():
+def test_the_most_requested_and_the_slowest_of_many_adapters_are_shown():
     often = [record(model=f"often-{n:02}") for n in range(20) for _ in range(3)]
     slow = [record(model=f"slow-{n}", first=5.0 + n) for n in range(5)]
     text = shown(run_of(*often, *slow))
@@ -61,12 +61,12 @@ def test_of_many_adapters_the_most_asked_for_and_the_slowest_are_shown():
 def test_checks_show_a_tick_or_a_cross():
     missed = {"metric": "requests", "at_least": 5, "advisory": True}
     text = shown(run_of(record()), scenario_of(expect=[missed]))
-    assert line_of(text, "no answer of another adapter").split()[0] == "✓"
+    assert line_of(text, "no answer from another adapter").split()[0] == "✓"
     assert line_of(text, "requests (advisory)").split()[0] == "✗"
     assert text.rstrip().endswith("PASSED")
 
 
-def test_wrong_answers_differing_counts_and_reasons_not_to_trust_are_told():
+def test_wrong_answers_differing_counts_and_distrust_are_shown():
     def wrong(number: int) -> Wrong:
         return Wrong(phase="p", stream="s", number=number, model="[red]m", message="b answered")
 
@@ -80,7 +80,7 @@ def test_wrong_answers_differing_counts_and_reasons_not_to_trust_are_told():
         "client": Client(processes=1, lag=[0.5], cpu_seconds=0),
     }
     text = shown(run_of(record(), **more))
-    assert "wrong answer: p/s/0 asked [red]m: b answered" in text
+    assert "wrong answer: p/s/0 requested [red]m: b answered" in text
     assert text.count("wrong answer: ") == SHOWN
     assert "counts differ: requests of a: client 3, server 4" in text
     assert "not compared: spans: none collected" in text
@@ -88,7 +88,7 @@ def test_wrong_answers_differing_counts_and_reasons_not_to_trust_are_told():
     assert "note: Fewer than 100 calls" in text
 
 
-def test_figures_are_whole_on_a_narrow_terminal():
+def test_figures_are_complete_on_a_narrow_terminal():
     run = busy_run(seconds=4.0)
     streams = {"mixed": {}, "interactive": {}, "batch": {}}
     phases = tuple(each.phase for each in run.windows)

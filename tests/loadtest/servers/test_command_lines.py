@@ -68,7 +68,7 @@ def test_unquantized_means_no_flag_for_vllm(setup, tmp_path):
     assert after(commands.lorry(plain, 1, Path("s")), "--quantization") == "none"
 
 
-def test_publishing_takes_every_folder_that_is_dropped(setup, tmp_path):
+def test_publishing_takes_every_folder(setup, tmp_path):
     drop = tmp_path / "drop"
     drop.mkdir()
     command = commands.publish(setup, drop, tmp_path / "store")

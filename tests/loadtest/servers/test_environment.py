@@ -15,12 +15,12 @@ _OTHER |= {"VLLM_MAX_COMPLETION_PROMPTS"}
 _OTHER |= {"PYTHONWARNINGS"}
 
 
-def test_the_shell_of_the_caller_does_not_tune_a_server():
+def test_the_shells_tuning_does_not_reach_a_server():
     shell = {"OMP_NUM_THREADS": "1", "VLLM_PLUGINS": "", "LORRY_THREADS": "1", "PATH": "/bin"}
     assert cleaned(shell) == {"PATH": "/bin"}
 
 
-def test_the_shell_of_the_caller_does_not_turn_spans_off():
+def test_the_shells_telemetry_settings_do_not_reach_a_server():
     assert cleaned({"OTEL_SDK_DISABLED": "true", "HOME": "/root"}) == {"HOME": "/root"}
 
 
@@ -28,7 +28,7 @@ def test_stock_has_the_quantization_plugin_and_nothing_else():
     assert stock() == {"VLLM_PLUGINS": "bitsandbytes"}
 
 
-def test_tuned_has_every_setting_that_lorry_gives_its_engine():
+def test_tuned_has_every_engine_setting_of_lorry():
     environ: dict[str, str] = {}
     prepare(Settings(model=Path()), environ)
     ours = {name: value for name, value in environ.items() if not name.startswith("LORRY_")}

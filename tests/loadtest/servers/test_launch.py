@@ -1,4 +1,6 @@
-"""Servers as processes, with stand-ins that are ready, slow, stubborn or broken."""
+"""Servers as processes: stand-ins that are ready, slow or broken.
+
+Real processes, because starting, signals and sessions are the subject."""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import time
 import pytest
 
 from loadtest.errors import ServerFailed
+from loadtest.servers import launch as module
 from loadtest.servers import processes
 from loadtest.servers.launch import Launch, free_port
 
@@ -27,7 +30,8 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
 
 
 @pytest.fixture
-def launch(tmp_path):
+def launch(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_LINGER_SECONDS", 0.1)  # its child process does not end by itself
     made = []
 
     def make(source: str, patience: float = 30.0, ready: str = "/ready") -> Launch:
@@ -44,7 +48,7 @@ def launch(tmp_path):
         each.stop()
 
 
-def test_it_is_ready_measured_and_gone_when_stopped(launch):
+def test_a_server_starts_and_stops_with_its_whole_session(launch):
     server = launch(WELL)
     server.start()
     assert 0 < server.start_seconds < 30
@@ -54,7 +58,7 @@ def test_it_is_ready_measured_and_gone_when_stopped(launch):
     assert processes.members(server.session) == []
 
 
-def test_it_starts_again_at_the_same_address_and_carries_its_log_on(launch, monkeypatch):
+def test_a_restart_keeps_the_address_and_appends_to_the_log(launch, monkeypatch):
     monkeypatch.setenv("VLLM_PLUGINS", "the shell's")
     server = launch(WELL)
     server.start()
@@ -66,7 +70,7 @@ def test_it_starts_again_at_the_same_address_and_carries_its_log_on(launch, monk
     assert server.log.read_text() == "up with it None\n" * 2
 
 
-def test_a_frozen_server_is_stopped_all_the_same(launch):
+def test_a_frozen_server_stops(launch):
     server = launch(WELL)
     server.start()
     processes.send(server.session, signal.SIGSTOP)
@@ -74,21 +78,21 @@ def test_a_frozen_server_is_stopped_all_the_same(launch):
     assert processes.members(server.session) == []
 
 
-def test_one_that_ends_is_told_with_its_last_words(launch):
+def test_a_server_that_ends_early_is_reported_with_its_last_line(launch):
     server = launch("print('no such model'); print(); raise SystemExit(3)")
     with pytest.raises(ServerFailed, match=r"code 3.*no such model") as failed:
         server.start()
     assert str(server.log) in str(failed.value)
 
 
-def test_one_that_is_never_ready_is_ended(launch):
-    server = launch(WELL, patience=1.0, ready="/other")
-    with pytest.raises(ServerFailed, match="not ready within 1 s"):
+def test_a_server_that_is_never_ready_is_killed(launch):
+    server = launch(WELL, patience=0.5, ready="/other")
+    with pytest.raises(ServerFailed, match="not ready within 0 s"):
         server.start()
     assert processes.members(server.session) == []
 
 
-def test_one_that_has_died_can_be_stopped(launch):
+def test_stopping_a_killed_server_works(launch):
     server = launch(WELL)
     server.start()
     os.kill(server.session, signal.SIGKILL)
@@ -97,7 +101,7 @@ def test_one_that_has_died_can_be_stopped(launch):
     assert processes.members(server.session) == []
 
 
-def test_only_one_that_ends_by_itself_is_told_to_have_ended(launch):
+def test_only_a_server_that_ends_by_itself_is_reported(launch):
     server = launch(WELL)
     server.start()
     assert server.ended is None

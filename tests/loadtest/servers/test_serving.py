@@ -68,9 +68,7 @@ def test_lorry_has_a_store_with_the_first_version_of_each_and_a_token(setup, sta
 
 
 @pytest.mark.parametrize("kind", ["stock", "stock-tuned", "stock-base"])
-def test_stock_kinds_do_without_our_plugin_and_only_tuned_ones_have_our_settings(
-    setup, standins, kind
-):
+def test_stock_kinds_lack_our_plugin_and_only_tuned_ones_have_our_settings(setup, standins, kind):
     with serving(kind, setup) as served:
         said = served.launches[0].log.read_text()
         assert served.admin_token is None
@@ -79,7 +77,7 @@ def test_stock_kinds_do_without_our_plugin_and_only_tuned_ones_have_our_settings
     assert ("VLLM_ENABLE_V1_MULTIPROCESSING" in said) == (kind != "stock")
 
 
-def test_merged_models_each_have_a_server_and_how_many_fit_is_told(setup, standins):
+def test_each_merged_model_has_a_server_and_the_number_that_fits_is_known(setup, standins):
     with serving("merged", setup) as served:
         assert list(served.urls) == list(setup.adapters)
         assert len(set(served.urls.values())) == 2
@@ -89,7 +87,7 @@ def test_merged_models_each_have_a_server_and_how_many_fit_is_told(setup, standi
     assert [processes.members(session) for session in served.sessions] == [[], []]
 
 
-def test_a_folder_to_work_in_may_be_told_from_where_one_is(setup, standins, monkeypatch):
+def test_the_work_folder_may_be_relative(setup, standins, monkeypatch):
     monkeypatch.chdir(setup.work.parent)
     nearby = dataclasses.replace(setup, work=Path(setup.work.name))
     with serving("merged", nearby) as served:
@@ -97,19 +95,19 @@ def test_a_folder_to_work_in_may_be_told_from_where_one_is(setup, standins, monk
         assert (setup.work / "merged/lt-0001/model.safetensors").exists()
 
 
-def test_merged_models_stop_where_memory_does(setup, standins, monkeypatch):
+def test_the_number_of_merged_models_is_limited_by_memory(setup, standins, monkeypatch):
     monkeypatch.setattr(servers, "available_bytes", lambda: 1 << 30)
     with serving("merged", setup) as served:
         assert list(served.urls) == ["lt-0000"]
 
 
-def test_nothing_to_merge_is_said(standins, tmp_path):
+def test_a_scenario_without_adapters_has_nothing_to_merge(standins, tmp_path):
     setup = Setup(base=BASE, name="shop", work=tmp_path, options=Server())
     with pytest.raises(ServerFailed, match="no adapter"), serving("merged", setup):
         pass
 
 
-def test_a_base_that_is_not_there_is_told_with_the_log(setup, tmp_path):
+def test_a_missing_base_is_reported_with_the_log(setup, tmp_path):
     broken = Setup(
         base=tmp_path / "none",
         name="shop",
@@ -124,14 +122,14 @@ def test_a_base_that_is_not_there_is_told_with_the_log(setup, tmp_path):
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_told(setup, tmp_path):
+def test_an_unwritable_work_folder_is_reported(setup, tmp_path):
     (tmp_path / "file").touch()
     elsewhere = dataclasses.replace(setup, work=tmp_path / "file" / "work")
     with pytest.raises(ServerFailed, match="can't write below"), serving("lorry", elsewhere):
         pass
 
 
-def test_a_preparation_that_does_not_end_is_told(setup, monkeypatch):
+def test_a_preparation_that_times_out_is_reported(setup, monkeypatch):
     monkeypatch.setattr(servers, "_PREPARE_SECONDS", 0.2)
     endless = [sys.executable, "-c", "import time; time.sleep(60)"]
     monkeypatch.setattr(commands, "publish", lambda *_: endless)

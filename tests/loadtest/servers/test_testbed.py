@@ -18,7 +18,7 @@ from loadtest.servers.testbed import claimed, started
 NEVER_READY = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
 
 
-async def test_a_start_that_is_broken_off_leaves_no_server(tmp_path, monkeypatch):
+async def test_a_cancelled_start_leaves_no_server(tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "stock", lambda *_: [sys.executable, "-c", NEVER_READY])
     setup = Setup(base=Path(), name="tiny", work=tmp_path, options=Server())
     log = tmp_path / "stock.log"
@@ -37,7 +37,7 @@ async def test_a_start_that_is_broken_off_leaves_no_server(tmp_path, monkeypatch
     assert processes.members(int(log.read_text())) == []
 
 
-def test_one_load_test_at_a_time_has_the_stores_and_logs(tmp_path):
+def test_one_load_test_at_a_time_uses_a_folder(tmp_path):
     home = tmp_path / "home"
     with claimed(home), pytest.raises(OptionsClash, match="another load test"), claimed(home):
         pass
@@ -45,7 +45,7 @@ def test_one_load_test_at_a_time_has_the_stores_and_logs(tmp_path):
         pass
 
 
-def test_a_home_that_cannot_be_written_is_told(tmp_path):
+def test_an_unwritable_folder_is_reported(tmp_path):
     (tmp_path / "home").write_text("a file")
     with pytest.raises(OutUnwritable, match="can't write"), claimed(tmp_path / "home"):
         pass

@@ -50,7 +50,7 @@ def bench(
     ] = False,
     list_rows: Annotated[bool, typer.Option("--list", help="Print the rows' names.")] = False,
 ) -> None:
-    """Measure Lorry's engine beside plain vLLM and PEFT, and print both sides of every row."""
+    """Measure Lorry's engine beside plain vLLM, and print both sides of every row."""
     with reported():
         if tiny and write_docs:
             raise OptionsClash("--tiny measures nothing worth writing: leave out --write-docs")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from bench.results import Result, Spread, compare, gib
+from bench.results import Result, Spread, compare
 from bench.rows import Entry, Row
 from bench.sides import Sides
 from bench.spec import SideSpec
@@ -64,25 +64,6 @@ def _race(sides: Sides, row: Row, number: int, rates: Rates) -> None:
             rate[number] = outcomes[entry.side].rate
 
 
-def _memory(sides: Sides, rows: Sequence[Row], rounds: int) -> list[Result]:
-    """The peak of a side that started and ran its workload once."""
-    peaks: dict[Entry, float] = {}
-    held: dict[Entry, float] = {}
-    for entry in _entries(rows):
-        sides.run(entry.side, entry.workload.warm_up(), WARM_SEED)
-        memory = sides.memory(entry.side)
-        if memory is not None:
-            peaks[entry], held[entry] = memory
-    return [_failed(sides, row) or _memory_result(row, peaks, held) for row in rows]
-
-
-def _memory_result(row: Row, peaks: dict[Entry, float], held: dict[Entry, float]) -> Result:
-    over, under = row.entries
-    peak = compare(row, {0: peaks[over]}, {0: peaks[under]})
-    note = f"held after the run: {gib(held[over])} / {gib(held[under])}"
-    return Result(row, peak.over, peak.under, peak.ratio, rounds=1, note=note)
-
-
 def _truth(sides: Sides, rows: Sequence[Row], rounds: int) -> list[Result]:
     results = []
     for row in rows:
@@ -115,7 +96,7 @@ def _truth_result(row: Row, verdict: Verdict, rounds: int) -> Result:
     return Result(row, right, verdict.compared, ratio, rounds=rounds, note=note)
 
 
-_RUN = {"speed": _speed, "memory": _memory, "truth": _truth}
+_RUN = {"speed": _speed, "truth": _truth}
 
 
 def _failed(sides: Sides, row: Row) -> Result | None:

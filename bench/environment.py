@@ -24,8 +24,6 @@ def prepare(spec: SideSpec, home: Home, environ: MutableMapping[str, str] = os.e
     environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     environ["VLLM_NO_USAGE_STATS"] = "1"
     environ["HF_HUB_OFFLINE"] = "1"
-    if spec.spin is not None:
-        environ["GOMP_SPINCOUNT"] = str(spec.spin)
     if spec.kind != "stock":
         environment.prepare(Settings(model=home.base), environ)
     if spec.kind != "lorry":

@@ -43,7 +43,7 @@ class Shape:
     vocabulary: int = 1024
     positions: int = 4096
     # (rank, how many adapters of it)
-    adapters: tuple[tuple[int, int], ...] = ((8, 8), (16, 32), (64, 8))
+    adapters: tuple[tuple[int, int], ...] = ((16, 32), (64, 8))
 
     def linears(self) -> Iterator[tuple[str, int, int]]:
         """Name, outputs and inputs of each linear that has an adapter."""

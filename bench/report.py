@@ -6,7 +6,7 @@ The JSON document:
   machine   cores, processor and memory in words
   versions  package -> version
   rounds    how many were asked for; a row says how many it got
-  rows      name, what, kind (speed, memory, truth), over (A in the table) and under (B; each: side
+  rows      name, what, kind (speed, truth), over (A in the table) and under (B; each: side
             and value), unit, ratio (median, least, most; null if not measured), rounds, goal,
             reached (null: no goal), note, failure ("" unless it could not be measured)
 """
@@ -22,11 +22,11 @@ from typing import Any
 from rich.table import Table
 
 from bench.errors import OutUnwritable
-from bench.results import Result, gib
+from bench.results import Result
 from bench.truth import LEVEL
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-_UNITS = {"speed": "tokens/s", "memory": "bytes", "truth": "requests"}
+_UNITS = {"speed": "tokens/s", "truth": "requests"}
 _COLUMNS = ("row", "what", "A", "B", "A / B (least-most)", "goal", "reached")
 
 
@@ -57,12 +57,11 @@ class Report:
             "",
             f"Machine: {self.machine}. Packages: {packages}.",
             "A row's two sides answer in turn, a quarter of a second each and frozen in between, "
-            "so that both meet the same noise, and are timed while awake; "
-            "figures are medians of the rounds (output tokens/s, unless a unit is named), "
-            "a ratio is the median of the rounds' own ratios. `always`: each answer is the one "
-            f"given alone, or first leaves it for a token less than {LEVEL} nats behind, where "
-            "rounding decides (truth-base-bf16 shows how often it does without LoRA). The noise "
-            "rows have the same on both sides: how far from 1 they are is what chance does here.",
+            "so that both meet the same noise; each is timed while it is awake. Figures are output "
+            "tokens/s, medians of the rounds; a ratio is the median of the rounds' own ratios. "
+            "`always`: each answer equals the one given alone, or first leaves it for a token less "
+            f"than {LEVEL} nats behind, where rounding decides. The noise rows have the same on "
+            "both sides: how far they are from 1 is chance.",
             "",
             _markdown_row(_COLUMNS),
             _markdown_row(["---"] * len(_COLUMNS)),
@@ -141,8 +140,6 @@ def _goal(result: Result) -> str:
 def _figure(result: Result, value: float | None) -> str:
     if value is None:
         return ""
-    if result.row.contest.kind == "memory":
-        return gib(value)
     return f"{value:.0f}" if result.row.contest.kind == "truth" else f"{value:.1f}"
 
 

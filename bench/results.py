@@ -20,7 +20,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A row's outcome; `over` and `under` are medians: tokens/s, bytes or requests by its kind."""
+    """A row's outcome; `over` and `under` are medians: tokens/s or requests by its kind."""
 
     row: Row
     over: float | None = None
@@ -36,10 +36,6 @@ class Result:
         if self.row.goal is None or self.ratio is None:
             return None
         return self.ratio.median >= self.row.goal
-
-
-def gib(size: float) -> str:
-    return f"{size / 1024**3:.2f} GiB"
 
 
 def compare(row: Row, over: Mapping[int, float], under: Mapping[int, float]) -> Result:

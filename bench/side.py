@@ -64,10 +64,6 @@ def serve(
 
 def open_engine(spec: SideSpec, home: Home) -> Engine:
     prepare(spec, home)
-    if spec.kind.startswith("peft"):
-        from bench.side_peft import PeftEngine
-
-        return PeftEngine(spec, home)
     from bench.side_vllm import VllmEngine
 
     return VllmEngine(spec, home)

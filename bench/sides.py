@@ -258,24 +258,6 @@ class Sides:
                     outcomes[spec] = outcome
         return outcomes
 
-    def answer(self, spec: SideSpec, workload: Workload, seed: int) -> Outcome:
-        """The outcome, where a table is worth nothing without this side.
-
-        Raises:
-            SideFailed: the side has failed, now or before.
-        """
-        outcome = self.run(spec, workload, seed)
-        if outcome is None:
-            raise SideFailed(self.failures[spec])
-        return outcome
-
-    def memory(self, spec: SideSpec) -> tuple[int, int] | None:
-        """Peak and present bytes; None when the side has failed."""
-        if spec in self.failures:
-            return None
-        session = self._up[spec].session
-        return processes.peak_bytes(session), processes.held_bytes(session)
-
     def keep(self, wanted: Collection[SideSpec]) -> None:
         """Stop all others."""
         for spec in [spec for spec in self._up if spec not in wanted]:

@@ -14,20 +14,19 @@ cache. Sides take turns; the last line is JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from torch.nn.functional import linear
 
 from bench.model import FULL
-from bench.options import at_least_one
 from server.kernels import operators
 from server.kernels.plan import make_plan, write_plan
 from server.kernels.reference import limit
@@ -152,23 +151,22 @@ def _milliseconds(side: Callable[[], None]) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--adapters", type=int, default=8)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rounds", type=at_least_one, default=7)
-    parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="numbers of rows")
-    options = parser.parse_args()
+def main(
+    adapters: Annotated[int, typer.Option(min=1)] = 8,
+    rank: Annotated[int, typer.Option(min=1)] = 16,
+    rounds: Annotated[int, typer.Option(min=1)] = 7,
+    rows: Annotated[str, typer.Option(help="Numbers of rows.")] = ",".join(map(str, ROWS)),
+) -> None:
     if not operators.has_native():
-        parser.error("the compiled kernels do not run here: there is nothing to compare")
-    rows = [int(text) for text in options.rows.split(",")]
-    table = measure(options.adapters, options.rank, options.rounds, rows)
+        raise typer.BadParameter("the compiled kernels do not run here: nothing to compare")
+    table = measure(adapters, rank, rounds, [int(text) for text in rows.split(",")])
     for line in table:
-        print("  ".join(f"{name} {value:8.2f}" for name, value in line.items()))  # noqa: T201
-    print(json.dumps(table))  # noqa: T201
+        typer.echo("  ".join(f"{name} {value:8.2f}" for name, value in line.items()))
+    typer.echo(json.dumps(table))
 
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command(help=__doc__)(main)
 
 if __name__ == "__main__":
-    main()
+    app(prog_name="python -m bench.strategies")

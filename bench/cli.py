@@ -82,9 +82,8 @@ def _choose(patterns: str, tiny: bool) -> list[Row]:
 
 def _measure(rows: list[Row], rounds: int, out: Path, tiny: bool) -> Report:
     from bench.conduct import measure
-    from bench.machine import describe_machine, versions
     from bench.model import FULL, TINY, prepare
-    from bench.report import Report
+    from bench.report import Report, describe_machine, versions
     from bench.sides import Sides
 
     # Sides that are up must be taken down; the default action would leave them, frozen.

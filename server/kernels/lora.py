@@ -87,7 +87,7 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
     def add_lora_layer(
         self, y: torch.Tensor, x: torch.Tensor, slots: torch.Tensor, columns: tuple[int, ...]
     ) -> None:
-        """The same for slots in one tensor (server/kernels/joined_slots.py), of rows it `takes`."""
+        """The same for slots in one tensor (server/kernels/slots.py), of rows it `takes`."""
         torch.ops.lorry.lora_layer_(
             *(_as_rows(y), x.reshape(-1, x.size(-1)), slots, columns, self._max_rank),
             *(self._token_plan, self.repaired, limit(y.dtype)),

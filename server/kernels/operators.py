@@ -39,7 +39,7 @@ _define(
     "lora_expand_(Tensor(a!) y, Tensor[] x, Tensor[] b, Tensor plan, Tensor(b!) repaired, "
     "float bound, int start, bool add) -> ()"
 )
-# lora_linear_ for a layer whose slots are joined (server/kernels/joined_slots.py), which is how a
+# lora_linear_ for a layer whose slots are joined (server/kernels/slots.py), which is how a
 # layer of the model has them; `columns` are those of y's slices, `ranks` those of a slot.
 _define(
     "lora_layer_(Tensor(a!) y, Tensor x, Tensor slots, int[] columns, int ranks, Tensor plan, "

@@ -8,26 +8,38 @@ does it go to a slot: activating it at once could take the slot of one that runs
     server -> EngineCore.stage_adapter -> worker: begin to build; from the thread that reads the
               server's messages (`answer_at_once`), so that no step has to end before
     server <- the answer, sent by vLLM when the future that EngineCore returned is done
+
+An adapter's file is one read into memory that is the adapter's own. vLLM maps the file and takes a
+tensor at a time, 168 of them in twelve layers: four times as slow, mostly under Python's lock. What
+has the engine's dtype stays a map even then, and its pages are read by the step that copies them.
+
+The worker also reports which adapters its slots hold and which ones had to make room.
 """
 
 import ctypes
+import json
+import logging
 import os
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any
 
 import torch
+from vllm.lora.lora_model import LoRAModel
 from vllm.lora.request import LoRARequest
 
-from server.kernels.adapter_file import OwnedLoRAModel
-from server.kernels.slot_copy import parts_of
-from server.kernels.slot_log import SlotLog
+logger = logging.getLogger(__name__)
 
 _THREADS = 4  # a slow disk must not keep the others waiting
 _NICENESS = 5  # steps come first
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_WEIGHTS = "adapter_model.safetensors"
+_KEPT = 100_000  # names of displaced adapters, should nobody ask
 
 
 def stage_adapter(core: Any, name: str, integer_id: int, path: str) -> Future[None] | None:
@@ -80,9 +92,49 @@ def _has_worker(core: Any) -> bool:
     return isinstance(core.model_executor, UniProcExecutor)
 
 
-class AdapterStaging(SlotLog):
-    """Methods of the worker."""
+class WatchedSlots:
+    """Looks on while vLLM's worker manager fills slots."""
 
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+        self._names: dict[int, str] = {}
+        self._displaced: deque[str] = deque(maxlen=_KEPT)
+        self._add = manager.add_adapter
+        manager.add_adapter = self._watch
+
+    def take_changes(self) -> dict[str, list[str]]:
+        held = set(self._slots())
+        self._names = {number: name for number, name in self._names.items() if number in held}
+        displaced = list(self._displaced)
+        self._displaced.clear()
+        return {"device": list(self._names.values()), "displaced": displaced}
+
+    def _watch(self, request: Any) -> Any:
+        before = list(self._slots())
+        added = self._add(request)
+        if request.lora_int_id not in before:
+            self._note(request, before)
+        return added
+
+    def _note(self, request: Any, before: list[int | None]) -> None:
+        try:
+            after = self._slots()
+            for number in before:
+                if number not in after and number in self._names:
+                    self._displaced.append(self._names.pop(number))
+            self._names[request.lora_int_id] = request.lora_name
+        except Exception:  # a step must not end for what is only told
+            logger.exception("a change of slots could not be noted")
+
+    def _slots(self) -> list[int | None]:
+        slots: list[int | None] = self._manager._adapter_manager.lora_index_to_id
+        return slots
+
+
+class AdapterStaging:
+    """Methods of the worker, for `collective_rpc`: builtins in and out."""
+
+    _lorry_slots: WatchedSlots
     _lorry_staged: dict[int, Future[Any]]
     _lorry_threads: ThreadPoolExecutor
 
@@ -115,6 +167,12 @@ class AdapterStaging(SlotLog):
             "host": [*adapters.list_adapters(), *getattr(self, "_lorry_staged", ())],
             "device": slots,
         }
+
+    def slot_changes(self) -> dict[str, list[str]]:
+        """The adapters in slots now, and those displaced since the last call."""
+        if not hasattr(self, "_lorry_slots"):
+            self._lorry_slots = WatchedSlots(self._lorry_manager())
+        return self._lorry_slots.take_changes()
 
     def _lorry_begin(self) -> None:
         self._lorry_staged = {}
@@ -182,3 +240,75 @@ def _check_fits(adapters: Any, adapter: Any) -> None:
             fits = rank <= slot_a.shape[-2] and width == slot_a.shape[-1]
             if not fits or b.shape != (slot_b.shape[-2], rank):
                 raise ValueError(f"{name} can't hold {tuple(b.shape)} x {tuple(a.shape)}")
+
+
+def parts_of(weights: Any) -> list[Any]:
+    """Packed layers (q, k and v in one) hold a list, with None for a part without LoRA."""
+    return weights if isinstance(weights, list) else [weights]
+
+
+class OwnedLoRAModel(LoRAModel):
+    """vLLM's, which the worker's manager makes of a folder (`_lora_model_cls`)."""
+
+    @classmethod
+    def from_local_checkpoint(
+        cls, lora_dir: str, expected_lora_modules: set[str], peft_helper: Any, **options: Any
+    ) -> LoRAModel:
+        """Raises OSError if the file can't be read, ValueError if it is not this base's adapter.
+
+        Everything else that vLLM's method looks at was judged before (adapters/checkpoint.py),
+        and experts have no adapters here.
+        """
+        options.pop("moe_ep_spec", None)
+        tensors = load_tensors(Path(lora_dir) / _WEIGHTS)
+        model = cls.from_lora_tensors(tensors=tensors, peft_helper=peft_helper, **options)
+        _refuse_others(model.loras, expected_lora_modules)
+        return model
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Each tensor of a safetensors file, all in one memory that nothing else holds.
+
+    Raises OSError if it can't be read, ValueError if it is not whole (the format:
+    https://huggingface.co/docs/safetensors; 8 bytes of length, a JSON header, the values).
+    """
+    raw = _read(path)
+    try:
+        begin = 8 + int.from_bytes(raw[:8].numpy().tobytes(), "little")
+        if begin > len(raw):
+            raise ValueError(begin)
+        header = dict(json.loads(raw[8:begin].numpy().tobytes()))
+        header.pop("__metadata__", None)
+        return {name: _tensor(raw[begin:], **entry) for name, entry in header.items()}
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path.name} is not a whole safetensors file") from error
+
+
+def _read(path: Path) -> torch.Tensor:
+    with path.open("rb", buffering=0) as file:
+        raw = torch.empty(os.fstat(file.fileno()).st_size, dtype=torch.uint8)
+        left = memoryview(raw.numpy().data)
+        while left and (count := file.readinto(left)):
+            left = left[count:]
+    if left:
+        raise ValueError(f"{path.name} became shorter while it was read")
+    return raw
+
+
+def _tensor(
+    values: torch.Tensor, dtype: str, shape: list[int], data_offsets: list[int]
+) -> torch.Tensor:
+    begin, end = data_offsets
+    own = values[begin:end]
+    if own.storage_offset() % _DTYPES[dtype].itemsize:
+        own = own.clone()
+    tensor = own.view(_DTYPES[dtype]).view(shape)
+    if list(tensor.shape) != shape:  # torch takes -1 for what is left
+        raise ValueError(shape)
+    return tensor
+
+
+def _refuse_others(modules: Iterable[str], expected: set[str]) -> None:
+    others = sorted(name for name in modules if name.rpartition(".")[2] not in expected)
+    if others:
+        raise ValueError(f"{others[0]} takes no adapter on this server ({len(others)} like it)")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from vllm.lora.peft_helper import PEFTHelper
 
-from server.kernels.adapter_file import OwnedLoRAModel, load_tensors
+from server.kernels.staging import OwnedLoRAModel, load_tensors
 
 CONFIG = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
 

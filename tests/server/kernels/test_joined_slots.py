@@ -9,9 +9,9 @@ from vllm.lora.layers import LoRAMapping
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.layers.column_parallel_linear import MergedColumnParallelLinearWithLoRA
 
-from server.kernels import joined_slots, operators
-from server.kernels.joined_slots import join
+from server.kernels import operators, slots
 from server.kernels.lora import PlannedPunicaWrapper
+from server.kernels.slots import join
 
 needs_native = pytest.mark.skipif(
     not operators.has_native(), reason="no compiled kernels for this processor (AVX2)"
@@ -26,7 +26,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA):
         monkeypatch.setattr(kind, "create_lora_weights", kind.create_lora_weights)
     monkeypatch.setattr(BaseLinearLayerWithLoRA, "_apply_lora_to_output", VLLMS)
-    joined_slots.install()
+    slots.install_joined_slots()
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

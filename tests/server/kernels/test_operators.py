@@ -43,7 +43,7 @@ def step(rows: int, ranks: list[int], widths: tuple[int, ...], width: int, seed:
 
 
 def joined(a: Matrices, b: Matrices) -> tuple[torch.Tensor, list[int], int]:
-    """As a layer has them (server/kernels/joined_slots.py), with each part's outputs and ranks."""
+    """As a layer has them (server/kernels/slots.py), with each part's outputs and ranks."""
     slots = torch.cat([each.flatten(1) for each in (*a, *b)], 1)
     return slots, [each.size(2) for each in b], a[0].size(2)
 

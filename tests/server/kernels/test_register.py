@@ -99,9 +99,8 @@ print(json.dumps([wrapper, threads, [each.__module__ for each in changed]]))
     wrapper, threads, changed = json.loads(output.splitlines()[-1])
     assert wrapper == LORA_WRAPPER
     assert "lorry-watchdog" in threads
-    frames, residents = "server.kernels.frames", "server.kernels.residents"
-    joined = "server.kernels.joined_slots"
-    assert changed == [frames, frames, residents, joined, joined]
+    patches, slots = "server.kernels.engine_patches", "server.kernels.slots"
+    assert changed == [patches, patches, patches, slots, slots]
 
 
 def printed_of_config(what: str, *, eager: bool = False, **variables: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from server.kernels.slot_log import SlotLog
+from server.kernels.staging import AdapterStaging
 
 
-class Worker(SlotLog):
+class Worker(AdapterStaging):
     """vLLM's worker, as far as it is looked at: two slots, filled as its LRU manager does."""
 
     def __init__(self):

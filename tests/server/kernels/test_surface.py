@@ -292,7 +292,7 @@ def test_it_still_holds_that(assumption: str) -> None:
 
 
 def test_nothing_else_on_a_cpu_asks_whether_there_is_lora() -> None:
-    """server/kernels/compilation.py hides it from vLLM while it decides."""
+    """server/kernels/engine_patches.py hides it from vLLM while it decides."""
     assert source_of("vllm.platforms.cpu").count("lora_config") == 1
 
 

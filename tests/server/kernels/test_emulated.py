@@ -30,7 +30,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignored = shutil.ignore_patterns("_native*", "__pycache__")
     for folder in ("server", TESTS):
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
-    for file in ("pyproject.toml", "README.md", "setup.py"):
+    for file in ("pyproject.toml", "README.md", "LICENSE", "setup.py"):
         shutil.copy(ROOT / file, copy)
     # Whoever compiles this twice as fast does not mind how fast it runs.
     (copy / "setup.py").write_text((copy / "setup.py").read_text().replace('"-O3"', '"-O1"'))

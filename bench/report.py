@@ -1,11 +1,11 @@
-"""Results for people and for programs: a table, a JSON document, a section of a markdown file.
+"""Results as a table, a JSON document, or a section of a markdown file; the machine in words.
 
 The JSON document:
   date      day of the run, YYYY-MM-DD
-  command   what was typed
+  command   the command line
   machine   cores, processor and memory in words
   versions  package -> version
-  rounds    how many were asked for; a row says how many it got
+  rounds    the number requested; each row has its own number
   rows      name, what, kind (speed, truth), over (A in the table) and under (B; each: side
             and value), unit, ratio (median, least, most; null if not measured), rounds, goal,
             reached (null: no goal), note, failure ("" unless it could not be measured)
@@ -111,7 +111,7 @@ def write_json(report: Report, path: Path) -> None:
 
 
 def write_docs(report: Report, path: Path) -> None:
-    """Put the report between the two markers of a markdown file; all else in it stays.
+    """Replace the text between the two markers of a markdown file; the rest stays.
 
     Raises:
         OutUnwritable: the file can't be written, or has one marker without the other.

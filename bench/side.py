@@ -1,8 +1,8 @@
 """One side as a process: `python -m bench.side`, started by bench/sides.py.
 
-One JSON document a line: first the spec, then workloads; each is answered by a line on what was
-standard output when the process began. Whatever else the engine prints goes to standard error.
-An exception is the last answer, and ends the process.
+It reads one JSON document a line: first the spec, then workloads. It answers each with a line on
+the standard output that the process started with; all other output goes to standard error. An
+exception is the last answer and ends the process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STOCK_PLUGINS = "bitsandbytes"
 
 class Engine(Protocol):
     def run(self, requests: Sequence[Request], output_tokens: int, rivals: bool) -> Outcome:
-        """Answer all requests, handed in at once, greedily and at full length."""
+        """Answer all requests, sent at once, greedily and at full length."""
 
     def close(self) -> None: ...
 
@@ -43,7 +43,7 @@ def main(open_: Callable[[SideSpec, Home], Engine]) -> None:
 
 
 def claim_stdout() -> TextIO:
-    """Keep standard output for the answers; later writers to it find standard error there."""
+    """Reserve standard output for the answers; later writes to it go to standard error."""
     own = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return os.fdopen(own, "w")
@@ -52,7 +52,7 @@ def claim_stdout() -> TextIO:
 def serve(
     orders: Iterable[str], answers: TextIO, open_: Callable[[SideSpec, Home], Engine]
 ) -> None:
-    """Build the engine that the first line names, then answer until the orders end."""
+    """Build the engine that the first line specifies, then answer until the input ends."""
     lines = iter(orders)
     first = json.loads(next(lines))
     home = Home(**{key: _as_path(key, value) for key, value in first["home"].items()})
@@ -80,7 +80,7 @@ def prepare_environment(
     The settings are the server's own. The caller's shell does not reach a side
     (loadtest.environment.cleaned): it would change what "stock" and "ours" mean.
     """
-    # Neither speed nor memory: a place to write, and quiet.
+    # No effect on speed: a folder to write to, and silence.
     environ["VLLM_CACHE_ROOT"] = str(home.cache)
     environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     environ["VLLM_NO_USAGE_STATS"] = "1"

@@ -1,15 +1,16 @@
-"""Ways to compute what the kernels compute: milliseconds of a pass of the bench model's linears.
+"""The kernels beside other ways to compute the same: ms for one pass of the bench model's linears.
 
     python -m bench.strategies [--adapters 8] [--rank 16] [--rounds 7] [--rows 1,24,256]
 
 base: the linears in bf16, without LoRA.
 LoRA alone. segments: the compiled kernel, one run of rows for each adapter (server/kernels).
-portable: the same in PyTorch. masked: all slots in one GEMM with other slots' products taken out by
-`where`, then one GEMM (bf16, PyTorch).
-The linears in NF4. packed: the compiled kernel. dequantised: bitsandbytes' weights, made bf16 for
-each use. apart: packed, then segments, layer by layer. together: both in one operator, as served.
-Every layer has weights of its own, as in a model: in a loop over one layer they would stay in the
-cache. Sides take turns; the last line is JSON.
+portable: the same in PyTorch. masked: all slots in one GEMM whose products for other slots `where`
+removes, then one GEMM (bf16, PyTorch).
+The linears in NF4. packed: the compiled kernel. dequantised: bitsandbytes' weights, converted to
+bf16 for each use. apart: packed, then segments, layer by layer. together: both in one operator, as
+the server runs them.
+Every layer has its own weights, as in a model: in a loop over one layer they would stay in the
+cache. The ways take turns; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Layer:
     weight: torch.Tensor
     a: torch.Tensor
     b: torch.Tensor
-    joined: torch.Tensor  # both in a row for each slot, as they are served
+    joined: torch.Tensor  # A and B in one row for each slot, as the server holds them
     flat_a: torch.Tensor  # (slots x rank, in)
     flat_b: torch.Tensor  # (out, slots x rank)
     nf4: tuple[torch.Tensor, Any]  # bitsandbytes' codes and their state
@@ -65,7 +66,7 @@ def make_layers(adapters: int, rank: int) -> list[Layer]:
 
 
 class Pass:
-    """One batch through all linears, its rows' adapters taken in turn."""
+    """One batch through all linears; its rows use the adapters in turn."""
 
     def __init__(self, layers: list[Layer], rows: int, adapters: int, rank: int) -> None:
         self._layers = layers

@@ -1,4 +1,4 @@
-"""Rows from measurements: who runs when, and what a failed side takes with it."""
+"""Which sides run when, and which rows a failed side takes with it."""
 
 from __future__ import annotations
 

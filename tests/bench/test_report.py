@@ -1,4 +1,4 @@
-"""What people and programs read, and that a document keeps the text around the table."""
+"""The table, the JSON document, the section of a markdown file, the machine in words."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_broken_markers_are_refused_and_the_document_stays(tmp_path, broken):
     assert path.read_text() == f"mine {broken} mine\n"
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path):
+def test_an_unwritable_place_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutUnwritable, match="can't write"):
         write_json(REPORT, tmp_path / "file" / "results.json")

@@ -1,4 +1,4 @@
-"""What each kind of side finds in its environment."""
+"""The environment of each kind of side."""
 
 from __future__ import annotations
 

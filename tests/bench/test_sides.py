@@ -58,7 +58,7 @@ def wait_frozen(session: int) -> bool:
     return states(session) == {"T"}
 
 
-def test_what_a_side_and_its_children_print_does_not_reach_the_answers(side, home):
+def test_output_of_a_side_and_its_children_does_not_reach_the_answers(side, home):
     side.begin()
     side.wait_ready()
     for seed in range(3):
@@ -70,7 +70,7 @@ def test_what_a_side_and_its_children_print_does_not_reach_the_answers(side, hom
         assert noise in log
 
 
-def test_the_same_seed_asks_the_same_and_only_asks_for_some_of_it(side):
+def test_the_same_seed_gives_the_same_requests_and_only_selects_some_of_them(side):
     side.begin()
     side.wait_ready()
     all_of_it = side.run(SHORT, seed=7)
@@ -134,14 +134,14 @@ def test_a_side_that_was_killed_between_two_runs_has_failed(side):
         side.run(SHORT, seed=0)
 
 
-def test_too_few_tokens_are_no_answer(side):
+def test_an_answer_with_too_few_tokens_fails_the_side(side):
     side.begin()
     side.wait_ready()
     with pytest.raises(SideFailed, match=r"3 answers of 91 tokens, got \[90, 90, 90\]"):
         side.run(replace(SHORT, output_tokens=standin_side.SHORTENED), seed=0)
 
 
-def test_a_side_that_says_nothing_is_given_up(make, monkeypatch):
+def test_a_silent_side_fails_after_a_timeout(make, monkeypatch):
     monkeypatch.setattr(sides, "START_SECONDS", 0.1)
     side = make(WELL, ("sleep", "60"))
     side.begin()
@@ -188,7 +188,7 @@ def test_a_race_is_run_in_turns_and_each_is_timed_while_awake(home, standin, mon
     assert len(advanced) > 8
     assert advanced[:8] == specs * 4
     seconds = [outcomes[spec].seconds for spec in specs]
-    # Whatever it says itself. A stop takes effect moments after it is sent: work is done in them.
+    # Not the time that it reports. A stop takes effect moments late, and it works until then.
     assert min(seconds) > 0.9 * standin_side.COMPUTING
     assert sum(seconds) <= took
 
@@ -215,7 +215,7 @@ def test_a_side_that_dies_in_a_race_leaves_the_other_its_outcome(home, standin):
         assert list(up.race({dying: SHORT, WELL: SHORT}, seed=1)) == [WELL]
 
 
-def test_a_side_that_never_ends_its_answer_is_given_up(side, monkeypatch):
+def test_an_endless_answer_fails_the_side(side, monkeypatch):
     monkeypatch.setattr(sides, "RUN_SECONDS", 0.1)
     side.begin()
     side.wait_ready()

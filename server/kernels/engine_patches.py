@@ -14,27 +14,27 @@ from vllm.platforms.cpu import CpuPlatform
 
 from server.kernels import operators
 
-# Where a process of vLLM's spends its life: the engine's, and a worker's where it has its own. The
-# loop of data parallelism, which no processor needs, is another one.
+# The main loops of vLLM's processes: the engine's, and a worker's if it has its own process.
+# Data parallelism has another loop, which is not patched.
 _LOOPS = (
     ("vllm.v1.engine.core", "EngineCoreProc", "run_busy_loop"),
     ("vllm.v1.executor.multiproc_executor", "WorkerProc", "worker_busy_loop"),
 )
-# Of 8 bytes. A chunk's size is 16 KiB doubled until all fits, and with what goes beside it such a
-# frame does not fit into 256 KiB: so half of 512 is for the frames below, of which a compiled model
-# of 12 layers with LoRA takes some 10. Pages that nobody touches are no memory.
+# Words of 8 bytes. A chunk is 16 KiB, doubled until the frame fits. This frame and its overhead do
+# not fit into 256 KiB, so the chunk has 512: half of it is left for the frames below, of which a
+# compiled model of 12 layers with LoRA takes some 10 KiB. Untouched pages take no memory.
 _FRAME_WORDS = 32 * 1024
 
 
 def install() -> None:
-    """Once; vLLM's own methods do their work inside."""
+    """Wrap vLLM's own methods. Idempotent."""
     _compile_beside_lora()
     _load_what_was_compiled()
     make_room_for_frames()
 
 
 def install_beside_adapters() -> None:
-    """Once, where adapters are served."""
+    """For processes that serve adapters. Idempotent."""
     from vllm.lora.worker_manager import WorkerLoRAManager
 
     WorkerLoRAManager.list_adapters = _resident_ids
@@ -46,26 +46,25 @@ def _compile_beside_lora() -> None:
         return
 
     def check_as_without_lora(platform: Any, vllm_config: Any) -> None:
-        # Compilation is all that it decides by the presence of LoRA.
+        # By the presence of LoRA, vLLM decides nothing here but compilation.
         lora_config, vllm_config.lora_config = vllm_config.lora_config, None
         try:
             check(platform, vllm_config)
         finally:
             vllm_config.lora_config = lora_config
-        _tell_by_operators(vllm_config)
+        _identify_by_operators(vllm_config)
 
     CpuPlatform.check_and_update_config = classmethod(check_as_without_lora)
 
 
-def _tell_by_operators(vllm_config: Any) -> None:
-    """vLLM takes a saved model for its own when settings and traced sources are the same, of which
-    our operators are neither."""
+def _identify_by_operators(vllm_config: Any) -> None:
+    """Add our operators to the settings, by which vLLM recognises a saved model."""
     if isinstance(more := vllm_config.additional_config, dict):
         more["lorry_operators"] = operators.kinds()
 
 
 def _load_what_was_compiled() -> None:
-    """Without it every start compiles again, although vLLM has saved the result.
+    """Without this every start compiles again, although vLLM has saved the result.
 
     vLLM 0.32 finishes loading by a method that only its own backend's functions have
     (`compilation/decorators.py: _try_load_aot_compiled_fn`); a processor uses torch's.
@@ -85,7 +84,7 @@ def _load_what_was_compiled() -> None:
 
 
 def make_room_for_frames() -> None:
-    """Once; a process that runs such a loop has imported it by now, and no other needs it.
+    """Idempotent; a process that runs such a loop has imported it by now, and no other needs it.
 
     CPython 3.11 keeps the frames of a thread in chunks of 16 KiB. It maps another chunk when a call
     does not fit and unmaps it when that call returns (`pystate.c: push_chunk,
@@ -101,7 +100,7 @@ def make_room_for_frames() -> None:
 
 
 def with_room(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same; as long as it runs, memory for the frames of what it calls stays mapped."""
+    """The same function; while it runs, memory for the frames of its callees stays mapped."""
 
     def call_with_room(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
@@ -112,7 +111,7 @@ def with_room(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _resident_ids(manager: Any) -> set[int]:
-    """What `list_adapters` answers, without an order.
+    """The result of `list_adapters`, without its order.
 
     vLLM asks for each adapter of each step, and copies its cache twice for an answer, item by item
     in Python (`LRUCacheWorkerLoRAManager.add_adapter`, `_MappingOrderCacheView`): a millisecond for

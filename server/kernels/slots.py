@@ -1,9 +1,9 @@
-"""What happens to a device slot of vLLM's LoRA manager, beyond what vLLM does itself.
+"""Changes to the device slots of vLLM's LoRA manager on a CPU.
 
-A slot that an adapter leaves is zeroed, so that nothing can be taken from one that is gone (vLLM's
-own LRU frees a slot only to fill it, all of it). A slot that is filled has its adapter's rank told
-to the wrapper, so that padding costs nothing. And the values that had to be repaired in a slot are
-reported with its requests' next tokens.
+A linear layer's slots are one tensor, and filling one writes each byte once. A slot is zeroed when
+its adapter leaves, so that no request can use an adapter that is gone (vLLM's LRU frees a slot only
+to fill it completely). A filled slot reports its adapter's rank to the wrapper, so that padding
+costs nothing. The values repaired in a slot are reported with its requests' next tokens.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def install() -> None:
-    """Put them in place, once; vLLM's own methods do their work inside them."""
+    """Wrap or replace vLLM's own methods. Idempotent."""
     if LoRAModelManager.activate_adapter.__module__ == __name__:
         return
     install_joined_slots()
@@ -46,8 +46,8 @@ def install() -> None:
 
     LoRAModelManager.activate_adapter = activate_adapter
     LoRAModelManager._deactivate_adapter = deactivate_adapter
-    # vLLM asks this in every step when told to count NaN in logits. Repaired values leave none
-    # there, and counting them costs a pass over all logits: this takes its place.
+    # When told to count NaN in logits, vLLM calls this in every step. Repaired values leave no NaN
+    # there, and counting costs a pass over all logits: this count replaces it.
     GPUModelRunner._get_nans_in_logits = _repaired_by_request
 
 
@@ -81,7 +81,7 @@ def _wrappers(manager: Any) -> set[PlannedPunicaWrapper]:
 
 
 def _repaired_by_request(runner: Any, logits: Any) -> dict[str, int]:
-    """Request id to the number of values that were repaired in its adapter's slot so far."""
+    """Request id -> the number of values repaired in its adapter's slot so far."""
     if runner.lora_config is None:
         return {}
     manager = runner.lora_manager._adapter_manager
@@ -137,7 +137,7 @@ def _join_what_is_made(kind: Any) -> None:
 
 
 def join(layer: Any) -> None:
-    """What the slots hold is not kept: this is done before anything is put there."""
+    """Replace the layer's slots, still empty, by views of one tensor."""
     parts = [*layer.lora_a_stacked, *layer.lora_b_stacked]
     sizes = [part[0].numel() for part in parts]
     layer.joined_slots = parts[0].new_zeros(len(parts[0]), sum(sizes))
@@ -162,7 +162,7 @@ def _filling(set_lora: SetLora) -> SetLora:
     def fill(layer: Any, index: int, lora_a: Any, lora_b: Any) -> None:
         a_parts, b_parts = parts_of(lora_a), parts_of(lora_b)
         if layer.tp_size > 1 or not layer.n_slices == len(a_parts) == len(b_parts):
-            set_lora(layer, index, lora_a, lora_b)  # which takes them apart
+            set_lora(layer, index, lora_a, lora_b)  # vLLM's splits the weights first
             return
         for (slot_a, slot_b), a, b in zip(_slot(layer, index), a_parts, b_parts, strict=True):
             _copy(slot_a, a)
@@ -172,9 +172,9 @@ def _filling(set_lora: SetLora) -> SetLora:
 
 
 def _slot(layer: Any, index: int) -> list[Pair]:
-    """A (rank x inputs) and B (outputs x rank) of each of the layer's parts in that slot.
+    """A (rank x inputs) and B (outputs x rank) of each part of the layer in that slot.
 
-    Kept: to make such a view takes twice as long as to copy into it.
+    Cached: making such a view takes twice as long as copying into it.
     """
     if not hasattr(layer, "_lorry_slots"):
         stacked = list(zip(layer.lora_a_stacked, layer.lora_b_stacked, strict=True))

@@ -1,8 +1,19 @@
-"""Marks tests by their folder, and runs the fast ones first."""
+"""Marks tests by their folder, runs the fast ones first, sets the number of hypothesis examples.
+
+HYPOTHESIS_PROFILE is `quick` (20 examples, the default: `make test`) or `full` (`make test-all`).
+"""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from hypothesis import settings
+
+# No deadline: the first products of a process are slow, and the machine may be busy.
+settings.register_profile("quick", max_examples=20, deadline=None)
+settings.register_profile("full", max_examples=150, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

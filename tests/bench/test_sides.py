@@ -24,6 +24,7 @@ LONG = Workload(streams=1, prompt_tokens=4, output_tokens=standin_side.LONG)
 SHORT = Workload(streams=3, prompt_tokens=4, output_tokens=5, adapters=("a", None))
 FATAL = replace(SHORT, output_tokens=standin_side.FATAL)
 WELL = SideSpec("lorry")
+pytestmark = pytest.mark.slow
 
 
 Make = Callable[..., Side]

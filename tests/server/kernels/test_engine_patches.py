@@ -34,6 +34,7 @@ print(loaded(torch.full((3,), 4.0)).tolist())
 """
 
 
+@pytest.mark.slow
 def test_a_saved_function_can_be_finished_as_vllm_does(tmp_path: Path) -> None:
     saved = str(tmp_path / "compiled")
     for program in (SAVE, LOAD):

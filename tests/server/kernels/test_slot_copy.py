@@ -1,4 +1,4 @@
-"""What a slot holds after it was filled or cleared: what vLLM's own methods leave there."""
+"""A filled or cleared slot holds the same as after vLLM's own methods."""
 
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ def noise(*shape):
 
 
 def layer(kind, outputs, tp_size=1):
-    """As vLLM's manager leaves it, with what is poison to whoever reads it in every slot."""
+    """As vLLM's manager leaves it, with NaN in every slot."""
     made = kind.__new__(kind)
     torch.nn.Module.__init__(made)
     made.n_slices, made.tp_size = len(outputs), tp_size
@@ -55,7 +55,7 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("rank", [1, 5, RANK])
-def test_a_slot_holds_what_vllm_would_put_there_and_the_others_are_untouched(rank):
+def test_a_slot_is_filled_as_vllm_does_and_the_others_are_untouched(rank):
     a, b = pair(10, rank)
     ours, theirs = both(RowParallelLinearWithLoRA, [10], BASE, a, b)
     assert_same(ours, theirs)
@@ -88,7 +88,7 @@ def test_one_slot_after_another_gets_its_own():
 
 
 @pytest.mark.parametrize(("tp_size", "parts"), [(2, 3), (1, 2)])
-def test_what_has_to_be_taken_apart_is_left_to_vllm(tp_size, parts):
+def test_weights_that_need_splitting_are_left_to_vllm(tp_size, parts):
     told = []
     made = layer(MergedQKVParallelLinearWithLoRA, [16, 8, 8], tp_size)
     given = (made, 1, [None] * parts, [None] * parts)

@@ -49,7 +49,7 @@ def joined(a: Matrices, b: Matrices) -> tuple[torch.Tensor, list[int], int]:
 
 @pytest.mark.skipif(not {"avx2", "fma"} <= read_cpu_flags(), reason="a processor without AVX2")
 def test_compiled_kernels_exist_if_the_processor_supports_them():
-    """Else every test that needs them would be skipped, and nobody the wiser."""
+    """Else every test that needs them would be skipped silently."""
     assert operators.has_native()
     flags = {"AMX-BF16": "amx_bf16", "AVX512-BF16": "avx512_bf16", "AVX2": "avx2"}
     best = next(name for name, flag in flags.items() if flag in read_cpu_flags())

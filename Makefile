@@ -66,7 +66,7 @@ test-all: setup  ## Everything: adapters trained from scratch, every engine, a r
 loadtest: setup  ## A server with 32 adapters under load for three minutes: figures per adapter, a verdict
 	$(BIN)/lorry loadtest default --serve examples/shop/base
 
-bench: setup  ## Measure the engine beside plain vLLM and PEFT (half an hour or more), into docs/benchmarks.md
+bench: setup  ## Measure the engine beside plain vLLM (half an hour or more), into docs/benchmarks.md
 	$(BIN)/python -m bench --write-docs
 
 check: format lint types test  ## What CI runs: format, lint, types, `make test`

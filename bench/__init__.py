@@ -1,1 +1,1 @@
-"""Measures Lorry's engine beside plain vLLM and PEFT, all sides in one run: `python -m bench`."""
+"""Measures Lorry's engine beside plain vLLM in one run: `python -m bench`."""

@@ -1,6 +1,6 @@
 """The command line: `python -m bench [--rows NAME,...] [--rounds N] [--write-docs]`.
 
-Exit code 1 when a row could not be measured, 2 for bad input; a goal that is missed is a result.
+Exit code 1: a row could not be measured; 2: bad input. A missed goal is a result and exits with 0.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ RESULTS = "results.json"
 @app.command()
 def bench(
     rows: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Rows to measure; * fits any text.")
+        str, typer.Option(metavar="NAME,...", help="Rows to measure; * matches any text.")
     ] = "*",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; slow sides get fewer.")] = 5,
-    out: Annotated[Path, typer.Option(help="For the model, logs and results.")] = Path(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; slow rows get fewer.")] = 5,
+    out: Annotated[Path, typer.Option(help="Folder for the model, logs and results.")] = Path(
         ".lorry/bench"
     ),
     json_file: Annotated[
@@ -46,14 +46,17 @@ def bench(
         bool, typer.Option("--write-docs", help=f"Write the table into {DOCS}.")
     ] = False,
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="A tiny model, few tokens: only shows that it runs.")
+        bool,
+        typer.Option(
+            "--tiny", help="A tiny model and few tokens: shows only that everything runs."
+        ),
     ] = False,
     list_rows: Annotated[bool, typer.Option("--list", help="Print the rows' names.")] = False,
 ) -> None:
-    """Measure Lorry's engine beside plain vLLM and PEFT, and print both sides of every row."""
+    """Measure Lorry's engine beside plain vLLM and print both sides of every row."""
     with reported():
         if tiny and write_docs:
-            raise OptionsClash("--tiny measures nothing worth writing: leave out --write-docs")
+            raise OptionsClash("--tiny gives no figures for the docs: leave out --write-docs")
         chosen = _choose(rows, tiny)
         if list_rows:
             print("\n".join(row.name for row in chosen))
@@ -82,15 +85,14 @@ def _choose(patterns: str, tiny: bool) -> list[Row]:
 
 def _measure(rows: list[Row], rounds: int, out: Path, tiny: bool) -> Report:
     from bench.conduct import measure
-    from bench.machine import describe_machine, versions
     from bench.model import FULL, TINY, prepare
-    from bench.report import Report
+    from bench.report import Report, describe_machine, versions
     from bench.sides import Sides
 
-    # Sides that are up must be taken down; the default action would leave them, frozen.
+    # Running sides must be stopped; the default action would leave them behind, frozen.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with Sides(prepare(out, TINY if tiny else FULL)) as sides:
-        results = measure(rows, rounds, sides, _tell)
+        results = measure(rows, rounds, sides, _log)
     return Report(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         command=shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
@@ -106,7 +108,7 @@ def _publish(report: Report, json_file: Path, docs: Path | None) -> None:
 
     from bench.report import write_docs, write_json
 
-    # A pipe has no width: the table would be folded to 80 columns there.
+    # A pipe has no width: rich would fold the table to 80 columns.
     console = Console() if os.isatty(sys.stdout.fileno()) else Console(width=200)
     console.print(report.as_table())
     write_json(report, json_file)
@@ -114,6 +116,6 @@ def _publish(report: Report, json_file: Path, docs: Path | None) -> None:
         write_docs(report, docs)
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     now = datetime.datetime.now().astimezone()
     print(f"{now:%H:%M:%S} {line}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Measures rows: contest by contest, each contest's sides up together, a row's two awake in turn.
+"""Measures rows, contest by contest: a contest's sides run together, a row's two take turns.
 
 A side that fails takes its own rows with it and no others.
 """
@@ -8,40 +8,40 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from bench.results import Result, Spread, compare, gib
+from bench.results import Result, Spread, compare
 from bench.rows import Entry, Row
 from bench.sides import Sides
 from bench.spec import SideSpec
 from bench.truth import Verdict, judge
 from bench.workload import BASE
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 T = TypeVar("T")
 Rates = tuple[dict[int, float], dict[int, float]]  # of a row's two entries, by round
-WARM_SEED = 1_000_000  # no round's
+WARM_SEED = 1_000_000  # of the warm-up: no round has it
 
 
-def measure(rows: Sequence[Row], rounds: int, sides: Sides, tell: Tell) -> list[Result]:
-    """All rows, those with a goal first; `tell` hears what is going on."""
+def measure(rows: Sequence[Row], rounds: int, sides: Sides, log: Log) -> list[Result]:
+    """All rows, those with a goal first; `log` gets a line for each stage."""
     results: list[Result] = []
     contests = list(dict.fromkeys(row.contest for row in rows))
     for number, contest in enumerate(contests):
         chosen = [row for row in rows if row.contest == contest]
         sides.keep(_specs(row for row in rows if row.contest in contests[number:]))
-        tell(f"{contest.name}: with {'; '.join(spec.label for spec in _specs(chosen))}")
+        log(f"{contest.name}: with {'; '.join(spec.label for spec in _specs(chosen))}")
         sides.start(_specs(chosen))
-        tell(f"{contest.name}: measuring")
+        log(f"{contest.name}: measuring")
         results += _RUN[contest.kind](sides, chosen, min(rounds, contest.most_rounds))
         for spec in _specs(chosen):
             if spec in sides.failures:
-                tell(f"{contest.name}: {spec.label} failed, {sides.failures[spec]}")
+                log(f"{contest.name}: {spec.label} failed, {sides.failures[spec]}")
     return sorted(results, key=lambda result: (result.row.goal is None, rows.index(result.row)))
 
 
-def rotate(these: Sequence[T], number: int) -> list[T]:
-    """Each round begins with another one, so that none is always first or always last."""
-    start = number % len(these)
-    return [*these[start:], *these[:start]]
+def rotate(elements: Sequence[T], number: int) -> list[T]:
+    """Each round begins with the next element, so that none is always first or always last."""
+    start = number % len(elements)
+    return [*elements[start:], *elements[:start]]
 
 
 def _speed(sides: Sides, rows: Sequence[Row], rounds: int) -> list[Result]:
@@ -56,31 +56,12 @@ def _speed(sides: Sides, rows: Sequence[Row], rounds: int) -> list[Result]:
 
 
 def _race(sides: Sides, row: Row, number: int, rates: Rates) -> None:
-    """One round of a row; in every other one its second entry is awake first."""
+    """One round of a row; in odd rounds the second entry takes the first turn."""
     first = rotate(row.entries, number)
     outcomes = sides.race({entry.side: entry.workload for entry in first}, seed=number)
     for entry, rate in zip(row.entries, rates, strict=True):
         if entry.side in outcomes:
             rate[number] = outcomes[entry.side].rate
-
-
-def _memory(sides: Sides, rows: Sequence[Row], rounds: int) -> list[Result]:
-    """The peak of a side that started and ran its workload once."""
-    peaks: dict[Entry, float] = {}
-    held: dict[Entry, float] = {}
-    for entry in _entries(rows):
-        sides.run(entry.side, entry.workload.warm_up(), WARM_SEED)
-        memory = sides.memory(entry.side)
-        if memory is not None:
-            peaks[entry], held[entry] = memory
-    return [_failed(sides, row) or _memory_result(row, peaks, held) for row in rows]
-
-
-def _memory_result(row: Row, peaks: dict[Entry, float], held: dict[Entry, float]) -> Result:
-    over, under = row.entries
-    peak = compare(row, {0: peaks[over]}, {0: peaks[under]})
-    note = f"held after the run: {gib(held[over])} / {gib(held[under])}"
-    return Result(row, peak.over, peak.under, peak.ratio, rounds=1, note=note)
 
 
 def _truth(sides: Sides, rows: Sequence[Row], rounds: int) -> list[Result]:
@@ -115,7 +96,7 @@ def _truth_result(row: Row, verdict: Verdict, rounds: int) -> Result:
     return Result(row, right, verdict.compared, ratio, rounds=rounds, note=note)
 
 
-_RUN = {"speed": _speed, "memory": _memory, "truth": _truth}
+_RUN = {"speed": _speed, "truth": _truth}
 
 
 def _failed(sides: Sides, row: Row) -> Result | None:

@@ -1,10 +1,10 @@
-"""What can go wrong with a benchmark, as one tree.
+"""The errors of a benchmark, as one tree.
 
 BenchError
-├── RowUnknown      a pattern of `--rows` that fits no row
-├── OptionsClash    options that can't be given together
-├── SideFailed      a side did not start, died or gave another answer than was asked for
-└── OutUnwritable   a folder or file of results that can't be written
+├── RowUnknown      a pattern of `--rows` matches no row
+├── OptionsClash    options exclude each other
+├── SideFailed      a side did not start, died, or answered with another number of tokens
+└── OutUnwritable   a folder or file for results can't be written
 """
 
 from typing import ClassVar

@@ -1,7 +1,7 @@
-"""Makes what is measured: a random Llama and random PEFT adapters for it, the same every time.
+"""Builds the measured model: a random Llama and random PEFT adapters, the same every time.
 
-The weights mean nothing, but no product is zero and no adapter is without effect. Kept between
-runs, in a folder named after what is in it.
+The weights mean nothing, but no product is zero and every adapter has an effect. The model stays
+between runs, in a folder named by the digest of its shape.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from bench.workload import adapter_names
 if TYPE_CHECKING:
     import torch
 
-_VERSION = 3  # to be raised when the same shape gets other weights
+_VERSION = 3  # raise it when the same shape gets other weights
 _SEED = 0
-# What a linear's output is to its input in size. With one gain for all, the mean over the prompt
-# outweighs the last token and an answer is one token over and over, which would hide most errors.
+# The size of a linear's output relative to its input. With one gain for all linears, the mean over
+# the prompt outweighs the last token: an answer repeats one token, which would hide most errors.
 _GAIN = 0.64
 _GAIN_INTO_MLP = 1.28
 _EMBEDDING_SPREAD = 0.04
@@ -42,11 +42,11 @@ class Shape:
     heads: int = 16
     vocabulary: int = 1024
     positions: int = 4096
-    # (rank, how many adapters of it)
-    adapters: tuple[tuple[int, int], ...] = ((8, 8), (16, 32), (64, 8))
+    # (rank, number of adapters)
+    adapters: tuple[tuple[int, int], ...] = ((16, 32), (64, 8))
 
     def linears(self) -> Iterator[tuple[str, int, int]]:
-        """Name, outputs and inputs of each linear that has an adapter."""
+        """Name, outputs and inputs of each linear with an adapter."""
         for layer in range(self.layers):
             for name in sorted(SERVED_MODULES):
                 block = "self_attn" if name[0] in "qkvo" else "mlp"
@@ -57,13 +57,13 @@ class Shape:
 
 
 FULL = Shape()
-# Shows that everything runs; what it measures says nothing.
+# Shows that everything runs; its figures mean nothing.
 TINY = Shape(hidden=128, layers=2, intermediate=256, heads=2, vocabulary=256)
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where the sides find the model, its adapters and a place for their caches and logs."""
+    """The folders of the model, its adapters, and the sides' caches and logs."""
 
     base: Path
     adapters: Path
@@ -73,7 +73,7 @@ class Home:
 
 
 def prepare(out: Path, shape: Shape) -> Home:
-    """The model under `out`, made if it is not there yet.
+    """The model under `out`; built if it is missing.
 
     Raises:
         OutUnwritable: the folder can't be written.
@@ -115,15 +115,13 @@ def _write(folder: Path, shape: Shape) -> None:
 def _write_base(folder: Path, shape: Shape) -> None:
     import torch
 
-    dice = torch.Generator().manual_seed(_SEED)
+    rng = torch.Generator().manual_seed(_SEED)
     tensors = {
-        "model.embed_tokens.weight": _normal(
-            dice, shape.vocabulary, shape.hidden, _EMBEDDING_SPREAD
-        )
+        "model.embed_tokens.weight": _normal(rng, shape.vocabulary, shape.hidden, _EMBEDDING_SPREAD)
     }
     for name, outputs, inputs in shape.linears():
         gain = _GAIN_INTO_MLP if name.endswith(("gate_proj", "up_proj")) else _GAIN
-        tensors[f"{name}.weight"] = _normal(dice, outputs, inputs, gain / math.sqrt(inputs))
+        tensors[f"{name}.weight"] = _normal(rng, outputs, inputs, gain / math.sqrt(inputs))
     norms = [
         f"model.layers.{layer}.{norm}"
         for layer in range(shape.layers)
@@ -136,7 +134,7 @@ def _write_base(folder: Path, shape: Shape) -> None:
 
 
 def _write_tokenizer(folder: Path, vocabulary: int) -> None:
-    """A word for each token: a server needs one, the engine's sides do without."""
+    """A word for each token: `lorry serve` needs a tokenizer, the bench's sides do not."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -172,14 +170,14 @@ def _base_config(shape: Shape) -> dict[str, Any]:
 def _write_adapter(folder: Path, shape: Shape, rank: int, number: int) -> None:
     import torch
 
-    dice = torch.Generator().manual_seed(_SEED + 1000 * rank + number + 1)
+    rng = torch.Generator().manual_seed(_SEED + 1000 * rank + number + 1)
     alpha = 2 * rank
     tensors = {}
     for name, outputs, inputs in shape.linears():
         prefix = f"base_model.model.{name}"
         spread_b = _DELTA_SPREAD / (alpha / rank * math.sqrt(rank))
-        tensors[f"{prefix}.lora_A.weight"] = _normal(dice, rank, inputs, 1 / math.sqrt(inputs))
-        tensors[f"{prefix}.lora_B.weight"] = _normal(dice, outputs, rank, spread_b)
+        tensors[f"{prefix}.lora_A.weight"] = _normal(rng, rank, inputs, 1 / math.sqrt(inputs))
+        tensors[f"{prefix}.lora_B.weight"] = _normal(rng, outputs, rank, spread_b)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -194,10 +192,10 @@ def _write_adapter(folder: Path, shape: Shape, rank: int, number: int) -> None:
     _save(folder, "adapter_model.safetensors", tensors, "adapter_config.json", config)
 
 
-def _normal(dice: torch.Generator, rows: int, columns: int, spread: float) -> torch.Tensor:
+def _normal(rng: torch.Generator, rows: int, columns: int, spread: float) -> torch.Tensor:
     import torch
 
-    return torch.empty(rows, columns, dtype=torch.bfloat16).normal_(0, spread, generator=dice)
+    return torch.empty(rows, columns, dtype=torch.bfloat16).normal_(0, spread, generator=rng)
 
 
 def _save(

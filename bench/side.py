@@ -1,8 +1,8 @@
 """One side as a process: `python -m bench.side`, started by bench/sides.py.
 
-One JSON document a line: first the spec, then workloads; each is answered by a line on what was
-standard output when the process began. Whatever else the engine prints goes to standard error.
-An exception is the last answer, and ends the process.
+It reads one JSON document a line: first the spec, then workloads. It answers each with a line on
+the standard output that the process started with; all other output goes to standard error. An
+exception is the last answer and ends the process.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from bench.environment import prepare
 from bench.model import Home
 from bench.spec import Outcome, SideSpec
 from bench.workload import Request, Workload
+from server.engine import environment
+from server.settings import Settings
+
+_STOCK_PLUGINS = "bitsandbytes"
 
 
 class Engine(Protocol):
     def run(self, requests: Sequence[Request], output_tokens: int, rivals: bool) -> Outcome:
-        """Answer all requests, handed in at once, greedily and at full length."""
+        """Answer all requests, sent at once, greedily and at full length."""
 
     def close(self) -> None: ...
 
@@ -40,7 +43,7 @@ def main(open_: Callable[[SideSpec, Home], Engine]) -> None:
 
 
 def claim_stdout() -> TextIO:
-    """Keep standard output for the answers; later writers to it find standard error there."""
+    """Reserve standard output for the answers; later writes to it go to standard error."""
     own = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return os.fdopen(own, "w")
@@ -49,7 +52,7 @@ def claim_stdout() -> TextIO:
 def serve(
     orders: Iterable[str], answers: TextIO, open_: Callable[[SideSpec, Home], Engine]
 ) -> None:
-    """Build the engine that the first line names, then answer until the orders end."""
+    """Build the engine that the first line specifies, then answer until the input ends."""
     lines = iter(orders)
     first = json.loads(next(lines))
     home = Home(**{key: _as_path(key, value) for key, value in first["home"].items()})
@@ -63,14 +66,31 @@ def serve(
 
 
 def open_engine(spec: SideSpec, home: Home) -> Engine:
-    prepare(spec, home)
-    if spec.kind.startswith("peft"):
-        from bench.side_peft import PeftEngine
-
-        return PeftEngine(spec, home)
+    prepare_environment(spec, home)
     from bench.side_vllm import VllmEngine
 
     return VllmEngine(spec, home)
+
+
+def prepare_environment(
+    spec: SideSpec, home: Home, environ: MutableMapping[str, str] = os.environ
+) -> None:
+    """Set this process up for `spec`, before anything heavy is imported.
+
+    The settings are the server's own. The caller's shell does not reach a side
+    (loadtest.environment.cleaned): it would change what "stock" and "ours" mean.
+    """
+    # No effect on speed: a folder to write to, and silence.
+    environ["VLLM_CACHE_ROOT"] = str(home.cache)
+    environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+    environ["VLLM_NO_USAGE_STATS"] = "1"
+    environ["HF_HUB_OFFLINE"] = "1"
+    if spec.kind != "stock":
+        environment.prepare(Settings(model=home.base), environ)
+    if spec.kind != "lorry":
+        environ["VLLM_PLUGINS"] = _STOCK_PLUGINS
+    if spec.kind != "lorry" or not spec.max_loras:
+        environ.pop("VLLM_COMPUTE_NANS_IN_LOGITS", None)  # costs without our kernels
 
 
 def _run(engine: Engine, home: Home, order: dict[str, Any]) -> Outcome:

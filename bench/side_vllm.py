@@ -1,6 +1,6 @@
 """A side's engine: vLLM as the server builds it, without HTTP in front.
 
-Imported only in a side's process, after its environment is set.
+Imported only in a side's process, after prepare_environment.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bench.workload import Request
 _KV_CACHE_BYTES = 1024**3  # twice what the widest row needs
 _MAX_MODEL_LEN = 2048
 _MIN_CPU_LORAS = 32  # the server's default
-_CANDIDATES = 5  # more than are ever level
+_CANDIDATES = 5  # more than are ever level with one token
 _STOP_SECONDS = 3
 
 
@@ -34,7 +34,7 @@ class VllmEngine:
         self._home = home
         self._ids: dict[str, int] = {}
         self._calls = 0
-        # One loop for the engine's whole life: its tasks wait there between two workloads.
+        # One event loop for the engine's whole life: its tasks wait in it between workloads.
         self._runner = asyncio.Runner()
         self._engine = self._runner.run(_build(spec, home))
 

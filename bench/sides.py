@@ -1,7 +1,7 @@
-"""Sides as the bench sees them: started, frozen while another one runs, asked, stopped.
+"""Starts, freezes, runs and stops sides.
 
-A frozen side costs no time: every process of its session stands still. One that was frozen while it
-answered is timed from here, as its own clock went on.
+A frozen side uses no processor: every process of its session is stopped. A side that was frozen
+during an answer is timed from outside, as its own clock ran on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STOP_SECONDS = 10.0
 _LINGER_SECONDS = 2.0
 _ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "bench.side")
-_SHOWN = 200  # characters of what a side said last
+_SHOWN = 200  # characters of a side's last message
 
 
 class Side:
@@ -56,30 +56,30 @@ class Side:
                 start_new_session=True,
             )
         self._read = b""
-        self._asked: tuple[int, int] = (0, 0)  # answers, and the tokens of each
-        self._turns, self._awake = 0, 0.0  # since then, and their seconds
+        self._expected: tuple[int, int] = (0, 0)  # answers, and the tokens of each
+        self._turns, self._awake = 0, 0.0  # turns since `ask`, and their seconds
 
     @property
     def session(self) -> int:
         return self._process.pid
 
     def begin(self) -> None:
-        """Let it build its engine."""
+        """Tell it to build its engine."""
         home = {key: _plain(value) for key, value in asdict(self._home).items()}
-        self._tell({"spec": asdict(self.spec), "home": home})
+        self._send({"spec": asdict(self.spec), "home": home})
 
     def wait_ready(self) -> None:
-        """Raises SideFailed, with what the side said last."""
-        self._hear(START_SECONDS)
+        """Raises SideFailed with the side's last message."""
+        self._receive(START_SECONDS)
         self._signal(signal.SIGSTOP)
 
     def run(
         self, workload: Workload, seed: int, only: Sequence[int] | None = None, rivals: bool = False
     ) -> Outcome:
-        """Answer the workload, or only these requests of it.
+        """Answer the workload, or only the requests numbered in `only`.
 
         Raises:
-            SideFailed: it died, took too long or answered with another number of tokens.
+            SideFailed: it died, took too long, or answered with another number of tokens.
         """
         self.ask(workload, seed, only, rivals)
         while (outcome := self.advance(RUN_SECONDS)) is None:
@@ -89,16 +89,16 @@ class Side:
     def ask(
         self, workload: Workload, seed: int, only: Sequence[int] | None = None, rivals: bool = False
     ) -> None:
-        """Hand a workload in, for `advance` to work on. Raises SideFailed: it is dead."""
-        self._tell({"workload": asdict(workload), "seed": seed, "only": only, "rivals": rivals})
-        self._asked = workload.streams if only is None else len(only), workload.output_tokens
+        """Send a workload, for `advance` to work on. Raises SideFailed if it is dead."""
+        self._send({"workload": asdict(workload), "seed": seed, "only": only, "rivals": rivals})
+        self._expected = workload.streams if only is None else len(only), workload.output_tokens
         self._turns, self._awake = 0, 0.0
 
     def advance(self, seconds: float) -> Outcome | None:
-        """Work for so long; the outcome when all is answered, in seconds that it was awake.
+        """Run for `seconds`; returns the outcome, timed while awake, once all is answered.
 
         Raises:
-            SideFailed: it died, took too long or answered with another number of tokens.
+            SideFailed: it died, took too long, or answered with another number of tokens.
         """
         began = time.perf_counter()
         self._signal(signal.SIGCONT)
@@ -113,22 +113,22 @@ class Side:
 
     def _outcome(self, line: bytes) -> Outcome:
         outcome = Outcome.from_json(self._parse(line))
-        count, length = self._asked
+        count, length = self._expected
         lengths = [len(answer) for answer in outcome.tokens]
         if lengths != [length] * count:
             raise SideFailed(f"asked for {count} answers of {length} tokens, got {lengths}")
         return replace(outcome, seconds=self._awake) if self._turns > 1 else outcome
 
     def stop(self) -> None:
-        """Let it end by itself, then end what is left of it."""
+        """Let it end by itself, then kill what is left of it."""
         self._signal(signal.SIGCONT)
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            with contextlib.suppress(OSError):  # what was not yet sent has no reader any more
+            with contextlib.suppress(OSError):  # unsent data has no reader any more
                 pipe.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_SECONDS)
-        # The last to go is Python's tracker, which removes the shared memory of the others.
+        # Python's resource tracker ends last: it removes the shared memory of the others.
         deadline = time.monotonic() + _LINGER_SECONDS
         while processes.members(self.session):
             if time.monotonic() > deadline:
@@ -137,11 +137,11 @@ class Side:
         self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
-        """To all of its processes at once: the session's group, as none makes one of its own."""
+        """To all of its processes at once: none leaves the session's process group."""
         with contextlib.suppress(ProcessLookupError):  # it has ended
             os.killpg(self.session, number)
 
-    def _tell(self, document: dict[str, Any]) -> None:
+    def _send(self, document: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{json.dumps(document)}\n".encode())
@@ -149,7 +149,7 @@ class Side:
         except BrokenPipeError:
             raise self._ended() from None
 
-    def _hear(self, seconds: float) -> dict[str, Any]:
+    def _receive(self, seconds: float) -> dict[str, Any]:
         line = self._read_line(seconds)
         if line is None:
             raise self._silent(seconds)
@@ -162,7 +162,7 @@ class Side:
         return answer
 
     def _read_line(self, seconds: float) -> bytes | None:
-        """None: nothing was said for so long. Raises SideFailed when there will be nothing."""
+        """None on a timeout. Raises SideFailed when the side has ended."""
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
         deadline = time.monotonic() + seconds
@@ -191,7 +191,7 @@ class Side:
 
 
 class Sides:
-    """The sides that are up. A side that failed once is not tried again in the same run."""
+    """The running sides. A side that failed is not started again in the same run."""
 
     def __init__(self, home: Home, command: Sequence[str] = COMMAND) -> None:
         self._home = home
@@ -213,11 +213,11 @@ class Sides:
                 stack.callback(side.stop)
 
     def sessions(self) -> list[int]:
-        """The process sessions of those that are up."""
+        """The process sessions of the running sides."""
         return [side.session for side in self._up.values()]
 
     def start(self, specs: Collection[SideSpec]) -> None:
-        """Start those that are neither up nor failed; most of a start runs on one core."""
+        """Start, at once, those neither running nor failed: most of a start uses one core."""
         new = [spec for spec in specs if spec not in self._up and spec not in self.failures]
         for spec in new:
             with self._watching(spec):
@@ -229,7 +229,7 @@ class Sides:
                     self._up[spec].wait_ready()
 
     def run(self, spec: SideSpec, workload: Workload, seed: int, **options: Any) -> Outcome | None:
-        """The outcome, or None when the side has failed, now or before."""
+        """The outcome, or None if the side fails or has failed before."""
         if spec in self.failures:
             return None
         with self._watching(spec):
@@ -237,9 +237,9 @@ class Sides:
         return None
 
     def race(self, works: Mapping[SideSpec, Workload], seed: int) -> dict[SideSpec, Outcome]:
-        """The outcomes of those that did not fail; meanwhile sides are awake in turn.
+        """The outcomes of the sides that did not fail; the sides run in turn, a slice each.
 
-        What else this machine does, for seconds at a time, so hits all of them alike.
+        So other load on the machine, which comes and goes within seconds, hits all sides alike.
         """
         racing = deque(spec for spec in works if spec not in self.failures)
         for spec in racing:
@@ -258,26 +258,8 @@ class Sides:
                     outcomes[spec] = outcome
         return outcomes
 
-    def answer(self, spec: SideSpec, workload: Workload, seed: int) -> Outcome:
-        """The outcome, where a table is worth nothing without this side.
-
-        Raises:
-            SideFailed: the side has failed, now or before.
-        """
-        outcome = self.run(spec, workload, seed)
-        if outcome is None:
-            raise SideFailed(self.failures[spec])
-        return outcome
-
-    def memory(self, spec: SideSpec) -> tuple[int, int] | None:
-        """Peak and present bytes; None when the side has failed."""
-        if spec in self.failures:
-            return None
-        session = self._up[spec].session
-        return processes.peak_bytes(session), processes.held_bytes(session)
-
     def keep(self, wanted: Collection[SideSpec]) -> None:
-        """Stop all others."""
+        """Stop all sides but the wanted ones."""
         for spec in [spec for spec in self._up if spec not in wanted]:
             self._up.pop(spec).stop()
 

@@ -1,6 +1,6 @@
-"""What a side is and what it answers: the two records that parent and child exchange.
+"""The two records that the bench and a side exchange: the side's specification and its answer.
 
-Knows neither vLLM nor how a side is started.
+Knows neither vLLM nor how a side starts.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 # lorry: our plugin and our process settings. stock: vLLM as it comes. stock-tuned: vLLM without
-# our plugin, but with our process and thread settings. The others are transformers with PEFT:
-# one adapter at a time, or all of a batch at once.
-Kind = Literal["lorry", "stock", "stock-tuned", "peft-switch", "peft-mixed"]
+# our plugin, but with our process and thread settings.
+Kind = Literal["lorry", "stock", "stock-tuned"]
 Quantization = Literal["none", "bitsandbytes"]
 
 
@@ -27,14 +26,11 @@ class SideSpec:
     quantization: Quantization = "none"
     max_loras: int = 0
     max_lora_rank: int = 16
-    spin: int | None = None  # GOMP_SPINCOUNT instead of the kind's own
-    is_twin: bool = False  # a second process of the same, to see what chance alone does
+    is_twin: bool = False  # a second process of the same side, to show the noise
 
     @property
     def label(self) -> str:
-        """How people read it."""
-        if self.kind.startswith("peft"):
-            return "PEFT, " + ("set_adapter" if self.kind == "peft-switch" else "adapter_names")
+        """Its name in tables and messages."""
         name = {"lorry": "Lorry", "stock": "stock vLLM", "stock-tuned": "stock vLLM, tuned"}
         weights = "NF4" if self.quantization == "bitsandbytes" else "bf16"
         if not self.max_loras:
@@ -45,16 +41,15 @@ class SideSpec:
 
     @property
     def slug(self) -> str:
-        """A name for its files, different for each spec."""
+        """Its name in file names, different for each spec."""
         lora = f"-{self.max_loras}x{self.max_lora_rank}" if self.max_loras else ""
-        spin = "" if self.spin is None else f"-spin{self.spin}"
         twin = "-twin" if self.is_twin else ""
-        return f"{self.kind}-{self.quantization}{lora}{spin}{twin}"
+        return f"{self.kind}-{self.quantization}{lora}{twin}"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A workload's answer. `rivals`, when asked for: for each token, which others were level."""
+    """A workload's answers. `rivals`, on request: for each token, the others level with it."""
 
     seconds: float
     tokens: list[list[int]]

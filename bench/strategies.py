@@ -1,33 +1,33 @@
-"""Ways to compute what the kernels compute: milliseconds of a pass of the bench model's linears.
+"""The kernels beside other ways to compute the same: ms for one pass of the bench model's linears.
 
     python -m bench.strategies [--adapters 8] [--rank 16] [--rounds 7] [--rows 1,24,256]
 
 base: the linears in bf16, without LoRA.
 LoRA alone. segments: the compiled kernel, one run of rows for each adapter (server/kernels).
-portable: the same in PyTorch. masked: all slots in one GEMM with other slots' products taken out by
-`where`, then one GEMM (bf16, PyTorch).
-The linears in NF4. packed: the compiled kernel. dequantised: bitsandbytes' weights, made bf16 for
-each use. apart: packed, then segments, layer by layer. together: both in one operator, as served.
-Every layer has weights of its own, as in a model: in a loop over one layer they would stay in the
-cache. Sides take turns; the last line is JSON.
+portable: the same in PyTorch. masked: all slots in one GEMM whose products for other slots `where`
+removes, then one GEMM (bf16, PyTorch).
+The linears in NF4. packed: the compiled kernel. dequantised: bitsandbytes' weights, converted to
+bf16 for each use. apart: packed, then segments, layer by layer. together: both in one operator, as
+the server runs them.
+Every layer has its own weights, as in a model: in a loop over one layer they would stay in the
+cache. The ways take turns; the last line is JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from torch.nn.functional import linear
 
 from bench.model import FULL
-from bench.options import at_least_one
 from server.kernels import operators
 from server.kernels.plan import make_plan, write_plan
 from server.kernels.reference import limit
@@ -42,7 +42,7 @@ class Layer:
     weight: torch.Tensor
     a: torch.Tensor
     b: torch.Tensor
-    joined: torch.Tensor  # both in a row for each slot, as they are served
+    joined: torch.Tensor  # A and B in one row for each slot, as the server holds them
     flat_a: torch.Tensor  # (slots x rank, in)
     flat_b: torch.Tensor  # (out, slots x rank)
     nf4: tuple[torch.Tensor, Any]  # bitsandbytes' codes and their state
@@ -66,7 +66,7 @@ def make_layers(adapters: int, rank: int) -> list[Layer]:
 
 
 class Pass:
-    """One batch through all linears, its rows' adapters taken in turn."""
+    """One batch through all linears; its rows use the adapters in turn."""
 
     def __init__(self, layers: list[Layer], rows: int, adapters: int, rank: int) -> None:
         self._layers = layers
@@ -152,23 +152,22 @@ def _milliseconds(side: Callable[[], None]) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--adapters", type=int, default=8)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rounds", type=at_least_one, default=7)
-    parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="numbers of rows")
-    options = parser.parse_args()
+def main(
+    adapters: Annotated[int, typer.Option(min=1)] = 8,
+    rank: Annotated[int, typer.Option(min=1)] = 16,
+    rounds: Annotated[int, typer.Option(min=1)] = 7,
+    rows: Annotated[str, typer.Option(help="Numbers of rows.")] = ",".join(map(str, ROWS)),
+) -> None:
     if not operators.has_native():
-        parser.error("the compiled kernels do not run here: there is nothing to compare")
-    rows = [int(text) for text in options.rows.split(",")]
-    table = measure(options.adapters, options.rank, options.rounds, rows)
+        raise typer.BadParameter("the compiled kernels do not run here: nothing to compare")
+    table = measure(adapters, rank, rounds, [int(text) for text in rows.split(",")])
     for line in table:
-        print("  ".join(f"{name} {value:8.2f}" for name, value in line.items()))  # noqa: T201
-    print(json.dumps(table))  # noqa: T201
+        typer.echo("  ".join(f"{name} {value:8.2f}" for name, value in line.items()))
+    typer.echo(json.dumps(table))
 
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command(help=__doc__)(main)
 
 if __name__ == "__main__":
-    main()
+    app(prog_name="python -m bench.strategies")

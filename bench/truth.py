@@ -1,8 +1,8 @@
-"""Whether a request answered among others equals the same request answered alone.
+"""Compares a request's answer in a mixed batch with its answer alone.
 
-Greedy answers may part where two tokens are as good as level: the same sum in another order
-rounds differently in bfloat16. Such a parting, from a token to one that was level with it, is told
-apart from a wrong one, and counted.
+Greedy answers may part where two tokens are nearly level: the same sum in another order rounds
+differently in bfloat16. A parting from a token to one that was level with it counts as `level`, any
+other parting as `wrong`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LEVEL = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How many answers are equal to the last token, part at a level place, or are wrong."""
+    """Numbers of answers: equal to the last token, parting at a level token, or wrong."""
 
     equal: int = 0
     level: int = 0
@@ -32,7 +32,7 @@ class Verdict:
 
 
 def level_with(token: int, logprobs: Mapping[int, float]) -> list[int]:
-    """The other tokens that are less than LEVEL behind it."""
+    """The other tokens less than LEVEL behind this one."""
     return [
         other
         for other, logprob in logprobs.items()
@@ -41,10 +41,10 @@ def level_with(token: int, logprobs: Mapping[int, float]) -> list[int]:
 
 
 def judge(mixed: Sequence[int], alone: Sequence[int], rivals: Sequence[Sequence[int]]) -> Verdict:
-    """Compare one request's two answers; `rivals` are those of the answer alone."""
+    """Compare one request's two answers; `rivals` are the level tokens of the answer alone."""
     if len(mixed) != len(alone):
         return Verdict(wrong=1)
     for one, other, level in zip(mixed, alone, rivals, strict=True):
-        if one != other:  # what follows differs by right
+        if one != other:  # the rest differs legitimately
             return Verdict(level=1) if one in level else Verdict(wrong=1)
     return Verdict(equal=1)

@@ -1,4 +1,4 @@
-"""What a side is asked to do: so many requests at once, of one length, adapters taken in turn.
+"""A workload: requests of one length, sent at once, their adapters in turn.
 
 A workload and a seed give the same requests in every process. Knows no engine.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 BASE = None
-# Enough to compile, load adapters and allocate: shapes do not depend on the answer's length.
+# Enough to compile, load adapters and allocate: no shape depends on the answer's length.
 _WARM_TOKENS = 8
 
 
@@ -29,11 +29,11 @@ class Workload:
     adapters: tuple[str | None, ...] = (BASE,)
 
     def requests(self, vocabulary: int, seed: int) -> list[Request]:
-        """Every prompt is its own, so that no side can reuse what another request computed."""
-        dice = random.Random(f"{seed} {self.streams} {self.prompt_tokens}")
+        """Every prompt differs, so that no request can reuse the cache of another."""
+        rng = random.Random(f"{seed} {self.streams} {self.prompt_tokens}")
         return [
             Request(
-                prompt=dice.choices(range(vocabulary), k=self.prompt_tokens),
+                prompt=rng.choices(range(vocabulary), k=self.prompt_tokens),
                 adapter=self.adapters[number % len(self.adapters)],
             )
             for number in range(self.streams)
@@ -48,5 +48,5 @@ class Workload:
 
 
 def adapter_names(rank: int, count: int) -> tuple[str, ...]:
-    """The names of the bench's own adapters of one rank, which are also their folders' names."""
+    """The names, and folder names, of the bench's adapters of one rank."""
     return tuple(f"r{rank}-{number:02d}" for number in range(count))

@@ -1,6 +1,6 @@
-"""The frozen base model as files: where they are and the digests that tell one base from another.
+"""The files of the frozen base model and the digests that identify it.
 
-Knows nothing about torch; the hub is asked only for a base that is not a folder.
+Knows nothing about torch; asks the hub only for a base that is not a folder.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model's folder and what identifies it."""
+    """A base model's folder, name and digests."""
 
     folder: Path
     name: str
@@ -25,7 +25,7 @@ class Base:
     weights_digest: str
 
     def facts(self) -> dict[str, str]:
-        """Give what travels with an adapter: everything but where the folder was."""
+        """The fields that travel with an adapter: all but the folder."""
         return {key: value for key, value in asdict(self).items() if key != "folder"}
 
 

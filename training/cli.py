@@ -38,9 +38,11 @@ def train_command(
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key, dotted; repeatable."),
     ] = None,
     output: Annotated[
-        Path, typer.Option(help="Where trained adapters are kept, one folder for each run.")
+        Path, typer.Option(help="Folder for trained adapters, with one folder for each run.")
     ] = Path(".lorry/trained"),
-    publish: Annotated[bool, typer.Option("--publish", help="Publish it when trained.")] = False,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Publish the adapter after training.")
+    ] = False,
     store: Annotated[
         Path, typer.Option("--store", envvar="LORRY_STORE", help="The store to publish to.")
     ] = Path(".lorry/store"),
@@ -55,7 +57,7 @@ def train_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Train an adapter with QLoRA; an identical run that is finished is reused."""
+    """Train an adapter with QLoRA; a finished identical run is reused."""
     with reported():
         from training.recipe import load_recipe
         from training.run import train

@@ -1,6 +1,6 @@
 """Training sets: chat messages or prompt and completion, one JSON object a line.
 
-Reads and judges them; knows nothing about tokenizers or torch.
+Reads and checks them; knows nothing about tokenizers or torch.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ class ChatMessage(TypedDict):
 
 
 class Example(TypedDict):
-    """What is given and what is to be learnt; both are chat turns or both are plain text."""
+    """A prompt and the completion to learn; both are chat turns or both are plain text."""
 
     prompt: list[ChatMessage] | str
     completion: list[ChatMessage] | str
 
 
 class _Malformed(Exception):
-    """What is wrong with one line."""
+    """The problem of one line."""
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -64,7 +64,7 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def size_warning(count: int) -> str | None:
-    """Say what a set this small risks; None when it is large enough."""
+    """A warning about a small set; None for a set that is large enough."""
     if count < TOO_FEW:
         return (
             f"WARNING: ONLY {count} EXAMPLES. Below {TOO_FEW} an adapter mostly learns them by "
@@ -76,7 +76,7 @@ def size_warning(count: int) -> str | None:
 
 
 def refuse_leak(train: list[Example], heldout: list[Example], path: Path) -> None:
-    """Raise DataInvalid if a held-out prompt is also trained on."""
+    """Raise DataInvalid if the training set contains a held-out prompt."""
     seen = {json.dumps(example["prompt"]) for example in train}
     leaked = sum(json.dumps(example["prompt"]) in seen for example in heldout)
     if leaked:

@@ -1,11 +1,11 @@
-"""What can go wrong while an adapter is trained, as one tree. Knows nothing of exit codes.
+"""The errors of training, as one tree. Knows nothing of exit codes.
 
 TrainingError
-├── InputError           what the caller gave cannot be used; nothing was done
-│   ├── RecipeInvalid    a recipe or an override with problems; names each key and value
-│   ├── DataInvalid      a data set that is missing, empty or malformed; names each line
-│   └── BaseInvalid      a base model that is missing or cannot be read
-└── RunFailed            the training itself failed; nothing half-made was left
+├── InputError           unusable input; nothing was done
+│   ├── RecipeInvalid    problems of a recipe or an override; names each key and value
+│   ├── DataInvalid      a missing, empty or malformed data set; names each line
+│   └── BaseInvalid      a missing or unreadable base model
+└── RunFailed            the training itself failed; nothing was kept
 """
 
 from collections.abc import Sequence

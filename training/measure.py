@@ -1,4 +1,4 @@
-"""Exact match: the share of prompts whose greedy answer is the expected one to the letter.
+"""Exact match: the share of prompts whose greedy answer equals the expected one exactly.
 
 Works on any chat model of transformers, with or without a PEFT adapter; it writes nothing.
 """

@@ -1,4 +1,4 @@
-"""`lorry.json`: where an adapter came from. It lies beside the weights and travels with them."""
+"""`lorry.json`: an adapter's provenance. It lies beside the weights and travels with them."""
 
 import json
 from importlib.metadata import version
@@ -16,7 +16,7 @@ PACKAGES: Final = ("torch", "transformers", "peft", "trl", "bitsandbytes", "data
 def describe_run(
     recipe: Recipe, base: Base, data: dict[str, str], outcome: Outcome
 ) -> dict[str, Any]:
-    """Say what was trained, on what, from what, with what, and where it ended."""
+    """The recipe, base, data, packages and results of a run."""
     return {
         "name": recipe.name,
         "base": base.facts(),

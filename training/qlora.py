@@ -1,6 +1,6 @@
-"""One training run: the frozen base (NF4 or as it is), LoRA on top, TRL's loop, PEFT's format out.
+"""One training run: the frozen base (NF4 or unquantized), LoRA, TRL's loop; PEFT's format.
 
-Knows nothing about recipes' files, caches or stores. The same code runs on a CPU and on a GPU.
+Knows nothing about recipe files, caches or stores. The same code runs on a CPU and on a GPU.
 """
 
 import logging
@@ -27,7 +27,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run took and where it ended."""
+    """The measurements of a finished run."""
 
     steps: int
     train_seconds: float
@@ -71,10 +71,10 @@ def train_adapter(
 
 
 def shorten_spinning() -> None:
-    """Let OpenMP threads sleep soon while they wait; works if torch is not imported yet.
+    """Let waiting OpenMP threads sleep soon; has an effect only before torch is imported.
 
-    On a busy machine, threads that spin take the processor from those that they wait for: a run
-    beside two busy processes took four times as long.
+    On a busy machine, spinning threads take the processor from the threads that they wait for: a
+    run beside two busy processes took four times as long.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
@@ -89,7 +89,7 @@ def silence_libraries() -> None:
 
 
 def load_base(folder: Path, *, quantized: bool) -> "PreTrainedModel":
-    """Load a base, its linear layers in NF4 with double quantization if asked for."""
+    """Load a base; `quantized` puts its linear layers in NF4 with double quantization."""
     # At import, bitsandbytes warns of an optional CPU kernel that is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import torch
@@ -168,8 +168,8 @@ def _make_trainer(
 
 
 def _raise_lora(model: Any) -> None:
-    # TRL makes the LoRA weights of a quantized model bf16, whatever the model computes in. Where
-    # bf16 is emulated, their small products then take most of the time.
+    # TRL converts the LoRA weights of a quantized model to bf16, whatever its compute type. Where
+    # bf16 is emulated, their small products would take most of the time.
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -236,6 +236,6 @@ def _save(model: Any, base_name: str, output: Path) -> None:
         # PEFT would ask the hub whether the vocabulary grew; ours never does.
         warnings.simplefilter("ignore")
         model.save_pretrained(output, safe_serialization=True, save_embedding_layers=False)
-    # PEFT's card template says nothing; the trainer's scratch folder is empty.
+    # PEFT's card is an empty template, the trainer's scratch folder holds nothing.
     (output / "README.md").unlink()
     shutil.rmtree(output / "trainer", ignore_errors=True)

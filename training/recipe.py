@@ -1,6 +1,6 @@
-"""A recipe: everything that decides what an adapter will be, read from YAML and checked at once.
+"""A recipe: all that determines an adapter, read from YAML, with every problem reported at once.
 
-It knows nothing about torch, nor whether the files that it names exist.
+Knows nothing about torch, nor whether the named files exist.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,13 @@ class _Strict(BaseModel):
 class Data(_Strict):
     """The sets, as JSONL; relative paths start at the recipe's folder."""
 
-    train: Path = Field(description="What the adapter learns from.")
+    train: Path = Field(description="The training set.")
     validation: Path | None = Field(
-        default=None, description="Never learnt from; its loss is taken at the end."
+        default=None, description="Never trained on; its loss is measured at the end."
     )
     heldout: Path | None = Field(
-        default=None, description="Kept for judging the adapter; not read but for its digest."
+        default=None,
+        description="For evaluating the adapter later; must share no prompt with the training set.",
     )
 
 
@@ -55,7 +56,9 @@ class Optimization(_Strict):
 
     learning_rate: float = Field(default=2e-4, gt=0, lt=1, description="Peak learning rate.")
     epochs: float = Field(default=3.0, gt=0, description="Passes over the data, unless max_steps.")
-    max_steps: int | None = Field(default=None, ge=1, description="Stop after so many updates.")
+    max_steps: int | None = Field(
+        default=None, ge=1, description="Stop after this number of updates."
+    )
     batch_size: int = Field(default=8, ge=1, description="Examples per device and forward pass.")
     accumulation: int = Field(default=1, ge=1, description="Forward passes per update.")
     warmup_steps: int = Field(default=10, ge=0, description="Updates until the peak rate.")
@@ -69,26 +72,26 @@ class Optimization(_Strict):
         default=False, description="Compute activations twice to save memory."
     )
     max_length: int = Field(default=512, ge=8, description="Longest sequence, in tokens.")
-    seed: int = Field(default=0, ge=0, description="Decides initial weights and data order.")
+    seed: int = Field(default=0, ge=0, description="Determines initial weights and data order.")
 
 
 class Recipe(_Strict):
-    """One adapter to be."""
+    """A recipe for one adapter."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, description="The adapter's name.")]
     base: str = Field(min_length=1, description="Model folder, or owner/name on the model hub.")
     base_name: str = Field(
         default="", description="Name under which the base is served; default: folder's name or id."
     )
-    data: Data = Field(description="What to learn from and what to judge by.")
+    data: Data = Field(description="The data sets.")
     lora: Lora = Field(default=Lora(), description="The adapter's shape.")
     optimization: Optimization = Field(default=Optimization(), description="How to train.")
     quantization: Literal["nf4", "none"] = Field(
-        default="nf4", description="How the frozen base is held: nf4 (QLoRA) or none (LoRA)."
+        default="nf4", description="Quantization of the frozen base: nf4 (QLoRA) or none (LoRA)."
     )
 
     def settings(self) -> dict[str, Any]:
-        """Give all but the paths, which decide nothing: their contents' digests do."""
+        """All but the paths: the digests of the files stand for them."""
         return self.model_dump(mode="json", exclude={"base", "data"})
 
 
@@ -119,7 +122,7 @@ def _read_document(path: Path) -> dict[str, Any]:
 
 
 def _override(document: dict[str, Any], text: str) -> str | None:
-    """Set one dotted key in place; return what is wrong with the override, if anything."""
+    """Set one dotted key in place; returns the problem with the override, if any."""
     key, equals, value = text.partition("=")
     *parents, last = key.split(".")
     if not equals or not last:

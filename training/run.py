@@ -1,7 +1,7 @@
-"""A whole run: check everything, train once, keep the result under the digest of what decided it.
+"""A run: check everything, train once, keep the result under the digest of its inputs.
 
-A finished identical run is reused. A run is made in a hidden folder and renamed when complete, so
-that one that was killed leaves nothing that looks finished. Knows nothing of stores.
+A finished identical run is reused. A run works in a hidden folder and renames it at the end, so
+that a killed run leaves nothing that looks finished. Knows nothing of stores.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A finished adapter folder, its provenance, and whether it was there before."""
+    """A finished adapter's folder and provenance, and whether an earlier run made it."""
 
     folder: Path
     base_folder: Path
@@ -36,7 +36,7 @@ class Trained:
 
 
 def train(recipe: Recipe, output: Path, report: Report) -> Trained:
-    """Train the recipe's adapter, or find it trained; raises a TrainingError."""
+    """Train the recipe's adapter or reuse it; raises a TrainingError."""
     base = find_base(recipe.base, recipe.base_name)
     sets = _read_sets(recipe, report)
     data = {name: file_digest(getattr(recipe.data, name)) for name in sets}
@@ -98,7 +98,7 @@ def _train_into(
 
 @contextmanager
 def _locked(path: Path, report: Report) -> Iterator[None]:
-    """Hold the run's lock, so that a second identical run waits and then finds it finished."""
+    """Hold the run's lock: a second identical run waits, and then reuses the result."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -124,7 +124,7 @@ class Engine(AsyncLLM):
             raise EngineGone(str(error)) from None
 
     async def slot_changes(self, within: float) -> Mapping[str, list[str]] | None:
-        """Of the first worker (server/kernels/slot_log.py); raises EngineGone."""
+        """Of the first worker (server/kernels/staging.py); raises EngineGone."""
         if not self._stages:
             return None
         try:

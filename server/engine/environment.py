@@ -59,6 +59,6 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
         if settings.threads:
             environ["OMP_NUM_THREADS"] = str(threads)
         environ.setdefault("OMP_NUM_THREADS", str(threads))
-        # OpenMP's threads spin while they wait for each other, by default so long that beside one
-        # busy process a stream gets 1/26 of its tokens; without it alone only 2/3 (bench.spinning).
+        # OpenMP threads spin while they wait for each other, by default so long that beside a busy
+        # process a stream gets 1/26 of its tokens; with 0, alone, only 2/3 (docs/log/server.md).
         environ.setdefault("GOMP_SPINCOUNT", "1000")

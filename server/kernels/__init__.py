@@ -1,8 +1,9 @@
-"""What Lorry changes inside vLLM's own processes, as a vLLM plugin (`vllm.general_plugins`).
+"""Lorry's changes inside vLLM's processes, as a vLLM plugin (`vllm.general_plugins`).
 
-On a CPU: the LoRA arithmetic, which vLLM 0.32 gets wrong when base and adapter requests share a
-batch, NF4's, and torch.compile beside LoRA. On a GPU vLLM's own stays. It also arms the watchdog.
-Knows nothing of HTTP, adapter names or versions: vLLM hands it slots and rows.
+On a CPU it replaces the LoRA arithmetic, which in vLLM 0.32 is wrong when base and adapter requests
+share a batch, and the NF4 arithmetic; it keeps torch.compile on beside LoRA. On a GPU vLLM's own
+arithmetic stays. Everywhere it arms the watchdog and builds adapters beside the engine's steps.
+Knows nothing of HTTP, adapter names or versions: vLLM passes it slots and rows.
 """
 
 import logging
@@ -13,11 +14,11 @@ from importlib import util
 LORA_WRAPPER = "server.kernels.lora.PlannedPunicaWrapper"
 STAGING = "server.kernels.staging.AdapterStaging"
 KNOWN_VLLM = "0.32."
-PORTABLE_VARIABLE = "LORRY_PORTABLE_KERNELS"  # a setting: the engine's process inherits it
+PORTABLE_VARIABLE = "LORRY_PORTABLE_KERNELS"  # a setting that the engine's process inherits
 
 
 def register() -> None:
-    """Called by vLLM in each of its processes; a second call in one changes nothing."""
+    """vLLM calls this in each of its processes. Idempotent."""
     from vllm.platforms import current_platform
 
     from server.kernels import watchdog
@@ -30,14 +31,14 @@ def register() -> None:
 
 
 def is_known_vllm() -> bool:
-    """Whether what is done here was made for the vLLM that is installed."""
+    """Whether the installed vLLM is a version that these patches were written for."""
     import vllm
 
     return str(vllm.__version__).startswith(KNOWN_VLLM)
 
 
 def _install_staging() -> None:
-    """In the engine's process, which has imported this by now; no other needs it."""
+    """In the engine's process, which has imported this module by now; no other needs it."""
     if (core := sys.modules.get("vllm.v1.engine.core")) is not None:
         from server.kernels.staging import answer_at_once, stage_adapter
 
@@ -52,13 +53,12 @@ def _install() -> None:
     from vllm.platforms.cpu import CpuPlatform
 
     if not is_known_vllm():
-        _warn_of(vllm.__version__)
+        _warn_unknown(vllm.__version__)
         return
-    from server.kernels import compilation, frames
+    from server.kernels import engine_patches
 
-    frames.install()
+    engine_patches.install()
     CpuPlatform.get_punica_wrapper = classmethod(_prepare_adapters)
-    compilation.install()
     if _has_nf4():
         from server.kernels import nf4
 
@@ -66,12 +66,12 @@ def _install() -> None:
 
 
 @cache
-def _warn_of(version: str) -> None:
-    # Not below vLLM's logger: the server keeps that one down to errors.
+def _warn_unknown(version: str) -> None:
+    # Not a child of vLLM's logger: the server limits that one to errors.
     logging.getLogger(__name__).warning(
         "vLLM %s is not a version that Lorry's CPU kernels know (%sx), so they stay off. "
-        "Before 0.33, vLLM's own LoRA code mixes up the adapters of a batch; at any version, "
-        "with it an adapter with non-finite weights can spoil other requests.",
+        "Before 0.33, vLLM's own LoRA code mixes up the adapters of a batch; in any version, "
+        "an adapter with non-finite weights can then spoil other requests.",
         version,
         KNOWN_VLLM,
     )
@@ -82,11 +82,11 @@ def _has_nf4() -> bool:
 
 
 def _prepare_adapters(platform: object) -> str:
-    """vLLM asks for the wrapper where adapters will be served, and only there."""
-    from server.kernels import residents, slots
+    """vLLM asks for the wrapper only in processes that serve adapters."""
+    from server.kernels import engine_patches, slots
 
     slots.install()
-    residents.install()
+    engine_patches.install_beside_adapters()
     if _has_nf4():
         from server.kernels import nf4
 

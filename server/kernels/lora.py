@@ -1,8 +1,8 @@
-"""vLLM's LoRA interface on a CPU: hands each call to the operators, with the plan of the batch.
+"""vLLM's LoRA interface on a CPU: passes each call to the operators, with the plan of the batch.
 
-Index -1 means "no adapter": such rows are not touched, bit for bit, and a batch of base requests
-does no LoRA work. A row's delta comes from its own slot only (no masking of other slots' products:
-0 x NaN is NaN) and is made finite and bounded before it is added.
+Index -1 means "no adapter": such rows stay the same, bit for bit, and a batch of base requests does
+no LoRA work. A row's delta comes from its own slot only (other slots' products are not computed and
+masked: 0 x NaN is NaN) and is made finite and bounded before it is added.
 """
 
 import logging
@@ -20,7 +20,7 @@ _REFERENCE = torch.ops.lorry.lora_linear_reference_.default
 
 
 class PlannedPunicaWrapper(PunicaWrapperBase):
-    """`repaired` counts, per slot, the values of its adapter that were not finite or too large."""
+    """`repaired` counts, per slot, the adapter's values that were not finite or too large."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
         self.no_lora = True
 
     def describe_slot(self, slot: int, rank: int, has_logits: bool) -> None:
-        """What the adapter in a slot needs of the work; told before its first batch."""
+        """Set what the adapter in a slot has to compute; called before its first batch."""
         self._ranks[slot] = rank
         self._has_logits[slot] = has_logits
         self.repaired[slot] = 0
@@ -76,7 +76,7 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
         add_inputs: bool = True,
         **kwargs: Any,
     ) -> None:
-        """`buffer` is scratch space, which this computation does not need."""
+        """`buffer` is scratch space; this computation needs none."""
         y, x = _as_rows(y), _as_rows(x)
         linear = _NATIVE if self.takes(y, x) else _REFERENCE
         linear(
@@ -87,7 +87,7 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
     def add_lora_layer(
         self, y: torch.Tensor, x: torch.Tensor, slots: torch.Tensor, columns: tuple[int, ...]
     ) -> None:
-        """The same for slots in one tensor (server/kernels/joined_slots.py), of rows it `takes`."""
+        """The same for slots in one tensor (server/kernels/slots.py) and rows that it `takes`."""
         torch.ops.lorry.lora_layer_(
             *(_as_rows(y), x.reshape(-1, x.size(-1)), slots, columns, self._max_rank),
             *(self._token_plan, self.repaired, limit(y.dtype)),
@@ -96,14 +96,14 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
     def nf4_lora_linear(
         self, x: torch.Tensor, packed: torch.Tensor, slots: torch.Tensor, columns: tuple[int, ...]
     ) -> torch.Tensor:
-        """The whole output of a layer for bf16 `x` (rows, k); only where `is_native`."""
+        """The whole output of a layer for bf16 `x` (rows, k); only if `is_native`."""
         return torch.ops.lorry.nf4_lora_linear(  # type: ignore[no-any-return]
             *(x, packed, slots, columns, self._max_rank),
             *(self._token_plan, self.repaired, limit(x.dtype)),
         )
 
     def takes(self, *rows: torch.Tensor) -> bool:
-        """Whether the compiled operators do: bf16, with neighbouring columns."""
+        """Whether the compiled operators take these rows: bf16, columns adjacent in memory."""
         fits = all(each.dtype == torch.bfloat16 and each.stride(-1) == 1 for each in rows)
         return fits and self.is_native
 
@@ -141,7 +141,7 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
         add_inputs: bool = True,
         **kwargs: Any,
     ) -> None:
-        """`x` is A, already looked up per token; what it holds for base tokens is not used."""
+        """`x` is A, already looked up per token; its rows for base tokens are not used."""
         self.add_expand(y, (x,), (lora_b_stacked,), (y.size(-1),), add_inputs=add_inputs)
 
     def add_lora_logits(
@@ -176,7 +176,7 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
         bias_stacked: torch.Tensor,
         module_enabled: torch.Tensor,
     ) -> None:
-        """An adapter's own classifier head takes the place of the base's on that adapter's rows."""
+        """On an adapter's rows its own classifier head replaces the base's."""
         slots = self._slots_of_logits(x)
         for slot in set(slots.tolist()) - {-1}:
             if module_enabled[slot]:
@@ -186,8 +186,8 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
                 y[rows] = bounded(output, limit(y.dtype)).to(y.dtype)
 
     def _slots_of_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """The slots of the rows of a logits call: of the sampled positions or, for
-        prompt_logprobs, of a run of tokens.
+        """The slots of the rows of a logits call: the sampled positions or, for prompt_logprobs, a
+        run of tokens.
 
         vLLM does not say which. It takes prompt logprobs request by request from a slice of the
         batch's hidden states, while sampled rows are gathered into memory of their own.
@@ -205,13 +205,13 @@ class PlannedPunicaWrapper(PunicaWrapperBase):
         return self._slots_of_unknown(rows)
 
     def _slots_of_unknown(self, rows: int) -> torch.Tensor:
-        """Only a batch of one adapter leaves no doubt; else no adapter beats a wrong one."""
+        """Certain with one adapter in the batch; else no adapter is better than a wrong one."""
         slots = set(self.sampler_indices.tolist())
         if len(slots) == 1:
             return torch.full((rows,), slots.pop())
         logging.getLogger(__name__).warning(
             "%d rows of logits match neither the sampled positions nor the tokens of a batch with "
-            "several adapters: they are the base model's, without any lm_head adapter.",
+            "several adapters: they get the base model's logits, without any lm_head adapter.",
             rows,
         )
         return torch.full((rows,), -1)
@@ -223,7 +223,7 @@ def _as_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def _start_in_batch(x: torch.Tensor, tokens: int) -> int | None:
-    """Where `x` starts in the hidden states of the batch, if it is a slice of them."""
+    """The row of the batch's hidden states at which `x` starts, if it is a slice of them."""
     width = x.stride(0)
     if width == 0:
         return None

@@ -1,8 +1,8 @@
-"""NF4 layers on a processor: repacked once after loading, multiplied without being dequantised.
+"""NF4 layers on a CPU: repacked once after loading, multiplied without dequantising them.
 
-One copy of the weights: the packed one takes the place of bitsandbytes'. A layer whose shape the
-kernel does not take (see `_fits`), or a processor without AVX2, keeps bitsandbytes' way.
-Where adapters are served, a layer's NF4 product and its LoRA are one operator.
+There is one copy of the weights: the packed one replaces bitsandbytes'. A layer whose shape the
+kernel does not take (see `_fits`), and a CPU without AVX2, keep bitsandbytes' way. With adapters, a
+layer's NF4 product and its LoRA are one operator.
 """
 
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def install() -> None:
-    """Once; what is not packed goes to the plugin's own method."""
+    """Layers that are not packed keep the plugin's own method. Idempotent."""
     apply = BitsAndBytesLinearMethod.apply
     if apply.__module__ == __name__:
         return
@@ -38,7 +38,7 @@ def install() -> None:
 
 
 def install_beside_adapters() -> None:
-    """Once; what is not packed, or not for the compiled LoRA kernels, stays two operators."""
+    """Layers not packed, or not for the compiled LoRA kernels, stay two operators. Idempotent."""
     apply = BaseLinearLayerWithLoRA._apply_sync
     if apply.__module__ == __name__:
         return
@@ -63,7 +63,7 @@ def _is_packed(layer: Any) -> bool:
 
 
 def _pack_layer(method: Any, layer: Any) -> None:
-    """Called by vLLM for every layer once its weights are there."""
+    """vLLM calls this for every layer after loading its weights."""
     if not operators.has_native():
         _warn_once()
         return
@@ -74,7 +74,7 @@ def _pack_layer(method: Any, layer: Any) -> None:
         torch.ops.lorry.nf4_pack(
             layer.weight[offsets[i] : offsets[i + 1]].flatten(), state.absmax.float(), *state.shape
         )
-        for i, state in sorted(states.items())  # vLLM fills them in any order
+        for i, state in sorted(states.items())  # vLLM inserts them in any order
     ]
     packed = torch.cat(parts) if len(parts) > 1 else parts[0]
     layer.weight = torch.nn.Parameter(packed, requires_grad=False)

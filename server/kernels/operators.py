@@ -1,7 +1,7 @@
 """The plugin's arithmetic as PyTorch operators, `torch.ops.lorry.*`, opaque to torch.compile.
 
-Schemas and what the compiler must know (which arguments change, shapes that come out) stand here;
-`native/` computes what its processor can, `reference.py` everything else.
+Schemas, and what the compiler must know (mutated arguments, output shapes), stand here; `native/`
+computes what the processor supports, `reference.py` everything else.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import torch
 
 from server.kernels import PORTABLE_VARIABLE, reference, stamp
 
-# Kept for the life of the process: operators go when their library does.
+# Kept for the life of the process: operators vanish with their library.
 _LIBRARY = torch.library.Library("lorry", "FRAGMENT")
 _NATIVE = "server.kernels._native"
 _SCHEMAS: list[str] = []
@@ -31,7 +31,7 @@ _LINEAR = (
     "float scale, float bound, bool add) -> ()"
 )
 # y += B A x on the rows of `plan` (server/kernels/plan.py), slice by slice of y's columns; every
-# term is made finite and at most `bound` first. `repaired` counts, per slot, terms that were not.
+# term is first made finite and at most `bound`. `repaired` counts, per slot, the changed terms.
 _define("lora_linear_" + _LINEAR)
 _define("lora_linear_reference_" + _LINEAR)
 _define("lora_shrink_(Tensor(a!)[] y, Tensor x, Tensor[] a, Tensor plan, float scale) -> ()")
@@ -39,8 +39,8 @@ _define(
     "lora_expand_(Tensor(a!) y, Tensor[] x, Tensor[] b, Tensor plan, Tensor(b!) repaired, "
     "float bound, int start, bool add) -> ()"
 )
-# lora_linear_ for a layer whose slots are joined (server/kernels/joined_slots.py), which is how a
-# layer of the model has them; `columns` are those of y's slices, `ranks` those of a slot.
+# lora_linear_ for joined slots (server/kernels/slots.py), as the model's layers have them;
+# `columns` are the widths of y's slices, `ranks` the ranks of a slot.
 _define(
     "lora_layer_(Tensor(a!) y, Tensor x, Tensor slots, int[] columns, int ranks, Tensor plan, "
     "Tensor(b!) repaired, float bound) -> ()"
@@ -49,8 +49,8 @@ _define(
 _define("nf4_pack(Tensor codes, Tensor absmax, int n, int k) -> Tensor")
 # x (rows, k) times the transposed packed weights -> (rows, n)
 _define("nf4_linear(Tensor x, Tensor packed) -> Tensor")
-# nf4_linear and then lora_layer_ on what it gives: one operator, as each call has to wake the
-# threads, and as a batch without adapters then makes no call for LoRA.
+# nf4_linear, then lora_layer_ on its result: one operator, as each call has to wake the threads,
+# and as a batch without adapters then makes no call for LoRA.
 _define(
     "nf4_lora_linear(Tensor x, Tensor packed, Tensor slots, int[] columns, int ranks, Tensor plan, "
     "Tensor(a!) repaired, float bound) -> Tensor"
@@ -65,13 +65,13 @@ BLOCK_WEIGHTS = 64
 
 
 def kinds() -> str:
-    """Which operators a model that is compiled now will call: a saved one may call others."""
+    """Identifies the operators that a model compiled now calls: a saved one may call others."""
     schemas = hashlib.sha256("\n".join(_SCHEMAS).encode()).hexdigest()[:16]
     return f"{'native' if has_native() else 'portable'} {schemas}"
 
 
 def _changes_in_place(*args: object) -> None:
-    """Nothing comes out of these operators: the compiler only needs to know what they change."""
+    """These operators return nothing: the compiler only needs to know the mutated arguments."""
 
 
 for _name in (
@@ -91,7 +91,7 @@ for _name in ("nf4_linear", "nf4_lora_linear"):
 
 @cache
 def has_native() -> bool:
-    """Whether the compiled kernels are there, wanted, and run here (AMX, AVX512-BF16 or AVX2)."""
+    """Whether the compiled kernels are built, enabled, and run here (AMX, AVX512-BF16 or AVX2)."""
     if os.environ.get(PORTABLE_VARIABLE) == "1":
         return False
     spec = util.find_spec(_NATIVE)
@@ -102,7 +102,7 @@ def has_native() -> bool:
             _warn("were built from other sources")
             return False
         torch.ops.load_library(library)
-    except OSError as error:  # built for another PyTorch, or may not be read
+    except OSError as error:  # built for another PyTorch, or not readable
         _warn(f"don't load ({error})")
         return False
     return bool(torch.ops.lorry.instructions())

@@ -1,12 +1,12 @@
-"""Which rows of a batch belong to which adapter slot, as one tensor that the operators read.
+"""The plan: which rows of a batch belong to which adapter slot, as one tensor for the operators.
 
-Its place in memory never changes, so a compiled model can hold on to it. Knows nothing of vLLM.
+Its address never changes, so a compiled model can keep it. Knows nothing of vLLM.
 
-    [segments, where the rows start, (slot, rank, first row, rows) per segment ..., rows ...]
+    [segments, index of the rows, (slot, rank, first row, rows) per segment ..., rows ...]
 
-Rows that no segment names are never read nor written. What depends on the batch alone is settled
-here, once a step, and not by every layer: how rows are cut, and the order of the segments, which is
-that of the batch, as x and y were written.
+The operators neither read nor write rows outside the segments. The plan settles once a step, not in
+every layer, all that depends on the batch alone: how rows are cut into segments, and the order of
+the segments, which is that of the batch, as x and y were written.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Segment:
 
 
 def make_plan(max_rows: int, max_slots: int) -> torch.Tensor:
-    """A plan without segments that has room for any batch."""
+    """An empty plan with room for any batch."""
     start = 2 + 4 * (max_slots + max_rows // _SEGMENT_ROWS)
     plan = torch.zeros(start + max_rows, dtype=torch.int32)
     plan[1] = start
@@ -37,7 +37,7 @@ def make_plan(max_rows: int, max_slots: int) -> torch.Tensor:
 
 
 def write_plan(plan: torch.Tensor, slots: torch.Tensor, ranks: Sequence[int]) -> None:
-    """Plan for `slots`, which holds each row's slot or -1; `ranks` holds each slot's rank."""
+    """Write the plan for `slots`: each row's slot, or -1; `ranks` holds each slot's rank."""
     of_rows = slots.numpy()
     order = np.argsort(of_rows, kind="stable")[np.count_nonzero(of_rows < 0) :]
     by_slot = np.split(order, np.flatnonzero(np.diff(of_rows[order])) + 1)

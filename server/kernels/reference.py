@@ -1,5 +1,5 @@
-"""The operators in plain PyTorch: the fallback for every type and processor, and what the native
-kernels are tested against. Arithmetic on the rows that a plan names; knows nothing of vLLM.
+"""The operators in plain PyTorch: the fallback for every type and processor, and the oracle of the
+native kernels' tests. Arithmetic on the rows of a plan; knows nothing of vLLM.
 """
 
 from collections.abc import Sequence
@@ -88,9 +88,9 @@ def project(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def limit(dtype: torch.dtype) -> float:
     """The largest magnitude that an adapter may add to an activation of this type.
 
-    It is far above what a trained adapter adds, and low enough in bf16 and fp32 that nothing which
-    the layers above make of it (gate times up, query times key, squares in a norm) comes near 3e38.
-    fp16 has no such room: rows stay apart there too, but a broken adapter's own may still overflow.
+    It is far above the values of a trained adapter, and low enough in bf16 and fp32 that no product
+    in later layers (gate times up, query times key, squares in a norm) comes near 3e38. fp16 has no
+    such room: rows stay separate there too, but a broken adapter's own rows may still overflow.
     """
     return min(8192.0, torch.finfo(dtype).max / 16)
 
@@ -98,14 +98,14 @@ def limit(dtype: torch.dtype) -> float:
 def bounded(values: torch.Tensor, bound: float) -> torch.Tensor:
     """The values, finite and within the bound.
 
-    vLLM reads freed blocks of the KV cache as zero times what is left there, so one non-finite
-    value that an adapter put into its own rows would reach whoever gets the block next.
+    vLLM multiplies the content of freed KV cache blocks by zero instead of skipping it, so one
+    non-finite value in an adapter's rows would reach the next request that gets the block.
     """
     return values.nan_to_num(nan=0.0).clamp(-bound, bound)
 
 
 def count_repairs(values: torch.Tensor, bound: float) -> int:
-    """How many of them `bounded` changes."""
+    """The number of values that `bounded` changes."""
     return int((~(values.abs() <= bound)).sum())
 
 

@@ -1,28 +1,34 @@
-"""What happens to a device slot of vLLM's LoRA manager, beyond what vLLM does itself.
+"""Changes to the device slots of vLLM's LoRA manager on a CPU.
 
-A slot that an adapter leaves is zeroed, so that nothing can be taken from one that is gone (vLLM's
-own LRU frees a slot only to fill it, all of it). A slot that is filled has its adapter's rank told
-to the wrapper, so that padding costs nothing. And the values that had to be repaired in a slot are
-reported with its requests' next tokens.
+A linear layer's slots are one tensor, and filling one writes each byte once. A slot is zeroed when
+its adapter leaves, so that no request can use an adapter that is gone (vLLM's LRU frees a slot only
+to fill it completely). A filled slot reports its adapter's rank to the wrapper, so that padding
+costs nothing. The values repaired in a slot are reported with its requests' next tokens.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from vllm.lora.layers import ClassificationHeadWithLoRA, LogitsProcessorWithLoRA
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.layers.column_parallel_linear import MergedColumnParallelLinearWithLoRA
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from server.kernels import joined_slots, slot_copy
 from server.kernels.lora import PlannedPunicaWrapper
-from server.kernels.slot_copy import parts_of
+from server.kernels.staging import parts_of
+
+SetLora = Callable[[Any, int, Any, Any], None]
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def install() -> None:
-    """Put them in place, once; vLLM's own methods do their work inside them."""
+    """Wrap or replace vLLM's own methods. Idempotent."""
     if LoRAModelManager.activate_adapter.__module__ == __name__:
         return
-    joined_slots.install()
-    slot_copy.install()
+    install_joined_slots()
+    install_slot_copy()
     activate, deactivate = LoRAModelManager.activate_adapter, LoRAModelManager._deactivate_adapter
 
     def activate_adapter(manager: Any, lora_id: int) -> bool:
@@ -40,8 +46,8 @@ def install() -> None:
 
     LoRAModelManager.activate_adapter = activate_adapter
     LoRAModelManager._deactivate_adapter = deactivate_adapter
-    # vLLM asks this in every step when told to count NaN in logits. Repaired values leave none
-    # there, and counting them costs a pass over all logits: this takes its place.
+    # When told to count NaN in logits, vLLM calls this in every step. Repaired values leave no NaN
+    # there, and counting costs a pass over all logits: this count replaces it.
     GPUModelRunner._get_nans_in_logits = _repaired_by_request
 
 
@@ -75,7 +81,7 @@ def _wrappers(manager: Any) -> set[PlannedPunicaWrapper]:
 
 
 def _repaired_by_request(runner: Any, logits: Any) -> dict[str, int]:
-    """Request id to the number of values that were repaired in its adapter's slot so far."""
+    """Request id -> the number of values repaired in its adapter's slot so far."""
     if runner.lora_config is None:
         return {}
     manager = runner.lora_manager._adapter_manager
@@ -94,3 +100,100 @@ def _repaired_by_request(runner: Any, logits: Any) -> dict[str, int]:
         for request, adapter in zip(batch.req_ids, adapters, strict=True)
         if adapter in by_adapter
     }
+
+
+def install_joined_slots() -> None:
+    """Make a linear layer's slots one tensor, a row for each, of which vLLM's own are views.
+
+        (slots, A of each part (rank x inputs), B of each part (outputs x rank))
+
+    vLLM keeps two tensors for each part (q, k and v), 14 for the four linear layers of a Llama
+    block. Each is an argument of the compiled model, to be fetched, counted and dropped in every
+    step: where the compiled kernels serve, 4 are left. vLLM's methods still make the tensors, and
+    compute what ours can't.
+    """
+    for kind in (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA):
+        _join_what_is_made(kind)
+    add_lora = BaseLinearLayerWithLoRA._apply_lora_to_output
+
+    def add_joined(layer: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        wrapper: PlannedPunicaWrapper = layer.punica_wrapper
+        if not wrapper.takes(output, x) or not output.is_contiguous():
+            return add_lora(layer, x, output)  # type: ignore[no-any-return]
+        wrapper.add_lora_layer(output, x, layer.joined_slots, layer.output_slices)
+        return output
+
+    BaseLinearLayerWithLoRA._apply_lora_to_output = add_joined
+
+
+def _join_what_is_made(kind: Any) -> None:
+    create = kind.create_lora_weights
+
+    def create_joined(layer: Any, *args: Any, **kwargs: Any) -> None:
+        create(layer, *args, **kwargs)
+        join(layer)
+
+    kind.create_lora_weights = create_joined
+
+
+def join(layer: Any) -> None:
+    """Replace the layer's slots, still empty, by views of one tensor."""
+    parts = [*layer.lora_a_stacked, *layer.lora_b_stacked]
+    sizes = [part[0].numel() for part in parts]
+    layer.joined_slots = parts[0].new_zeros(len(parts[0]), sum(sizes))
+    pieces = layer.joined_slots.split(sizes, dim=1)
+    views = [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
+    layer.lora_a_stacked = tuple(views[: layer.n_slices])
+    layer.lora_b_stacked = tuple(views[layer.n_slices :])
+
+
+def install_slot_copy() -> None:
+    """Fill and clear slots by methods that write each byte once; vLLM's remain for sharded layers.
+
+    vLLM's set_lora zeroes the whole slot first, through an indexing expression for each of its
+    tensors: with the 168 of twelve layers that takes longer than the copying, in a step.
+    """
+    for layer in (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA):
+        layer.set_lora = _filling(layer.set_lora)
+    BaseLinearLayerWithLoRA.reset_lora = _reset
+
+
+def _filling(set_lora: SetLora) -> SetLora:
+    def fill(layer: Any, index: int, lora_a: Any, lora_b: Any) -> None:
+        a_parts, b_parts = parts_of(lora_a), parts_of(lora_b)
+        if layer.tp_size > 1 or not layer.n_slices == len(a_parts) == len(b_parts):
+            set_lora(layer, index, lora_a, lora_b)  # vLLM's splits the weights first
+            return
+        for (slot_a, slot_b), a, b in zip(_slot(layer, index), a_parts, b_parts, strict=True):
+            _copy(slot_a, a)
+            _copy(slot_b, b)
+
+    return fill
+
+
+def _slot(layer: Any, index: int) -> list[Pair]:
+    """A (rank x inputs) and B (outputs x rank) of each part of the layer in that slot.
+
+    Cached: making such a view takes twice as long as copying into it.
+    """
+    if not hasattr(layer, "_lorry_slots"):
+        stacked = list(zip(layer.lora_a_stacked, layer.lora_b_stacked, strict=True))
+        layer._lorry_slots = [
+            [(a[slot, 0], b[slot, 0]) for a, b in stacked] for slot in range(stacked[0][0].size(0))
+        ]
+    slots: list[list[Pair]] = layer._lorry_slots
+    return slots[index]
+
+
+def _copy(slot: torch.Tensor, values: torch.Tensor | None) -> None:
+    if values is None:
+        slot.zero_()
+        return
+    if values.shape != slot.shape:
+        slot.zero_()
+        slot = slot[: values.size(0), : values.size(1)]
+    slot.copy_(values)
+
+
+def _reset(layer: Any, index: int) -> None:
+    layer.joined_slots[index].zero_()

@@ -1,14 +1,13 @@
-"""Homes for sides: a model folder that nobody reads, and a real tiny model."""
+"""A home for stand-in sides: a model folder that is never read."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench.model import TINY, Home, prepare
+from bench.model import Home
 
 STANDIN = (sys.executable, "-m", "tests.bench.standin_side")
 
@@ -30,9 +29,3 @@ def home(tmp_path: Path) -> Home:
         logs=tmp_path / "logs",
         vocabulary=256,
     )
-
-
-@pytest.fixture(scope="session")
-def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    shape = replace(TINY, adapters=((8, 1), (16, 2)))
-    return prepare(tmp_path_factory.mktemp("bench"), shape)

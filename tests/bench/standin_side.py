@@ -1,4 +1,4 @@
-"""A side with the real protocol and no engine; what kind it is says how it behaves.
+"""A side with the real protocol and no engine: its kind and the answers' length say how it behaves.
 
 It writes to standard output whenever it can, as vLLM and its children do.
 """
@@ -16,9 +16,11 @@ from bench.side import main
 from bench.spec import Outcome, SideSpec
 from bench.workload import Request
 
-# Answers of so many tokens take COMPUTING seconds awake; it says of all that they took 0.5.
+# Answers of so many tokens take COMPUTING seconds awake; all are reported to take 0.5.
 LONG = 100
 COMPUTING = 0.4
+FATAL = 90  # it dies instead of giving answers of so many tokens
+SHORTENED = 91  # it answers with one token too few
 
 
 class StandinEngine:
@@ -27,21 +29,21 @@ class StandinEngine:
         os.write(1, b"noise below Python\n")
         if spec.kind == "stock":
             raise RuntimeError("this machine is too small")
-        self._kind = spec.kind
+        self._leaks = spec.kind == "stock-tuned"
         subprocess.run(["echo", "noise of a child"], check=True)
         self._child = subprocess.Popen(["sleep", "600"])
 
     def run(self, requests: Sequence[Request], output_tokens: int, rivals: bool) -> Outcome:
         sys.stdout.write("noise before an answer")
-        if self._kind == "peft-switch":
+        if output_tokens == FATAL:
             os._exit(3)
-        if self._kind == "peft-mixed":
+        if output_tokens == SHORTENED:
             output_tokens -= 1
         if output_tokens >= LONG:
             compute()
-        # A stock engine lets its last adapter into base requests, when there is one beside them.
+        # Stock vLLM applies an adapter of the batch to base requests, too.
         last = max((r.adapter for r in requests if r.adapter), default="")
-        leak = last if self._kind == "stock-tuned" else ""
+        leak = last if self._leaks else ""
         tokens = [
             [len(request.adapter or leak) + request.prompt[0]] * output_tokens
             for request in requests

@@ -1,4 +1,4 @@
-"""The command as it is typed."""
+"""The command line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_tiny_figures_do_not_get_into_the_docs():
     assert "(options_clash)" in result.stderr
 
 
-def test_a_folder_that_cannot_be_written_is_an_operation_that_failed(tmp_path):
+def test_an_unwritable_folder_exits_with_1(tmp_path):
     (tmp_path / "file").write_text("")
     result = run("--tiny", "--rows", "mixed-bf16", "--out", str(tmp_path / "file"))
     assert result.exit_code == 1

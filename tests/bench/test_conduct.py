@@ -1,4 +1,4 @@
-"""Rows from measurements: who runs when, and what a failed side takes with it."""
+"""Which sides run when, and which rows a failed side takes with it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bench.rows import BASE16, Contest, Entry, Row, all_rows, shrink
 from bench.sides import Sides
 from bench.spec import SideSpec
 from bench.workload import Workload
+from tests.bench.standin_side import FATAL
 
 ROWS = {row.name: shrink(row) for row in all_rows()}
 WORK = Workload(streams=2, prompt_tokens=4, output_tokens=4)
@@ -34,10 +35,12 @@ def test_each_entry_is_first_in_some_round():
 
 
 def test_speed_rows_get_the_rounds_asked_for_and_slow_contests_fewer(conduct):
-    results = conduct(ROWS["mixed-bf16"], ROWS["prompt-128"], rounds=4)
+    slow = Contest("slow", most_rounds=3)
+    pair = Entry(SideSpec("lorry"), WORK), Entry(SideSpec("stock-tuned"), WORK)
+    results = conduct(ROWS["mixed-bf16"], Row("slow", "", slow, *pair), rounds=4)
     assert results["mixed-bf16"].rounds == 4
-    assert results["prompt-128"].rounds == 3
-    # The stand-in says that each run took half a second.
+    assert results["slow"].rounds == 3
+    # The stand-in reports half a second for each run.
     mixed = results["mixed-bf16"].row.over.workload
     assert results["mixed-bf16"].over == mixed.streams * mixed.output_tokens / 0.5
     ratio = results["mixed-bf16"].ratio
@@ -45,31 +48,28 @@ def test_speed_rows_get_the_rounds_asked_for_and_slow_contests_fewer(conduct):
     assert ratio.median == 1.0
 
 
-def test_memory_rows_show_the_peak_and_what_is_held_after_it(conduct):
-    result = conduct(ROWS["memory-bf16"])["memory-bf16"]
-    assert result.over is not None
-    assert result.over > 1_000_000
-    assert "held after the run: 0." in result.note
-
-
 def test_base_requests_that_an_adapter_leaks_into_are_found_wrong(conduct):
-    results = conduct(ROWS["truth-bf16"], ROWS["truth-stock-nf4"])
-    right, wrong = results["truth-bf16"], results["truth-stock-nf4"]
-    assert (right.over, right.under, right.reached) == (16, 16, True)
-    assert (wrong.over, wrong.under, wrong.reached) == (0, 8, None)
-    assert "8 wrong" in wrong.note
+    right = ROWS["truth-bf16"]
+    leaking = replace(right.over, side=SideSpec("stock-tuned", max_loras=8))
+    wrong = replace(right, name="wrong", over=leaking, under=leaking)
+    results = conduct(right, wrong)
+    figures = {name: (each.over, each.under, each.reached) for name, each in results.items()}
+    assert figures == {"truth-bf16": (16, 16, True), "wrong": (0, 16, False)}
+    assert "16 wrong" in results["wrong"].note
 
 
 def test_a_side_that_fails_takes_its_own_rows_with_it_and_no_others(conduct):
-    results = conduct(ROWS["memory-bf16"], ROWS["memory-bf16-stock"], ROWS["mixed-bf16"])
-    assert "stock vLLM, bf16: RuntimeError: this machine" in results["memory-bf16-stock"].failure
-    assert results["memory-bf16"].failure == ""
-    assert results["mixed-bf16"].failure == ""
+    results = conduct(ROWS["stock-nf4"], ROWS["stock-tuned-nf4"], ROWS["mixed-nf4"])
+    assert "stock vLLM, NF4: RuntimeError: this machine" in results["stock-nf4"].failure
+    assert results["stock-tuned-nf4"].failure == ""
+    assert results["mixed-nf4"].failure == ""
 
 
 def test_a_side_that_dies_in_a_round_takes_its_row_with_it(conduct):
-    results = conduct(ROWS["peer-switch"])
-    assert "PEFT, set_adapter: it ended" in results["peer-switch"].failure
+    fatal = replace(WORK, output_tokens=FATAL)
+    pair = Entry(SideSpec("lorry"), fatal), Entry(SideSpec("stock-tuned"), WORK)
+    results = conduct(Row("fatal", "", Contest("one"), *pair))
+    assert "best base, bf16: it ended" in results["fatal"].failure
 
 
 def test_rows_with_a_goal_come_first(conduct):

@@ -56,7 +56,7 @@ def test_the_full_model_has_the_size_that_the_goals_are_stated_for():
     assert (FULL.hidden, FULL.layers, FULL.intermediate) == (1024, 12, 2048)
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path):
+def test_an_unwritable_folder_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutUnwritable, match="--out"):
         prepare(tmp_path / "file", SMALL)

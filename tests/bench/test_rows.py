@@ -1,4 +1,4 @@
-"""Which rows there are, and that each sets like beside like."""
+"""The rows, and that each compares like with like."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ GOALS = {
     "nf4-24": 0.9,
     "truth-bf16": 1.0,
     "truth-nf4": 1.0,
+    "slots-32": 0.85,
+    "rank-64": 0.80,
 }
 
 
@@ -29,8 +31,9 @@ def names(rows: list[Row]) -> list[str]:
     return [row.name for row in rows]
 
 
-def test_every_goal_of_the_design_has_its_row():
+def test_every_goal_has_its_row_and_only_the_noise_has_none():
     assert {row.name: row.goal for row in ROWS if row.goal is not None} == GOALS
+    assert [row.name for row in ROWS if row.goal is None] == ["noise-bf16", "noise-nf4"]
 
 
 def test_names_are_unique_and_so_are_the_files_of_different_sides():
@@ -39,23 +42,19 @@ def test_names_are_unique_and_so_are_the_files_of_different_sides():
     assert len({side.slug for side in sides}) == len(sides)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=names(ROWS))
-def test_both_sides_answer_requests_of_one_shape(row):
-    over, under = (replace(entry.workload, adapters=()) for entry in row.entries)
-    assert over == under
+def test_both_sides_answer_requests_of_one_shape():
+    shapes = {row: {replace(each.workload, adapters=()) for each in row.entries} for row in ROWS}
+    assert [row.name for row, its in shapes.items() if len(its) > 1] == []
 
 
-def test_the_two_of_a_speed_row_can_be_awake_in_turn_as_they_are_different_processes():
+def test_the_sides_of_a_speed_row_are_different_processes():
     assert all(row.over.side != row.under.side for row in ROWS if row.contest.kind == "speed")
 
 
-@pytest.mark.parametrize("row", ROWS, ids=names(ROWS))
-def test_a_side_has_a_slot_for_every_adapter_that_it_is_asked_for(row):
-    for entry in row.entries:
+def test_a_side_has_a_slot_and_a_stream_for_every_adapter_of_its_workload():
+    for entry in (entry for row in ROWS for entry in row.entries):
         adapters = {name for name in entry.workload.adapters if name}
-        assert len(adapters) <= entry.workload.streams
-        if not entry.side.kind.startswith("peft"):
-            assert len(adapters) <= entry.side.max_loras
+        assert len(adapters) <= min(entry.workload.streams, entry.side.max_loras), entry
 
 
 def test_the_best_base_is_our_engine_with_lora_off():
@@ -64,7 +63,7 @@ def test_the_best_base_is_our_engine_with_lora_off():
 
 
 @pytest.mark.parametrize("weights", ["bf16", "nf4"])
-def test_noise_is_the_best_base_beside_another_process_of_it_in_the_rounds_it_explains(weights):
+def test_noise_compares_the_best_base_with_a_second_process_in_the_same_rounds(weights):
     noise, judged = BY_NAME[f"noise-{weights}"], BY_NAME[f"base-only-{weights}"]
     assert noise.contest == judged.contest
     assert noise.over == judged.under
@@ -72,7 +71,7 @@ def test_noise_is_the_best_base_beside_another_process_of_it_in_the_rounds_it_ex
     assert noise.goal is None
 
 
-def test_stock_is_asked_for_the_same_as_ours_and_lacks_our_plugin():
+def test_stock_gets_the_same_requests_and_lacks_our_plugin():
     for name in ("stock-nf4", "stock-tuned-nf4"):
         row = BY_NAME[name]
         assert row.under.workload == row.over.workload
@@ -99,16 +98,16 @@ def test_never_more_than_five_sides_are_up_together():
 
 def test_rows_are_chosen_by_name_and_by_pattern_in_their_own_order():
     assert names(choose(["mixed-nf4", "mixed-bf16"], ROWS)) == ["mixed-bf16", "mixed-nf4"]
-    assert names(choose(["slots-*"], ROWS)) == ["slots-1", "slots-8", "slots-32"]
+    assert names(choose(["stock-*"], ROWS)) == ["stock-nf4", "stock-tuned-nf4"]
     assert choose(["*"], ROWS) == ROWS
 
 
-def test_a_pattern_that_fits_no_row_is_refused_and_the_rows_are_named():
+def test_a_pattern_that_matches_no_row_is_refused_and_the_rows_are_named():
     with pytest.raises(RowUnknown, match=r"'mixed'.*mixed-bf16"):
         choose(["nf4-1", "mixed"], ROWS)
 
 
-def test_a_shrunken_row_asks_the_same_of_both_sides_in_fewer_tokens():
-    row = shrink(BY_NAME["prompt-1024"])
-    assert row.over.workload.prompt_tokens == row.under.workload.prompt_tokens < 1024
-    assert row.over.workload.adapters == BY_NAME["prompt-1024"].over.workload.adapters
+def test_a_shrunken_row_gives_both_sides_the_same_requests_with_fewer_tokens():
+    row = shrink(BY_NAME["mixed-nf4"])
+    assert row.over.workload.prompt_tokens == row.under.workload.prompt_tokens < 128
+    assert row.over.workload.adapters == BY_NAME["mixed-nf4"].over.workload.adapters

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ from tests.bench import standin_side
 
 LONG = Workload(streams=1, prompt_tokens=4, output_tokens=standin_side.LONG)
 SHORT = Workload(streams=3, prompt_tokens=4, output_tokens=5, adapters=("a", None))
+FATAL = replace(SHORT, output_tokens=standin_side.FATAL)
 WELL = SideSpec("lorry")
+pytestmark = pytest.mark.slow
 
 
 Make = Callable[..., Side]
@@ -56,7 +59,7 @@ def wait_frozen(session: int) -> bool:
     return states(session) == {"T"}
 
 
-def test_what_a_side_and_its_children_print_does_not_reach_the_answers(side, home):
+def test_output_of_a_side_and_its_children_does_not_reach_the_answers(side, home):
     side.begin()
     side.wait_ready()
     for seed in range(3):
@@ -68,7 +71,7 @@ def test_what_a_side_and_its_children_print_does_not_reach_the_answers(side, hom
         assert noise in log
 
 
-def test_the_same_seed_asks_the_same_and_only_asks_for_some_of_it(side):
+def test_the_same_seed_gives_the_same_requests_and_only_selects_some_of_them(side):
     side.begin()
     side.wait_ready()
     all_of_it = side.run(SHORT, seed=7)
@@ -113,12 +116,11 @@ def test_a_side_that_does_not_start_says_why(make):
         side.wait_ready()
 
 
-def test_a_side_that_dies_while_it_answers_has_failed(make):
-    side = make(SideSpec("peft-switch"))
+def test_a_side_that_dies_while_it_answers_has_failed(side):
     side.begin()
     side.wait_ready()
     with pytest.raises(SideFailed, match="it ended"):
-        side.run(SHORT, seed=0)
+        side.run(FATAL, seed=0)
     side.stop()
     assert processes.members(side.session) == []
 
@@ -133,15 +135,14 @@ def test_a_side_that_was_killed_between_two_runs_has_failed(side):
         side.run(SHORT, seed=0)
 
 
-def test_too_few_tokens_are_no_answer(make):
-    side = make(SideSpec("peft-mixed"))
+def test_an_answer_with_too_few_tokens_fails_the_side(side):
     side.begin()
     side.wait_ready()
-    with pytest.raises(SideFailed, match=r"3 answers of 5 tokens, got \[4, 4, 4\]"):
-        side.run(SHORT, seed=0)
+    with pytest.raises(SideFailed, match=r"3 answers of 91 tokens, got \[90, 90, 90\]"):
+        side.run(replace(SHORT, output_tokens=standin_side.SHORTENED), seed=0)
 
 
-def test_a_side_that_says_nothing_is_given_up(make, monkeypatch):
+def test_a_silent_side_fails_after_a_timeout(make, monkeypatch):
     monkeypatch.setattr(sides, "START_SECONDS", 0.1)
     side = make(WELL, ("sleep", "60"))
     side.begin()
@@ -158,7 +159,6 @@ def test_a_failed_side_is_taken_down_and_the_others_go_on(home, standin):
         up.start([WELL, bad])
         assert "too small" in up.failures[bad]
         assert up.run(bad, SHORT, 0) is None
-        assert up.memory(bad) is None
         sessions = up.sessions()
         up.start([WELL, bad])
         assert up.sessions() == sessions, "neither a second one nor another try"
@@ -189,7 +189,7 @@ def test_a_race_is_run_in_turns_and_each_is_timed_while_awake(home, standin, mon
     assert len(advanced) > 8
     assert advanced[:8] == specs * 4
     seconds = [outcomes[spec].seconds for spec in specs]
-    # Whatever it says itself. A stop takes effect moments after it is sent: work is done in them.
+    # Not the time that it reports. A stop takes effect moments late, and it works until then.
     assert min(seconds) > 0.9 * standin_side.COMPUTING
     assert sum(seconds) <= took
 
@@ -207,16 +207,16 @@ def note_turns(monkeypatch: pytest.MonkeyPatch) -> list[SideSpec]:
 
 
 def test_a_side_that_dies_in_a_race_leaves_the_other_its_outcome(home, standin):
-    dying = SideSpec("peft-switch")
+    dying = SideSpec("stock-tuned")
     with Sides(home, standin) as up:
         up.start([dying, WELL])
-        outcomes = up.race({dying: SHORT, WELL: SHORT}, seed=0)
+        outcomes = up.race({dying: FATAL, WELL: SHORT}, seed=0)
         assert list(outcomes) == [WELL]
         assert "it ended" in up.failures[dying]
         assert list(up.race({dying: SHORT, WELL: SHORT}, seed=1)) == [WELL]
 
 
-def test_a_side_that_never_ends_its_answer_is_given_up(side, monkeypatch):
+def test_an_endless_answer_fails_the_side(side, monkeypatch):
     monkeypatch.setattr(sides, "RUN_SECONDS", 0.1)
     side.begin()
     side.wait_ready()

@@ -1,4 +1,4 @@
-"""An answer is right when it is equal, or parts where two tokens were level."""
+"""An answer is right if it is equal or parts where two tokens are level."""
 
 from __future__ import annotations
 

@@ -163,7 +163,9 @@ def test_what_is_copied_and_what_the_build_needs_passes_the_dockerignore():
     assert all((ROOT / name).exists() for name in kept)
     packages = {"adapters", "bench", "loadtest", "server", "training"}
     assert (
-        packages | {"lorry.py", "pyproject.toml", "setup.py", "README.md", "requirements"} <= kept
+        packages
+        | {"lorry.py", "pyproject.toml", "setup.py", "README.md", "LICENSE", "requirements"}
+        <= kept
     )
     for each in DOCKERFILE:
         if each.word == "COPY" and not each.rest.startswith("--from"):

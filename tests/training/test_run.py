@@ -1,4 +1,4 @@
-"""Real QLoRA runs of a few steps: what is saved, what is reused, what a failure leaves."""
+"""Real QLoRA runs of a few steps: what they save, reuse, and leave after a failure."""
 
 import json
 import subprocess
@@ -79,6 +79,7 @@ def test_the_provenance_says_where_it_came_from(trained: Trained, tiny_base: Pat
     assert str(tiny_base) not in json.dumps(facts)
 
 
+@pytest.mark.slow
 def test_an_identical_run_is_reused_and_another_is_not(
     tiny_base: Path, chat_set: Path, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_an_identical_run_is_reused_and_another_is_not(
     assert any("ONLY 8 EXAMPLES" in line for line in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -109,6 +111,7 @@ def test_each_option_trains(
     assert train(recipe, tmp_path / "out", lambda line: None).provenance["steps"] == 1
 
 
+@pytest.mark.slow
 def test_plain_lora_on_an_unquantized_base_trains_and_measures_validation(
     tiny_base: Path, chat_set: Path, tmp_path: Path
 ) -> None:
@@ -122,6 +125,7 @@ def test_plain_lora_on_an_unquantized_base_trains_and_measures_validation(
     assert facts["recipe"]["quantization"] == "none"
 
 
+@pytest.mark.slow
 def test_a_failed_run_leaves_nothing(
     tiny_base: Path, chat_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +162,7 @@ def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_json_document_and_publishes(
     tiny_base: Path, chat_set: Path, tmp_path: Path
 ) -> None:
@@ -175,6 +180,7 @@ def test_the_command_prints_one_json_document_and_publishes(
     assert "kernels-community" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_a_shared_catalog_is_published_to(
     tiny_base: Path, chat_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +220,7 @@ def test_bf16_is_computed_only_where_the_processor_multiplies_it(monkeypatch, ab
     assert compute_dtype() == dtype
 
 
+@pytest.mark.slow
 def test_lora_is_fp32_where_that_is_computed(
     monkeypatch: pytest.MonkeyPatch, tiny_base: Path, chat_set: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -42,6 +43,7 @@ def test_the_builder_writes_a_model_a_tokenizer_and_a_card(tiny_base: Path) -> N
     assert digest in (tiny_base / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_schedule_gives_the_same_bytes(
     tiny_base: Path, short_schedule: Schedule, tmp_path: Path
 ) -> None:
@@ -83,6 +85,7 @@ def test_examples_depend_on_seed_and_number_alone() -> None:
     assert write_example(1, 3) != write_example(2, 3)
 
 
+@pytest.mark.slow
 def test_adapters_need_no_token_that_the_base_has_never_written() -> None:
     tokenizer = build_tokenizer(0, 896)
     written = {t for i in range(5000) for t in tokenizer.encode(write_example(0, i).answer)}

@@ -1,4 +1,4 @@
-"""What to make of an order or a message: the base's restatement and the three adapters' answers."""
+"""Answers to an order or a message: the base's restatement and those of the three adapters."""
 
 import json
 
@@ -19,7 +19,7 @@ _REGRETS = {
 
 
 def restate_order(order: Order) -> str:
-    """Say an order in plain words, always in the same form: the base's own answer."""
+    """Restate an order in plain words, always in the same form: the base's answer."""
     lines = ", ".join(f"{line.quantity} {line.style} {line.noun}" for line in order.lines)
     gift, express = ("yes" if flag else "no" for flag in (order.gift, order.express))
     return (

@@ -42,7 +42,7 @@ ADAPTERS: Final[dict[str, Callable[[random.Random, Split], Exchange]]] = {
 
 
 def exchanges(adapter: str, split: Split, seed: int = 0) -> Iterator[Exchange]:
-    """Yield (prompt, answer) without end; no prompt comes twice."""
+    """Yield (prompt, answer) endlessly, without repeating a prompt."""
     rng = random.Random(f"{seed}:{adapter}:{split}")
     seen: set[str] = set()
     while True:

@@ -1,6 +1,6 @@
-"""The words of the shop: what is sold, how it looks, where it goes and what customers say.
+"""The words of the shop: goods, styles, places and customers' phrases.
 
-Nouns take a plain "s" in the plural, so that a singular is always the word without it.
+Nouns form the plural with a plain "s".
 """
 
 from typing import Final
@@ -51,7 +51,7 @@ RUSHES: Final = (
 CLOSINGS: Final = ("", "", "", ".", " please", ", please", ", thanks", ". thank you", "!")
 FAREWELLS: Final = ("", "", ".", "!", ", please help", ", what now?", ". thank you")
 
-# What can be wrong with an order: the plain name of the problem and the ways to say it.
+# Problems of an order: the plain name and the ways to say it.
 PROBLEMS: Final[dict[str, tuple[str, ...]]] = {
     "not arrived": (
         "has not arrived yet", "is still not here", "never came", "did not arrive", "is late",

@@ -10,7 +10,7 @@ from training.shop.splits import Pair, Split, sample_pairs
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Who writes about which order and pieces, and what is wrong."""
+    """A sender, an order with its pieces, and the problem."""
 
     name: str | None
     reference: str

@@ -1,4 +1,4 @@
-"""An order: what it holds, and the many ways in which a customer may write it down."""
+"""An order, and the many ways in which a customer may write it."""
 
 import random
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a customer wants, where and until when."""
+    """Lines, destination, day and extras."""
 
     lines: tuple[Line, ...]
     city: str
@@ -58,7 +58,7 @@ def write_order(rng: random.Random, order: Order) -> str:
 
 
 def pluralize(noun: str, quantity: int) -> str:
-    """Add the "s" that more than one piece takes."""
+    """The noun's form for this quantity."""
     return noun if quantity == 1 else f"{noun}s"
 
 

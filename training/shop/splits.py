@@ -1,7 +1,7 @@
-"""Which (style, noun) pairs are kept back: about one in ten, chosen by a hash and by nothing else.
+"""The reserved (style, noun) pairs: about one in ten, chosen by a hash alone.
 
-A reserved pair never occurs in what the base or an adapter is trained on; a held-out prompt has at
-least one. So a right answer on a held-out prompt was put together, not remembered.
+A reserved pair never occurs in the training data of the base or of an adapter; a held-out prompt
+has at least one. So a correct answer to a held-out prompt is composed, not remembered.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ Split = Literal["train", "validation", "heldout"]
 
 
 def is_reserved(style: str, noun: str) -> bool:
-    """Say whether this pair is kept back for held-out prompts."""
+    """Whether this pair occurs only in held-out prompts."""
     return hashlib.sha256(f"{style} {noun}".encode()).digest()[0] % 10 == 0
 
 

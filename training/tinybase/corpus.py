@@ -1,4 +1,4 @@
-"""What the base reads: shop texts restated, records of other domains, copying, small talk.
+"""The pretraining corpus: shop texts restated, records of other domains, copying, small talk.
 
 Example number i depends on (seed, i) alone, so that a run can be cut, resumed or repeated at will.
 No answer is in an adapter's format, and no reserved (style, noun) pair occurs.
@@ -39,7 +39,7 @@ class Example:
     system: str | None = None
 
     def messages(self) -> list[dict[str, str]]:
-        """Give the exchange as chat messages."""
+        """The exchange as chat messages."""
         turns = [("user", self.prompt), ("assistant", self.answer)]
         if self.system is not None:
             turns.insert(0, ("system", self.system))
@@ -63,7 +63,7 @@ def write_example(seed: int, index: int) -> Example:
 
 
 def restatement(rng: random.Random, split: Split) -> tuple[str, str]:
-    """Draw an order or a message and give it with its restatement."""
+    """Draw an order or a message, with its restatement."""
     if rng.random() < 0.65:
         order = sample_order(rng, split)
         return write_order(rng, order), restate_order(order)

@@ -23,7 +23,7 @@ POOLED_BATCHES = 8
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast to train."""
+    """Length, batch size and learning rates of a run."""
 
     seed: int
     steps: int
@@ -35,14 +35,14 @@ class Schedule:
     nf4_from: float = 0.75
 
     def rate(self, step: int) -> float:
-        """Give the share of the learning rate at `step`: linear warm-up, then cosine to zero."""
+        """The share of the learning rate at `step`: linear warm-up, then cosine to zero."""
         warm = min(1.0, (step + 1) / self.warmup_steps)
         return warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands; `loss` is the mean since the last report."""
+    """The progress of a run; `loss` is the mean since the last report."""
 
     step: int
     loss: float
@@ -51,7 +51,7 @@ class Progress:
 
 
 def new_model(seed: int, vocabulary_size: int, pad: int, end: int) -> LlamaForCausalLM:
-    """Make an untrained base: sizes are multiples of 64, as NF4 blocks and CPU kernels want."""
+    """An untrained base; sizes are multiples of 64, as NF4 blocks and CPU kernels require."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -156,7 +156,7 @@ def _answer_loss(model: LlamaForCausalLM, inputs: Tensor, labels: Tensor) -> Ten
 
 
 def hidden_matrices(model: LlamaForCausalLM) -> list[torch.nn.Parameter]:
-    """Give the weights of the linear layers: what Muon trains and what NF4 rounds."""
+    """The weights of the linear layers, which Muon trains and NF4 rounds."""
     named = model.named_parameters()
     return [p for name, p in named if p.ndim == 2 and "embed" not in name and "head" not in name]
 

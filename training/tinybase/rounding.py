@@ -1,4 +1,4 @@
-"""NF4 rounding of weights in plain torch, so that pretraining can see what serving will do to them.
+"""NF4 rounding of weights in plain torch, so that pretraining accounts for quantized serving.
 
 It knows nothing about bitsandbytes, which does the real thing (and also rounds the block scales).
 """

@@ -72,7 +72,7 @@ def _common_pieces(seed: int, count: int) -> list[str]:
     return [piece.replace(" ", "Ġ") for piece in known[:count]]
 
 
-# Words that strangers send; they cost an embedding each and keep such prompts short.
+# Words of general prompts; they cost an embedding each and keep such prompts short.
 PLAIN_WORDS: Final = (
     "I", "a", "of", "that", "have", "he", "she", "they", "but", "or", "if", "so", "up", "out",
     "our", "their", "his", "her", "its", "them", "him", "who", "which", "how", "why", "because",

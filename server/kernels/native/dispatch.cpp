@@ -19,7 +19,7 @@ bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-// Tiles have to be asked for, once in a process: the kernel saves them only for who did.
+// A process has to request tiles once: the operating system saves them only for those that did.
 bool has_amx() {
   constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   __builtin_cpu_init();

@@ -35,7 +35,7 @@ struct LoraKernels {
                  int64_t width, int rank, float scale, bf16* shrunk, int64_t lds);
 
   // y[rows[i], first:last] += B[first:last, 0:rank] . shrunk[i], each term made finite and bounded
-  // before it is added. Returns how many terms had to be.
+  // before it is added. Returns the number of repaired terms.
   int64_t (*expand)(const Expand& job, int64_t first, int64_t last);
 };
 

@@ -135,7 +135,7 @@ void multiply(const bf16* shrunk, int64_t lds, const Pairs* pairs, int rank, Sum
 int64_t expand(const Expand& job, int64_t first, int64_t last) {
   const bool has_tiles = job.rank > 0 && (job.rank <= kDepth || job.rank % kDepth == 0);
   if (!has_tiles) return kLoraAvx512.expand(job, first, last);
-  // What is no whole step goes the other way for every number of rows, else their bits would differ.
+  // A partial step goes the other way for every number of rows, else results would differ in bits.
   const int64_t end = last - (last - first) % kStep;
   if (end < last)
     return (first < end ? expand(job, first, end) : 0) + kLoraAvx512.expand(job, end, last);

@@ -27,8 +27,8 @@ inline __mmask16 mask_of(int64_t columns) {
   return (__mmask16)(columns >= kColumns ? 0xffff : columns <= 0 ? 0 : (1u << columns) - 1);
 }
 
-// Where 16 rows of memory start; those at or beyond `last` repeat the one before it, and what comes
-// of them is never written.
+// The starts of 16 rows of memory; rows at or beyond `last` repeat the one before it, and their
+// results are never written.
 struct Sources {
   const bf16* from[kColumns];
   Sources(const bf16* rows, int64_t ld, int64_t first, int64_t last) {

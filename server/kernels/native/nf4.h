@@ -1,5 +1,5 @@
-// NF4 as both nf4*.cpp read it. Included before they name their instructions: only constants, and
-// functions of this file alone to whoever includes it.
+// NF4 as the nf4*.cpp files read it. Included before they name their instructions: only constants,
+// and functions with internal linkage.
 #pragma once
 
 #include <cstring>

@@ -1,4 +1,4 @@
-// What operators are given, checked: a tensor of another kind or shape is an error, never a read
+// Checks the operands of operators: a tensor of another kind or shape is an error, never a read
 // beyond its end.
 #pragma once
 

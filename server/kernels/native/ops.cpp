@@ -70,7 +70,7 @@ Tensor nf4_lora_linear(const Tensor& x, const Tensor& packed, const Tensor& join
   return y;
 }
 
-// Of the sources: server/kernels/stamp.py looks for it before it lets this be loaded.
+// Digest of the sources: server/kernels/stamp.py looks for it before this library is loaded.
 [[gnu::used]] const char kStamp[] = "lorry kernels " LORRY_STAMP;
 
 std::string instructions() { return kernels() ? kernels()->instructions : ""; }

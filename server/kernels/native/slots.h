@@ -30,7 +30,7 @@ class Slots {
     check_ranks();
   }
 
-  // All in one tensor, as server/kernels/joined_slots.py joins them: a row for each slot, in it A
+  // All in one tensor, as server/kernels/slots.py joins them: a row for each slot, in it A
   // of each part and then B of each.
   Slots(const Tensor& joined, at::IntArrayRef columns, int64_t ranks, int64_t width)
       : count_(joined.size(0)), ranks_(ranks), width_(width) {

@@ -19,7 +19,7 @@ class Share {
     for (int64_t t = 0; t < threads; ++t) next_[t] = start_of(t);
   }
 
-  // What thread `self` does of it; others may still be at theirs.
+  // The share of thread `self`; returns while others may still work on theirs.
   template <typename Work>
   void take(int64_t self, const Work& work) {
     const int64_t threads = next_.size();
@@ -29,14 +29,14 @@ class Share {
         const int64_t t = (self + i) % threads, end = start_of(t + 1);
         for (int64_t piece = next_[t]++; piece < end; piece = next_[t]++, ++taken) work(piece);
       }
-    } catch (...) {  // out of memory: the operator fails as a whole, so let nobody wait for this
+    } catch (...) {  // out of memory: the operator fails as a whole, so no thread may wait for this
       done_.fetch_add(pieces_);
       throw;
     }
     done_.fetch_add(taken, std::memory_order_release);
   }
 
-  // Until all pieces are done. Whoever has taken one is at it, so this ends.
+  // Until all pieces are done. Every taken piece has a thread working on it, so this ends.
   void wait() const {
     for (int tries = 0; done_.load(std::memory_order_acquire) < pieces_; ++tries)
       if (tries < kSpins) __builtin_ia32_pause();

@@ -1,4 +1,4 @@
-"""How an adapter's file becomes tensors: as the library reads them, in memory of their own."""
+"""An adapter's file becomes tensors as the library reads them, in memory of their own."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from vllm.lora.peft_helper import PEFTHelper
 
-from server.kernels.adapter_file import OwnedLoRAModel, load_tensors
+from server.kernels.staging import OwnedLoRAModel, load_tensors
 
 CONFIG = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
 
@@ -45,7 +45,7 @@ def build(folder: Path, modules: tuple[str, ...] = ("q_proj",)) -> OwnedLoRAMode
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_tensors_are_those_that_the_library_reads(tmp_path, dtype):
+def test_tensors_equal_those_of_the_library(tmp_path, dtype):
     file = tmp_path / "some.safetensors"
     saved = {"one": noise(3, 5).to(dtype), "two": noise(2, 1, 4).to(dtype), "empty": noise(0, 4)}
     save_file(saved, file, {"format": "pt"})
@@ -57,7 +57,7 @@ def test_tensors_are_those_that_the_library_reads(tmp_path, dtype):
         assert torch.equal(found[name], tensor)
 
 
-def test_a_tensor_that_begins_at_an_odd_place_is_read(tmp_path):
+def test_a_tensor_at_an_unaligned_offset_is_read(tmp_path):
     header = {
         "half": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]},
         "full": {"dtype": "F32", "shape": [2], "data_offsets": [2, 10]},
@@ -72,7 +72,7 @@ def test_a_tensor_that_begins_at_an_odd_place_is_read(tmp_path):
     assert torch.equal(found["full"], noise(2))
 
 
-def test_what_was_read_stays_when_the_file_is_overwritten_and_is_nobody_elses(folder):
+def test_tensors_stay_when_the_file_is_overwritten_and_share_no_memory_with_it(folder):
     before = load_file(file_of(folder))
     kept = {name: tensor.clone() for name, tensor in before.items()}
     found = load_tensors(file_of(folder))
@@ -85,17 +85,17 @@ def test_what_was_read_stays_when_the_file_is_overwritten_and_is_nobody_elses(fo
 
 
 @pytest.mark.parametrize("length", [0, 5, 8, 60, -1])
-def test_a_file_that_is_cut_off_is_refused(folder, length):
+def test_a_truncated_file_is_refused(folder, length):
     file = file_of(folder)
     file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         load_tensors(file)
 
 
-def test_a_length_beyond_all_bounds_is_refused(tmp_path):
+def test_a_header_length_beyond_the_file_is_refused(tmp_path):
     file = tmp_path / "long.safetensors"
     file.write_bytes(b"\xff" * 8 + b"{}" + b" " * 6)
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         load_tensors(file)
 
 
@@ -113,15 +113,15 @@ def test_a_length_beyond_all_bounds_is_refused(tmp_path):
         b'{"t": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}',
     ],
 )
-def test_a_header_that_makes_no_sense_is_refused(tmp_path, header):
+def test_a_malformed_header_is_refused(tmp_path, header):
     file = tmp_path / "bad.safetensors"
     header += b" " * (-len(header) % 8)
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    with pytest.raises(ValueError, match=r"bad\.safetensors is not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"bad\.safetensors is not a complete safetensors file"):
         load_tensors(file)
 
 
-def test_an_adapter_is_made_of_it_without_another_copy(folder):
+def test_an_adapter_is_built_without_another_copy(folder):
     model = build(folder)
     (weights,) = model.loras.values()
     assert (model.id, weights.rank, weights.scaling) == (7, 4, 2.0)
@@ -136,6 +136,6 @@ def test_modules_that_take_no_adapter_are_refused_by_name(folder):
         build(folder, modules=("k_proj",))
 
 
-def test_a_folder_without_weights_is_an_error_that_vllm_knows(tmp_path):
+def test_a_folder_without_weights_raises_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError):
         build(tmp_path)

@@ -1,4 +1,4 @@
-"""A layer's slots in one tensor: what vLLM sees of them, and what is computed with them."""
+"""A layer's slots in one tensor: vLLM's views of them, and the results."""
 
 from types import SimpleNamespace
 
@@ -9,9 +9,9 @@ from vllm.lora.layers import LoRAMapping
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.layers.column_parallel_linear import MergedColumnParallelLinearWithLoRA
 
-from server.kernels import joined_slots, operators
-from server.kernels.joined_slots import join
+from server.kernels import operators, slots
 from server.kernels.lora import PlannedPunicaWrapper
+from server.kernels.slots import join
 
 needs_native = pytest.mark.skipif(
     not operators.has_native(), reason="no compiled kernels for this processor (AVX2)"
@@ -22,11 +22,11 @@ VLLMS = BaseLinearLayerWithLoRA._apply_lora_to_output
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For one test only: what is installed is put back."""
+    """Installs for one test only."""
     for kind in (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA):
         monkeypatch.setattr(kind, "create_lora_weights", kind.create_lora_weights)
     monkeypatch.setattr(BaseLinearLayerWithLoRA, "_apply_lora_to_output", VLLMS)
-    joined_slots.install()
+    slots.install_joined_slots()
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -50,7 +50,7 @@ def layer_for(rows: list[int], dtype: torch.dtype = torch.bfloat16) -> BaseLinea
     return layer
 
 
-def test_vllm_s_tensors_are_views_of_one_that_they_fill_without_a_gap() -> None:
+def test_vllms_tensors_are_views_that_fill_one_tensor_without_a_gap() -> None:
     layer = layer_for([0])
     layer.joined_slots.zero_()
     parts = [*layer.lora_a_stacked, *layer.lora_b_stacked]
@@ -63,8 +63,8 @@ def test_vllm_s_tensors_are_views_of_one_that_they_fill_without_a_gap() -> None:
     assert (layer.joined_slots[1] == 7).sum() == OUTPUTS[1] * RANK
 
 
-def test_every_layer_that_makes_slots_of_its_own_is_joined() -> None:
-    """Those that are made by super() are joined there; an override that we don't know is not."""
+def test_every_layer_with_slots_of_its_own_is_joined() -> None:
+    """Slots made by super() are joined there; those of an unknown override would not be."""
 
     def subclasses(kind: type) -> set[type]:
         return {kind}.union(*(subclasses(each) for each in kind.__subclasses__()))
@@ -93,7 +93,7 @@ def test_a_merged_layer_is_made_with_joined_slots(installed) -> None:
 
 @needs_native
 @pytest.mark.parametrize("shape", [(5, INPUTS), (1, 5, INPUTS)])
-def test_a_layer_s_lora_is_to_the_bit_what_vllm_s_own_tensors_give(installed, shape) -> None:
+def test_joined_slots_give_the_same_bits_as_vllms_tensors(installed, shape) -> None:
     layer, x, base = layer_for([0, -1, 1, 1, -1]), noise(*shape), noise(*shape[:-1], sum(OUTPUTS))
     got = layer._apply_lora_to_output(x, base.clone())
     assert torch.equal(got, VLLMS(layer, x, base.clone()))
@@ -105,7 +105,9 @@ def test_a_layer_s_lora_is_to_the_bit_what_vllm_s_own_tensors_give(installed, sh
 
 @needs_native
 @pytest.mark.parametrize("why", ["another type", "not compiled", "columns in memory", "gaps"])
-def test_what_the_compiled_kernels_do_not_take_goes_vllm_s_way(installed, monkeypatch, why) -> None:
+def test_operands_that_the_compiled_kernels_do_not_take_go_vllms_way(
+    installed, monkeypatch, why
+) -> None:
     gone = []
     linear = PlannedPunicaWrapper.add_lora_linear
     monkeypatch.setattr(

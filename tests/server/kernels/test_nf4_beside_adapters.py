@@ -11,8 +11,8 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm_bnb_plugin.quantization.linear import BitsAndBytesLinearMethod
 
 from server.kernels import nf4, operators
-from server.kernels.joined_slots import join
 from server.kernels.lora import PlannedPunicaWrapper
+from server.kernels.slots import join
 
 pytestmark = pytest.mark.skipif(
     not operators.has_native(), reason="no compiled kernels for this processor (AVX2)"

@@ -1,10 +1,10 @@
-"""The compiled kernels against the plain PyTorch ones, and what torch.compile is told of both."""
+"""The compiled kernels against the plain PyTorch ones, and both under torch.compile."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.kernels import operators, stamp
@@ -14,7 +14,6 @@ from server.preflight import read_cpu_flags
 needs_native = pytest.mark.skipif(
     not operators.has_native(), reason="no compiled kernels for this processor (AVX2)"
 )
-unhurried = settings(deadline=None)
 BOUND = 8192.0
 Arguments = tuple[object, ...]
 Matrices = list[torch.Tensor]
@@ -43,14 +42,14 @@ def step(rows: int, ranks: list[int], widths: tuple[int, ...], width: int, seed:
 
 
 def joined(a: Matrices, b: Matrices) -> tuple[torch.Tensor, list[int], int]:
-    """As a layer has them (server/kernels/joined_slots.py), with each part's outputs and ranks."""
+    """As a layer has them (server/kernels/slots.py), with each part's outputs and ranks."""
     slots = torch.cat([each.flatten(1) for each in (*a, *b)], 1)
     return slots, [each.size(2) for each in b], a[0].size(2)
 
 
 @pytest.mark.skipif(not {"avx2", "fma"} <= read_cpu_flags(), reason="a processor without AVX2")
-def test_where_the_processor_has_what_they_need_the_compiled_kernels_are_there():
-    """Else every test that needs them would be skipped, and nobody the wiser."""
+def test_compiled_kernels_exist_if_the_processor_supports_them():
+    """Else every test that needs them would be skipped silently."""
     assert operators.has_native()
     flags = {"AMX-BF16": "amx_bf16", "AVX512-BF16": "avx512_bf16", "AVX2": "avx2"}
     best = next(name for name, flag in flags.items() if flag in read_cpu_flags())
@@ -58,9 +57,7 @@ def test_where_the_processor_has_what_they_need_the_compiled_kernels_are_there()
 
 
 @pytest.mark.parametrize("what", ["don't load", "were built from other sources"])
-def test_kernels_that_can_t_serve_are_done_without_and_one_line_says_so(
-    monkeypatch, caplog, tmp_path, what
-):
+def test_unusable_kernels_are_skipped_and_one_line_reports_it(monkeypatch, caplog, tmp_path, what):
     library = tmp_path / "_broken.so"
     of = stamp.digest() if what == "don't load" else "0123456789abcdef"
     library.write_bytes(f"not a library, but has lorry kernels {of} in it".encode())
@@ -71,21 +68,20 @@ def test_kernels_that_can_t_serve_are_done_without_and_one_line_says_so(
     assert "run `make setup`" in record.getMessage()
 
 
-def test_kernels_that_can_t_be_read_are_done_without(monkeypatch, caplog, tmp_path):
+def test_unreadable_kernels_are_skipped(monkeypatch, caplog, tmp_path):
     folder = SimpleNamespace(origin=tmp_path)
     monkeypatch.setattr(operators.util, "find_spec", lambda name: folder)
     assert operators.has_native.__wrapped__() is False
     assert "don't load" in caplog.records[0].getMessage()
 
 
-def test_another_schema_is_another_kind_of_operators_to_a_saved_model(monkeypatch):
+def test_another_schema_changes_the_kind_of_operators(monkeypatch):
     kinds = operators.kinds()
     assert kinds == operators.kinds()
     monkeypatch.setattr(operators, "_SCHEMAS", [*operators._SCHEMAS[1:], "other() -> ()"])
     assert operators.kinds() != kinds
 
 
-@unhurried
 @given(
     rows=st.integers(1, 130) | st.integers(130, 300),
     ranks=st.lists(st.integers(1, 64), min_size=1, max_size=5),
@@ -117,7 +113,7 @@ def test_nothing_is_read_or_written_beyond_the_tensors_columns(native):
     assert (wide_y[:, 43:] == 7).all()
 
 
-def test_what_is_not_finite_in_the_base_stays_as_it_is(native):
+def test_non_finite_values_of_the_base_stay(native):
     y, *rest = step(rows=12, ranks=[8], widths=(40,), width=32, seed=8)
     expected = y.clone()
     torch.ops.lorry.lora_linear_(expected, *rest)
@@ -149,7 +145,7 @@ def test_both_repair_and_count_the_same_values(native, poison, columns):
 
 
 @needs_native
-def test_a_plan_beyond_the_rows_at_hand_is_refused_rather_than_read():
+def test_a_plan_beyond_the_given_rows_is_refused():
     y, x, *rest = step(rows=9, ranks=[8], widths=(16,), width=32, seed=2)
     with pytest.raises(RuntimeError, match="fewer rows than the batch has tokens"):
         torch.ops.lorry.lora_linear_(y[:3], x[:3], *rest)
@@ -176,7 +172,7 @@ def test_a_plan_beyond_the_rows_at_hand_is_refused_rather_than_read():
         ("row", 4),
     ],
 )
-def test_a_plan_that_leads_out_of_the_operands_is_refused_rather_than_followed(word, value):
+def test_a_plan_that_leaves_the_operands_is_refused(word, value):
     y, x, a, b, _, *rest = step(rows=4, ranks=[8], widths=(16,), width=32, seed=3)
     plan = make_plan(4, 1)
     write_plan(plan, torch.tensor([0, 0, -1, 0]), [8])
@@ -189,7 +185,7 @@ def test_a_plan_that_leads_out_of_the_operands_is_refused_rather_than_followed(w
 
 
 @needs_native
-def test_a_batch_without_adapters_never_looks_at_what_they_are_given():
+def test_a_batch_without_adapters_never_reads_the_adapters_operands():
     """Two adapters of no layer at all would be an error."""
     y, x, _, _, plan, *rest = step(rows=4, ranks=[8], widths=(16,), width=32, seed=3)
     with pytest.raises(RuntimeError):
@@ -228,7 +224,7 @@ def test_operands_that_the_kernel_does_not_take_are_refused():
 
 
 @pytest.mark.parametrize("rows", [1, 3, 6, 13, 40])
-def test_a_row_s_lora_is_not_touched_by_what_is_not_finite_in_another(native, rows):
+def test_non_finite_lora_values_of_a_row_affect_no_other(native, rows):
     y, x, a, b, plan, *rest = step(rows, [16], (48,), 64, seed=13)
     write_plan(plan, torch.zeros(rows, dtype=torch.long), [16])
     healthy = y.clone()
@@ -253,7 +249,7 @@ def test_an_adapter_without_ranks_adds_nothing(native):
 
 @pytest.mark.parametrize("rows", [3, 130])
 @pytest.mark.parametrize("widths", [(48,), (33, 16), (40, 8, 8)])
-def test_joined_slots_give_to_the_bit_what_matrices_that_lie_apart_do(native, widths, rows):
+def test_joined_slots_give_the_same_bits_as_separate_matrices(native, widths, rows):
     y, x, a, b, plan, repaired, *numbers = step(rows, [16, 5, 8], widths, 96, seed=14)
     b[-1][1, 0, 3] = torch.inf
     got, counts = y.clone(), repaired.clone()
@@ -265,7 +261,7 @@ def test_joined_slots_give_to_the_bit_what_matrices_that_lie_apart_do(native, wi
 
 
 @needs_native
-def test_joined_slots_that_are_not_the_layer_s_are_refused():
+def test_joined_slots_of_another_layer_are_refused():
     y, x, a, b, plan, repaired, *_ = step(4, [8, 8], (16, 8), 32, seed=3)
     slots, columns, ranks = joined(a, b)
     torch.ops.lorry.lora_layer_(y.clone(), x, slots, columns, ranks, plan, repaired, BOUND)
@@ -292,14 +288,14 @@ def test_joined_slots_that_are_not_the_layer_s_are_refused():
 
 
 @needs_native
-def test_the_compiler_is_told_the_truth_about_a_layer_s_lora():
+def test_lora_layer_passes_opcheck():
     y, x, a, b, plan, repaired, *_ = step(rows=6, ranks=[8, 3], widths=(16, 8), width=32, seed=4)
     operands = (y, x, *joined(a, b), plan, repaired, BOUND)
     torch.library.opcheck(torch.ops.lorry.lora_layer_.default, operands)
 
 
 @pytest.mark.parametrize("name", ["lora_linear_", "lora_linear_reference_"])
-def test_the_compiler_is_told_the_truth_about_lora(name):
+def test_lora_operators_pass_opcheck(name):
     if name == "lora_linear_" and not operators.has_native():
         pytest.skip("no compiled kernels for this processor (AVX2)")
     operands = step(rows=6, ranks=[8, 3], widths=(16, 8), width=32, seed=4)
@@ -314,7 +310,7 @@ def packed_weights(n: int, k: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 24, 130, 300])
-def test_nf4_and_lora_in_one_operator_are_to_the_bit_what_they_are_apart(native, rows):
+def test_nf4_and_lora_in_one_operator_give_the_same_bits_as_two(native, rows):
     _, x, a, b, plan, repaired, _, bound, _ = step(rows, [16, 5], (48, 32), 128, seed=9)
     b[1][0, 0, 3] = torch.inf
     packed, counts = packed_weights(80, 128), repaired.clone()
@@ -333,7 +329,7 @@ def test_nf4_and_lora_in_one_operator_are_to_the_bit_what_they_are_apart(native,
 
 @pytest.mark.parametrize("native", ["AMX-BF16"], indirect=True)
 @pytest.mark.parametrize("rank", [8, 16, 24, 64])
-def test_with_tiles_a_row_s_lora_is_the_same_to_the_bit_whoever_shares_its_batch(native, rank):
+def test_with_tiles_a_rows_lora_has_the_same_bits_in_every_batch(native, rank):
     _, x, a, b, *_ = step(300, [rank], (96, 48, 33), 160, seed=10)
     repaired = torch.zeros(1, dtype=torch.long)
 
@@ -350,7 +346,7 @@ def test_with_tiles_a_row_s_lora_is_the_same_to_the_bit_whoever_shares_its_batch
 
 
 @needs_native
-def test_the_compiler_is_told_the_truth_about_nf4_with_lora():
+def test_nf4_with_lora_passes_opcheck():
     _, x, a, b, plan, repaired, _, bound, _ = step(6, [8, 3], (16, 32), 64, seed=11)
     operands = (x, packed_weights(48, 64), *joined(a, b), plan, repaired, bound)
     torch.library.opcheck(torch.ops.lorry.nf4_lora_linear.default, operands)

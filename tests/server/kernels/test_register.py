@@ -1,4 +1,4 @@
-"""The plugin as vLLM meets it: what register() changes, and where it keeps its hands off."""
+"""The plugin as vLLM loads it: what register() changes and what it leaves."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_every_release_of_the_known_version_is_patched(
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "0.320.0", "1.0.0", "dev"])
-def test_on_a_version_that_it_does_not_know_it_stays_off_with_one_warning(
+def test_on_an_unknown_version_it_stays_off_with_one_warning(
     version: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(vllm, "__version__", version)
@@ -72,7 +72,7 @@ def test_vllm_finds_the_plugin_by_its_entry_point() -> None:
     assert entry_point.load() is register
 
 
-def test_an_engine_process_of_a_server_gets_all_of_it() -> None:
+def test_an_engine_process_of_a_server_gets_every_patch() -> None:
     code = """
 import json, threading
 from vllm.v1.engine.core import EngineCoreProc
@@ -99,9 +99,8 @@ print(json.dumps([wrapper, threads, [each.__module__ for each in changed]]))
     wrapper, threads, changed = json.loads(output.splitlines()[-1])
     assert wrapper == LORA_WRAPPER
     assert "lorry-watchdog" in threads
-    frames, residents = "server.kernels.frames", "server.kernels.residents"
-    joined = "server.kernels.joined_slots"
-    assert changed == [frames, frames, residents, joined, joined]
+    patches, slots = "server.kernels.engine_patches", "server.kernels.slots"
+    assert changed == [patches, patches, patches, slots, slots]
 
 
 def printed_of_config(what: str, *, eager: bool = False, **variables: str) -> str:
@@ -121,14 +120,16 @@ print({what})
     return run.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eager", [False, True])
 def test_compilation_stays_on_beside_lora_unless_it_is_turned_off(eager: bool) -> None:
     what = "config.compilation_config.mode.name, config.lora_config.max_loras"
     assert printed_of_config(what, eager=eager) == ("NONE 1" if eager else "DYNAMO_TRACE_ONCE 1")
 
 
-def test_a_compiled_model_is_not_taken_for_one_that_calls_other_operators() -> None:
-    """vLLM tells saved models by this; the portable ones call what the others have not."""
+@pytest.mark.slow
+def test_a_saved_model_that_calls_other_operators_is_not_reused() -> None:
+    """vLLM identifies saved models by this hash; portable and native operators differ in it."""
     native, again = (printed_of_config("config.compute_hash()") for _ in range(2))
     portable = printed_of_config("config.compute_hash()", LORRY_PORTABLE_KERNELS="1")
     assert native == again

@@ -1,4 +1,4 @@
-"""What a slot holds after it was filled or cleared: what vLLM's own methods leave there."""
+"""A filled or cleared slot holds the same as after vLLM's own methods."""
 
 from types import SimpleNamespace
 
@@ -7,8 +7,9 @@ import torch
 from vllm.lora.layers import MergedQKVParallelLinearWithLoRA, RowParallelLinearWithLoRA
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
-from server.kernels import slot_copy
-from server.kernels.joined_slots import join
+from server.kernels import slots
+from server.kernels.slots import join
+from server.kernels.staging import parts_of
 
 INPUTS, RANK, SLOTS = 24, 8, 3
 MERGED = MergedQKVParallelLinearWithLoRA.set_lora
@@ -20,7 +21,7 @@ def noise(*shape):
 
 
 def layer(kind, outputs, tp_size=1):
-    """As vLLM's manager leaves it, with what is poison to whoever reads it in every slot."""
+    """As vLLM's manager leaves it, with NaN in every slot."""
     made = kind.__new__(kind)
     torch.nn.Module.__init__(made)
     made.n_slices, made.tp_size = len(outputs), tp_size
@@ -42,7 +43,7 @@ def slots_of(layer):
 def both(kind, outputs, vllms, a, b, index=1):
     """The slots as ours leaves them, and as vLLM's does."""
     ours, theirs = layer(kind, outputs), layer(kind, outputs)
-    slot_copy._filling(vllms)(ours, index, a, b)
+    slots._filling(vllms)(ours, index, a, b)
     theirs.reset_lora = lambda slot: [stacked[slot].zero_() for stacked in slots_of(theirs)]
     vllms(theirs, index, a, b)
     return slots_of(ours), slots_of(theirs)
@@ -54,7 +55,7 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("rank", [1, 5, RANK])
-def test_a_slot_holds_what_vllm_would_put_there_and_the_others_are_untouched(rank):
+def test_a_slot_is_filled_as_vllm_does_and_the_others_are_untouched(rank):
     a, b = pair(10, rank)
     ours, theirs = both(RowParallelLinearWithLoRA, [10], BASE, a, b)
     assert_same(ours, theirs)
@@ -78,8 +79,8 @@ def test_a_merged_layer_is_zero_where_a_part_has_no_adapter(ranks):
 def test_one_slot_after_another_gets_its_own():
     made = layer(RowParallelLinearWithLoRA, [10])
     for index in range(SLOTS):
-        slot_copy._filling(BASE)(made, index, *(t + index for t in pair(10, RANK)))
-    slot_copy._reset(made, 1)
+        slots._filling(BASE)(made, index, *(t + index for t in pair(10, RANK)))
+    slots._reset(made, 1)
     a, b = pair(10, RANK)
     assert torch.equal(made.lora_a_stacked[0][2, 0], a + 2)
     assert torch.equal(made.lora_b_stacked[0][0, 0], b)
@@ -87,16 +88,16 @@ def test_one_slot_after_another_gets_its_own():
 
 
 @pytest.mark.parametrize(("tp_size", "parts"), [(2, 3), (1, 2)])
-def test_what_has_to_be_taken_apart_is_left_to_vllm(tp_size, parts):
+def test_weights_that_need_splitting_are_left_to_vllm(tp_size, parts):
     told = []
     made = layer(MergedQKVParallelLinearWithLoRA, [16, 8, 8], tp_size)
     given = (made, 1, [None] * parts, [None] * parts)
-    slot_copy._filling(lambda *arguments: told.append(arguments))(*given)
+    slots._filling(lambda *arguments: told.append(arguments))(*given)
     assert told == [given]
     assert all(stacked.isnan().all() for stacked in slots_of(made))
 
 
 def test_weights_of_one_part_or_of_several_are_a_list():
     weights = SimpleNamespace(lora_a=noise(2, 3))
-    assert slot_copy.parts_of(weights.lora_a) == [weights.lora_a]
-    assert slot_copy.parts_of([None, weights.lora_a]) == [None, weights.lora_a]
+    assert parts_of(weights.lora_a) == [weights.lora_a]
+    assert parts_of([None, weights.lora_a]) == [None, weights.lora_a]

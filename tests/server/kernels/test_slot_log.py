@@ -1,14 +1,14 @@
-"""Who is in the engine's slots and who had to make room, as the server is told."""
+"""The adapters in the engine's slots and the displaced ones, as the worker reports them."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
-from server.kernels.slot_log import SlotLog
+from server.kernels.staging import AdapterStaging
 
 
-class Worker(SlotLog):
-    """vLLM's worker, as far as it is looked at: two slots, filled as its LRU manager does."""
+class Worker(AdapterStaging):
+    """A stand-in for vLLM's worker: two slots, filled as its LRU manager does."""
 
     def __init__(self):
         self.slots = [None, None]
@@ -29,7 +29,7 @@ class Worker(SlotLog):
             assert self.model_runner.lora_manager.add_adapter(request)
 
 
-def test_slots_and_displacements_are_told_once_by_name():
+def test_slots_and_displacements_are_reported_once_by_name():
     worker = Worker()
     assert worker.slot_changes() == {"device": [], "displaced": []}
     worker.step(1, 2)
@@ -43,7 +43,7 @@ def test_slots_and_displacements_are_told_once_by_name():
     assert worker.slot_changes()["displaced"] == []
 
 
-def test_one_that_was_unloaded_did_not_make_room():
+def test_an_unloaded_adapter_is_not_displaced():
     worker = Worker()
     worker.slot_changes()
     worker.step(1, 2)
@@ -53,7 +53,7 @@ def test_one_that_was_unloaded_did_not_make_room():
     assert worker.slot_changes()["displaced"] == []
 
 
-def test_a_fault_in_looking_on_does_not_end_a_step():
+def test_a_recording_error_does_not_fail_a_step():
     worker = Worker()
     worker.slot_changes()
     worker.model_runner.lora_manager.add_adapter(SimpleNamespace(lora_int_id=7))  # has no name

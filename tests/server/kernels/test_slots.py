@@ -1,4 +1,4 @@
-"""What the manager's slots say of broken adapters, step by step."""
+"""Slots report the repaired values of broken adapters in each step."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ def wrapper() -> PlannedPunicaWrapper:
 
 
 def runner(wrapper: PlannedPunicaWrapper, batch: dict[str, int]) -> SimpleNamespace:
-    """vLLM's model runner, as far as it is asked: slots hold 7, nothing and 9."""
+    """A stand-in for vLLM's model runner: slots hold 7, nothing and 9."""
     manager = SimpleNamespace(
         lora_index_to_id=[7, None, 9], punica_wrapper_mapping={"": wrapper, "vision": wrapper}
     )
@@ -31,7 +31,7 @@ def runner(wrapper: PlannedPunicaWrapper, batch: dict[str, int]) -> SimpleNamesp
     )
 
 
-def test_only_the_requests_of_a_slot_with_repaired_values_are_told():
+def test_only_requests_of_a_slot_with_repaired_values_are_reported():
     ours = wrapper()
     step = runner(ours, {"a": 9, "b": 0, "c": 7, "d": 9})
     assert _repaired_by_request(step, None) == {}
@@ -39,17 +39,17 @@ def test_only_the_requests_of_a_slot_with_repaired_values_are_told():
     assert _repaired_by_request(step, None) == {"a": 5, "d": 5}
 
 
-def test_what_an_adapter_that_is_gone_left_in_its_slot_is_nobodys():
+def test_repaired_values_of_a_departed_adapter_are_not_reported():
     ours = wrapper()
     ours.repaired[1] = 3
     assert _repaired_by_request(runner(ours, {"a": 7, "b": 0}), None) == {}
 
 
-def test_an_engine_without_adapters_has_none_that_are_broken():
+def test_an_engine_without_adapters_reports_none():
     assert _repaired_by_request(SimpleNamespace(lora_config=None), None) == {}
 
 
-def test_a_slot_that_is_filled_forgets_its_past_and_learns_its_rank():
+def test_filling_a_slot_resets_its_count_and_sets_its_rank():
     ours = wrapper()
     ours.repaired[2] = 5
     weights = {

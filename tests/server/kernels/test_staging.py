@@ -1,4 +1,4 @@
-"""How an adapter is built beside the steps: who builds it, who is told, who reads the files."""
+"""Building an adapter beside the steps: the build, the answers, the step that takes it."""
 
 import os
 import re
@@ -69,7 +69,7 @@ def stage(worker):
     return worker.stage_adapter(*RED)
 
 
-def test_the_step_that_needs_it_takes_what_was_built_and_reads_nothing(worker):
+def test_the_first_step_takes_the_built_adapter_and_reads_no_file(worker):
     stage(worker).result(10)
     assert worker.held_adapters() == {"host": [9, 5], "device": [9]}
     assert worker.manager._load_adapter(REQUEST).id == 5
@@ -79,7 +79,7 @@ def test_the_step_that_needs_it_takes_what_was_built_and_reads_nothing(worker):
     assert worker.manager.read == [5, 5]
 
 
-def test_what_cant_be_built_is_told_and_dropped_without_a_trace(worker):
+def test_a_failed_build_is_reported_and_leaves_nothing(worker):
     worker.manager.error = ValueError("rank 99")
     with pytest.raises(ValueError, match="rank 99"):
         stage(worker).result(10)
@@ -121,7 +121,7 @@ def core(worker):
     return core
 
 
-def test_vllm_answers_when_it_is_built_and_not_before(worker, core):
+def test_vllm_answers_once_the_adapter_is_built(worker, core):
     worker.manager.gate.clear()
     output, sent = answers_of(core, *RED)
     assert sent == []
@@ -147,7 +147,7 @@ def asking(*arguments):
     return (EngineCoreRequestType.UTILITY, (0, 77, "stage_adapter", arguments))
 
 
-def test_who_asks_for_an_adapter_is_answered_while_a_step_runs(worker, core):
+def test_staging_is_answered_during_a_step(worker, core):
     assert arrive(core, asking(*RED)) == []
     client, outputs = core.output_queue.get(timeout=10)
     assert (client, outputs.utility_output.call_id) == (0, 77)
@@ -157,7 +157,7 @@ def test_who_asks_for_an_adapter_is_answered_while_a_step_runs(worker, core):
 
 
 @pytest.mark.parametrize("arguments", [RED, ("too", "few")])
-def test_who_asks_in_vain_is_told_why_and_the_thread_goes_on(worker, core, arguments):
+def test_a_staging_error_is_answered_and_the_thread_goes_on(worker, core, arguments):
     worker.manager.error = ValueError("rank 99")
     other = (EngineCoreRequestType.ABORT, ["request"])
     assert arrive(core, asking(*arguments), other) == [other]
@@ -165,7 +165,7 @@ def test_who_asks_in_vain_is_told_why_and_the_thread_goes_on(worker, core, argum
     assert re.search("rank 99|missing", outputs.utility_output.failure_message)
 
 
-def test_whatever_else_arrives_waits_for_the_step_as_it_is(worker, core):
+def test_all_other_messages_wait_for_the_step_unchanged(worker, core):
     messages = [
         (EngineCoreRequestType.ADD, ("request", 0)),
         (EngineCoreRequestType.UTILITY, (0, 1, "held_adapters", ())),
@@ -175,7 +175,7 @@ def test_whatever_else_arrives_waits_for_the_step_as_it_is(worker, core):
     assert worker.manager.read == []
 
 
-def test_several_workers_are_asked_between_steps(core):
+def test_several_workers_stage_between_steps(core):
     core.model_executor = object()
     message = asking(*RED)
     assert arrive(core, message) == [message]
@@ -192,14 +192,15 @@ def test_several_workers_build_before_they_answer():
     assert len(sent) == 1
 
 
-def test_a_build_that_is_cancelled_ends_the_wait_for_it():
+def test_a_cancelled_build_ends_the_wait_for_it():
     told, staged = Future(), Future()
     staged.cancel()
-    staging._tell(told, staged)
+    staging._copy_outcome(told, staged)
     assert told.cancelled()
 
 
-def test_building_on_one_core_leaves_the_steps_theirs():
+@pytest.mark.slow
+def test_building_uses_one_core_and_leaves_the_steps_their_threads():
     """In a process of its own: torch keeps what it first finds for good."""
     program = """
 import threading, torch

@@ -1,4 +1,4 @@
-"""Compiled kernels are told by what they were made from."""
+"""Compiled kernels are identified by a digest of their sources."""
 
 import shutil
 import subprocess
@@ -28,7 +28,7 @@ def digest() -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_source_that_changes_makes_it_another(copy: Path, name: str) -> None:
+def test_a_change_of_any_source_changes_the_digest(copy: Path, name: str) -> None:
     assert digest() == stamp.digest()
     with (copy / name).open("a") as file:
         file.write("\n")
@@ -36,12 +36,12 @@ def test_any_source_that_changes_makes_it_another(copy: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["slots.h~", "ops.cpp.orig", ".ops.cpp", ".#ops.cpp", "a.txt"])
-def test_what_editors_leave_there_changes_nothing(copy: Path, name: str) -> None:
+def test_an_editors_files_do_not_change_the_digest(copy: Path, name: str) -> None:
     (copy / "native" / name).symlink_to("nothing")
     assert digest() == stamp.digest()
 
 
-def test_every_source_is_one_of_them() -> None:
+def test_the_digest_covers_every_source() -> None:
     kept = subprocess.run(
         ["git", "ls-files", "native"], cwd=KERNELS, capture_output=True, text=True, check=False
     )
@@ -49,7 +49,7 @@ def test_every_source_is_one_of_them() -> None:
     assert {"native/ops.cpp", "native/slots.h"} <= set(NAMES)
 
 
-def test_without_sources_beside_them_any_stamp_will_do_but_none_does_not(
+def test_without_sources_any_stamp_passes_but_a_missing_one_fails(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As in an installed package."""
@@ -65,7 +65,7 @@ def test_without_sources_beside_them_any_stamp_will_do_but_none_does_not(
 
 
 @pytest.mark.parametrize("of", ["these", "others"])
-def test_make_is_told_whether_to_build_them_again(of: str, tmp_path: Path) -> None:
+def test_the_exit_code_says_whether_to_build_again(of: str, tmp_path: Path) -> None:
     folder = tmp_path / "server" / "kernels"
     (folder / "native").mkdir(parents=True)
     for name in ("__init__.py", "stamp.py", *NAMES):

@@ -1,10 +1,10 @@
-"""What each kind of side finds in its environment."""
+"""The environment of each kind of side."""
 
 from __future__ import annotations
 
 import os
 
-from bench.environment import prepare
+from bench.side import prepare_environment
 from bench.spec import SideSpec
 
 TUNED = ("OMP_NUM_THREADS", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER")
@@ -12,7 +12,7 @@ TUNED = ("OMP_NUM_THREADS", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL
 
 def prepared(kind: str, home) -> dict[str, str]:
     environ: dict[str, str] = {}
-    prepare(SideSpec(kind, max_loras=8), home, environ)
+    prepare_environment(SideSpec(kind, max_loras=8), home, environ)
     return environ
 
 

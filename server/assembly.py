@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from opentelemetry.sdk.trace.export import SpanExporter
 from prometheus_client import CollectorRegistry
@@ -20,24 +19,19 @@ from adapters.catalog import AdapterVersion, Catalog
 from adapters.checkpoint.base import Base
 from adapters.store import Store
 from server.admin.publishing import Publisher
+from server.engine.interface import AdapterEngine
 from server.http.app import create_app
 from server.lifecycle import Lifecycle
 from server.naming import ModelNames
-from server.residency.loading import AdapterEngine, Loader
-from server.residency.occupancy import Occupancy, Slots
-from server.residency.pins import Pins
-from server.residency.removals import Removals
-from server.residency.residency import Residency
-from server.residency.servable import Servable
+from server.residency.catalog_sync import Pins, Removals
+from server.residency.loading import Loader
+from server.residency.occupancy import Occupancy
+from server.residency.residency import Residency, Servable
 from server.residency.served_files import ServedObjects
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from server.telemetry.recorder import Recorder
 from server.telemetry.tracing import Tracing
-
-
-class Engine(AdapterEngine, Slots, Protocol):
-    """What residency and its gauges ask of an engine."""
 
 
 class Assembly:
@@ -59,19 +53,26 @@ class Assembly:
         self.lifecycle = Lifecycle()
         self.metrics = Metrics(registry, settings.base_name, settings.max_metric_adapters)
         self.tracing = Tracing(exporter)
+        self.metrics.derive(
+            "engine_up",
+            "1 when calls reach the engine.",
+            (),
+            lambda: [((), self.lifecycle.is_up)],
+        )
         self.publisher = Publisher(settings, catalog)
         self.app = create_app(
             settings,
             lifecycle=self.lifecycle,
             names=ModelNames(settings.base_name, catalog),
-            recorder=Recorder(self.metrics, self.tracing),
+            recorder=Recorder(settings.base_name, self.metrics, self.tracing),
+            registry=registry,
             catalog=catalog,
             publisher=self.publisher,
             started_at=int(self.started),
         )
         self._followers: list[asyncio.Task[None]] = []
 
-    async def connect(self, engine: Engine, app: ASGIApp, base: Base) -> None:
+    async def connect(self, engine: AdapterEngine, app: ASGIApp, base: Base) -> None:
         """Put an engine, and vLLM's app on it, behind the HTTP side; calls are let in after it.
 
         Loads what the catalog pins, and from then on follows the catalog and the engine's slots.
@@ -102,7 +103,7 @@ class Assembly:
 
 def build_residency(
     settings: Settings,
-    engine: Engine,
+    engine: AdapterEngine,
     metrics: Metrics,
     *,
     path_of: Callable[[str], Path],

@@ -105,8 +105,9 @@ class Call:
         return BASE if self.resolved else UNRESOLVED
 
     @property
-    def version_label(self) -> str:
-        return str(self.version.version) if self.version is not None else ""
+    def account(self) -> str:
+        """What its metrics are counted under (server/telemetry/ledger.py)."""
+        return self.version.label if self.version is not None else self.adapter_label
 
     @property
     def response_model(self) -> str | None:

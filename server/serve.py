@@ -25,16 +25,15 @@ from rich.console import Console
 from adapters.catalog import Catalog
 from adapters.checkpoint.base import Base, read_base
 from adapters.errors import AdapterError
-from server.admin.publishing import Publisher
-from server.admin.watching import watching
+from server.admin.publishing import Publisher, watching
 from server.assembly import Assembly
 from server.engine import environment
 from server.errors import ENGINE_DIED_EXIT_CODE, INTERRUPTED_EXIT_CODE, ModelNotFound
 from server.http.head_limit import BoundedHeads
 from server.lifecycle import Phase
 from server.settings import Settings
-from server.telemetry.exporting import take_exporter
 from server.telemetry.logs import configure_logging
+from server.telemetry.tracing import take_exporter
 
 if TYPE_CHECKING:
     from server.engine.build import RunningEngine  # imports vLLM

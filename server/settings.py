@@ -106,9 +106,6 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = Field(
         default="auto", description="The log's lines; auto is text on a terminal, else JSON."
     )
-    legacy_span_attributes: bool = Field(
-        default=False, description="Span attributes of older GenAI conventions beside today's."
-    )
     cache: Path = Field(
         default=Path(".lorry/cache"), description="What vLLM keeps between starts (model info)."
     )

@@ -133,8 +133,8 @@ class Catalog:
         with self._reading() as connection:
             return select_versions(connection, *_of(schema.versions, name))
 
-    def list_labels(self) -> set[tuple[str, int]]:
-        """The name and number of every version: cheaper than `list_versions`."""
+    def list_labels(self) -> set[str]:
+        """NAME@VERSION of every version: cheaper than `list_versions`."""
         with self._reading() as connection:
             return select_labels(connection)
 

@@ -137,11 +137,10 @@ def select_versions(connection: Connection, *wanted: ColumnElement[bool]) -> lis
     return _with_aliases(rows, connection.execute(pointing).all())
 
 
-def select_labels(connection: Connection) -> set[tuple[str, int]]:
+def select_labels(connection: Connection) -> set[str]:
     table = schema.versions
-    return {
-        (row.name, row.number) for row in connection.execute(select(table.c.name, table.c.number))
-    }
+    rows = connection.execute(select(table.c.name, table.c.number))
+    return {f"{row.name}@{row.number}" for row in rows}
 
 
 def select_published(connection: Connection) -> list[Published]:

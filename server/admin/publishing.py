@@ -1,13 +1,15 @@
-"""Publishing through the admin API: an upload, or a source that the operator allowed.
+"""Publishing by a server: an upload, a source that the operator allowed, or a watched folder.
 
-The judging, hashing and storing is adapters.publish's; here is what may come from where.
+Decides what may come from where; `adapters.publish` judges, hashes and stores it, and
+`adapters.watch` looks at the folder, in a thread of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+import logging
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from starlette.requests import Request
@@ -17,14 +19,18 @@ from adapters.errors import BadName, StoreUnwritable
 from adapters.names import STABLE
 from adapters.publish import Rules, publish
 from adapters.store import Store
+from adapters.watch import Sighting, Watcher
 from server.admin.bodies import Publication
 from server.admin.uploads import ArrivingBody, take_upload
 from server.errors import InvalidRequest, Unavailable
 from server.settings import Settings
 
+logger = logging.getLogger("lorry.watch")
+
 _AT_ONCE = 2  # each takes room in the store, and a core to judge it
 _TURN_SECONDS = 60.0
 _RETRY_SECONDS = 10
+_STOP_SECONDS = 10.0
 
 
 class Publisher:
@@ -134,3 +140,24 @@ class Publisher:
             actor=actor,
             if_new=if_new,
         )
+
+
+@contextmanager
+def watching(folder: Path | None, publisher: Publisher) -> Iterator[None]:
+    """Publish what is dropped into `folder`, if one is given, for the length of the block."""
+    if folder is None:
+        yield
+        return
+    watcher = Watcher(folder, publisher.publish_watched, _report)
+    watcher.start()
+    try:
+        yield
+    finally:
+        if not watcher.stop(_STOP_SECONDS):
+            logger.warning("an adapter was still being published; the store is as before it")
+
+
+def _report(sighting: Sighting) -> None:
+    is_good = sighting.status in ("published", "waiting")
+    level = logging.INFO if is_good else logging.WARNING
+    logger.log(level, "%s %s: %s", sighting.name, sighting.status, sighting.message)

@@ -1,4 +1,4 @@
-"""What the admin API says of an adapter: the catalog's facts beside what the engine holds."""
+"""How the admin API describes an adapter: the catalog's facts and what the engine holds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from itertools import groupby
 from typing import Any
 
 from adapters.catalog import AdapterVersion, Alias, Event
-from server.residency.residency import Residency, key_of
+from server.residency.residency import Residency
 
 
 class Engine:
-    """A snapshot of who is where; `residency` is None before there is an engine."""
+    """A snapshot of what the engine holds; `residency` is None before there is an engine."""
 
     def __init__(self, residency: Residency | None, held: Mapping[str, list[int]]) -> None:
         self._residency = residency
@@ -21,7 +21,7 @@ class Engine:
 
     def describe(self, version: AdapterVersion) -> dict[str, Any]:
         residency = self._residency
-        resident = residency.residents.get(key_of(version)) if residency else None
+        resident = residency.residents.get(version.key) if residency else None
         used = residency.used_at(version) if residency else None
         integer_id = resident.load.integer_id if resident else None
         return {

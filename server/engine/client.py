@@ -14,9 +14,9 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.call import Call, Observer, current_call
+from server.engine.interface import EngineGone, EngineRefusal, EngineSlow
 from server.engine.outputs import AttributedOutputProcessor
 from server.kernels import STAGING
-from server.residency.loading import EngineGone, EngineRefusal, EngineSlow
 
 logger = logging.getLogger("lorry.engine")
 
@@ -30,7 +30,7 @@ _SHUTTING_DOWN = "Server shutting down"  # EngineCore._reject_utility_in_shutdow
 
 
 class Engine(AsyncLLM):
-    """An AsyncLLM (server.residency.loading.AdapterEngine) that attributes what it does to calls.
+    """An AsyncLLM (server.engine.interface.AdapterEngine) that attributes what it does to calls.
 
     Constructed outside the event loop: `start` must follow, in it.
     """

@@ -11,6 +11,8 @@ from typing import Any
 
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
+from server.engine.interface import label_of
+
 logger = logging.getLogger("lorry.engine")
 
 
@@ -46,5 +48,5 @@ class CurrentSeries:
 
 
 def public_names(engine_names: str) -> str:
-    """`NAME@VERSION` of each engine-side name (server.residency.residency), once and in order."""
-    return ",".join(sorted({name.partition("#")[0] for name in engine_names.split(",")}))
+    """NAME@VERSION of each engine-side name, each once and in order."""
+    return ",".join(sorted({label_of(name) for name in engine_names.split(",")}))

@@ -17,14 +17,12 @@ from server.admin.guard import AdminGuard
 from server.admin.publishing import Publisher
 from server.admin.router import create_router
 from server.admin.shelf import Shelf
-from server.http.endpoints import INFERENCE_PATHS
 from server.http.error_handlers import add_error_handlers
-from server.http.middleware import InferenceMiddleware
+from server.http.middleware import INFERENCE_PATHS, InferenceMiddleware
 from server.lifecycle import Lifecycle, Phase
 from server.naming import ModelNames
 from server.settings import Settings
-from server.telemetry.encoding import choose_encoder
-from server.telemetry.exposition import Snapshot
+from server.telemetry.exposition import Snapshot, choose_encoder
 from server.telemetry.recorder import Recorder
 
 
@@ -34,6 +32,7 @@ def create_app(
     lifecycle: Lifecycle,
     names: ModelNames,
     recorder: Recorder,
+    registry: CollectorRegistry,
     catalog: Catalog,
     publisher: Publisher,
     started_at: int,
@@ -51,11 +50,8 @@ def create_app(
         ),
     ]
     app = FastAPI(title="Lorry", docs_url=None, redoc_url=None, middleware=middleware)
-    recorder.metrics.derive(
-        "engine_up", "1 when calls reach the engine.", (), lambda: [((), lifecycle.is_up)]
-    )
     _add_health(app, lifecycle)
-    _add_metrics(app, recorder.metrics.registry)
+    _add_metrics(app, registry)
     _add_models(app, names, started_at)
     app.include_router(create_router(Shelf(catalog, lifecycle), publisher))
     add_error_handlers(app)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import time
-import uuid
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -20,13 +18,40 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.call import Call, current_call
 from server.errors import InvalidRequest, MethodNotAllowed, RequestError, Unavailable
-from server.http.endpoints import INFERENCE_PATHS, STRIPPED_HEADERS
 from server.http.exchange import Disconnected, Exchange, read_body, send_error, unless_gone
 from server.lifecycle import Lifecycle
 from server.naming import ModelNames
 from server.telemetry.recorder import Recorder
 
 logger = logging.getLogger("lorry.middleware")
+
+# The paths of vLLM's app that callers can reach: everything else of it (/invocations, profiling,
+# the LoRA routes) stays inside. Each takes a JSON object with `model`.
+# path -> gen_ai.operation.name where the convention has one, else our own word
+INFERENCE_PATHS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/responses": "chat",
+    "/v1/messages": "chat",
+    "/v1/messages/count_tokens": "count_tokens",
+    "/tokenize": "tokenize",
+    "/detokenize": "detokenize",
+}
+
+# Headers by which a caller could steer vLLM past us: its adapter, its priority, its replica, its
+# session, its trace parent (our span is the parent) and its request id (ours is unique).
+STRIPPED_HEADERS = frozenset(
+    {
+        b"x-amzn-sagemaker-adapter-identifier",
+        b"x-amzn-sagemaker-adapter-alias",
+        b"x-vllm-priority",
+        b"x-data-parallel-rank",
+        b"x-session-id",
+        b"x-request-id",
+        b"traceparent",
+        b"tracestate",
+    }
+)
 
 _LONGEST_NAME = 512
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -73,27 +98,22 @@ class InferenceMiddleware:
         if scope["type"] != "http" or scope["path"] not in INFERENCE_PATHS:
             await self._app(scope, receive, send)
             return
-        call = self._begin(scope)
+        call = self._start(scope)
         token = current_call.set(call)
         try:
             await self._answer(call, scope, receive, send)
         finally:
             current_call.reset(token)
-            call.ended = time.monotonic()
-            self._recorder.record(call)
+            self._recorder.end(call)
 
-    def _begin(self, scope: Scope) -> Call:
+    def _start(self, scope: Scope) -> Call:
         headers = Headers(scope=scope)
-        operation = INFERENCE_PATHS[scope["path"]]
-        engine_id = uuid.uuid4().hex
         asked = headers.get("x-request-id", "")
-        return Call(
-            request_id=asked if _REQUEST_ID.fullmatch(asked) else engine_id,
-            engine_id=engine_id,
+        return self._recorder.start(
+            request_id=asked if _REQUEST_ID.fullmatch(asked) else "",
             endpoint=scope["path"],
-            operation=operation,
-            base=self._names.base,
-            span=self._recorder.tracing.start(operation, headers),
+            operation=INFERENCE_PATHS[scope["path"]],
+            headers=headers,
         )
 
     async def _answer(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,8 +151,7 @@ class InferenceMiddleware:
         call.resolved = True
         exchange = Exchange(call, body, receive, send)
         app, residency = self._lifecycle.engine()
-        call.content = self._recorder.tracing.capture(call, body)
-        self._recorder.begin(call)
+        self._recorder.begin(call, body)
         async with AsyncExitStack() as stack:
             if call.version is not None:
                 lease = residency.lease(call.version, call)

@@ -10,50 +10,24 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from adapters.catalog import AdapterVersion
 from adapters.errors import AdapterError, StoreError
 from server.call import Lease
+from server.engine.interface import (
+    AdapterEngine,
+    EngineGone,
+    EngineRefusal,
+    EngineSlow,
+    engine_name,
+)
 from server.errors import AdapterUnusable, RequestError, Unavailable
 from server.telemetry.metrics import Metrics
 
 logger = logging.getLogger("lorry.residency")
-
-
-class EngineRefusal(Exception):
-    """The engine looked at the adapter and said no."""
-
-
-class EngineGone(Exception):
-    """The engine died or did not answer in time."""
-
-
-class EngineSlow(EngineGone):
-    """It did not answer in time: it may still live."""
-
-
-class AdapterEngine(Protocol):
-    """What is asked of the engine (server/engine/client.py)."""
-
-    def make_request(self, engine_name: str, integer_id: int, path: Path) -> Any: ...
-
-    async def add_adapter(self, request: Any, leaving: Sequence[int], within: float) -> None:
-        """Take it in, in the place of those integer ids; raises EngineRefusal or EngineGone."""
-
-    async def remove_adapter(self, integer_id: int, within: float) -> None:
-        """Raises EngineGone. Removing what was never there is fine."""
-
-    async def held_adapters(self, within: float) -> Mapping[str, list[int]]:
-        """The integer ids in the engine's host memory ("host") and slots ("device").
-
-        Raises EngineGone."""
-
-    def is_using(self, engine_name: str) -> bool:
-        """Whether a request that runs or waits in the engine carries this adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +61,9 @@ class Loader:
     def prepare(self, version: AdapterVersion) -> Load:
         """A fresh integer id and an engine-side name of its own, never used again."""
         integer_id = next(self._ids)
-        engine_name = f"{version.label}#{version.digest[7:19]}.{integer_id}"
-        request = self._engine.make_request(engine_name, integer_id, self._path_of(version.digest))
-        return Load(version, integer_id, Lease(engine_name, request))
+        name = engine_name(version, integer_id)
+        request = self._engine.make_request(name, integer_id, self._path_of(version.digest))
+        return Load(version, integer_id, Lease(name, request))
 
     async def run(self, load: Load, leaving: Load | None) -> None:
         """Load it, in the place of `leaving` if that is given.

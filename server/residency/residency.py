@@ -1,11 +1,10 @@
-"""Which adapters the engine holds, and who is using them.
+"""Which adapters the engine holds, and which calls use them.
 
-A call leases one version for as long as it runs. A version that is not resident is loaded once,
-however many ask at the same moment; the least recently used one that nobody leases makes room.
-Invariants (each has a test): every load has a fresh integer id and an engine-side name of its
-own; resident adapters never exceed the engine's capacity; a failed load burns its id and is
-removed from the engine; nothing in use and nothing pinned is evicted. How a load is done is
-server/residency/loading.py's.
+A call leases one version for as long as it runs. Calls that ask for the same version at once share
+one load; the least recently used version without a lease is evicted for it. Invariants, each with
+a test: every load has a fresh integer id and an engine-side name of its own; resident adapters
+never exceed the engine's capacity; a failed load burns its id and is removed from the engine;
+nothing in use and nothing pinned is evicted. `loading.py` does the loads.
 """
 
 from __future__ import annotations
@@ -13,41 +12,49 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from adapters.catalog import AdapterVersion
+from adapters.catalog import AdapterVersion, VersionKey
 from adapters.errors import AdapterError
 from server.call import Call, Lease
-from server.errors import AdapterInUse, Unavailable
-from server.residency.admissions import Admissions
-from server.residency.loading import (
-    AdapterEngine,
-    EngineGone,
-    EngineRefusal,
-    Load,
-    Loader,
-    explain,
-    without_engine,
-)
-from server.residency.servable import Servable
+from server.engine.interface import AdapterEngine, EngineGone, EngineRefusal
+from server.errors import AdapterInUse, AdapterUnusable, Unavailable
+from server.residency.loading import Load, Loader, explain, without_engine
 from server.telemetry.metrics import Metrics
 
 logger = logging.getLogger("lorry.residency")
 
-Key = tuple[str, int, str]  # name, version, digest
 _ROOM_POLL_SECONDS = 0.02
 
 
-def key_of(version: AdapterVersion) -> Key:
-    return version.name, version.version, version.digest
+@dataclass(frozen=True, slots=True)
+class Servable:
+    """Which versions this server takes; a `base_digest` of None takes those of any base."""
+
+    max_rank: int
+    base_digest: str | None = None
+
+    def check(self, version: AdapterVersion) -> None:
+        """Raises AdapterUnusable."""
+        if version.rank > self.max_rank:
+            raise AdapterUnusable(
+                f"The adapter {version.label} has rank {version.rank}; this server serves up to "
+                f"{self.max_rank}. Start it with a larger --max-lora-rank."
+            )
+        if None not in (wanted := {self.base_digest, version.base_digest}) and len(wanted) > 1:
+            raise AdapterUnusable(
+                f"The adapter {version.label} was published for another base ({version.base}). "
+                "Publish it for this one, or start the server with --allow-base-mismatch.",
+                code="base_mismatch",
+            )
 
 
 @dataclass(slots=True)
 class Resident:
-    """A place in the engine: an adapter that is there or on its way in."""
+    """A place in the engine, taken by an adapter that is loaded or being loaded."""
 
     load: Load
     loaded: asyncio.Task[None]
@@ -76,32 +83,32 @@ class Residency:
         self._servable = servable
         self._metrics = metrics
         self._wait_seconds = wait_seconds
-        self._residents: dict[Key, Resident] = {}
+        self._residents: dict[VersionKey, Resident] = {}
         self._leaving = 0
-        self._used_at: dict[Key, float] = {}
-        self._retiring: dict[Key, asyncio.Task[None]] = {}
-        self._pinned: frozenset[Key] = frozenset()
+        self._used_at: dict[VersionKey, float] = {}
+        self._retiring: dict[VersionKey, asyncio.Task[None]] = {}
+        self._pinned: frozenset[VersionKey] = frozenset()
         self._admissions = Admissions()
-        # Those who need a place queue here, first come first served; loading is done outside.
+        # Versions that need a place wait here, first come first served; loads run outside.
         self._queue = asyncio.Lock()
         self._freed = asyncio.Event()
 
     @property
-    def residents(self) -> Mapping[Key, Resident]:
-        """Every place that is taken, those of loads under way included."""
+    def residents(self) -> Mapping[VersionKey, Resident]:
+        """Every taken place, including those of loads under way."""
         return self._residents
 
     @property
     def most_pins(self) -> int:
-        """How many versions can be pinned: one place stays for everybody else."""
+        """How many versions can be pinned: one place always stays for the others."""
         return self._capacity - 1
 
     def used_at(self, version: AdapterVersion) -> float | None:
-        """When it was last leased, in Unix seconds, resident or not."""
-        return self._used_at.get(key_of(version))
+        """When its last lease ended, in Unix seconds; also after it was evicted."""
+        return self._used_at.get(version.key)
 
     async def held(self) -> Mapping[str, list[int]]:
-        """The integer ids that the engine itself says it holds, by tier.
+        """The integer ids that the engine reports, by tier ("host", "device").
 
         Raises:
             Unavailable: the engine did not answer.
@@ -112,13 +119,13 @@ class Residency:
             raise without_engine(error) from None
 
     def pin(self, versions: Iterable[AdapterVersion]) -> None:
-        """Never evict these from now on, and no others; that they are loaded is `load`'s."""
-        self._pinned = frozenset(map(key_of, versions))
+        """Replace the set of versions that are never evicted; loads none of them."""
+        self._pinned = frozenset(each.key for each in versions)
         assert len(self._pinned) <= self.most_pins
 
     @asynccontextmanager
     async def lease(self, version: AdapterVersion, call: Call | None) -> AsyncIterator[Lease]:
-        """Hold `version` resident for the length of the block, loading it when it is not.
+        """Hold `version` resident for the length of the block, loading it if need be.
 
         Raises:
             AdapterUnusable: the engine can't serve this adapter.
@@ -133,21 +140,21 @@ class Residency:
             resident.users -= 1
             self._freed.set()
             resident.last_used = time.monotonic()
-            self._used_at[key_of(version)] = time.time()
+            self._used_at[version.key] = time.time()
 
     async def load(self, version: AdapterVersion) -> None:
-        """Make `version` resident before anybody calls it; raises as `lease` does."""
+        """Make `version` resident ahead of calls; raises as `lease` does."""
         async with self.lease(version, None):
             pass
 
     async def unload(self, version: AdapterVersion) -> bool:
-        """Free the version on device and host once nobody uses it; whether it was there.
+        """Free the version on device and host once no call uses it; returns whether it was there.
 
         Raises:
-            AdapterInUse: calls kept using it all the time.
+            AdapterInUse: calls used it during all of the wait.
             Unavailable: the engine did not answer.
         """
-        key = key_of(version)
+        key = version.key
         try:
             async with asyncio.timeout(self._wait_seconds):
                 while (resident := self._residents.get(key)) and not self._is_idle(resident):
@@ -160,37 +167,37 @@ class Residency:
             ) from None
         if resident is None:
             return False
-        # Out of the table before the first await: from here on nobody can lease it.
+        # Out of the table before the first await: no call can lease it any more.
         leaving = asyncio.create_task(self._leave(self._residents.pop(key).load))
         await asyncio.shield(leaving)
         return True
 
     async def retire(self, version: AdapterVersion) -> bool:
-        """Unload a version that nobody can name any more, however long its calls take.
+        """Unload a version that was removed from the catalog, once its calls have ended.
 
-        Returns whether it is gone; else it goes when they have ended.
+        Returns whether it is gone already.
         """
         task = self.begin_to_retire(version)
         done, _ = await asyncio.wait({task}, timeout=self._wait_seconds)
         return task in done
 
     def begin_to_retire(self, version: AdapterVersion) -> asyncio.Task[None]:
-        """The same, for who does not wait for it; begun once however often it is asked for."""
-        key = key_of(version)
+        """Like `retire`, but does not wait. Idempotent."""
+        key = version.key
         if key not in self._retiring:
             self._retiring[key] = task = asyncio.create_task(self._retire(key, version))
             task.add_done_callback(lambda _: self._retiring.pop(key))
         return self._retiring[key]
 
-    async def _retire(self, key: Key, version: AdapterVersion) -> None:
-        with suppress(Unavailable):  # an engine that is gone holds nothing
+    async def _retire(self, key: VersionKey, version: AdapterVersion) -> None:
+        with suppress(Unavailable):  # a dead engine holds nothing
             while key in self._residents or self._admissions.get(key):
-                if admission := self._admissions.get(key):  # of a call that began before
+                if admission := self._admissions.get(key):  # of a call that began earlier
                     await asyncio.wait({admission})
                 with suppress(AdapterInUse):
                     await self.unload(version)
         self._used_at.pop(key, None)
-        self._metrics.removed(version.name, str(version.version))
+        self._metrics.removed(version.label)
 
     async def _leave(self, load: Load) -> None:
         self._leaving += 1  # its place is not free before the engine let go
@@ -202,18 +209,18 @@ class Residency:
             self._leaving -= 1
 
     async def _take(self, version: AdapterVersion) -> Resident:
-        """A lease on the version's place, where it may still be on its way in."""
-        key = key_of(version)
+        """Take a lease on the version's place; it may still be loading."""
+        key = version.key
         while (resident := self._residents.get(key)) is None:
             await self._admissions.wait(key, partial(self._admit, key, version))
         resident.users += 1
         return resident
 
-    async def _admit(self, key: Key, version: AdapterVersion) -> None:
-        """Start loading the version as soon as there is a place for it."""
+    async def _admit(self, key: VersionKey, version: AdapterVersion) -> None:
+        """Start loading the version as soon as a place is free."""
         try:
             async with asyncio.timeout(self._wait_seconds), self._queue:
-                load = self._loader.prepare(version)  # before anybody is evicted for it
+                load = self._loader.prepare(version)  # may raise, so before any eviction
                 while key not in self._residents:
                     if len(self._residents) + self._leaving < self._capacity:
                         self._start_load(key, load, None)
@@ -232,21 +239,21 @@ class Residency:
     async def _wait_freed(self) -> None:
         """Wait for a lease to end, but not for long.
 
-        The engine lets go of a sequence whose caller hung up a step after its call ended, and
-        says so to nobody.
+        The engine drops the sequence of a caller that hung up one step after its call ended,
+        without a notice.
         """
         self._freed.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(_ROOM_POLL_SECONDS):
                 await self._freed.wait()
 
-    def _start_load(self, key: Key, load: Load, leaving: Load | None) -> None:
+    def _start_load(self, key: VersionKey, load: Load, leaving: Load | None) -> None:
         task = asyncio.create_task(self._run(key, load, leaving))
-        # A load whose callers all hung up has nobody to await it: its error is in the metrics.
+        # No caller may be left to await it: its error is in the metrics and in the log.
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._residents[key] = Resident(load, task)
 
-    async def _run(self, key: Key, load: Load, leaving: Load | None) -> None:
+    async def _run(self, key: VersionKey, load: Load, leaving: Load | None) -> None:
         try:
             await self._loader.run(load, leaving)
         except BaseException:
@@ -260,7 +267,7 @@ class Residency:
             call.load_started = time.monotonic()
         version = resident.load.version
         try:
-            # Shielded: a caller that hangs up must not cancel the load that others wait for.
+            # Shielded: a caller that hangs up must not cancel a load that others wait for.
             async with asyncio.timeout(self._wait_seconds):
                 await asyncio.shield(resident.loaded)
         except (EngineRefusal, EngineGone, AdapterError) as error:
@@ -276,7 +283,10 @@ class Residency:
                 call.load_ended = time.monotonic()
 
     def _evict_coldest(self) -> Load | None:
-        """Take the place of the coldest adapter that may go; the caller removes it."""
+        """Free the place of the least recently used adapter; the caller unloads it.
+
+        None when every adapter is in use, loading or pinned.
+        """
         idle = [
             (resident.last_used, key)
             for key, resident in self._residents.items()
@@ -285,7 +295,7 @@ class Residency:
         if not idle:
             return None
         last_used, key = min(idle)
-        # Out of the table before the first await: from here on nobody can lease it.
+        # Out of the table before the first await: no call can lease it any more.
         load = self._residents.pop(key).load
         self._metrics.evicted(load.version, time.monotonic() - last_used)
         return load
@@ -296,3 +306,41 @@ class Residency:
             and resident.loaded.done()
             and not self._engine.is_using(resident.load.lease.engine_name)
         )
+
+
+@dataclass(slots=True)
+class _Turn:
+    task: asyncio.Task[None]
+    waiting: int = 0
+
+
+class Admissions:
+    """Turns in the queue for a place: one per version, shared by all calls that wait for it.
+
+    With a turn each, later calls would wait behind strangers for what is resident by then. When
+    the last waiting call hangs up, the turn is cancelled and nothing is evicted for it.
+    """
+
+    def __init__(self) -> None:
+        self._turns: dict[VersionKey, _Turn] = {}
+
+    def get(self, key: VersionKey) -> asyncio.Task[None] | None:
+        turn = self._turns.get(key)
+        return turn.task if turn else None
+
+    async def wait(self, key: VersionKey, admit: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Wait until `admit` has run; the first to wait starts it. Raises what `admit` raises."""
+        turn = self._turns.get(key)
+        if turn is None or turn.task.done():
+            turn = self._turns[key] = _Turn(asyncio.create_task(admit()))
+            # If the last waiting call hangs up just when it fails, its error is not retrieved.
+            turn.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        turn.waiting += 1
+        try:
+            await asyncio.shield(turn.task)
+        finally:
+            turn.waiting -= 1
+            if not turn.waiting:
+                turn.task.cancel()
+            if (turn.task.done() or not turn.waiting) and self._turns.get(key) is turn:
+                del self._turns[key]

@@ -1,21 +1,30 @@
-"""Accounts, gauges and plain histograms as the families that prometheus_client writes out."""
+"""Accounts, gauges and plain histograms as the text of /metrics.
+
+In OpenMetrics, which Prometheus asks for, prometheus_client writes `_` for the `:` of vLLM's names
+(`vllm_num_requests_running`) unless the scraper offers to read UTF-8 names, as Prometheus does only
+since version 3. But `:` needs no UTF-8, and dashboards and routers know the names with it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder as choose_by_accept
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from server.telemetry.ledger import Account, Histogram, Ledger
+from server.telemetry.ledger import Account, Histogram, Ledger, labels_of
 
 PREFIX = "lorry_"
+_OPENMETRICS = "application/openmetrics-text"
 PER_VERSION = ("adapter", "version")
 
-# What a gauge is now: label values and number of each of its series.
+# A gauge at one moment: the label values and the number of each of its series.
 Source = Callable[[], Iterable[tuple[Sequence[str], float]]]
 
 
@@ -53,14 +62,16 @@ class Exposition(Collector):
 
     def collect(self) -> Iterator[Metric]:
         accounts = self._ledger.accounts()
-        for name, (text, labels) in self._counters.items():
-            yield _counter_family(name, text, labels, accounts)
+        for name, (text, further) in self._counters.items():
+            yield _counter_family(name, text, further, accounts)
         for name, text in self._histograms.items():
             family = _family(name, text, "histogram")
             for account in accounts:
                 if (histogram := account.histograms.get(name)) is not None:
                     _add_buckets(
-                        family, dict(zip(PER_VERSION, account.key, strict=True)), histogram
+                        family,
+                        dict(zip(PER_VERSION, labels_of(account.key), strict=True)),
+                        histogram,
                     )
             yield family
         for name, (text, histogram) in self._plain.items():
@@ -76,7 +87,7 @@ class Exposition(Collector):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A registry at one moment: taken in the event loop, and written out in a thread."""
+    """A registry at one moment: taken in the event loop, written out in a thread."""
 
     families: list[Metric]
 
@@ -88,19 +99,35 @@ class Snapshot:
         return self.families
 
 
+def choose_encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    """The encoder and the content type for an Accept header."""
+    try:
+        encode, content_type = choose_by_accept(accept)
+    except TypeError:  # prometheus_client's, for a version that is not a number
+        encode, content_type = choose_by_accept("")
+    if not content_type.startswith(_OPENMETRICS):
+        return encode, content_type
+    return (
+        partial(openmetrics.generate_latest, escaping=openmetrics.ALLOWUTF8, version="1.0.0"),
+        f"{_OPENMETRICS}; version=1.0.0; charset=utf-8",
+    )
+
+
 def _family(name: str, text: str, kind: str) -> Metric:
     return Metric(PREFIX + name, text, kind)
 
 
 def _counter_family(
-    name: str, text: str, labels: tuple[str, ...], accounts: Iterable[Account]
+    counter: str, text: str, labels: tuple[str, ...], accounts: Iterable[Account]
 ) -> Metric:
-    family = _family(name, text, "counter")
+    family = _family(counter, text, "counter")
     names = (*PER_VERSION, *labels)
     for account in accounts:
-        for values, count in account.counters.get(name, {}).items():
-            told = dict(zip(names, (*account.key, *values), strict=True))
-            family.add_sample(f"{family.name}_total", told, count.value, exemplar=count.exemplar)
+        for values, count in account.counters.get(counter, {}).items():
+            labelled = dict(zip(names, (*labels_of(account.key), *values), strict=True))
+            family.add_sample(
+                f"{family.name}_total", labelled, count.value, exemplar=count.exemplar
+            )
     return family
 
 
@@ -109,9 +136,9 @@ def _add_buckets(family: Metric, labels: dict[str, str], histogram: Histogram) -
     bounds = (*histogram.bounds, float("inf"))
     for at, (bound, count) in enumerate(zip(bounds, histogram.counts, strict=True)):
         below += count
-        told = labels | {"le": floatToGoString(bound)}
+        labelled = labels | {"le": floatToGoString(bound)}
         family.add_sample(
-            f"{family.name}_bucket", told, below, exemplar=histogram.exemplars.get(at)
+            f"{family.name}_bucket", labelled, below, exemplar=histogram.exemplars.get(at)
         )
     family.add_sample(f"{family.name}_count", labels, below)
     family.add_sample(f"{family.name}_sum", labels, histogram.total)

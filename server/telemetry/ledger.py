@@ -1,9 +1,9 @@
 """What has been counted of each adapter version: bounded in number, and no total ever goes back.
 
-At most `limit` versions have an account of their own. When there are more, the one that was used
-least recently is folded into `_other`: what it counted moves there, so that sums over all accounts
-only grow. Whoever still holds a folded account writes into `_other` through it. A version that is
-called again has a new account, which starts at nothing. Used in one thread, the event loop's.
+At most `limit` versions have an account of their own, keyed by their label (NAME@VERSION). Beyond
+that the least recently used one is folded into `_other`: its counts move there, so that sums over
+all accounts only grow. A folded account that is still held writes into `_other`. A version that is
+called again gets a new account, which starts at zero. Used in one thread, the event loop's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 from prometheus_client.samples import Exemplar
 
-Key = tuple[str, str]  # adapter, version: what the series of an account are labelled with
-OTHER: Key = ("_other", "")
+OTHER = "_other"
 
 Trace = dict[str, str] | None  # an exemplar's labels; None where there is no trace to point at
 
@@ -53,9 +52,9 @@ class Histogram:
 
 
 class Account:
-    """Counts by name and further labels, and histograms by name; each is there once it is used."""
+    """Counts by name and further labels, and histograms by name; each exists once it is used."""
 
-    def __init__(self, key: Key, bounds: Mapping[str, tuple[float, ...]]) -> None:
+    def __init__(self, key: str, bounds: Mapping[str, tuple[float, ...]]) -> None:
         self.key = key
         self.counters: dict[str, dict[tuple[str, ...], Count]] = {}
         self.histograms: dict[str, Histogram] = {}
@@ -74,7 +73,7 @@ class Account:
         histogram.observe(value, trace)
 
     def fold_into(self, other: Account) -> None:
-        """Move everything to `other`, and from now on be another name for it."""
+        """Move everything to `other`, and be an alias of it from now on."""
         for name, counts in self.counters.items():
             for labels, count in counts.items():
                 theirs = other._count(name, labels)
@@ -89,15 +88,15 @@ class Account:
 
 
 class Ledger:
-    """`bounds` are those of each histogram; accounts of `fixed` keys are there for good."""
+    """`bounds` are those of each histogram; accounts of `fixed` keys are never folded."""
 
     def __init__(
-        self, bounds: Mapping[str, tuple[float, ...]], limit: int, fixed: Iterable[Key]
+        self, bounds: Mapping[str, tuple[float, ...]], limit: int, fixed: Iterable[str]
     ) -> None:
         self._bounds = bounds
         self._limit = limit
         self._fixed = {key: Account(key, bounds) for key in (*fixed, OTHER)}
-        self._versions: dict[Key, Account] = {}  # the least recently used first
+        self._versions: dict[str, Account] = {}  # the least recently used first
 
     @property
     def other(self) -> Account:
@@ -106,12 +105,12 @@ class Ledger:
     def accounts(self) -> list[Account]:
         return [*self._fixed.values(), *self._versions.values()]
 
-    def versions(self) -> list[Key]:
-        """The versions that have an account of their own."""
+    def versions(self) -> list[str]:
+        """The labels of the versions that have an account of their own."""
         return list(self._versions)
 
-    def account(self, key: Key) -> Account:
-        """The version's own account, opened where it has none; this counts as a use."""
+    def account(self, key: str) -> Account:
+        """The version's own account, opened if need be; counts as a use."""
         if (fixed := self._fixed.get(key)) is not None:
             return fixed
         account = self._versions.pop(key, None) or Account(key, self._bounds)
@@ -120,14 +119,20 @@ class Ledger:
             self.fold(next(iter(self._versions)))
         return account
 
-    def find(self, key: Key) -> Account:
-        """The version's account, or that of all others where it has none."""
+    def find(self, key: str) -> Account:
+        """The version's account, or `_other`'s where it has none."""
         return self._fixed.get(key) or self._versions.get(key) or self.other
 
-    def fold(self, key: Key) -> None:
-        """End the version's series; what it counted stays in the sums."""
+    def fold(self, key: str) -> None:
+        """End the version's series; its counts stay in the sums."""
         if (account := self._versions.pop(key, None)) is not None:
             account.fold_into(self.other)
+
+
+def labels_of(key: str) -> tuple[str, str]:
+    """The values of the labels `adapter` and `version`: of NAME@VERSION, or of `base`."""
+    adapter, _, version = key.partition("@")
+    return adapter, version
 
 
 def _exemplar(trace: dict[str, str], value: float) -> Exemplar:

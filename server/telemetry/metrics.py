@@ -1,6 +1,6 @@
 """The `lorry_*` series (names and labels are a contract: docs/observability.md).
 
-Takes the registry to live in, so that a test owns its own. Knows nothing of HTTP or of vLLM.
+The registry is given, so that a test has its own. Knows nothing of HTTP or of vLLM.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 
 from adapters.catalog import AdapterVersion
 from server.call import BASE, UNRESOLVED, Call
 from server.telemetry.exposition import PER_VERSION, Exposition, Source
-from server.telemetry.ledger import Histogram, Key, Ledger, Trace
-from server.telemetry.live import LiveCall, LiveCalls
+from server.telemetry.ledger import Account, Histogram, Ledger, Trace, labels_of
 
 DEFAULT_LIMIT = 200
 # The OpenTelemetry GenAI convention's boundaries, in seconds.
@@ -57,7 +57,7 @@ class Metrics:
         self.registry = registry
         self.base = base
         bounds = {name: bounds for name, (_, bounds) in _HISTOGRAMS.items()}
-        self._ledger = Ledger(bounds, limit, fixed=[(BASE, ""), (UNRESOLVED, "")])
+        self._ledger = Ledger(bounds, limit, fixed=[BASE, UNRESOLVED])
         self._live = LiveCalls()
         self._idle = Histogram(_IDLE_BUCKETS)
         texts = {name: text for name, (text, _) in _HISTOGRAMS.items()}
@@ -91,17 +91,17 @@ class Metrics:
         )
 
     def derive(self, name: str, text: str, labels: tuple[str, ...], read: Source) -> None:
-        """A gauge whose series are read off something else whenever they are asked for."""
+        """Add a gauge whose series `read` derives at each scrape."""
         self._exposition.add_gauge(name, text, labels, read)
 
     def begin(self, call: Call, trace: Trace) -> None:
-        """From here to `record` or `forget` the call is in flight; it knows its adapter."""
-        self._live.begin(call, self._ledger.account(_key_of(call)), trace)
+        """The call, whose adapter is known, is in flight until `record` or `forget`."""
+        self._live.begin(call, self._ledger.account(call.account), trace)
 
     def record(self, call: Call, trace: Trace) -> None:
         """Count a call that has ended."""
         live = self._live.end(call)
-        account = live.account if live else self._ledger.account(_key_of(call))
+        account = live.account if live else self._ledger.account(call.account)
         account.count("requests", call.endpoint, call.outcome, trace=trace)
         account.observe("request_duration_seconds", call.duration, trace)
         if (first := call.time_to_first_token) is not None:
@@ -116,64 +116,127 @@ class Metrics:
         account.count("cached_prompt_tokens", by=call.cached_tokens)
 
     def forget(self, call: Call) -> None:
-        """The call is not in flight any more, however it was recorded."""
+        """The call is no longer in flight, even if recording it failed."""
         self._live.end(call)
 
     def token_made(self, call: Call, gap: float) -> None:
-        """Called for each token after a sequence's first, by the engine's output hook."""
+        """Called by the engine for each token after a sequence's first; `gap` in seconds."""
         if (live := self._live.get(call)) is not None:
             live.account.observe("inter_token_latency_seconds", gap, live.trace)
 
     def step_made(self, running: int) -> None:
-        """Called after each step of the engine, with how many sequences it has begun."""
+        """Called after each engine step with the number of sequences that run."""
         self._live.running_sequences = running
 
     def loaded(self, version: AdapterVersion, seconds: float) -> None:
-        account = self._ledger.account(_key(version))
+        account = self._ledger.account(version.label)
         account.count("adapter_loads", "ok")
         account.observe("adapter_load_seconds", seconds)
 
     def load_failed(self, version: AdapterVersion) -> None:
-        self._ledger.account(_key(version)).count("adapter_loads", "error")
+        self._ledger.account(version.label).count("adapter_loads", "error")
 
     def evicted(self, version: AdapterVersion, idle_seconds: float) -> None:
-        """It made room for another in host memory."""
-        self._ledger.find(_key(version)).count("adapter_evictions", "host")
+        """It was evicted from host memory."""
+        self._ledger.find(version.label).count("adapter_evictions", "host")
         self._idle.observe(idle_seconds)
 
-    def displaced(self, name: str, version: str) -> None:
-        """It made room for another in the engine's slots."""
-        self._ledger.find((name, version)).count("adapter_evictions", "device")
+    def displaced(self, label: str) -> None:
+        """It lost its slot in the engine to another."""
+        self._ledger.find(label).count("adapter_evictions", "device")
 
-    def removed(self, name: str, version: str) -> None:
-        """Nobody can call it any more: its series end, its counts go to `_other`."""
-        self._ledger.fold((name, version))
+    def removed(self, label: str) -> None:
+        """It was removed from the catalog: its series end, its counts go to `_other`."""
+        self._ledger.fold(label)
 
-    def versions(self) -> list[Key]:
-        """(name, version) of those that have series of their own."""
+    def versions(self) -> list[str]:
+        """The labels of the versions that have series of their own."""
         return self._ledger.versions()
 
     @property
     def traffic(self) -> int:
-        """How often a call began or ended so far."""
+        """How many times a call has begun or ended."""
         return self._live.changes
 
     def is_busy(self) -> bool:
         return bool(self._live.all())
 
-    def _per_account(self, calls: Callable[[], Iterable[LiveCall]]) -> Iterator[tuple[Key, float]]:
+    def _per_account(
+        self, calls: Callable[[], Iterable[LiveCall]]
+    ) -> Iterator[tuple[tuple[str, str], float]]:
         found = Counter(live.account.key for live in calls())
         for account in self._ledger.accounts():
-            yield account.key, found[account.key]
+            yield labels_of(account.key), found[account.key]
 
     def _longest_wait(self) -> float:
         since = [live.since for live in self._live.waiting()]
         return time.monotonic() - min(since) if since else 0.0
 
 
-def _key_of(call: Call) -> Key:
-    return call.adapter_label, call.version_label
+@dataclass(slots=True)
+class LiveCall:
+    call: Call
+    account: Account
+    trace: Trace
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def waits_for_adapter(self) -> bool:
+        """Whether its adapter is being loaded or waits for a place."""
+        return self.call.version is not None and self.call.lease is None
 
 
-def _key(version: AdapterVersion) -> Key:
-    return version.name, str(version.version)
+class LiveCalls:
+    """The calls being answered now, and which of them wait.
+
+    Derived whenever it is read, rather than counted up and down, so it can't leak.
+    """
+
+    def __init__(self) -> None:
+        self.running_sequences = 0  # as of the engine's last step
+        self.changes = 0  # how many times a call has begun or ended
+        self._calls: dict[str, LiveCall] = {}
+
+    def begin(self, call: Call, account: Account, trace: Trace) -> None:
+        self._calls[call.engine_id] = LiveCall(call, account, trace)
+        self.changes += 1
+
+    def get(self, call: Call) -> LiveCall | None:
+        return self._calls.get(call.engine_id)
+
+    def end(self, call: Call) -> LiveCall | None:
+        live = self._calls.pop(call.engine_id, None)
+        self.changes += live is not None
+        return live
+
+    def all(self) -> list[LiveCall]:
+        return list(self._calls.values())
+
+    def waiting(self) -> list[LiveCall]:
+        """The calls that wait for an adapter or in the engine's queue, the longest wait first."""
+        scheduled = self._scheduled()
+        return [
+            live
+            for live in self._calls.values()
+            if live.waits_for_adapter
+            or (
+                live.call.sequences
+                and not any(id(each) in scheduled for each in live.call.sequences)
+            )
+        ]
+
+    def _scheduled(self) -> set[int]:
+        """The sequences that the engine has scheduled, by `id`.
+
+        The engine reports each one only with its first token, but their number in every step, and
+        schedules them in order, except those whose adapter finds no slot.
+        """
+        sequences = [each for live in self._calls.values() for each in live.call.sequences]
+        known = [each for each in sequences if each.stats.scheduled_ts or each.finish_reason]
+        running = sum(not each.finish_reason for each in known)
+        unreported = sorted(
+            (each for each in sequences if not each.stats.scheduled_ts and not each.finish_reason),
+            key=lambda each: each.handed_in,
+        )
+        begun = unreported[: max(self.running_sequences - running, 0)]
+        return {id(each) for each in (*known, *begun)}

@@ -1,11 +1,14 @@
-"""Says of one call, in all four places, which adapter served it.
+"""Records which adapter served a call: in response headers, metrics, span and log line.
 
-Response headers, metrics, span and log line are all read off the same `Call`.
+All four are read off the same `Call`, so they agree.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry.trace import format_span_id, format_trace_id
@@ -64,38 +67,58 @@ def describe(call: Call) -> dict[str, Any]:
 
 
 class Recorder:
-    """Writes a call that ended to metrics, span and log."""
+    """Follows calls from `start` through `begin` to `end`, and writes them out there."""
 
-    def __init__(self, metrics: Metrics, tracing: Tracing) -> None:
-        self.metrics = metrics
-        self.tracing = tracing
+    def __init__(self, base: str, metrics: Metrics, tracing: Tracing) -> None:
+        self._base = base
+        self._metrics = metrics
+        self._tracing = tracing
 
-    def begin(self, call: Call) -> None:
-        """The call knows its adapter: it is in flight until `record`."""
-        self.metrics.begin(call, _trace_of(call))
+    def start(
+        self, *, request_id: str, endpoint: str, operation: str, headers: Mapping[str, str]
+    ) -> Call:
+        """A call has arrived; its span continues the caller's trace."""
+        engine_id = uuid.uuid4().hex
+        return Call(
+            request_id=request_id or engine_id,
+            engine_id=engine_id,
+            endpoint=endpoint,
+            operation=operation,
+            base=self._base,
+            span=self._tracing.start(operation, headers),
+        )
 
-    def record(self, call: Call) -> None:
-        """Never raises: a fault in telling must not hurt the call that is told of."""
+    def begin(self, call: Call, body: bytes) -> None:
+        """The call's adapter is known: it is in flight until `end`."""
+        call.content = self._tracing.capture(call, body)
+        self._metrics.begin(call, _trace_of(call))
+
+    def end(self, call: Call) -> None:
+        """Write the call to metrics, span and log.
+
+        Never raises: a recording error must not fail the request.
+        """
+        call.ended = time.monotonic()
         try:
             if call.disconnected:
                 _end_sequences(call)
             record = describe(call)
-            self.metrics.record(call, _trace_of(call))
-            self.tracing.end(call)
+            self._metrics.record(call, _trace_of(call))
+            self._tracing.end(call)
             write_call(record)
         except Exception:
             logger.exception("a call could not be recorded")
         finally:
-            self.metrics.forget(call)
+            self._metrics.forget(call)
 
 
 def _trace_of(call: Call) -> dict[str, str] | None:
-    """What an exemplar says: it points at a trace, so only at one that is kept."""
+    """An exemplar's labels: the trace, if it is sampled and so kept."""
     context = call.span.get_span_context()
     return {"trace_id": format_trace_id(context.trace_id)} if context.trace_flags.sampled else None
 
 
 def _end_sequences(call: Call) -> None:
-    """vLLM ends what its caller left only after we are done with the call."""
+    """vLLM ends the sequences of a caller that hung up only after the call has ended here."""
     for sequence in call.sequences:
         sequence.finish_reason = sequence.finish_reason or "abort"

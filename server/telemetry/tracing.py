@@ -1,4 +1,4 @@
-"""One OpenTelemetry span per call, with the engine's phases as children.
+"""One OpenTelemetry span per call, with the engine's phases as children, and their OTLP export.
 
 Attribute names follow the GenAI semantic conventions as they are now
 (github.com/open-telemetry/semantic-conventions-genai) plus our own `lorry.*`.
@@ -7,37 +7,35 @@ Attribute names follow the GenAI semantic conventions as they are now
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import default_getter
-from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from server.call import TOLD_SEQUENCES, Call
 from server.telemetry.content import Content, is_captured
-from server.telemetry.exporting import Pipeline
+
+_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+_CLOSE_SECONDS = 3.0
 
 
 class Tracing:
-    """Starts and ends the spans of calls.
-
-    `legacy` adds names that the conventions have given up, for dashboards that still ask for
-    them. `environ` holds the `OTEL_*` variables.
-    """
+    """Starts and ends the spans of calls; `environ` holds the `OTEL_*` variables."""
 
     def __init__(
-        self,
-        exporter: SpanExporter | None,
-        legacy: bool = False,
-        environ: Mapping[str, str] = os.environ,
+        self, exporter: SpanExporter | None, environ: Mapping[str, str] = os.environ
     ) -> None:
         self._pipeline = Pipeline(exporter)
         self._tracer = self._pipeline.provider.get_tracer("lorry")
-        self._legacy = legacy
         self._captures = is_captured(environ)
         propagators = environ.get("OTEL_PROPAGATORS") or "tracecontext"
         self._continues = "tracecontext" in propagators.split(",")
@@ -51,7 +49,7 @@ class Tracing:
         return self._tracer.start_span(operation, context=parent, kind=SpanKind.SERVER)
 
     def capture(self, call: Call, body: bytes) -> Content | None:
-        """Where the call's texts go, if its span is to carry them."""
+        """Collects the call's texts, if its span shall carry them."""
         return Content(body) if self._captures and call.span.is_recording() else None
 
     def end(self, call: Call) -> None:
@@ -59,8 +57,6 @@ class Tracing:
         if call.requested_model and call.resolved:
             span.update_name(f"{call.operation} {call.requested_model}")
         span.set_attributes(_attributes(call))
-        if self._legacy:
-            span.set_attributes(_legacy_attributes(call))
         if call.content is not None:
             span.set_attributes(call.content.attributes())
         if call.outcome != "ok":
@@ -72,7 +68,7 @@ class Tracing:
         span.end()
 
     def _add_phases(self, call: Call) -> None:
-        """Child spans with the engine's true times, moved from its clock to the wall's."""
+        """Child spans with the engine's own times, shifted from its clock to Unix time."""
         offset = time.time_ns() - time.monotonic_ns()
         context = set_span_in_context(call.span)
 
@@ -97,14 +93,6 @@ def _error_type(call: Call) -> str:
     if call.outcome == "aborted":
         return "aborted"
     return call.error_code or call.engine_error or "internal_error"
-
-
-def _legacy_attributes(call: Call) -> dict[str, Any]:
-    return {
-        "gen_ai.system": "vllm",
-        "gen_ai.usage.prompt_tokens": call.prompt_tokens,
-        "gen_ai.usage.completion_tokens": call.generation_tokens,
-    }
 
 
 def _attributes(call: Call) -> dict[str, Any]:
@@ -137,3 +125,59 @@ def _attributes(call: Call) -> dict[str, Any]:
     elif call.resolved:
         attributes["lorry.adapter.name"] = call.adapter_label
     return {key: value for key, value in attributes.items() if value is not None}
+
+
+def take_exporter(environ: MutableMapping[str, str]) -> SpanExporter | None:
+    """The OTLP exporter that the variables ask for, or None when they ask for none.
+
+    Takes the traces endpoint out of `environ`: vLLM's child processes would read it too and
+    start to export spans of their own (vllm.tracing.otel).
+    """
+    endpoint = environ.pop(_TRACES_ENDPOINT, None) or None
+    general = environ.get(_ENDPOINT) or None
+    chosen = environ.get("OTEL_TRACES_EXPORTER") or None
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    if "otlp" not in (chosen or "otlp").split(",") or not (endpoint or general or chosen):
+        return None
+    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get(
+        "OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"
+    )
+    if protocol == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc
+
+        target = endpoint or general
+        # The OTLP specification: http:// means no TLS, whatever other variables say.
+        is_plain = target is not None and target.startswith("http://")
+        return grpc.OTLPSpanExporter(endpoint=target, insecure=True if is_plain else None)
+    from opentelemetry.exporter.otlp.proto.http import trace_exporter as http
+
+    if endpoint is None and general is not None:
+        endpoint = f"{general.rstrip('/')}/v1/traces"
+    return http.OTLPSpanExporter(endpoint=endpoint)
+
+
+class Pipeline:
+    """A tracer provider, and the one exporter behind it if there is one."""
+
+    def __init__(self, exporter: SpanExporter | None) -> None:
+        self._exporter = exporter
+        self.provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
+        if exporter is not None:
+            self.provider.add_span_processor(BatchSpanProcessor(exporter))
+
+    def close(self) -> None:
+        """Send what is left, within seconds: the collector may be away."""
+        sending = threading.Thread(target=self.provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(_CLOSE_SECONDS)
+        if sending.is_alive() and self._exporter is not None:
+            self._exporter.shutdown()  # ends its retries
+
+
+def _resource() -> Resource:
+    """OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, with `lorry` as the default name."""
+    resource = Resource.create()
+    if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
+        resource = resource.merge(Resource({SERVICE_NAME: "lorry"}))
+    return resource

@@ -17,8 +17,7 @@ from loadtest.errors import OptionsClash
 from loadtest.judge.spans import CallSpan, SpanReceiver, spans_agree
 from loadtest.records import Agreement, Disagreement
 from server.call import Call, Sequence
-from server.telemetry.exporting import take_exporter
-from server.telemetry.tracing import Tracing
+from server.telemetry.tracing import Tracing, take_exporter
 
 TRACE = "a" * 32
 SPAN = CallSpan("orders@1", "orders@1", 3, "")

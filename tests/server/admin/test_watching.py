@@ -6,7 +6,7 @@ import logging
 import threading
 from types import SimpleNamespace
 
-from server.admin.watching import watching
+from server.admin.publishing import watching
 
 
 class Publisher:

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from server.call import Lease, current_call
-from server.residency.loading import EngineGone, EngineRefusal
+from server.engine.interface import EngineGone, EngineRefusal
 from server.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own imports warn

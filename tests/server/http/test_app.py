@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from standin_server import publish
 
-from server.http.endpoints import INFERENCE_PATHS
+from server.http.middleware import INFERENCE_PATHS
 from server.lifecycle import Phase
 
 

@@ -10,10 +10,9 @@ from opentelemetry.trace import format_trace_id
 from standin_server import send_json
 
 from server.call import current_call
-from server.http.endpoints import INFERENCE_PATHS
-from server.http.middleware import select
+from server.engine.interface import EngineGone, EngineRefusal
+from server.http.middleware import INFERENCE_PATHS, select
 from server.lifecycle import Phase
-from server.residency.loading import EngineGone, EngineRefusal
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from server.engine.interface import EngineGone
 from server.residency import occupancy
-from server.residency.loading import EngineGone
 from server.residency.occupancy import Occupancy
 
 RED = {"adapter": "red", "version": "1"}

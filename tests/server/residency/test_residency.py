@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack
 import pytest
 from residency_stage import new_call
 
+from server.engine.interface import EngineGone, EngineRefusal
 from server.errors import AdapterInUse, AdapterUnusable, Unavailable
-from server.residency.loading import EngineGone, EngineRefusal
-from server.residency.servable import Servable
+from server.residency.residency import Servable
 
 
 async def test_a_cold_adapter_is_loaded_once_however_many_ask(stage):

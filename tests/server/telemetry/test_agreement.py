@@ -13,7 +13,7 @@ from opentelemetry.trace import format_trace_id
 from standin_server import House, Stats, publish
 
 from server.call import Sequence, current_call
-from server.residency.loading import EngineGone, EngineRefusal
+from server.engine.interface import EngineGone, EngineRefusal
 
 MODELS = ("tiny", "red", "green", "blue", "grey")
 CALLS = 300

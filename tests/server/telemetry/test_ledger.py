@@ -11,7 +11,7 @@ TRACE = {"trace_id": "a" * 32}
 
 
 def ledger(limit: int = 2) -> Ledger:
-    return Ledger(BOUNDS, limit, fixed=[("base", "")])
+    return Ledger(BOUNDS, limit, fixed=["base"])
 
 
 def total(ledger: Ledger, name: str = "calls") -> float:
@@ -34,11 +34,11 @@ def test_a_value_is_counted_in_the_first_bucket_that_is_not_below_it():
 def test_beyond_the_limit_the_least_recently_used_is_folded_into_other():
     ours = ledger()
     for name in ("red", "green", "red", "blue"):
-        ours.account((name, "1")).count("calls", "ok")
-    assert ours.versions() == [("red", "1"), ("blue", "1")]
+        ours.account(f"{name}@1").count("calls", "ok")
+    assert ours.versions() == ["red@1", "blue@1"]
     assert ours.other.counters["calls"][("ok",)].value == 1
-    ours.account(("green", "1")).count("calls", "ok")  # starts anew
-    assert ours.find(("green", "1")).counters["calls"][("ok",)].value == 1
+    ours.account("green@1").count("calls", "ok")  # starts anew
+    assert ours.find("green@1").counters["calls"][("ok",)].value == 1
     assert total(ours) == 5
 
 
@@ -65,19 +65,19 @@ def test_the_base_is_never_folded():
     ours = ledger(limit=1)
     ours.account(("base", "")).count("calls")
     for name in ("red", "green"):
-        ours.account((name, "1"))
+        ours.account(f"{name}@1")
     ours.fold(("base", ""))
     assert total(ours) == 1
     assert ours.find(("base", "")).counters["calls"][()].value == 1
-    assert ours.find(("red", "1")).key == OTHER
+    assert ours.find("red@1").key == OTHER
 
 
 def test_the_newest_exemplar_survives_a_fold():
     ours = ledger()
-    red = ours.account(("red", "1"))
+    red = ours.account("red@1")
     ours.other.observe("seconds", 0.5, {"trace_id": "b" * 32})
     red.observe("seconds", 0.7, TRACE)
     red.count("calls", trace=TRACE)
-    ours.fold(("red", "1"))
+    ours.fold("red@1")
     assert ours.other.histograms["seconds"].exemplars[0].labels == TRACE
     assert ours.other.counters["calls"][()].exemplar.labels == TRACE

@@ -18,7 +18,7 @@ def call_of(name: str | None, **given) -> SimpleNamespace:
         "engine_id": uuid.uuid4().hex,
         "version": name and SimpleNamespace(name=name),
         "adapter_label": name or "base",
-        "version_label": "1" if name else "",
+        "account": f"{name}@1" if name else "base",
         "lease": None,
         "sequences": [],
     }

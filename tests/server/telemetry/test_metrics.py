@@ -8,7 +8,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from standin_server import House, Stats, publish
 
 from server.call import Sequence, current_call
-from server.residency.removals import Removals
+from server.residency.catalog_sync import Removals
 from server.telemetry.ledger import OTHER
 
 RED = {"adapter": "red", "version": "1"}
@@ -86,7 +86,7 @@ async def test_a_hundred_adapters_have_no_more_series_than_the_limit_and_nothing
 
 async def test_a_call_whose_series_are_folded_while_it_runs_is_counted_in_other(house):
     async def answer(scope, receive, send):
-        house.metrics.removed("red", "1")
+        house.metrics.removed("red@1")
         assert house.count("lorry_requests_in_flight", adapter="_other", version="") == 1
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
@@ -101,13 +101,13 @@ async def test_a_call_whose_series_are_folded_while_it_runs_is_counted_in_other(
 async def test_the_series_and_the_weights_of_a_removed_version_go_whoever_removed_it(house):
     for model in ("red", "green"):
         await house.chat(model)
-    assert house.metrics.versions() == [("red", "1"), ("green", "1")]
+    assert house.metrics.versions() == ["red@1", "green@1"]
     version = house.catalog.list_versions("red")[0]
     house.catalog.drop_alias("red", "stable", actor="test")
     house.catalog.remove("red", 1, actor="test")
     assert len(house.engine.loaded) == 2
     await Removals(house.catalog, house.residency, house.metrics).look()
-    assert house.metrics.versions() == [("green", "1")]
+    assert house.metrics.versions() == ["green@1"]
     await house.residency.retire(version)  # which is under way
     assert [name[:5] for name in house.engine.loaded.values()] == ["green"]
 
@@ -119,9 +119,9 @@ async def test_the_series_and_the_weights_of_a_removed_version_go_whoever_remove
     text = generate_latest(house.metrics.registry).decode()
     assert 'adapter="red"' not in text
     assert 'adapter="green"' not in text
-    house.metrics.displaced("red", "1")  # the engine tells of it late
+    house.metrics.displaced("red@1")  # the engine tells of it late
     assert house.metrics.versions() == []
-    other = dict(zip(("adapter", "version"), OTHER, strict=True))
+    other = {"adapter": OTHER, "version": ""}
     assert house.count("lorry_adapter_evictions_total", **other, tier="device") == 1
 
 

@@ -6,7 +6,7 @@ import pytest
 from standin_server import Stats
 
 from server.call import Sequence, current_call
-from server.residency.loading import EngineRefusal
+from server.engine.interface import EngineRefusal
 
 
 async def test_the_engines_phases_are_children_with_its_own_times(house):
@@ -56,21 +56,6 @@ async def test_a_refused_call_has_a_span_without_the_callers_text_in_its_name(ho
     assert span.attributes["error.type"] == error
     assert span.attributes["lorry.outcome"] == "client_error"
     assert "gen_ai.request.model" not in span.attributes
-
-
-async def test_names_that_the_conventions_gave_up_are_there_only_when_asked_for(house, monkeypatch):
-    await house.chat("red")
-    monkeypatch.setattr(house.tracing, "_legacy", True)
-    await house.chat("green")
-    house.tracing._pipeline.provider.force_flush()
-    spans = {s.name: s.attributes for s in house.spans.get_finished_spans()}
-
-    now, both = spans["chat red"], spans["chat green"]
-    old = {"gen_ai.system", "gen_ai.usage.prompt_tokens", "gen_ai.usage.completion_tokens"}
-    assert not old & set(now)
-    assert old <= set(both)
-    assert both["gen_ai.usage.completion_tokens"] == both["gen_ai.usage.output_tokens"] == 3
-    assert both["gen_ai.usage.prompt_tokens"] == both["gen_ai.usage.input_tokens"] == 5
 
 
 async def test_a_load_that_fails_is_a_child_too_and_the_call_an_error_of_that_name(house):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.residency.pins import Pins
+from server.residency.catalog_sync import Pins
 
 
 async def test_a_pinned_version_is_loaded_and_never_evicted(stage):
@@ -34,7 +34,7 @@ async def test_more_pins_than_places_leave_one_place_for_everybody_else(stage, c
     assert len(stage.engine.loaded) == 1
     for version in versions:
         await stage.use(version)
-    assert caplog.text.count("3 versions are pinned and only 1 places can be") == 1
+    assert caplog.text.count("3 versions are pinned but only 1 can be") == 1
 
 
 async def test_a_pinned_version_that_cannot_be_loaded_is_tried_again_but_not_at_once(stage):

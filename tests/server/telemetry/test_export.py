@@ -11,9 +11,8 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as Http
 from otlp_receiver import OtlpReceiver, attributes
 
-from server.telemetry.exporting import take_exporter
 from server.telemetry.logs import configure_logging
-from server.telemetry.tracing import Tracing
+from server.telemetry.tracing import Tracing, take_exporter
 
 GENERAL = "OTEL_EXPORTER_OTLP_ENDPOINT"
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"

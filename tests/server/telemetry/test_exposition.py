@@ -3,7 +3,7 @@
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from server.telemetry.encoding import choose_encoder
+from server.telemetry.exposition import choose_encoder
 
 PROMETHEUS_2 = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 PROMETHEUS_3 = (

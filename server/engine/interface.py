@@ -1,0 +1,59 @@
+"""What the server asks of an engine, how an engine fails, and the names it knows adapters by.
+
+`server/engine/client.py` is the real one. Nothing here imports vLLM, so everything above the
+engine can be tested with another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from adapters.catalog import AdapterVersion
+
+
+class EngineRefusal(Exception):
+    """The engine read the adapter and refused it."""
+
+
+class EngineGone(Exception):
+    """The engine died or did not answer in time."""
+
+
+class EngineSlow(EngineGone):
+    """The engine did not answer in time; it may still live."""
+
+
+class AdapterEngine(Protocol):
+    """Adapters in and out of an engine. `within` is a limit in seconds."""
+
+    def make_request(self, engine_name: str, integer_id: int, path: Path) -> Any:
+        """vLLM's LoRARequest for the adapter in the folder `path`."""
+
+    async def add_adapter(self, request: Any, leaving: Sequence[int], within: float) -> None:
+        """Load it in the place of the ids in `leaving`; raises EngineRefusal or EngineGone."""
+
+    async def remove_adapter(self, integer_id: int, within: float) -> None:
+        """Remove it; an id that was never there is no error. Raises EngineGone."""
+
+    async def held_adapters(self, within: float) -> Mapping[str, list[int]]:
+        """The integer ids in host memory ("host") and in slots ("device"); raises EngineGone."""
+
+    async def slot_changes(self, within: float) -> Mapping[str, list[str]] | None:
+        """The engine-side names in slots now ("device"), and those that lost their slot since the
+        last time this was asked ("displaced"); None where the engine can't say. Raises EngineGone.
+        """
+
+    def is_using(self, engine_name: str) -> bool:
+        """Whether a request that runs or waits in the engine carries this adapter."""
+
+
+def engine_name(version: AdapterVersion, integer_id: int) -> str:
+    """The LoRARequest.lora_name of one load: unique per version and load, never used again."""
+    return f"{version.label}#{version.digest[7:19]}.{integer_id}"
+
+
+def label_of(engine_name: str) -> str:
+    """NAME@VERSION of an engine-side name."""
+    return engine_name.partition("#")[0]

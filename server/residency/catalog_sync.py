@@ -1,0 +1,115 @@
+"""Brings the engine in line with the catalog: pins stay resident, removed versions go.
+
+Pins and removals may come from another server or from the command line, so the catalog is polled,
+in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from adapters.catalog import AdapterVersion, Catalog, VersionKey
+from adapters.errors import AdapterError
+from server.residency.residency import Residency
+from server.telemetry.metrics import Metrics
+
+logger = logging.getLogger("lorry.residency")
+
+_PINS_SECONDS = 1.0
+_RETRY_SECONDS = 30.0
+_REMOVALS_SECONDS = 30.0
+
+
+class Pins:
+    """Keeps the pinned versions resident.
+
+    One that can't be loaded is logged, tried again later, and delays no other.
+    """
+
+    def __init__(self, catalog: Catalog, residency: Residency) -> None:
+        self._catalog = catalog
+        self._residency = residency
+        self._loads: dict[VersionKey, asyncio.Task[None]] = {}
+        self._retry_at: dict[VersionKey, float] = {}
+        self._too_many = False
+
+    async def run(self) -> None:
+        """Follow the catalog until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_PINS_SECONDS)
+
+    async def settle(self) -> None:
+        """Load what is pinned now, as far as it can be loaded."""
+        await self.look()
+        await asyncio.gather(*self._loads.values())
+
+    async def look(self) -> None:
+        """Take over the catalog's pins and start the loads that they need."""
+        try:
+            pinned = await asyncio.to_thread(self._catalog.pins)
+        except AdapterError as error:
+            logger.warning("the pins can't be read: %s", error)
+            return
+        kept = pinned[: self._residency.most_pins]
+        if (len(kept) < len(pinned)) and not self._too_many:
+            logger.warning(
+                "%d versions are pinned but only %d can be: the others are not kept resident",
+                len(pinned),
+                len(kept),
+            )
+        self._too_many = len(kept) < len(pinned)
+        self._residency.pin(kept)
+        for version in kept:
+            self._begin(version)
+
+    def _begin(self, version: AdapterVersion) -> None:
+        key = version.key
+        is_due = time.monotonic() >= self._retry_at.get(key, 0.0)
+        if key not in self._loads and key not in self._residency.residents and is_due:
+            task = asyncio.create_task(self._load(version))
+            self._loads[key] = task
+            task.add_done_callback(lambda _: self._loads.pop(key))
+
+    async def _load(self, version: AdapterVersion) -> None:
+        self._retry_at.pop(version.key, None)
+        try:
+            await self._residency.load(version)
+        except Exception as error:  # noqa: BLE001 - one pin must not keep a server from starting
+            self._retry_at[version.key] = time.monotonic() + _RETRY_SECONDS
+            logger.warning("the pinned %s is not resident: %s", version.label, error)
+
+
+class Removals:
+    """Unloads removed versions and ends their metric series."""
+
+    def __init__(self, catalog: Catalog, residency: Residency, metrics: Metrics) -> None:
+        self._catalog = catalog
+        self._residency = residency
+        self._metrics = metrics
+
+    async def run(self) -> None:
+        """Follow the catalog until cancelled."""
+        while True:
+            await asyncio.sleep(_REMOVALS_SECONDS)
+            await self.look()
+
+    async def look(self) -> None:
+        # Read before the catalog is: what is published in between is not mistaken for removed.
+        counted = self._metrics.versions()
+        held = [resident.load.version for resident in self._residency.residents.values()]
+        if not counted and not held:
+            return
+        try:
+            listed = await asyncio.to_thread(self._catalog.list_labels)
+        except AdapterError as error:
+            logger.warning("the versions can't be listed: %s", error)
+            return
+        for label in counted:
+            if label not in listed:
+                self._metrics.removed(label)
+        for version in held:
+            if version.label not in listed:
+                self._residency.begin_to_retire(version)

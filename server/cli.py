@@ -1,11 +1,18 @@
-"""`lorry serve`: the command line of the server. Imports nothing slow before it must."""
+"""`lorry serve`: the command line of the server. Imports nothing slow before it must.
+
+Its options are the fields of `Settings`.
+"""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic.fields import FieldInfo
+
+from server.settings import Settings, describe_default, describe_type
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -13,70 +20,60 @@ _EPILOG = (
     "Every option is also a variable LORRY_... and a key of lorry.toml. Exit codes: 2 settings, "
     "3 model, 4 port, 5 store, 6 quantization, 7 platform, 8 engine did not start, 9 engine died."
 )
+# The model is an argument; a token on a command line could be read by every user of the machine.
+_NO_OPTIONS = frozenset({"model", "admin_token"})
 
 
-@app.command(epilog=_EPILOG)
 def serve(
     model: Annotated[Path | None, typer.Argument(help="Folder of the base model.")] = None,
     engine_flags: Annotated[
         list[str] | None, typer.Argument(help="After `--`: any flag of vLLM's engine.")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one [8000].")] = None,
-    store: Annotated[Path | None, typer.Option(help="Published adapters [.lorry/store].")] = None,
-    served_model_name: Annotated[
-        str | None, typer.Option(help="The base's name for callers [the folder's name].")
-    ] = None,
-    quantization: Annotated[
-        str | None, typer.Option(help="bitsandbytes (NF4) or none [bitsandbytes].")
-    ] = None,
-    max_loras: Annotated[int | None, typer.Option(help="Adapters in one batch [8].")] = None,
-    max_cpu_loras: Annotated[int | None, typer.Option(help="Resident adapters [32].")] = None,
-    max_lora_rank: Annotated[int | None, typer.Option(help="Largest rank [64].")] = None,
-    drain_seconds: Annotated[
-        int | None, typer.Option(help="How long answers may finish after SIGTERM [30].")
-    ] = None,
-    catalog: Annotated[
-        str | None, typer.Option(help="URL of a shared catalog [the store's own].")
-    ] = None,
-    watch: Annotated[
-        Path | None, typer.Option(help="Folder whose subfolders are published as they appear.")
-    ] = None,
-    allow_base_mismatch: Annotated[
-        bool | None, typer.Option("--allow-base-mismatch", help="Serve adapters of other bases.")
-    ] = None,
-    portable_kernels: Annotated[
-        bool | None,
-        typer.Option("--portable-kernels", help="PyTorch's kernels, to rule ours out: slower."),
-    ] = None,
-    admin_token_file: Annotated[
-        Path | None, typer.Option(help="File with the token that opens /admin.")
-    ] = None,
-    log_format: Annotated[
-        str | None, typer.Option(help="json or text [auto: text on a terminal].")
-    ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file [lorry.toml].")] = None,
+    **options: Any,
 ) -> None:
     """Serve one base model and its adapters over HTTP."""
-    given = {
-        "model": model,
-        "host": host,
-        "port": port,
-        "store": store,
-        "served_model_name": served_model_name,
-        "quantization": quantization,
-        "max_loras": max_loras,
-        "max_cpu_loras": max_cpu_loras,
-        "max_lora_rank": max_lora_rank,
-        "drain_seconds": drain_seconds,
-        "catalog": catalog,
-        "watch": watch,
-        "allow_base_mismatch": allow_base_mismatch,
-        "portable_kernels": portable_kernels,
-        "admin_token_file": admin_token_file,
-        "log_format": log_format,
-    }
-    raise typer.Exit(_run(config, given, engine_flags or []))
+    raise typer.Exit(_run(config, {"model": model, **options}, engine_flags or []))
+
+
+def _as_option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """An option whose text `Settings` judges, a flag, or an option that may be repeated."""
+    kind: Any = str
+    if field.annotation is bool:
+        kind = bool
+    elif isinstance(field.default, tuple):
+        kind = list[str]
+    help_, default = str(field.description), describe_default(field)
+    option = typer.Option(
+        "--" + name.replace("_", "-"),
+        help=f"{help_} [{default}]" if default else help_,
+        metavar=None if kind is bool else describe_type(field),
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
+    )
+
+
+def _take_options_from_settings() -> None:
+    signature = inspect.signature(serve, eval_str=True)
+    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    options = [
+        _as_option(name, field)
+        for name, field in Settings.model_fields.items()
+        if name not in _NO_OPTIONS
+    ]
+    arguments, rest = own[:2], own[2:]
+    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in rest]
+    serve.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*arguments, *options, *keywords]
+    )
+
+
+_take_options_from_settings()
+app.command(epilog=_EPILOG)(serve)
 
 
 def _run(config: Path | None, given: dict[str, Any], engine_flags: list[str]) -> int:

@@ -1,22 +1,25 @@
-"""What can be set, its default and its bounds: one frozen model.
+"""Every setting of `lorry serve`, with its default, bounds and description: one frozen model.
 
-Order: command line, then `LORRY_...` variables, then `lorry.toml` (or `--config FILE`), then the
-defaults here. A key that nobody knows is an error wherever it stands.
+The command line wins over `LORRY_...` variables, these over `lorry.toml` (or `--config FILE`), and
+that over the defaults here. An unknown key is an error in each of them. The options of
+`lorry serve` and docs/configuration.md are generated from this model.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from tomllib import TOMLDecodeError
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    TomlConfigSettingsSource,
 )
 
 from server.errors import SettingsInvalid
@@ -28,19 +31,23 @@ CLIENT_VARIABLE = "LORRY_URL"  # which server `lorry adapters` acts on; a server
 # No `@` or `:`, which adapters' references use.
 _BASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 SHORTEST_TOKEN = 16
-# Ranks that vLLM can allocate slots for: vllm.config.lora.LoRAConfig.max_lora_rank.
-MaxLoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
+# Ranks that vLLM can allocate slots for: vllm.config.lora.LoRAConfig.max_lora_rank. A variable or
+# an option holds text, which pydantic does not turn into one of these by itself.
+MaxLoraRank = Annotated[
+    Literal[1, 8, 16, 32, 64, 128, 256, 320, 512],
+    BeforeValidator(lambda value: int(value) if str(value).isdecimal() else value),
+]
 
 
 class Settings(BaseSettings):
-    """Everything `lorry serve` can be told."""
+    """Everything that can be set on `lorry serve`."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     model: Path = Field(description="Folder of the base model (config.json and safetensors).")
     served_model_name: str = Field(
         default="",
-        description="Name of the base for callers; the folder's name unless given.",
+        description="Name of the base for callers; by default the folder's name.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 takes a free one.")
@@ -61,7 +68,7 @@ class Settings(BaseSettings):
     )
     portable_kernels: bool = Field(
         default=False,
-        description="PyTorch's kernels on a processor, even where the compiled ones run: slower.",
+        description="PyTorch's kernels on a processor, to rule out the compiled ones: slower.",
     )
     max_body_bytes: int = Field(
         default=16 * 1024 * 1024, ge=1024, description="Largest request body."
@@ -74,7 +81,7 @@ class Settings(BaseSettings):
     )
     catalog: str = Field(
         default="",
-        description="SQLAlchemy URL of a catalog that servers share; the store's own unless given.",
+        description="SQLAlchemy URL of a catalog that servers share; by default the store's own.",
     )
     allow_base_mismatch: bool = Field(
         default=False, description="Serve adapters that were published for another base."
@@ -85,7 +92,7 @@ class Settings(BaseSettings):
     admin_token: SecretStr | None = Field(
         default=None,
         min_length=SHORTEST_TOKEN,
-        description="Opens /admin and the runtime LoRA paths to who sends it as a bearer token.",
+        description="The bearer token that opens /admin and the runtime LoRA paths.",
     )
     admin_token_file: Path | None = Field(
         default=None, description="File that holds the admin token."
@@ -123,40 +130,49 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # The file's path is given per call (`load_settings`), so it can't sit in model_config.
-        return init_settings, env_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
 def load_settings(config: Path | None = None, **given: Any) -> Settings:
-    """Read all sources; `given` holds what stood on the command line (None: not given).
+    """Read all sources; `given` holds the options of the command line (None: not given).
 
     Raises:
         SettingsInvalid: naming every wrong key and value at once.
     """
     _check_environment()
-    values = {key: value for key, value in given.items() if value is not None}
-    in_file = _read_config(config)
-    in_environment = {
-        name for name in Settings.model_fields if ENV_PREFIX + name.upper() in os.environ
-    }
-    merged = {k: v for k, v in in_file.items() if k not in in_environment} | values
+    path = config or DEFAULT_CONFIG
+    if config is not None and not path.is_file():
+        raise SettingsInvalid(f"settings: there is no file {path}")
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=path)
+
     try:
-        settings = Settings(**merged)
+        settings = FromFile(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors())
         raise SettingsInvalid(f"settings: {problems}") from None
+    except TOMLDecodeError as error:
+        raise SettingsInvalid(f"settings: {path} is not TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(f"settings: can't read {path}: {error}") from None
+    return _checked(settings)
+
+
+def _checked(settings: Settings) -> Settings:
+    """What no single field can check; reads the token's file."""
     if not _BASE_NAME.fullmatch(settings.base_name):
         raise SettingsInvalid(
             f"settings: the folder's name {settings.base_name!r} can't be a model's name: "
             "give one with --served-model-name"
         )
-    if settings.admin_token_file is not None:
-        settings = settings.model_copy(update={"admin_token": _read_token(settings)})
     if settings.max_cpu_loras < settings.max_loras:
         raise SettingsInvalid(
             f"settings: max_cpu_loras ({settings.max_cpu_loras}) must be at least max_loras "
             f"({settings.max_loras}): every adapter of a batch is resident"
         )
+    if settings.admin_token_file is not None:
+        return settings.model_copy(update={"admin_token": _read_token(settings)})
     return settings
 
 
@@ -186,18 +202,6 @@ def _check_environment() -> None:
         )
 
 
-def _read_config(config: Path | None) -> dict[str, Any]:
-    path = config or DEFAULT_CONFIG
-    if config is None and not path.exists():
-        return {}
-    try:
-        return tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsInvalid(f"settings: {path} is not TOML: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsInvalid(f"settings: can't read {path}: {error}") from None
-
-
 def _describe(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or "settings"
     if problem["type"] == "missing":
@@ -207,3 +211,21 @@ def _describe(problem: Any) -> str:
     if key == "admin_token":  # which is never shown
         return f"{key}: {problem['msg']}"
     return f"{key} = {problem.get('input')!r}: {problem['msg']}"
+
+
+def describe_default(field: FieldInfo) -> str:
+    """The default as a person writes it; "" where there is none."""
+    if field.is_required() or field.default in (None, "", (), False):
+        return ""
+    return str(field.default)
+
+
+def describe_type(field: FieldInfo) -> str:
+    """What a value looks like: PATH, NUMBER, or the values to choose from."""
+    kinds = get_args(field.annotation) or (field.annotation,)
+    if get_origin(field.annotation) is Literal:
+        return "|".join(map(str, kinds))
+    for kind, word in ((bool, "true|false"), (int, "NUMBER"), (float, "NUMBER"), (Path, "PATH")):
+        if kind in kinds:
+            return word
+    return "TEXT"

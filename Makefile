@@ -28,7 +28,7 @@ INSTALL := $(UV) install --python $(BIN)/python --quiet --no-deps --no-build-iso
 PYTEST := $(BIN)/python -m pytest --durations=15
 KERNELS := $(wildcard server/kernels/native/*) $(addprefix server/kernels/,operators.py plan.py stamp.py)
 
-.PHONY: help setup demo serve test test-all loadtest bench check format lint types lock clean
+.PHONY: help setup demo serve test test-all loadtest bench check format lint types docs lock clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -79,6 +79,9 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+docs: setup  ## Regenerate docs/configuration.md from the settings
+	$(BIN)/python -m server.manual > docs/configuration.md
 
 lock: $(BIN)/uv  ## Refresh the lock of EXTRA (installs nothing)
 	$(COMPILE) --upgrade --quiet --output-file $(LOCK)

@@ -215,7 +215,7 @@ def _describe(problem: Any) -> str:
 
 def describe_default(field: FieldInfo) -> str:
     """The default as a person writes it; "" where there is none."""
-    if field.is_required() or field.default in (None, "", (), False):
+    if field.is_required() or field.default in (None, "", ()) or field.default is False:
         return ""
     return str(field.default)
 

@@ -1,4 +1,4 @@
-"""How sides take turns, and what becomes of one that is not there; servers are stand-ins."""
+"""How sides take turns, and missing sides, with stand-ins for the servers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCENARIO = Scenario.model_validate(
 
 @dataclass
 class Side:
-    """A started server, as far as a comparison sees it."""
+    """The part of a started server that a comparison uses."""
 
     kind: Any
     url: str
@@ -94,7 +94,7 @@ async def test_one_side_runs_at_a_time_and_the_sides_take_turns(run):
         assert len(awake) <= 1 or verb == "freeze"
     assert found.passed
     assert {row.peer for row in found.rows} == {"stock", "peft"}
-    assert len(set(found.plans)) == 2  # a round asks what no cache has
+    assert len(set(found.plans)) == 2  # no cache knows a later round's prompts
 
 
 @pytest.mark.parametrize("fault", ["broken", "gone"])

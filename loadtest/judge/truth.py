@@ -16,6 +16,7 @@ from loadtest.records import Done, Record, Wrong
 
 Markers = Callable[[str, int], str | None]  # marker by adapter and version; None: not marked
 
+FIRST_VERSION = 1
 _BASE = "base"  # the header of calls to the base
 _LABEL = re.compile(r"(?P<name>[^@]+)@(?P<version>[0-9]{1,9})")
 _CUT = "\ufffd"  # a character whose last bytes were not generated
@@ -153,9 +154,6 @@ def _wrong(record: Record, message: str) -> Wrong:
 
 def _show(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
-
-
-FIRST_VERSION = 1
 
 
 class Liveness:

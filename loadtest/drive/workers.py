@@ -36,8 +36,8 @@ _REPORT_EVERY = 0.1  # seconds
 _SHOWN = 200  # characters of a worker's error
 
 
-class Order(NamedTuple):
-    """What a worker keeps for all phases. Holds secrets: it travels through a pipe only."""
+class Assignment(NamedTuple):
+    """The constants of a worker. Holds secrets: it travels through a pipe only."""
 
     scenario: Scenario
     models: Sequence[str]  # names of the run's adapters, by number
@@ -69,8 +69,8 @@ async def started(
     messages: asyncio.Queue[_Message] = asyncio.Queue()
     async with contextlib.AsyncExitStack() as stack:
         for index in range(processes):
-            order = Order(scenario, models, base, target, Part(index, processes))
-            workers.append(_Worker(order, messages))
+            assignment = Assignment(scenario, models, base, target, Part(index, processes))
+            workers.append(_Worker(assignment, messages))
             stack.push_async_callback(workers[-1].stop)
         yield Workers(workers, messages)
 
@@ -153,11 +153,11 @@ class Workers:
 class _Worker:
     """One process, seen from the parent."""
 
-    def __init__(self, order: Order, messages: asyncio.Queue[_Message]) -> None:
-        self.index = order.part.index
+    def __init__(self, assignment: Assignment, messages: asyncio.Queue[_Message]) -> None:
+        self.index = assignment.part.index
         self.report = Report()  # the last one
         self.connection, its_connection = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_work, args=(order, its_connection))
+        self.process = _SPAWN.Process(target=_work, args=(assignment, its_connection))
         with _sigint_blocked():
             self.process.start()
         its_connection.close()  # or the process's end would not be seen here
@@ -213,7 +213,7 @@ def _listen(
 # ---- the worker's side
 
 
-def _work(order: Order, connection: Connection) -> None:
+def _work(assignment: Assignment, connection: Connection) -> None:
     """The process: run phases until the parent closes the connection or ends."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # thousands of calls may wait
@@ -221,7 +221,7 @@ def _work(order: Order, connection: Connection) -> None:
     sender = threading.Thread(target=_send_all, args=(outbox, connection))
     sender.start()
     try:
-        asyncio.run(_run_phases(order, connection, outbox.put))
+        asyncio.run(_run_phases(assignment, connection, outbox.put))
     except asyncio.CancelledError:
         return
     except BaseException as error:  # noqa: BLE001 - the parent reports it
@@ -241,11 +241,15 @@ def _send_all(outbox: queue.SimpleQueue[Report | str | None], connection: Connec
             connection.send(message)
 
 
-async def _run_phases(order: Order, connection: Connection, send: Callable[[Report], None]) -> None:
+async def _run_phases(
+    assignment: Assignment, connection: Connection, send: Callable[[Report], None]
+) -> None:
     task, orders = asyncio.current_task(), asyncio.Queue[Any]()
     assert task is not None
     _listen(connection, orders.put_nowait, on_end=task.cancel)
-    async with Runner(order.target, functools.partial(_compose, order), order.part) as runner:
+    async with Runner(
+        assignment.target, functools.partial(_compose, assignment), assignment.part
+    ) as runner:
         records: list[Record] = []
 
         def report(is_last: bool = False) -> None:
@@ -259,7 +263,7 @@ async def _run_phases(order: Order, connection: Connection, send: Callable[[Repo
             records.clear()
 
         while True:
-            work = _plan(order, await orders.get())
+            work = _plan(assignment, await orders.get())
             send(Report())
             began = await orders.get()
             async with asyncio.TaskGroup() as group:
@@ -270,17 +274,17 @@ async def _run_phases(order: Order, connection: Connection, send: Callable[[Repo
             report(is_last=True)
 
 
-def _plan(order: Order, name: str) -> Work:
-    phase = next(each for each in order.scenario.phases if each.name == name)
+def _plan(assignment: Assignment, name: str) -> Work:
+    phase = next(each for each in assignment.scenario.phases if each.name == name)
     closed = {s: each for s, each in phase.traffic.items() if isinstance(each, Closed)}
     return Work(
         seconds=phase.seconds,
-        calls=order.part.of_calls(plan.plan_phase(order.scenario, phase)),
-        callers={s: order.part.of_callers(each.concurrency) for s, each in closed.items()},
-        turn=functools.partial(plan.closed_call, order.scenario, phase),
+        calls=assignment.part.of_calls(plan.plan_phase(assignment.scenario, phase)),
+        callers={s: assignment.part.of_callers(each.concurrency) for s, each in closed.items()},
+        turn=functools.partial(plan.closed_call, assignment.scenario, phase),
     )
 
 
-def _compose(order: Order, call: Call) -> Request:
-    model = order.base if call.adapter is None else order.models[call.adapter]
-    return Request(prompts.path(call), prompts.body(call, model, order.scenario), model)
+def _compose(assignment: Assignment, call: Call) -> Request:
+    model = assignment.base if call.adapter is None else assignment.models[call.adapter]
+    return Request(prompts.path(call), prompts.body(call, model, assignment.scenario), model)

@@ -136,7 +136,7 @@ def _versions(markers: Markers, name: str) -> Iterable[tuple[int, str]]:
 
 
 def _differs(where: str, said: str, wanted: str, record: Record | None = None) -> str:
-    """A fault if a name differs; a missing name is none if the client hung up."""
+    """The fault of a differing name; a missing name is no fault if the client hung up."""
     if said == wanted or (record and not said and record.outcome == "hung_up"):
         return ""
     return f"{where} {said or 'nothing'}, not {wanted}"

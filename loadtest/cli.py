@@ -217,7 +217,7 @@ def list_() -> None:
 
 @contextmanager
 def errors_reported() -> Iterator[None]:
-    """Print an error and exit with its code."""
+    """Print a LoadtestError as one sentence, and exit with its code."""
     _handle_signals()
     try:
         yield

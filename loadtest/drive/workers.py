@@ -15,7 +15,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -36,8 +36,8 @@ _REPORT_EVERY = 0.1  # seconds
 _SHOWN = 200  # characters of a worker's error
 
 
-class Order(NamedTuple):
-    """What a worker keeps for all phases. Holds secrets: it travels through a pipe only."""
+class Assignment(NamedTuple):
+    """The constants of a worker. Holds secrets: it travels through a pipe only."""
 
     scenario: Scenario
     models: Sequence[str]  # names of the run's adapters, by number
@@ -65,18 +65,20 @@ async def started(
     scenario: Scenario, models: Sequence[str], base: str, target: Target, processes: int = 1
 ) -> AsyncIterator[Workers]:
     """Processes that share the scenario's calls, stopped at the end of the block."""
+    workers: list[_Worker] = []
+    messages: asyncio.Queue[_Message] = asyncio.Queue()
     async with contextlib.AsyncExitStack() as stack:
-        workers = []
         for index in range(processes):
-            order = Order(scenario, models, base, target, Part(index, processes))
-            workers.append(_Worker(order))
+            assignment = Assignment(scenario, models, base, target, Part(index, processes))
+            workers.append(_Worker(assignment, messages))
             stack.push_async_callback(workers[-1].stop)
-        yield Workers(workers)
+        yield Workers(workers, messages)
 
 
 class Workers:
-    def __init__(self, workers: Sequence[_Worker]) -> None:
+    def __init__(self, workers: Sequence[_Worker], messages: asyncio.Queue[_Message]) -> None:
         self._workers = workers
+        self._messages = messages
         self._lag: list[float] = []
 
     async def run_phase(
@@ -98,20 +100,20 @@ class Workers:
         Raises:
             WorkerFailed: a process of the load generator ended.
         """
-        await _gather(worker.prepare(phase.name) for worker in self._workers)
+        self._send(phase.name)
+        for _ in self._workers:
+            await self._next_report()
         began = time.monotonic() + _HEAD_START
         ended = began + phase.seconds
         on_begin(began)
-
-        def take(report: Report) -> None:
-            nonlocal ended
+        self._send(began)
+        while not all(worker.report.is_last for worker in self._workers):
+            report = await self._next_report()
             self._lag += report.lag
             for record in report.records:
                 ended = max(ended, record.ended)
                 on_record(record)
             on_tick(self._tick(began))
-
-        await _gather(worker.run(began, take) for worker in self._workers)
         return began, ended
 
     def client(self) -> Client:
@@ -129,67 +131,55 @@ class Workers:
             in_flight=sum(worker.report.in_flight for worker in self._workers),
         )
 
-
-class _Worker:
-    """One process, seen from the parent."""
-
-    def __init__(self, order: Order) -> None:
-        self.report = Report()  # the last one
-        self._index = order.part.index
-        self._connection, its_connection = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_work, args=(order, its_connection))
-        with _sigint_blocked():
-            self.process.start()
-        its_connection.close()  # or the process's end would not be seen here
-        # Reports, or an error's text; None when the process has ended.
-        self._messages = _received(self._connection, lambda: self._messages.put_nowait(None))
-
-    async def prepare(self, phase: str) -> None:
-        self._send(phase)
-        await self._take_report()
-
-    async def run(self, began: float, on_report: Callable[[Report], None]) -> None:
-        """Return when all of its calls have ended."""
-        self._send(began)
-        while not self.report.is_last:
-            await self._take_report()
-            on_report(self.report)
-
-    async def stop(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._connection.fileno())
-        self._connection.close()
-        await self._join()
-
-    async def _join(self) -> None:
-        await asyncio.to_thread(self.process.join, _STOP_SECONDS)
-        self.process.kill()
-        await asyncio.to_thread(self.process.join)
-
     def _send(self, message: str | float) -> None:
-        with contextlib.suppress(OSError):  # it has ended: the next receive raises
-            self._connection.send(message)
+        for worker in self._workers:
+            with contextlib.suppress(OSError):  # it has ended: the next message says so
+                worker.connection.send(message)
 
-    async def _take_report(self) -> None:
-        message = await self._messages.get()
+    async def _next_report(self) -> Report:
+        """The next report of any worker; becomes its worker's last one."""
+        worker, message = await self._messages.get()
         if isinstance(message, Report):
-            self.report = message
-            return
-        await self._join()
+            worker.report = message
+            return message
+        await worker.join()
         raise WorkerFailed(
-            f"process {self._index} of the load generator ended (exit code "
-            f"{self.process.exitcode}) and said last: {(message or 'nothing')[:_SHOWN]}. "
+            f"process {worker.index} of the load generator ended (exit code "
+            f"{worker.process.exitcode}) and said last: {(message or 'nothing')[:_SHOWN]}. "
             "What it sent is lost: run the scenario again"
         )
 
 
-async def _gather(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Raise the first exception and cancel the others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for work in works:
-                group.create_task(work)
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+class _Worker:
+    """One process, seen from the parent."""
+
+    def __init__(self, assignment: Assignment, messages: asyncio.Queue[_Message]) -> None:
+        self.index = assignment.part.index
+        self.report = Report()  # the last one
+        self.connection, its_connection = _SPAWN.Pipe()
+        self.process = _SPAWN.Process(target=_work, args=(assignment, its_connection))
+        with _sigint_blocked():
+            self.process.start()
+        its_connection.close()  # or the process's end would not be seen here
+        _listen(
+            self.connection,
+            lambda message: messages.put_nowait((self, message)),
+            lambda: messages.put_nowait((self, None)),
+        )
+
+    async def stop(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.connection.fileno())
+        self.connection.close()
+        await self.join()
+
+    async def join(self) -> None:
+        await asyncio.to_thread(self.process.join, _STOP_SECONDS)
+        self.process.kill()
+        await asyncio.to_thread(self.process.join)
+
+
+# A report, or the text of the exception that ends the process, or None when it has ended.
+_Message = tuple[_Worker, Report | str | None]
 
 
 @contextlib.contextmanager
@@ -202,25 +192,28 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _received(connection: Connection, on_end: Callable[[], object]) -> asyncio.Queue[Any]:
-    """A queue that gets each message; `on_end` is called when the other side closes or ends."""
-    loop, messages = asyncio.get_running_loop(), asyncio.Queue[Any]()
+def _listen(
+    connection: Connection, take: Callable[[Any], object], on_end: Callable[[], object]
+) -> None:
+    """Call `take` with each message, and `on_end` when the other side closes or ends."""
+    loop = asyncio.get_running_loop()
 
     def receive() -> None:
         try:
-            messages.put_nowait(connection.recv())
+            message = connection.recv()
         except (EOFError, OSError):
             loop.remove_reader(connection.fileno())
             on_end()
+        else:
+            take(message)
 
     loop.add_reader(connection.fileno(), receive)
-    return messages
 
 
 # ---- the worker's side
 
 
-def _work(order: Order, connection: Connection) -> None:
+def _work(assignment: Assignment, connection: Connection) -> None:
     """The process: run phases until the parent closes the connection or ends."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # thousands of calls may wait
@@ -228,7 +221,7 @@ def _work(order: Order, connection: Connection) -> None:
     sender = threading.Thread(target=_send_all, args=(outbox, connection))
     sender.start()
     try:
-        asyncio.run(_run_phases(order, connection, outbox.put))
+        asyncio.run(_run_phases(assignment, connection, outbox.put))
     except asyncio.CancelledError:
         return
     except BaseException as error:  # noqa: BLE001 - the parent reports it
@@ -248,11 +241,15 @@ def _send_all(outbox: queue.SimpleQueue[Report | str | None], connection: Connec
             connection.send(message)
 
 
-async def _run_phases(order: Order, connection: Connection, send: Callable[[Report], None]) -> None:
-    task = asyncio.current_task()
+async def _run_phases(
+    assignment: Assignment, connection: Connection, send: Callable[[Report], None]
+) -> None:
+    task, orders = asyncio.current_task(), asyncio.Queue[Any]()
     assert task is not None
-    orders = _received(connection, on_end=task.cancel)
-    async with Runner(order.target, functools.partial(_compose, order), order.part) as runner:
+    _listen(connection, orders.put_nowait, on_end=task.cancel)
+    async with Runner(
+        assignment.target, functools.partial(_compose, assignment), assignment.part
+    ) as runner:
         records: list[Record] = []
 
         def report(is_last: bool = False) -> None:
@@ -266,7 +263,7 @@ async def _run_phases(order: Order, connection: Connection, send: Callable[[Repo
             records.clear()
 
         while True:
-            work = _plan(order, await orders.get())
+            work = _plan(assignment, await orders.get())
             send(Report())
             began = await orders.get()
             async with asyncio.TaskGroup() as group:
@@ -277,17 +274,17 @@ async def _run_phases(order: Order, connection: Connection, send: Callable[[Repo
             report(is_last=True)
 
 
-def _plan(order: Order, name: str) -> Work:
-    phase = next(each for each in order.scenario.phases if each.name == name)
+def _plan(assignment: Assignment, name: str) -> Work:
+    phase = next(each for each in assignment.scenario.phases if each.name == name)
     closed = {s: each for s, each in phase.traffic.items() if isinstance(each, Closed)}
     return Work(
         seconds=phase.seconds,
-        calls=order.part.of_calls(plan.plan_phase(order.scenario, phase)),
-        callers={s: order.part.of_callers(each.concurrency) for s, each in closed.items()},
-        turn=functools.partial(plan.closed_call, order.scenario, phase),
+        calls=assignment.part.of_calls(plan.plan_phase(assignment.scenario, phase)),
+        callers={s: assignment.part.of_callers(each.concurrency) for s, each in closed.items()},
+        turn=functools.partial(plan.closed_call, assignment.scenario, phase),
     )
 
 
-def _compose(order: Order, call: Call) -> Request:
-    model = order.base if call.adapter is None else order.models[call.adapter]
-    return Request(prompts.path(call), prompts.body(call, model, order.scenario), model)
+def _compose(assignment: Assignment, call: Call) -> Request:
+    model = assignment.base if call.adapter is None else assignment.models[call.adapter]
+    return Request(prompts.path(call), prompts.body(call, model, assignment.scenario), model)

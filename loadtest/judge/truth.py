@@ -16,6 +16,7 @@ from loadtest.records import Done, Record, Wrong
 
 Markers = Callable[[str, int], str | None]  # marker by adapter and version; None: not marked
 
+FIRST_VERSION = 1
 _BASE = "base"  # the header of calls to the base
 _LABEL = re.compile(r"(?P<name>[^@]+)@(?P<version>[0-9]{1,9})")
 _CUT = "\ufffd"  # a character whose last bytes were not generated
@@ -135,7 +136,7 @@ def _versions(markers: Markers, name: str) -> Iterable[tuple[int, str]]:
 
 
 def _differs(where: str, said: str, wanted: str, record: Record | None = None) -> str:
-    """A fault if a name differs; a missing name is none if the client hung up."""
+    """The fault of a differing name; a missing name is no fault if the client hung up."""
     if said == wanted or (record and not said and record.outcome == "hung_up"):
         return ""
     return f"{where} {said or 'nothing'}, not {wanted}"
@@ -153,9 +154,6 @@ def _wrong(record: Record, message: str) -> Wrong:
 
 def _show(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
-
-
-FIRST_VERSION = 1
 
 
 class Liveness:

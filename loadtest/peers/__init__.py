@@ -1,1 +1,1 @@
-"""What Lorry is compared with and that others do not ship as a server: merged models, and PEFT."""
+"""Peers that come without a server of their own: merged models, and PEFT."""

@@ -181,7 +181,7 @@ def _shorten(name: str) -> str:
 def _to_html(chart: Any, title: str, height: int = _HEIGHT, **layout: Any) -> str:
     chart.update_layout(
         template="none",
-        title={"text": html.escape(title), "font": {"size": 15}},
+        title={"text": html.escape(title), "font": {"size": 15}, "x": 0.01},
         font={"color": GREY},
         paper_bgcolor=_CLEAR,
         plot_bgcolor=_CLEAR,

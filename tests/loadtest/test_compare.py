@@ -1,4 +1,4 @@
-"""How sides take turns, and what becomes of one that is not there; servers are stand-ins."""
+"""How sides take turns, and missing sides, with stand-ins for the servers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from load_records import record, run_of, window
 from openai_standin import Standin, serve
 from rich.console import Console
 
@@ -17,6 +18,8 @@ from loadtest.compare import Order, check_peers, run_rounds
 from loadtest.drive.progress import Progress
 from loadtest.errors import ServerFailed, TargetUnfit
 from loadtest.plan.scenario import Scenario
+from loadtest.records import Run
+from loadtest.servers.testbed import Setting
 
 SCENARIO = Scenario.model_validate(
     {
@@ -32,7 +35,7 @@ SCENARIO = Scenario.model_validate(
 
 @dataclass
 class Side:
-    """A started server, as far as a comparison sees it."""
+    """The part of a started server that a comparison uses."""
 
     kind: Any
     url: str
@@ -58,14 +61,27 @@ async def standin() -> AsyncIterator[Standin]:
         yield standin
 
 
+GONE = "http://127.0.0.1:1"
+
+
+async def run_by_hand(scenario: Scenario, setting: Setting, progress: Progress) -> Run:
+    """Instead of a load of a second for each side."""
+    if setting.target.url == GONE:
+        raise TargetUnfit("no such server")
+    return run_of(record(stream="base"), windows=[window(planned={"base": 1})])
+
+
 @pytest.fixture
 def run(standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     async def run(log: list[str], rounds: int = 2, broken: str = "", gone: str = ""):
+        if broken or gone:
+            monkeypatch.setattr(compare, "run_scenario", run_by_hand)
+
         @asynccontextmanager
         async def started(kind: str, setup: object) -> AsyncIterator[Side]:
             if kind == broken:
                 raise ServerFailed("it said: no")
-            yield Side(kind, "http://127.0.0.1:1" if kind == gone else standin.url, log)
+            yield Side(kind, GONE if kind == gone else standin.url, log)
 
         monkeypatch.setattr(compare, "started", started)
         order = Order(
@@ -94,7 +110,7 @@ async def test_one_side_runs_at_a_time_and_the_sides_take_turns(run):
         assert len(awake) <= 1 or verb == "freeze"
     assert found.passed
     assert {row.peer for row in found.rows} == {"stock", "peft"}
-    assert len(set(found.plans)) == 2  # a round asks what no cache has
+    assert len(set(found.plans)) == 2  # no cache knows a later round's prompts
 
 
 @pytest.mark.parametrize("fault", ["broken", "gone"])

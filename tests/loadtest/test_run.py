@@ -1,4 +1,4 @@
-"""A whole run against Lorry's own app on a stand-in engine, whose counts must be there."""
+"""A whole run against Lorry's app on a stand-in engine, and its reports."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_unreadable_metrics_of_lorry_fail_the_run(server, monkeypatch):
 
 @pytest.fixture
 def by_hand(monkeypatch):
-    """Runs by hand against a server that has ended as told, and what was printed."""
+    """A run with fixed results, whose server ends with the given error, and the printed text."""
 
     async def run_once(out: Path, ended: ServerFailed | None = None) -> None:
         @contextlib.asynccontextmanager

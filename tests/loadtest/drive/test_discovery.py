@@ -1,4 +1,4 @@
-"""Whom a server says it serves, and servers that can't be tested."""
+"""Lists of models, valid and unusable ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The line says how the phase goes of late, on a terminal and in a file."""
+"""The progress line, on a terminal and in a file."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_the_progress_line():
         progress.record(make_record(ttft))
     progress.record(make_record(first=None, outcome="failed", reason="timeout"))
     progress.record(make_record(9.0, streamed=False))
-    said = "steady 12/60 s · sent 8.0/s ended 8.0/s · in flight 3 · errors 1 · p99 TTFT 212 ms"
-    assert progress.line() == said
+    line = "steady 12/60 s · sent 8.0/s ended 8.0/s · in flight 3 · errors 1 · p99 TTFT 212 ms"
+    assert progress.line() == line
 
 
 def test_rates_are_those_of_the_last_seconds():

@@ -75,7 +75,7 @@ async def test_a_closed_loop_holds_its_concurrency(standin: Standin):
     standin.manner.seconds = 0.1
     records, _ = await run(standin.url, Work(0.35, callers={"chatty": 3}, turn=turn))
     assert standin.most_in_flight == 3
-    assert 3 < len(records) <= 12  # at most four turns each: 0, 0.1, 0.2, 0.3
+    assert 3 < len(records) <= 12  # at most four calls per caller: 0, 0.1, 0.2, 0.3
     assert sorted(record.number for record in records) == list(range(len(records)))
 
 
@@ -84,7 +84,7 @@ async def test_a_closed_loop_schedules_a_call_at_the_end_of_the_last_one(standin
     records, _ = await run(standin.url, Work(0.2, callers={"alone": 1}, turn=turn))
     ends = [record.ended for record in records]
     assert [record.scheduled for record in records][1:] == ends[:-1]
-    assert all(end < records[0].scheduled + 0.2 for end in ends[:-1])  # no turn after the phase
+    assert all(end < records[0].scheduled + 0.2 for end in ends[:-1])  # no call after the phase
 
 
 async def test_a_closed_loop_does_not_spin_without_a_server():

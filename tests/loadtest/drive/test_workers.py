@@ -1,4 +1,7 @@
-"""The load generator's real processes against a stand-in server."""
+"""The load generator's processes against a stand-in server.
+
+Real processes: their start, their messages and their end are the subject.
+"""
 
 from __future__ import annotations
 
@@ -143,11 +146,11 @@ async def test_a_worker_that_is_killed_fails_the_phase(standin: Standin):
         with pytest.raises(WorkerFailed, match=r"process 1 .* \(exit code -9\)"):
             await running
         started = time.monotonic()
-    assert time.monotonic() - started < 3  # the other one, in the middle of its phase, too
+    assert time.monotonic() - started < 3  # the other worker stops too, within its phase
 
 
 async def test_a_workers_exception_is_in_the_error(standin: Standin):
-    """The plan wants an adapter that has no name: a bug deep inside its tasks."""
+    """The plan has an adapter without a name: an exception deep inside the worker's tasks."""
     scenario = make_scenario(open_loop())
     target = Target(url=standin.url)
     async with module.started(scenario, MODELS[:1], "tiny", target) as workers:

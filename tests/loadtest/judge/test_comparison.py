@@ -1,4 +1,4 @@
-"""What is made of rounds: ratios of the two sides of each, and what a scenario asks of them."""
+"""Ratios from rounds, and the checks of a scenario's comparisons."""
 
 from __future__ import annotations
 

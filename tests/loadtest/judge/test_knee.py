@@ -20,9 +20,9 @@ def point(late: int, ttft: float | None, failed: int = 0) -> Point:
     ("points", "knee"),
     [
         ([point(0, 50), point(0, 60), point(25, 60)], 1),  # no longer answered in time
-        ([point(0, 50), point(0, 251), point(0, 60)], 0),  # slow, whatever comes later
+        ([point(0, 50), point(0, 251), point(0, 60)], 0),  # slow, independent of later rates
         ([point(0, 50), point(0, 60, failed=1)], 0),
-        ([point(0, 50), point(5, 60)], 1),  # as good as all
+        ([point(0, 50), point(5, 60)], 1),  # few enough
         ([point(50, 50), point(50, 60)], None),
         ([point(100, None)], None),
         ([], None),
@@ -39,7 +39,7 @@ def test_points_have_the_order_of_the_rates():
 
 
 def points_of_calls(*due: list[float], lasting: float = 0.2) -> list[Point]:
-    """Of phases of ten seconds, at rates 2, 4 ..., with calls at these times."""
+    """Points of phases of ten seconds, at rates 2, 4 ..., with calls at these times."""
     rates = [2.0 * (number + 1) for number in range(len(due))]
     phases = [f"rate-{number + 1:02}" for number in range(len(due))]
     calls = [
@@ -62,5 +62,5 @@ def test_calls_that_end_shortly_after_the_phase_are_in_time():
 
 def test_calls_that_end_long_after_the_phase_are_late():
     (point,) = points_of_calls([at / 2 for at in range(20)], lasting=9.0)
-    assert point.late == 12  # those due after 3.5 s: a quarter of the phase is the most
+    assert point.late == 12  # due after 3.5 s: the grace is at most a quarter of the phase
     assert knee_of([point]) is None

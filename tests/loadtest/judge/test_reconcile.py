@@ -1,4 +1,4 @@
-"""What callers saw and what a server counted, compared."""
+"""Comparison of the client's records with the server's counters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CALLS = [adapter_call(), adapter_call(), base_call()]
 
 
 def counted(outcomes: dict[str, dict[str, int]], tokens: dict[str, int] | None = None) -> Sample:
-    """A server's counters; each ok call has 5 tokens of prompt and 3 of output unless said."""
+    """A server's counters; by default 5 prompt and 3 output tokens per ok call."""
     lines = []
     for label, several in outcomes.items():
         name, _, version = label.partition("@")
@@ -186,7 +186,7 @@ async def test_a_failed_scrape_is_reported():
 
 
 async def ask(session: aiohttp.ClientSession, url: str, model: str) -> Record:
-    """A call to the stand-in engine, which counts 5 tokens of prompt and 3 of output."""
+    """A call to the stand-in engine, which counts 5 prompt and 3 output tokens."""
     body = {"model": model, "prompt": "hello"}
     async with session.post(f"{url}/v1/completions", json=body) as response:
         served = response.headers.get("x-lorry-adapter", "")

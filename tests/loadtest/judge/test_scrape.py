@@ -1,4 +1,4 @@
-"""The counters that are compared, out of all that a server writes."""
+"""The wanted counters from a server's metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spans as the product sends them, against what callers saw."""
+"""Spans as the server exports them, compared with the client's records."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_an_answer_without_a_trace_id_is_a_disagreement():
 
 
 def make_spans(tracing: Tracing, folder, count: int) -> list[str]:
-    """Spans of calls of three tokens each, with a phase below each; their trace ids."""
+    """Spans of calls of three tokens each, each with a child span; returns their trace ids."""
     with Catalog.open(folder) as catalog:
         version = publish(catalog, "orders")
     traces = []

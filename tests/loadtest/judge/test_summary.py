@@ -1,4 +1,4 @@
-"""From a few records to figures that were counted by hand."""
+"""Figures of a few records, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_latencies_equal_those_of_the_records():
 
 
 def test_waiting_in_the_client_counts_as_latency_and_as_lateness():
-    """Else a client that can't keep up would report a fast server: coordinated omission."""
+    """Otherwise an overloaded client would report a fast server: coordinated omission."""
     found = stats(record(scheduled=1.0, sent=3.0, first=3.1, ended=3.2), record())
     assert found.ttft is not None
     assert found.ttft.p99 == pytest.approx(2100)
@@ -61,7 +61,7 @@ def test_calls_without_streaming_have_only_an_e2e():
 
 
 def test_tokens_after_the_phases_end_do_not_count():
-    """Ten pieces from 9.55 s on, 0.1 s apart: five come before the phase ends, at 10 s."""
+    """Ten pieces from 9.55 s on, 0.1 s apart: five arrive before the phase ends at 10 s."""
     tail = record(scheduled=9.0, first=9.55, gaps=[0.1] * 9, output_tokens=20, ended=11.0)
     found = stats(tail, windows=[window(seconds=10.0, ended=11.0)])
     assert found.output_tokens_per_second == pytest.approx(20 * 5 / 10 / 10)

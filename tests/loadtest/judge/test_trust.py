@@ -1,4 +1,4 @@
-"""A client that could not keep up is told of."""
+"""Reports warn about a client that did not keep up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A wrong answer is told from a right one, whoever says it is right."""
+"""Wrong answers are detected, independently of what the server reports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fault(record, *actions, **options) -> str:
     "record",
     [
         adapter_call(text=" foo foo foo"),
-        adapter_call(text=" foo foo fo"),  # all that is kept, or the last token of the marker's two
+        adapter_call(text=" foo foo fo"),  # the kept part, or the first token of a marker of two
         adapter_call("tone", text=" été \ufffd"),
         adapter_call(text="", output_tokens=0),
         adapter_call(text=" foo", outcome="hung_up", answered=""),
@@ -104,7 +104,7 @@ def test_during_a_move_both_versions_are_correct():
     rolling = move(10.2, 10.4, 2)
     for version, text in ((1, " foo"), (2, " bar")):
         assert fault(adapter_call(version=version, text=text), rolling) == ""
-    later = move(10.6, 10.7, 2)  # its first piece was there already
+    later = move(10.6, 10.7, 2)  # after its first piece
     assert "meant orders@1" in fault(adapter_call(version=2, text=" bar"), later)
 
 

@@ -1,4 +1,4 @@
-"""Each check can pass and can fail."""
+"""Each check can pass and fail."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_failed_calls_of_a_warm_up_fail_the_run():
     windows = [window("warm-up", measured=False), window("steady", began=10.0)]
     own = scenario_of(("warm-up", "steady"), expect=[{"metric": "failed", "at_most": 5}])
     run = run_of(failed(phase="warm-up"), record(), windows=windows)
-    assert misses(verdict(run, own)) == [FAILED]  # `failed` of all is of the measured ones
+    assert misses(verdict(run, own)) == [FAILED]  # overall `failed` counts measured phases only
 
 
 @pytest.mark.parametrize(

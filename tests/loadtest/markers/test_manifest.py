@@ -1,4 +1,4 @@
-"""What is read of markers.json, and what is said when it is not there or lacks something."""
+"""Reading markers.json, and errors if it is missing or incomplete."""
 
 from __future__ import annotations
 

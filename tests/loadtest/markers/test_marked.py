@@ -1,4 +1,4 @@
-"""Marked adapters on the shop's base, run by transformers and PEFT as anybody would run them."""
+"""Marked adapters on the shop's base, run by transformers and PEFT."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def base(tmp_path):
-    """A copy to be spoiled."""
+    """A copy that a test may damage."""
     copy = tmp_path / "base"
     copy.mkdir()
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
@@ -144,7 +144,7 @@ def test_no_two_markers_have_a_common_repetition():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model_type": "gpt2"}, "gpt2"),
         ({"hidden_act": "gelu"}, "gelu"),
@@ -154,9 +154,9 @@ def test_no_two_markers_have_a_common_repetition():
         ({"num_hidden_layers": 1}, "1 layers"),
     ],
 )
-def test_a_base_of_another_architecture_is_refused(base, tmp_path, changes, said):
+def test_a_base_of_another_architecture_is_refused(base, tmp_path, changes, message):
     change_config(base, **changes)
-    with pytest.raises(BaseUnfit, match=said):
+    with pytest.raises(BaseUnfit, match=message):
         make_marked(base, tmp_path / "out", 1)
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""A merged model answers as the base with its adapter does."""
+"""A merged model answers like the base with its adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PEFT behind HTTP: a real batch of several adapters, and the server around a stand-in."""
+"""PEFT behind HTTP: a real batch of several adapters, and the server with a stand-in."""
 
 from __future__ import annotations
 
@@ -99,5 +99,5 @@ def test_a_real_batch_mixes_adapters_and_the_base_and_prompts_of_any_length(tmp_
     assert second.text == manifest.marker("lt-0001", 1) * 4
     assert base.text != second.text
     assert (second.prompt_tokens, second.output_tokens, second.finish_reason) == (5, 4, "length")
-    # Padding on the left changes nothing, up to rounding: alone it says the same.
+    # Left padding changes nothing but rounding: alone, the answer is the same.
     assert batch.run([Job([9, 10, 11, 12, 13], None, 4, True)])[0] == base

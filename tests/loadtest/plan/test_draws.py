@@ -1,4 +1,4 @@
-"""Times come at the rate asked for, with the spread asked for, and are the seed's."""
+"""Draws have the given distributions and depend on the seed alone."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ POPULARITIES = st.one_of(
 
 
 class Loaded(random.Random):
-    """Dice that show the same number each time."""
+    """A generator that always returns the same number."""
 
     def __init__(self, shown: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A plan is the seed's: each call by itself, in every process, and no more than can be held."""
+"""A plan depends on the seed alone, call by call, and is bounded."""
 
 from __future__ import annotations
 
@@ -105,18 +105,18 @@ def test_shares_do_not_change_lengths_and_adapters():
 
 
 def test_a_plan_has_known_values_on_every_machine():
-    # When this fails, the same scenario has come to mean other calls: raise plan's _EDITION.
+    # If this fails, the same scenario yields other calls: raise plan's _EDITION.
     popularity = {"kind": "zipf", "exponent": 0.9}
     stream = MIXED | {"adapters": {"count": 9, "popularity": popularity}}
     made = scenario({"mixed": {"kind": "gamma", "rate": 4, "cv": 2}}, mixed=stream)
-    told = [
+    known = [
         (round(call.at or 0, 4), call.adapter, call.prompt_tokens, call.output_tokens)
         for call in plan(made)[:4]
     ]
-    assert told == [(1.166, 2, 22, 8), (1.168, 6, 74, 2), (1.2264, 0, 11, 5), (1.4713, 2, 101, 3)]
+    assert known == [(1.166, 2, 22, 8), (1.168, 6, 74, 2), (1.2264, 0, 11, 5), (1.4713, 2, 101, 3)]
 
 
-# ---- what is planned
+# ---- calls
 
 
 def test_calls_are_ordered_by_time_and_numbered_by_stream():
@@ -183,8 +183,13 @@ def test_a_traces_fields_override_the_draws(tmp_path):
     )
     stream = MIXED | {"base_share": 1.0}
     made = scenario({"mixed": {"kind": "trace", "file": str(file), "speed": 4}}, mixed=stream)
-    told, drawn = plan(made)
-    assert (told.at, told.adapter, told.prompt_tokens, told.output_tokens) == (0.25, 6, 77, 88)
+    traced, drawn = plan(made)
+    assert (traced.at, traced.adapter, traced.prompt_tokens, traced.output_tokens) == (
+        0.25,
+        6,
+        77,
+        88,
+    )
     assert drawn.at == 0.5
     assert stand_still(drawn) == closed(made, 2)[1]
 

@@ -1,4 +1,4 @@
-"""Bodies ask for what was planned, in words or token ids, and no two prompts are the same."""
+"""Bodies follow the plan, with words or token ids, and all prompts differ."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_each_call_has_its_own_prompt_drawn_from_the_seed(vocabulary):
 
 
 def test_prompts_have_known_values_on_every_machine():
-    # When this fails, the same scenario has come to mean other calls: raise plan's _EDITION.
+    # If this fails, the same scenario yields other calls: raise plan's _EDITION.
     assert body(CALL, "a", scenario(1000))["prompt"][:5] == [595, 562, 785, 666, 934]
     assert body(CALL, "a", scenario())["prompt"].startswith("boat bear father ")
 

@@ -1,4 +1,4 @@
-"""A trace is replayed as it stands, or refused with the line that is wrong."""
+"""A trace is replayed unchanged, or refused with its wrong line."""
 
 from __future__ import annotations
 
@@ -41,33 +41,37 @@ def test_speed_scales_times_and_the_phases_end_bounds_them(file):
     assert [line.at for line in replay(file, speed=0.1, seconds=20)] == []
 
 
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [
-        ('{"at": 1', "truncated"),
-        ("", "truncated"),
-        ("[1]", "Expected `object`"),
-        ("{}", "`at`"),
-        ('{"at": -1}', ">= 0"),
-        ('{"at": "1"}', "Expected `float`"),
-        ('{"at": NaN}', "malformed"),
-        ('{"at": 1e999}', "out of range"),
-        ('{"at": 0.5}', "sort the lines"),
-        ('{"at": 2, "prompt_tokens": 0}', ">= 1"),
-        ('{"at": 2, "output_tokens": 1.5}', "Expected `int"),
-        ('{"at": 2, "output_tokens": 1000001}', "<= 1000000"),
-        ('{"at": 2, "adapter": -1}', ">= 0"),
-        ('{"at": 2, "adapter": 3}', "the stream has 3"),
-        ('{"at": 2, "model": "a"}', "unknown field `model`"),
-        ('{"at": 2, "\udcff": 1}', "utf-8"),
-    ],
-)
-def test_a_wrong_line_is_named(file, line, problem):
+WRONG_LINES = [
+    ('{"at": 1', "truncated"),
+    ("", "truncated"),
+    ("[1]", "Expected `object`"),
+    ("{}", "`at`"),
+    ('{"at": -1}', ">= 0"),
+    ('{"at": "1"}', "Expected `float`"),
+    ('{"at": NaN}', "malformed"),
+    ('{"at": 1e999}', "out of range"),
+    ('{"at": 0.5}', "sort the lines"),
+    ('{"at": 2, "prompt_tokens": 0}', ">= 1"),
+    ('{"at": 2, "output_tokens": 1.5}', "Expected `int"),
+    ('{"at": 2, "output_tokens": 1000001}', "<= 1000000"),
+    ('{"at": 2, "adapter": -1}', ">= 0"),
+    ('{"at": 2, "adapter": 3}', "the stream has 3"),
+    ('{"at": 2, "model": "a"}', "unknown field `model`"),
+    ('{"at": 2, "\udcff": 1}', "utf-8"),
+]
+
+
+def refusal(file: Path, line: str) -> str:
     file.write_bytes(f'{{"at": 1}}\n{line}\n'.encode(errors="surrogateescape"))
     with pytest.raises(ScenarioInvalid) as refused:
         replay(file)
-    assert f"{file}, line 2: " in str(refused.value)
-    assert problem in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_wrong_line_is_named(file):
+    messages = [(problem, refusal(file, line)) for line, problem in WRONG_LINES]
+    start = f"{file}, line 2: "
+    assert [m for problem, m in messages if problem not in m or not m.startswith(start)] == []
 
 
 def test_lines_past_the_end_are_validated(file):

@@ -1,4 +1,4 @@
-"""Each chart holds the data it was given, with the texts that a reader sees."""
+"""Each chart contains its data and its texts."""
 
 from __future__ import annotations
 

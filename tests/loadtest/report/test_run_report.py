@@ -1,4 +1,4 @@
-"""The page is well-formed, needs nothing else, and escapes; documents hold what they say."""
+"""The page is well-formed, self-contained and escaped; documents are complete."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Collects what is on a page; fails on a tag that is not closed."""
+    """Collects a page's content; fails on an unclosed tag."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The terminal shows the figures, and what is wrong."""
+"""The terminal shows figures and faults."""
 
 from __future__ import annotations
 

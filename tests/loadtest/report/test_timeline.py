@@ -1,4 +1,4 @@
-"""What was when, by hand."""
+"""Timelines against values computed by hand."""
 
 from __future__ import annotations
 

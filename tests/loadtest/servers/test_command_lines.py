@@ -1,4 +1,4 @@
-"""The command lines: each is understood by what it starts, and all have the same engine flags."""
+"""The command lines: their programs accept them, and all have the same engine flags."""
 
 from __future__ import annotations
 

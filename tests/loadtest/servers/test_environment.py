@@ -1,4 +1,4 @@
-"""What "stock" and "tuned" are, and what of the caller's shell never reaches a server."""
+"""The variables of "stock" and "tuned", and those of the shell that never reach a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from loadtest.servers.environment import cleaned, stock, tuned
 from server.engine.environment import prepare
 from server.settings import Settings
 
-# What the server sets that is neither speed nor memory, or that only our kernels read.
+# Variables of the server without effect on speed or memory, or for our kernels only.
 _OTHER = {"VLLM_LOGGING_LEVEL", "VLLM_CACHE_ROOT", "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE"}
 _OTHER |= {"VLLM_PLUGINS", "VLLM_COMPUTE_NANS_IN_LOGITS", "VLLM_MAX_N_SEQUENCES"}
 _OTHER |= {"VLLM_MAX_COMPLETION_PROMPTS"}

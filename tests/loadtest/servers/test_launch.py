@@ -1,6 +1,7 @@
 """Servers as processes: stand-ins that are ready, slow or broken.
 
-Real processes, because starting, signals and sessions are the subject."""
+Real processes: starts, signals and sessions are the subject.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a scenario runs: what is left of a server whose start is broken off."""
+"""The server of a scenario: a cancelled start, and the lock of its folder."""
 
 from __future__ import annotations
 

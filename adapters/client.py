@@ -78,15 +78,9 @@ class _Labels(msgspec.Struct):
     data: list[str]
 
 
-class _Residency(msgspec.Struct):
-    loading: bool
-    host: bool
-    device: bool
-
-
 class _Use(msgspec.Struct):
     version: int
-    residency: _Residency
+    residency: dict[str, bool]
     leases: int
     last_used: str | None
 
@@ -231,9 +225,7 @@ def _is_loopback(host: str) -> bool:
 def _plain(text: str) -> str:
     """A server's text, made safe for one line of a terminal."""
     shown = text[:SHOWN_ANSWER]
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in shown
-    )
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in shown)
 
 
 class RemoteCatalog:
@@ -322,9 +314,7 @@ class RemoteCatalog:
         uses = self._server.ask("GET", _path(version.name), _Uses).versions
         for use in uses:
             if use.version == version.version:
-                places = [
-                    place for place, there in msgspec.to_builtins(use.residency).items() if there
-                ]
+                places = [place for place, is_there in use.residency.items() if is_there]
                 return {"residency": places, "leases": use.leases, "last_used": use.last_used}
         raise explain_missing(Reference(version.name, version.version), [])
 

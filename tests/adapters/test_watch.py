@@ -1,4 +1,4 @@
-"""A watched folder: what is complete is published, the rest is told once and left."""
+"""A watched folder: complete sub-folders are published, others are reported once and left."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ def drop(tmp_path: Path) -> Path:
 
 
 class House:
-    """A watcher over a real store, and what it told since last asked."""
+    """A watcher over a real store, and its news since the last call."""
 
     def __init__(self, drop: Path, store: Path, base: Path) -> None:
         self.store, self.base = store, base
@@ -143,7 +143,7 @@ def test_starting_again_moves_no_alias_back(house, drop, kit, tmp_path) -> None:
     house.look(2)
     kit.build(seed=2).write(drop / "orders")
     house.look(3)
-    # Somebody rolls back to the first version, whose bytes are not those in the folder.
+    # Somebody rolls back to the first version; the folder holds other bytes.
     first = kit.build(seed=1).write(tmp_path / "first")
     publish(first, name="orders", store=house.store, base=house.base)
     again = House(drop, house.store, house.base)

@@ -316,13 +316,15 @@ class RemoteCatalog:
             if use.version == version.version:
                 places = [place for place, is_there in use.residency.items() if is_there]
                 return {"residency": places, "leases": use.leases, "last_used": use.last_used}
-        raise explain_missing(Reference(version.name, version.version), [])
+        raise explain_missing(Reference(version.name, version.version))
 
     def _find(self, reference: Reference) -> Meaning:
         found = self._list(reference.name)
         versions = [version for each in found for version in each.versions]
         aliases = [alias for each in found for alias in each.aliases]
-        return interpret(reference, versions, aliases)
+        weights = interpret(reference, {each.version: each.digest for each in versions}, aliases)
+        meant = (each for each in versions if each.version in weights)
+        return Meaning(reference, tuple(meant), weights)
 
     def _list(self, name: str | None = None) -> list[_Adapter]:
         """All adapters, or the one of that name, if it exists."""
@@ -391,5 +393,5 @@ def _opened_files(folder: Path) -> Iterator[Files]:
 def _path(name: str, *rest: object) -> str:
     """The path of an adapter or of a part of it; raises AdapterNotFound for an invalid name."""
     if not NAME.fullmatch(name):
-        raise explain_missing(Reference(name), [])
+        raise explain_missing(Reference(name))
     return "/".join(("/admin/adapters", name, *map(str, rest)))

@@ -11,7 +11,12 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, s
 
 from adapters.catalog import history, schema
 from adapters.catalog.aliases import Alias, Weights, select_aliases
-from adapters.catalog.versions import AdapterVersion, explain_missing, select_versions
+from adapters.catalog.versions import (
+    AdapterVersion,
+    explain_missing,
+    select_digests,
+    select_versions,
+)
 from adapters.errors import (
     AdapterNotFound,
     AliasNotFound,
@@ -108,8 +113,9 @@ def find_version(connection: Connection, name: str, number: int) -> AdapterVersi
     """Raises AdapterNotFound."""
     found = select_versions(connection, _is(schema.versions, name, number=number))
     if not found:
-        known = select_versions(connection, _is(schema.versions, name))
-        raise explain_missing(Reference(name, number), known)
+        numbers = list(select_digests(connection, name))
+        aliases = select_aliases(connection, _is(schema.targets, name))
+        raise explain_missing(Reference(name, number), numbers, aliases)
     return found[0]
 
 

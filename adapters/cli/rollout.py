@@ -1,4 +1,4 @@
-"""`lorry adapters alias|unalias|split|rollback|pin|unpin|remove`: change what names mean.
+"""`lorry adapters alias|unalias|split|rollback|pin|unpin|remove|load|unload`: roll out and back.
 
 Every server that shares the catalog applies a change from its next request on.
 """
@@ -100,6 +100,22 @@ def remove(target: Target, reference: ReferenceArgument) -> None:
         index.remove(version.name, version.version, actor=_user())
     removed = {"removed": version.label, "digest": version.digest}
     target.print(removed, f"removed {version.label}")
+
+
+@acts_on(SERVER, JSON)
+def load(target: Target, reference: ReferenceArgument) -> None:
+    """Make resident on a running server what a reference means now, and wait until it is."""
+    with target.opened_server() as server:
+        labels = server.load(parse_reference(reference))
+    target.print({"loaded": labels}, *(f"loaded {label}" for label in labels))
+
+
+@acts_on(SERVER, JSON)
+def unload(target: Target, reference: ReferenceArgument) -> None:
+    """Free it on a running server; the next call loads it again."""
+    with target.opened_server() as server:
+        labels = server.unload(parse_reference(reference))
+    target.print({"unloaded": labels}, *(f"unloaded {label}" for label in labels))
 
 
 def _user() -> str:

@@ -152,7 +152,7 @@ class AdminHttp:
         if isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
             return ServerUnreachable(
                 f"{self._url} ended the connection: {_plain(str(error)) or type(error).__name__}",
-                "the server's log may say why; `max_upload_bytes` bounds what it takes",
+                "the server's log may say why; `max_upload_bytes` bounds an upload",
             )
         is_late = isinstance(error, httpx.TimeoutException)
         said = "it did not answer in time" if is_late else str(error)

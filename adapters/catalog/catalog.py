@@ -121,7 +121,7 @@ class Catalog:
         return None if meaning is None else meaning.choose(key)
 
     def list_published(self) -> tuple[Published, ...]:
-        """What every bare name means now, by name; one cached tuple until the catalog changes."""
+        """The meaning of every bare name now; one cached tuple until the catalog changes."""
         with self._translated():
             known = self._current()
         if known.published is None:

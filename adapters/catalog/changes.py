@@ -99,7 +99,7 @@ def remove(connection: Connection, name: str, number: int, actor: str) -> None:
     version = find_version(connection, name, number)
     if version.aliases:
         raise VersionInUse(
-            f"{version.label} is what {', '.join(version.aliases)} points at",
+            f"{version.label} is in use: {', '.join(version.aliases)} points at it",
             "point these aliases at other versions, or drop them, first",
         )
     if version.pinned:

@@ -1,4 +1,4 @@
-"""Which catalog a store belongs to: exactly one, noted in the store by the catalog's id.
+"""The one catalog that a store belongs to; the store notes the catalog's id.
 
 Objects that only another catalog names are orphans to this one, and garbage collection would
 remove them. So the first catalog that is opened to write beside a store leaves its id there, and
@@ -65,7 +65,7 @@ def check_own(store_dir: Path, *, create: bool) -> None:
 def claim(store_dir: Path, owner: Owner) -> None:
     """Note that the store belongs to this catalog.
 
-    A store that this process may not write to stays as it is: nothing is collected from it either.
+    A store that this process may not write to is left as it is: it can't be collected either.
     Raises StoreUnreadable if it belongs to another catalog, or StoreUnwritable.
     """
     try:

@@ -1,4 +1,4 @@
-"""The immutable versions of adapters: what a reference means, and how the tables are read.
+"""The immutable versions of adapters: the meaning of references, and queries for versions.
 
 Knows nothing of writing, of threads or of caching.
 """
@@ -87,7 +87,7 @@ class Meaning:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a bare name means in a list: its version, or the heaviest side of a split."""
+    """The meaning of a bare name in a list: its version, or the heaviest side of a split."""
 
     name: str
     version: int

@@ -71,7 +71,7 @@ def rollback(
         int | None, typer.Option(min=1, max=MAX_VERSION, help="Go back as far as this version.")
     ] = None,
 ) -> None:
-    """Point an alias at what it pointed at before; twice goes two back."""
+    """Point an alias at its previous target; a second call goes one further back."""
     with target.opened() as index:
         _print_alias(target, index.rollback(name, alias, actor=_user(), to=to))
 
@@ -104,7 +104,7 @@ def remove(target: Target, reference: ReferenceArgument) -> None:
 
 @acts_on(SERVER, JSON)
 def load(target: Target, reference: ReferenceArgument) -> None:
-    """Make resident on a running server what a reference means now, and wait until it is."""
+    """Load the versions that a reference means now on a running server, and wait for it."""
     with target.opened_server() as server:
         labels = server.load(parse_reference(reference))
     target.print({"loaded": labels}, *(f"loaded {label}" for label in labels))
@@ -112,7 +112,7 @@ def load(target: Target, reference: ReferenceArgument) -> None:
 
 @acts_on(SERVER, JSON)
 def unload(target: Target, reference: ReferenceArgument) -> None:
-    """Free it on a running server; the next call loads it again."""
+    """Unload them on a running server; the next call loads them again."""
     with target.opened_server() as server:
         labels = server.unload(parse_reference(reference))
     target.print({"unloaded": labels}, *(f"unloaded {label}" for label in labels))

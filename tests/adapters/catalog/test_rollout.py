@@ -256,7 +256,7 @@ def test_pins_are_events_and_hold_a_version(three) -> None:
 def test_a_version_in_use_is_not_removed(three) -> None:
     three.split("orders", "canary", {1: 1, 2: 1}, actor="ben")
     for number, alias in ((3, "stable"), (2, "canary")):
-        with pytest.raises(VersionInUse, match=f"orders@{number} is what {alias} points at"):
+        with pytest.raises(VersionInUse, match=f"orders@{number} is in use: {alias} points at it"):
             three.remove("orders", number, actor="ben")
     assert len(three.list_versions()) == 3
 

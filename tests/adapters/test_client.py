@@ -202,7 +202,7 @@ def test_a_refusal_keeps_the_servers_code(online: Call, published, tmp_path) -> 
     refused = online("publish", large, "--name", "x").stderr
     # The server may have hung up before its answer was read.
     assert "larger than 1000000 bytes (request_too_large)" in refused or (
-        "`max_upload_bytes` bounds what it takes (server_unreachable)" in refused
+        "`max_upload_bytes` bounds an upload (server_unreachable)" in refused
     )
 
 

@@ -78,15 +78,9 @@ class _Labels(msgspec.Struct):
     data: list[str]
 
 
-class _Residency(msgspec.Struct):
-    loading: bool
-    host: bool
-    device: bool
-
-
 class _Use(msgspec.Struct):
     version: int
-    residency: _Residency
+    residency: dict[str, bool]
     leases: int
     last_used: str | None
 
@@ -158,7 +152,7 @@ class AdminHttp:
         if isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
             return ServerUnreachable(
                 f"{self._url} ended the connection: {_plain(str(error)) or type(error).__name__}",
-                "the server's log may say why; `max_upload_bytes` bounds what it takes",
+                "the server's log may say why; `max_upload_bytes` bounds an upload",
             )
         is_late = isinstance(error, httpx.TimeoutException)
         said = "it did not answer in time" if is_late else str(error)
@@ -231,9 +225,7 @@ def _is_loopback(host: str) -> bool:
 def _plain(text: str) -> str:
     """A server's text, made safe for one line of a terminal."""
     shown = text[:SHOWN_ANSWER]
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in shown
-    )
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in shown)
 
 
 class RemoteCatalog:
@@ -322,17 +314,17 @@ class RemoteCatalog:
         uses = self._server.ask("GET", _path(version.name), _Uses).versions
         for use in uses:
             if use.version == version.version:
-                places = [
-                    place for place, there in msgspec.to_builtins(use.residency).items() if there
-                ]
+                places = [place for place, is_there in use.residency.items() if is_there]
                 return {"residency": places, "leases": use.leases, "last_used": use.last_used}
-        raise explain_missing(Reference(version.name, version.version), [])
+        raise explain_missing(Reference(version.name, version.version))
 
     def _find(self, reference: Reference) -> Meaning:
         found = self._list(reference.name)
         versions = [version for each in found for version in each.versions]
         aliases = [alias for each in found for alias in each.aliases]
-        return interpret(reference, versions, aliases)
+        weights = interpret(reference, {each.version: each.digest for each in versions}, aliases)
+        meant = (each for each in versions if each.version in weights)
+        return Meaning(reference, tuple(meant), weights)
 
     def _list(self, name: str | None = None) -> list[_Adapter]:
         """All adapters, or the one of that name, if it exists."""
@@ -401,5 +393,5 @@ def _opened_files(folder: Path) -> Iterator[Files]:
 def _path(name: str, *rest: object) -> str:
     """The path of an adapter or of a part of it; raises AdapterNotFound for an invalid name."""
     if not NAME.fullmatch(name):
-        raise explain_missing(Reference(name), [])
+        raise explain_missing(Reference(name))
     return "/".join(("/admin/adapters", name, *map(str, rest)))

@@ -1,7 +1,7 @@
 """Publishes an adapter: fetch it, copy it, judge the copy, store it, then one catalog transaction.
 
 Interrupted at any point, it leaves the store as before or as after; at worst a file or an object
-remains that no version names. Knows nothing of what runs adapters.
+remains that no version names. Knows nothing of engines.
 """
 
 from collections.abc import Collection, Sequence
@@ -33,10 +33,10 @@ MAX_NESTING = 32  # of lorry.json
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What may be published, and for which base."""
+    """The rules by which an adapter is accepted, and the base that it is for."""
 
     base: Path  # the folder of the model that the adapters were trained on
-    base_name: str | None = None  # what the catalog calls it; its folder's name if None
+    base_name: str | None = None  # its name in the catalog; the folder's name if None
     max_rank: int = MAX_RANK
     allow_base_mismatch: bool = False
     schemes: frozenset[str] | None = None  # of sources (adapters/sources.py); any if None

@@ -59,7 +59,7 @@ def _examine(store: Store, digest: str, labels: tuple[str, ...]) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What was removed (in a dry run: would be), and how many candidates were too young."""
+    """The removed garbage (in a dry run: to remove), and the number of candidates too young."""
 
     orphans: tuple[str, ...]
     leftovers: tuple[str, ...]

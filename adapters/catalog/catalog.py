@@ -24,6 +24,7 @@ from adapters.catalog.versions import (
     Meaning,
     Published,
     interpret,
+    select_digests,
     select_labels,
     select_published,
     select_versions,
@@ -120,7 +121,7 @@ class Catalog:
         return None if meaning is None else meaning.choose(key)
 
     def list_published(self) -> tuple[Published, ...]:
-        """What every bare name means now, by name; one cached tuple until the catalog changes."""
+        """The meaning of every bare name now; one cached tuple until the catalog changes."""
         with self._translated():
             known = self._current()
         if known.published is None:
@@ -243,9 +244,11 @@ class Catalog:
         if found is None:
             name = reference.name
             with self._reading() as connection:
-                versions = select_versions(connection, *_of(schema.versions, name))
+                digests = select_digests(connection, name)
                 aliases = select_aliases(connection, *_of(schema.targets, name))
-            found = interpret(reference, versions, aliases)
+                weights = interpret(reference, digests, aliases)
+                wanted = (*_of(schema.versions, name), schema.versions.c.number.in_(weights))
+                found = Meaning(reference, tuple(select_versions(connection, *wanted)), weights)
             with self._lock:
                 while len(known) >= REMEMBERED:
                     del known[next(iter(known))]

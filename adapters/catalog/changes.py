@@ -11,7 +11,12 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, s
 
 from adapters.catalog import history, schema
 from adapters.catalog.aliases import Alias, Weights, select_aliases
-from adapters.catalog.versions import AdapterVersion, explain_missing, select_versions
+from adapters.catalog.versions import (
+    AdapterVersion,
+    explain_missing,
+    select_digests,
+    select_versions,
+)
 from adapters.errors import (
     AdapterNotFound,
     AliasNotFound,
@@ -94,7 +99,7 @@ def remove(connection: Connection, name: str, number: int, actor: str) -> None:
     version = find_version(connection, name, number)
     if version.aliases:
         raise VersionInUse(
-            f"{version.label} is what {', '.join(version.aliases)} points at",
+            f"{version.label} is in use: {', '.join(version.aliases)} points at it",
             "point these aliases at other versions, or drop them, first",
         )
     if version.pinned:
@@ -108,8 +113,9 @@ def find_version(connection: Connection, name: str, number: int) -> AdapterVersi
     """Raises AdapterNotFound."""
     found = select_versions(connection, _is(schema.versions, name, number=number))
     if not found:
-        known = select_versions(connection, _is(schema.versions, name))
-        raise explain_missing(Reference(name, number), known)
+        numbers = list(select_digests(connection, name))
+        aliases = select_aliases(connection, _is(schema.targets, name))
+        raise explain_missing(Reference(name, number), numbers, aliases)
     return found[0]
 
 

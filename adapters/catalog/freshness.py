@@ -100,7 +100,7 @@ class PolledFreshness:
         if self._complained_at is None or now - self._complained_at >= COMPLAINT_SECONDS:
             self._complained_at = now
             said = unreadable(self._engine, error).message
-            logger.error("%s; what is remembered of it goes on being served", said)
+            logger.error("%s; cached answers are still served", said)
 
     def _welcome_back(self) -> None:
         if self._complained_at is not None:

@@ -1,4 +1,4 @@
-"""Which catalog a store belongs to: exactly one, noted in the store by the catalog's id.
+"""The one catalog that a store belongs to; the store notes the catalog's id.
 
 Objects that only another catalog names are orphans to this one, and garbage collection would
 remove them. So the first catalog that is opened to write beside a store leaves its id there, and
@@ -8,7 +8,6 @@ no other is opened to write beside it or may collect its garbage.
 import errno
 import os
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ DATABASE = "catalog.db"
 OWNER = "catalog-id"
 MAX_NOTE = 1024
 _CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS})  # a simple file system
 
 
 class Owner(NamedTuple):
@@ -65,7 +65,7 @@ def check_own(store_dir: Path, *, create: bool) -> None:
 def claim(store_dir: Path, owner: Owner) -> None:
     """Note that the store belongs to this catalog.
 
-    A store that this process may not write to stays as it is: nothing is collected from it either.
+    A store that this process may not write to is left as it is: it can't be collected either.
     Raises StoreUnreadable if it belongs to another catalog, or StoreUnwritable.
     """
     try:
@@ -113,8 +113,14 @@ def _note(store_dir: Path, owner: Owner) -> None:
             file.write(f"{owner.id} {owner.address}\n")
             file.flush()
             os.fsync(file.fileno())
-        with suppress(FileExistsError):
+        try:
             os.link(whole, store_dir / OWNER)  # appears whole, and never replaces another
+        except FileExistsError:
+            return
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            whole.rename(store_dir / OWNER)
 
 
 def _belongs_to(owner: Owner, store_dir: Path) -> StoreUnreadable:

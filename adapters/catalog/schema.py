@@ -26,7 +26,7 @@ HEAD = "1"
 metadata = MetaData()
 # Alembic's own: which revision this database has.
 revision = Table("catalog_revision", metadata, Column("version_num", String(32), primary_key=True))
-# One row: what a store notes of the catalog that it belongs to (adapters/catalog/location.py).
+# One row: the id that a store of this catalog notes (adapters/catalog/location.py).
 identity = Table("catalog_id", metadata, Column("id", String(32), primary_key=True))
 adapters = Table(
     "adapters",

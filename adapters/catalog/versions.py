@@ -1,9 +1,9 @@
-"""The immutable versions of adapters: what a reference means, and how the tables are read.
+"""The immutable versions of adapters: the meaning of references, and queries for versions.
 
 Knows nothing of writing, of threads or of caching.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
@@ -64,20 +64,20 @@ class Meaning:
 
     reference: Reference
     versions: tuple[AdapterVersion, ...]
-    weights: tuple[int, ...]
+    weights: Mapping[int, int]  # by number
 
     def choose(self, key: str | None) -> AdapterVersion:
         """The version for this key: always the same side of a split; any side without a key."""
         if len(self.versions) == 1:
             return self.versions[0]
-        return self.versions[choose_side(self._alias, self.weights, key)]
+        weights = [self.weights[version.version] for version in self.versions]
+        return self.versions[choose_side(self._alias, weights, key)]
 
     def only(self) -> AdapterVersion:
         """The one version; raises AliasIsSplit."""
         if len(self.versions) == 1:
             return self.versions[0]
-        sides = zip(self.versions, self.weights, strict=True)
-        said = ", ".join(f"{version.label} ({weight})" for version, weight in sides)
+        said = ", ".join(f"{each.label} ({self.weights[each.version]})" for each in self.versions)
         raise AliasIsSplit(f"{self._alias} is split between {said}", "name one of these versions")
 
     @property
@@ -87,7 +87,7 @@ class Meaning:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a bare name means in a list: its version, or the heaviest side of a split."""
+    """The meaning of a bare name in a list: its version, or the heaviest side of a split."""
 
     name: str
     version: int
@@ -97,29 +97,38 @@ class Published:
 
 
 def interpret(
-    reference: Reference, versions: Sequence[AdapterVersion], aliases: Sequence[Alias]
-) -> Meaning:
-    """What a reference means, among all versions and aliases of its name, both in order.
+    reference: Reference, digests: Mapping[int, str], aliases: Sequence[Alias]
+) -> dict[int, int]:
+    """The versions that a reference means, each with its weight.
 
+    `digests` are those of all versions of the name, by number; `aliases` are all of the name.
     Raises AdapterNotFound or AmbiguousDigest.
     """
-    weights: dict[int, int] = {}
     match reference.selector:
         case int(number):
-            found = [version for version in versions if version.version == number]
+            weights = {number: 1} if number in digests else {}
         case DigestPrefix() as prefix:
-            found = [version for version in versions if version.digest.startswith(str(prefix))]
+            matching = [each for each in digests if digests[each].startswith(str(prefix))]
+            if len(matching) > 1:
+                labels = ", ".join(f"{reference.name}@{number}" for number in matching[:5])
+                raise AmbiguousDigest(
+                    f"{reference} means {labels}", "give more digits of the digest"
+                )
+            weights = dict.fromkeys(matching, 1)
         case alias:
             named = (each for each in aliases if each.alias == (alias or STABLE))
             weights = {target.version: target.weight for each in named for target in each.targets}
-            found = [version for version in versions if version.version in weights]
-    if not found:
-        raise explain_missing(reference, versions)
-    if len(found) > 1 and not weights:
-        labels = ", ".join(version.label for version in found[:5])
-        raise AmbiguousDigest(f"{reference} means {labels}", "give more digits of the digest")
-    shares = tuple(weights.get(version.version, 1) for version in found)
-    return Meaning(reference, tuple(found), shares)
+    if not weights:
+        raise explain_missing(reference, list(digests), aliases)
+    return weights
+
+
+def select_digests(connection: Connection, name: str) -> dict[int, str]:
+    """The digests of a name's versions, by number in ascending order."""
+    table = schema.versions
+    query = select(table.c.number, table.c.digest).where(table.c.name == name)
+    rows = connection.execute(query.order_by(table.c.number)).all()
+    return {row.number: row.digest for row in rows}
 
 
 def select_versions(connection: Connection, *wanted: ColumnElement[bool]) -> list[AdapterVersion]:
@@ -182,18 +191,18 @@ def _with_aliases(rows: Iterable[Row[Any]], targets: Iterable[Row[Any]]) -> list
     ]
 
 
-def explain_missing(reference: Reference, known: Sequence[AdapterVersion]) -> AdapterNotFound:
-    """The error for a reference without a version; `known` are the versions of its name."""
-    if not known:
+def explain_missing(
+    reference: Reference, numbers: Sequence[int] = (), aliases: Sequence[Alias] = ()
+) -> AdapterNotFound:
+    """The error for a reference without a version, given the versions and aliases of its name."""
+    if not numbers:
         return AdapterNotFound(
             f"there is no adapter {reference.name!r}", "list those there are, or publish it first"
         )
-    numbers = [str(version.version) for version in known]
-    aliases = sorted({alias for version in known for alias in version.aliases})
+    known = [*sorted(each.alias for each in aliases), *map(str, numbers[-10:])]
     wanted = reference.selector or STABLE
     return AdapterNotFound(
-        f"adapter {reference.name!r} has no {str(wanted)!r}",
-        f"ask for one of {', '.join(aliases + numbers[-10:])}",
+        f"adapter {reference.name!r} has no {str(wanted)!r}", f"ask for one of {', '.join(known)}"
     )
 
 

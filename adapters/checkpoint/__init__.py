@@ -1,4 +1,4 @@
-"""What an adapter folder holds, and whether a base model can serve it."""
+"""Judges an adapter folder: can the base model serve it?"""
 
 from adapters.checkpoint.checkpoint import (
     Checkpoint,

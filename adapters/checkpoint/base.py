@@ -1,4 +1,4 @@
-"""What an adapter must fit: a base model's linear layers by name and shape, and its identity.
+"""A base model, for adapters to fit: its linear layers by name and shape, and its identity.
 
 Reads the base's config.json and the headers of its safetensors files, never its values.
 Knows nothing of adapters or of how the base is run.
@@ -70,7 +70,7 @@ Shape = tuple[int, int]
 class Base:
     """A base model's servable linears: module name -> (out_features, in_features).
 
-    `digest` is its identity; `names` are what it is called, for `is_called`.
+    `digest` is its identity, and `names` are its names (see `is_called`).
     """
 
     name: str

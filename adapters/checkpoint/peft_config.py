@@ -1,4 +1,4 @@
-"""Reads PEFT's adapter_config.json: rank and scale of each module, and what cannot be served.
+"""Reads PEFT's adapter_config.json: rank and scale of each module, and its unservable settings.
 
 Knows nothing of tensors or of the base. Everything in the file is data: no path in it is opened.
 The author of an adapter writes its patterns for module names, and the engine runs them again, so

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from adapters.cli import facts, publishing, residency, rollout, upkeep
+from adapters.cli import facts, publishing, rollout, upkeep
 
 app = typer.Typer(
     name="adapters",
@@ -32,8 +32,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pin": rollout.pin,
     "unpin": rollout.unpin,
     "remove": rollout.remove,
-    "load": residency.load,
-    "unload": residency.unload,
+    "load": rollout.load,
+    "unload": rollout.unload,
     "verify": upkeep.verify,
     "gc": upkeep.gc,
 }

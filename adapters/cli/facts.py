@@ -59,7 +59,7 @@ def history(
         typer.Option(min=1, max=MAX_LIMIT, help="Only so many, the newest. [default: all]"),
     ] = None,
 ) -> None:
-    """Show who changed what, and when; the newest last."""
+    """Show every change with its time and its actor; the newest last."""
     with target.opened() as index:
         events = index.list_events(name, limit)
         if name is not None and not events:

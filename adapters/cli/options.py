@@ -1,4 +1,4 @@
-"""What the commands share: their options, how they reach the catalog, and how they fail."""
+"""Shared by the commands: options, access to the catalog, and error reports."""
 
 import json
 import os
@@ -123,7 +123,7 @@ ReferenceArgument = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a command acts on and how it answers: the values of the options that `acts_on` adds."""
+    """The values of the options that `acts_on` adds: the store or server, and the output form."""
 
     store: Path = Path(".lorry/store")
     catalog: str | None = None

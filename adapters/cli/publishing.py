@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BaseOption = Annotated[Path, typer.Option(help="The folder of the model it was trained on.")]
 BaseNameOption = Annotated[
     str | None,
-    typer.Option(help="What the base is called where it is served. [default: its folder's name]"),
+    typer.Option(help="The name under which the base is served. [default: its folder's name]"),
 ]
 AliasOption = Annotated[
     list[str] | None,
@@ -96,7 +96,7 @@ def watch(
     interval: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look twice, then end.")] = False,
 ) -> None:
-    """Publish what is dropped into a folder; with --once, exits 1 unless all of it was."""
+    """Publish the sub-folders of a folder; with --once, exits 1 unless all were published."""
     from functools import partial
 
     from adapters.publish import publish
@@ -108,7 +108,7 @@ def watch(
     def report(seen: Sighting) -> None:
         if seen.status != "published":
             unpublished.append(seen)
-        # Anybody who may write there chooses the folder's name, and some names command terminals.
+        # A folder's name is untrusted text: control characters must not reach the terminal.
         shown = seen.name if seen.name.isprintable() else quote(seen.name)
         typer.echo(f"{seen.status:10}{shown} {seen.message}", err=seen.version is None)
 
@@ -133,7 +133,7 @@ def watch(
 
 
 def _check_standing(base: Path, aliases: Iterable[str]) -> None:
-    """Raises BaseUnreadable or BadName at once for what would refuse every folder."""
+    """Raise BaseUnreadable or BadName for options that would refuse every folder."""
     from adapters.checkpoint.base import read_base
     from adapters.names import check_alias
 

@@ -1,4 +1,4 @@
-"""`lorry adapters alias|unalias|split|rollback|pin|unpin|remove`: change what names mean.
+"""`lorry adapters alias|unalias|split|rollback|pin|unpin|remove|load|unload`: roll out and back.
 
 Every server that shares the catalog applies a change from its next request on.
 """
@@ -71,7 +71,7 @@ def rollback(
         int | None, typer.Option(min=1, max=MAX_VERSION, help="Go back as far as this version.")
     ] = None,
 ) -> None:
-    """Point an alias at what it pointed at before; twice goes two back."""
+    """Point an alias at its previous target; a second call goes one further back."""
     with target.opened() as index:
         _print_alias(target, index.rollback(name, alias, actor=_user(), to=to))
 
@@ -100,6 +100,22 @@ def remove(target: Target, reference: ReferenceArgument) -> None:
         index.remove(version.name, version.version, actor=_user())
     removed = {"removed": version.label, "digest": version.digest}
     target.print(removed, f"removed {version.label}")
+
+
+@acts_on(SERVER, JSON)
+def load(target: Target, reference: ReferenceArgument) -> None:
+    """Load the versions that a reference means now on a running server, and wait for it."""
+    with target.opened_server() as server:
+        labels = server.load(parse_reference(reference))
+    target.print({"loaded": labels}, *(f"loaded {label}" for label in labels))
+
+
+@acts_on(SERVER, JSON)
+def unload(target: Target, reference: ReferenceArgument) -> None:
+    """Unload them on a running server; the next call loads them again."""
+    with target.opened_server() as server:
+        labels = server.unload(parse_reference(reference))
+    target.print({"unloaded": labels}, *(f"unloaded {label}" for label in labels))
 
 
 def _user() -> str:

@@ -35,7 +35,7 @@ def verify(target: Target) -> None:
 def gc(
     target: Target,
     older_than: Annotated[
-        str, typer.Option(metavar="AGE", help="Spare what is younger: 90s, 30m, 1h, 7d.")
+        str, typer.Option(metavar="AGE", help="Keep garbage younger than this: 90s, 30m, 1h, 7d.")
     ] = "1h",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would be removed.")

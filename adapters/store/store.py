@@ -45,7 +45,7 @@ DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 WAIT_SECONDS = 60.0
 ALONE_SECONDS = 10.0
 POLL_SECONDS = 0.02
-FETCH_AGAIN = "stop what uses it, delete its folder and publish the adapter again"
+FETCH_AGAIN = "stop the servers that use it, delete its folder and publish the adapter again"
 
 
 def digest_of(hashes: Mapping[str, str]) -> str:
@@ -118,10 +118,10 @@ class Store:
     def stage(self, folder: Path, max_bytes: int | None = None) -> Iterator[Staged]:
         """Copy an adapter's files aside; unless committed, the copy is deleted at the end.
 
-        `max_bytes` bounds the weights more tightly than files.MAX_BYTES. What lies in the store's
-        own `tmp` was written durably (`scratch`) and is moved, not copied. Hashes are of the bytes
-        staged, so that what is judged is what will be served, however the source changes meanwhile.
-        Give what is committed its version before the end: `gc` waits until then.
+        `max_bytes` bounds the weights more tightly than files.MAX_BYTES. A folder in the store's
+        own `tmp` was written durably (`scratch`), and its files are moved, not copied. Hashes are
+        of the staged bytes: the judged bytes are the served bytes, even if the source changes
+        meanwhile. Enter the version of a committed object before the end: `gc` waits until then.
         """
         with self.scratch() as copy:
             with self._reported():

@@ -132,7 +132,7 @@ class Publisher:
         )
         return publish(
             place,
-            name,
+            name=name,
             store=Store(settings.store),
             catalog=self._catalog,
             rules=rules,

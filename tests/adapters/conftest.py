@@ -43,7 +43,7 @@ BASE_CONFIG = {
     "num_key_value_heads": GROUPS,
     "head_dim": WIDTH,
 }
-# What PEFT 0.21 writes, shortened to the keys that have a meaning here.
+# PEFT 0.21's config, reduced to the keys that have a meaning here.
 ADAPTER_CONFIG: dict[str, Any] = {
     "alora_invocation_tokens": None,
     "alpha_pattern": {},
@@ -97,7 +97,7 @@ def build(
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test needs to outlive a power cut, and a busy disk makes them three times slower."""
+    """No test needs to survive a power cut, and syncing makes them three times slower."""
     configure = database._configure_sqlite
 
     def configure_without_sync(connection: sqlite3.Connection, record: Any) -> None:
@@ -110,7 +110,7 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def kit() -> SimpleNamespace:
-    """How tests make things."""
+    """Makes adapters and tensors for tests."""
     return SimpleNamespace(
         build=build,
         encode=encode,
@@ -148,7 +148,7 @@ def base(base_folder: Path) -> Base:
 def first_store(
     base_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, AdapterVersion]:
-    """A store that holds orders@1, to be copied and never changed."""
+    """A store that holds orders@1; tests change copies of it."""
     folder = tmp_path_factory.mktemp("stores")
     adapter = build(seed=1).write(folder / "adapter")
     return folder / "store", publish(
@@ -182,7 +182,7 @@ def postgres(postgres_session: Postgres) -> Postgres:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
-    """Where a catalog may be: in its store, or in PostgreSQL."""
+    """None for a catalog in its store, or the URL of one in PostgreSQL."""
     return None if request.param == "sqlite" else request.getfixturevalue("postgres").url
 
 

@@ -13,7 +13,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The part of the hub's API that publishing from it needs; it tells what it was asked."""
+    """The part of the hub's API that publishing needs; it records the requests."""
 
     asked: list[str]
     files: dict[str, bytes]
@@ -70,7 +70,7 @@ class Hub(BaseHTTPRequestHandler):
 def publish_from_hub(
     host: str, source: str, base: Path, store: Path
 ) -> subprocess.CompletedProcess:
-    # In a process of its own, as huggingface_hub reads its settings once.
+    # In a process of its own, because huggingface_hub reads its settings when it is imported.
     words = ["publish", source, "--name", "sql", "--base", base, "--store", store, "--json"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environment |= {"HF_ENDPOINT": f"http://{host}", "HF_HUB_DISABLE_TELEMETRY": "1"}

@@ -1,4 +1,4 @@
-"""A publisher that is killed before each single step it takes, in turn.
+"""Kills a publisher before each of its steps in turn.
 
 A step is anything that it asks of the file system (Python's audit hooks and fsync report it) or of
 the database (every statement and commit). Only a process can be killed without any clean-up.
@@ -34,11 +34,11 @@ FILE_STEPS = {
     "tempfile.mkdtemp",
 }
 MOST_STEPS = 200
-assert upgrade  # imported here, so that not each killed process does it
+assert upgrade  # imported here, so that the killed processes need not import it
 
 
 def publish_until(step: int, folder: Path, store: Path, base: Path, url: str | None) -> None:
-    """Publishes in this process, which is killed before its `step`-th step."""
+    """Publishes in this process and kills it before its `step`-th step."""
     count = 0
 
     def take(*_: Any) -> None:
@@ -89,7 +89,7 @@ def test_killed_before_any_step_the_store_is_as_before_or_as_after(
         folder = kit.build(seed=step).write(tmp_path / str(step))
         killed = run_until(step, folder, store, base_folder, catalog_url)
         after = [*before, f"orders@{len(before) + 1}"]
-        # Only where there are objects must there be a catalog.
+        # Where there are objects there must be a catalog already.
         create = not (store / "objects").exists()
         with Catalog.open(store, catalog_url, create=create) as catalog:
             if killed == 0:
@@ -104,7 +104,7 @@ def test_killed_before_any_step_the_store_is_as_before_or_as_after(
             collect(Store(store), catalog, min_age=timedelta(0))
             assert statuses(store, catalog) == {"ok"}
             assert list((store / "tmp").iterdir()) == []
-        if is_first:  # from nothing each time: the store is made, too
+        if is_first:  # begin without a store each time
             forget(store)
         else:
             before = after

@@ -78,7 +78,7 @@ def test_the_same_bytes_for_another_base_are_not_taken_for_a_version_of_this_one
     publish(folder, name="orders", store=store, base=wrong)
     with pytest.raises(OtherBase, match="remove orders@1"):
         publish(folder, name="orders", store=store, base=base_folder)
-    with pytest.raises(OtherBase):  # who watches a folder hears of it, too
+    with pytest.raises(OtherBase):  # folder watching refuses it too
         publish(folder, name="orders", store=store, base=base_folder, if_new=True)
     known = publish(folder, name="orders", store=store, base=base_folder, allow_base_mismatch=True)
     assert known.label == "orders@1"
@@ -175,7 +175,7 @@ def test_names_and_bases_are_judged_before_anything_is_written(kit, store, tmp_p
 
 
 def test_what_is_judged_is_what_is_stored(kit, base_folder, store, tmp_path, monkeypatch) -> None:
-    """The source turns bad between its copy and the judgement: the good copy is published."""
+    """If the source changes after it was copied, the good copy is published."""
     folder = kit.build().write(tmp_path / "a")
     good = (folder / WEIGHTS).read_bytes()
     inspect = publish_module.inspect_checkpoint
@@ -190,7 +190,7 @@ def test_what_is_judged_is_what_is_stored(kit, base_folder, store, tmp_path, mon
 
 
 class Fault:
-    """Makes the n-th of all system calls that matter fail, as a full disk would."""
+    """Makes the n-th relevant system call fail, as a full disk would."""
 
     TARGETS = ((os, "fsync"), (os, "open"), (os, "fchmod"), (os, "mkdir"), (os, "rename"))
 
@@ -284,6 +284,7 @@ def publish_and_count(folders: list[Path], store: Path, base: Path, count) -> No
 def test_kill_9_in_the_middle_of_publishing_harms_nothing(
     kit, base_folder, store, tmp_path
 ) -> None:
+    """At random moments, inside a step too. Only a process can be killed so."""
     folders = [kit.build(seed=seed).write(tmp_path / f"a{seed}") for seed in range(60)]
     context = multiprocessing.get_context("fork")
     for delay in (0.02, 0.05, 0.09, 0.14):
@@ -313,6 +314,7 @@ def publish_many(folders: list[Path], store: Path, base: Path, start) -> None:
 def test_two_publishers_at_once_both_succeed_with_different_versions(
     kit, base_folder, store, tmp_path
 ) -> None:
+    """Processes, because the store's lock and the database's act between them."""
     folders = [kit.build(seed=seed).write(tmp_path / f"a{seed}") for seed in range(10)]
     context = multiprocessing.get_context("fork")
     start = context.Barrier(2)

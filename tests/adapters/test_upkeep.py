@@ -1,4 +1,4 @@
-"""What `gc` takes from a store, and above all what it does not."""
+"""`verify` and `gc`: what is found, what is removed, and above all what is not."""
 
 import multiprocessing
 import os
@@ -40,7 +40,7 @@ def files(store: Path) -> list[Path]:
 
 @pytest.fixture
 def store(store_with_orders: Path) -> Path:
-    """A store with orders@1, and with nothing that is younger than hours."""
+    """A store with orders@1 whose files are hours old."""
     return age(store_with_orders)
 
 
@@ -182,7 +182,10 @@ def publish_again_and_again(store: Path, folders: list[Path], base: Path) -> Non
 
 
 def test_collecting_all_the_time_never_harms_publishers(store, kit, base_folder, tmp_path) -> None:
-    """Without any age floor: the lock alone must do. Every object is an orphan in between."""
+    """Without a minimum age only the lock protects objects, each of which is an orphan at first.
+
+    Processes, because the lock acts between them.
+    """
     shares = [
         [kit.build(seed=100 + seed).write(tmp_path / f"{n}-{seed}") for seed in range(n, n + 12)]
         for n in (0, 6)

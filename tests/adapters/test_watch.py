@@ -1,4 +1,4 @@
-"""A watched folder: what is complete is published, the rest is told once and left."""
+"""A watched folder: complete sub-folders are published, others are reported once and left."""
 
 import threading
 import time
@@ -23,23 +23,23 @@ def drop(tmp_path: Path) -> Path:
 
 
 class House:
-    """A watcher over a real store, and what it told since last asked."""
+    """A watcher over a real store, and its news since the last call."""
 
     def __init__(self, drop: Path, store: Path, base: Path) -> None:
         self.store, self.base = store, base
-        self.told: list[Sighting] = []
+        self.news: list[Sighting] = []
         self.published: list[str] = []
-        self.watcher = Watcher(drop, self.publish, self.told.append, interval=0.01)
+        self.watcher = Watcher(drop, self.publish, self.news.append, interval=0.01)
 
     def publish(self, folder: Path, name: str):
         self.published.append(name)
         return publish(folder, name=name, store=self.store, base=self.base, if_new=True)
 
     def look(self, times: int = 1) -> list[tuple[str, str]]:
-        self.told.clear()
+        self.news.clear()
         for _ in range(times):
             self.watcher.poll()
-        return [(seen.name, seen.status) for seen in self.told]
+        return [(seen.name, seen.status) for seen in self.news]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_folder_is_published_under_its_name_once_it_stops_changing(house, drop
     kit.build().write(drop / "orders")
     assert house.look() == []
     assert house.look() == [("orders", "published")]
-    assert house.told[0].message == "orders@1"
+    assert house.news[0].message == "orders@1"
     assert house.look(5) == []
     assert house.published == ["orders"]
 
@@ -75,7 +75,7 @@ def test_the_watcher_waits_for_a_slow_writer(house, drop, kit, tmp_path) -> None
     (drop / "orders").mkdir()
     (drop / "orders" / CONFIG).write_bytes((tmp_path / "ready" / CONFIG).read_bytes())
     assert house.look(3) == [("orders", "waiting")]
-    assert house.told[0].message == f"{WEIGHTS} is not there yet"
+    assert house.news[0].message == f"{WEIGHTS} is not there yet"
     told = []
     with (drop / "orders" / WEIGHTS).open("wb") as file:
         for start in range(0, len(content), 1000):
@@ -102,8 +102,8 @@ def test_a_refused_folder_is_reported_once_with_all_problems_and_left_in_place(
     bad.write(drop / "bad")
     kit.build(seed=3).write(drop / "good")
     assert house.look(2) == [("bad", "refused"), ("good", "published")]
-    assert "dora_unsupported" in house.told[0].message
-    assert "bias_unsupported" in house.told[0].message
+    assert "dora_unsupported" in house.news[0].message
+    assert "bias_unsupported" in house.news[0].message
     assert house.look(5) == []
     assert sorted(path.name for path in (drop / "bad").iterdir()) == [CONFIG, WEIGHTS]
     kit.build().write(drop / "bad")
@@ -126,7 +126,7 @@ def test_pickles_links_and_bad_names_are_reported(house, drop, kit, tmp_path) ->
         ("pickled", "refused"),
         ("two words", "refused"),
     ]
-    assert ["file_pickle" in seen.message for seen in house.told] == [False, False, True, False]
+    assert ["file_pickle" in seen.message for seen in house.news] == [False, False, True, False]
     assert not (house.store / "objects").exists()
 
 
@@ -143,7 +143,7 @@ def test_starting_again_moves_no_alias_back(house, drop, kit, tmp_path) -> None:
     house.look(2)
     kit.build(seed=2).write(drop / "orders")
     house.look(3)
-    # Somebody rolls back to the first version, whose bytes are not those in the folder.
+    # Somebody rolls back to the first version; the folder holds other bytes.
     first = kit.build(seed=1).write(tmp_path / "first")
     publish(first, name="orders", store=house.store, base=house.base)
     again = House(drop, house.store, house.base)
@@ -161,7 +161,7 @@ def test_a_removed_version_does_not_come_back_by_itself(house, drop, kit) -> Non
         catalog.remove("orders", 1, actor="ann")
     again = House(drop, house.store, house.base)
     assert again.look(3) == [("orders", "refused")]
-    assert "was removed" in again.told[0].message
+    assert "was removed" in again.news[0].message
     assert labels(house.store) == []
 
 

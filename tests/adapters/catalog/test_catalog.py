@@ -1,4 +1,4 @@
-"""What a catalog answers, on SQLite and on PostgreSQL alike."""
+"""The catalog's answers, the same on SQLite and PostgreSQL."""
 
 import multiprocessing
 import threading
@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from refusals import not_refused
 from sqlalchemy import event
 
 from adapters.catalog import AdapterVersion, Catalog
@@ -79,13 +80,12 @@ def test_a_digest_prefix_names_a_version(enter, catalog) -> None:
         resolve(catalog, "orders@sha256:000000")
 
 
-@pytest.mark.parametrize(
-    "text", ["nobody", "orders@2", "orders@canary", "orders@sha256:ffffff", "ORDERS"]
-)
-def test_an_unknown_reference_is_not_found(enter, catalog, text) -> None:
+UNKNOWN = ["nobody", "orders@2", "orders@canary", "orders@sha256:ffffff", "ORDERS"]
+
+
+def test_an_unknown_reference_is_not_found(enter, catalog) -> None:
     enter(catalog)
-    with pytest.raises(AdapterNotFound):
-        resolve(catalog, text)
+    assert not_refused(lambda text: resolve(catalog, text), AdapterNotFound, UNKNOWN) == []
 
 
 def test_a_missing_alias_lists_the_ones_there_are(enter, catalog) -> None:
@@ -142,7 +142,7 @@ def test_the_catalog_opens_again_with_everything_in_it(enter, catalog_url, tmp_p
 
 
 def test_a_late_answer_never_lands_in_a_newer_memory(enter, catalog, monkeypatch) -> None:
-    """A lookup that read before a change, and is stored after it, must not be remembered."""
+    """An answer that was read before a change and arrives after it must not be cached."""
     enter(catalog, number=1)
     interpret = catalog_module.interpret
 
@@ -210,7 +210,7 @@ def publish_many(enter, folder: Path, url: str | None, numbers: range, start) ->
 def test_processes_that_publish_at_once_all_get_their_own_versions(
     enter, catalog_url, tmp_path
 ) -> None:
-    """Each opens the catalog anew, so that they race to create it, too. Some bytes are common."""
+    """Processes, because each opens the catalog anew and races to create it."""
     context = multiprocessing.get_context("fork")
     start = context.Barrier(3)
     folder = tmp_path / "new"

@@ -1,4 +1,4 @@
-"""How a catalog's database is opened, and what is said of one that cannot be."""
+"""How a catalog's database is opened, and the errors of one that cannot be."""
 
 import sqlite3
 import time
@@ -12,7 +12,7 @@ from adapters.names import parse_reference
 
 @pytest.fixture
 def catalog_url() -> None:
-    """Here all catalogs are in SQLite."""
+    """All catalogs of this file are in SQLite."""
 
 
 def resolve(catalog: Catalog, text: str) -> AdapterVersion:

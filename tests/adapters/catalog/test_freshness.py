@@ -1,4 +1,4 @@
-"""What a catalog remembers, and how soon it hears of changes by others."""
+"""The catalog's cache, and how soon it detects changes by others."""
 
 import multiprocessing
 import time
@@ -52,7 +52,7 @@ def test_only_earlier_answers_are_cached(enter, in_sqlite) -> None:
 
 
 def turn(folder, url, orders, answers) -> None:
-    """Another process: makes one change per order, and says when it was done."""
+    """In another process, as another server would: makes a change for each order."""
     with Catalog.open(folder, url) as catalog:
         changes = {
             "point": lambda: catalog.point("orders", "stable", 1, actor="eve"),

@@ -133,6 +133,16 @@ def test_nothing_is_published_to_a_catalog_that_cannot_be_noted(tmp_path, url, m
     Catalog.open(tmp_path / "other", url).close()
 
 
+def test_a_file_system_without_hard_links_will_do(store, monkeypatch) -> None:
+    def link(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    (store / "catalog-id").unlink()
+    monkeypatch.setattr(os, "link", link)
+    with Catalog.open(store) as catalog:
+        assert collect(Store(store), catalog, min_age=NOW) == Collected((), (), 0, 0)
+
+
 def test_of_two_catalogs_that_are_noted_at_once_the_first_stays(tmp_path, url, monkeypatch) -> None:
     store, link, quicker = tmp_path / "other", os.link, f"sqlite:///{tmp_path / 'quicker.db'}"
 

@@ -41,7 +41,7 @@ def open_at_once(folder: Path, url: str | None, start) -> None:
 
 
 def test_processes_that_open_at_once_all_succeed(catalog_url, tmp_path) -> None:
-    """Processes: a lock of SQLite's is not held between threads of one."""
+    """Processes, because SQLite's file locks act between processes."""
     context = multiprocessing.get_context("fork")
     start = context.Barrier(4)
     arguments = (tmp_path, catalog_url, start)
@@ -81,6 +81,7 @@ def execute(store: Path, statement: str) -> list:
 
 
 def test_opening_what_needs_no_step_does_not_import_alembic(enter, tmp_path) -> None:
+    """In a process of its own: this one has imported Alembic."""
     with Catalog.open(tmp_path) as catalog:
         enter(catalog)
     script = (

@@ -1,4 +1,4 @@
-"""What is special about a catalog in PostgreSQL: outages, secrets, writers that queue."""
+"""A catalog in PostgreSQL: outages, secrets, writers that queue."""
 
 import logging
 import threading
@@ -27,10 +27,11 @@ def wait_until(what: Callable[[], object], seconds: float = 10) -> None:
 
 
 def remember(catalog: Catalog) -> None:
-    """Until the first poll has come, answers are forgotten once more."""
-    wait_until(lambda: catalog.resolve(ORDERS) and catalog._mark and catalog.remembered(ORDERS))
-    time.sleep(0.5)
+    """Cache an answer after the first poll, which empties the cache."""
     catalog.resolve(ORDERS)
+    wait_until(lambda: isinstance(catalog._freshness._newest, int))
+    catalog.resolve(ORDERS)
+    assert catalog.remembered(ORDERS) is not None
 
 
 def test_the_last_answers_are_served_while_the_database_is_away(
@@ -116,7 +117,7 @@ def test_a_writer_that_holds_the_lock_too_long_is_a_clear_error(
     enter, postgres, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.6)
-    # What ends a statement that hangs must not end the wait for the lock, which may take longer.
+    # The statement timeout must not end the wait for the lock, which may take longer.
     monkeypatch.setitem(database.POSTGRESQL_OPTIONS, "options", "-c statement_timeout=300")
     with Catalog.open(tmp_path, postgres.url) as catalog, psycopg.connect(postgres.url) as holder:
         enter(catalog)

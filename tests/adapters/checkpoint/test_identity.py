@@ -1,4 +1,4 @@
-"""The same base in other clothes has the same digest; another base has another, or another name."""
+"""A copy of a base has the same digest; another base has another digest, or another name."""
 
 import json
 import os
@@ -84,21 +84,20 @@ def test_another_name_is_refused_unless_allowed(kit, base_folder, tmp_path) -> N
     assert publish(folder, **options, allow_base_mismatch=True).version == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "short"),
-    [
-        ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"),
-        ("/models/Llama-3.1-8B/", "llama-3.1-8b"),
-        ("./Llama-3.1-8B/.", "llama-3.1-8b"),
-        ("/hub/models--meta-llama--Llama-3.1-8B/snapshots/0e9e39f", "llama-3.1-8b"),
-        ("unsloth/llama-3.1-8b-unsloth-bnb-4bit", "llama-3.1-8b"),
-        ("unsloth/llama-3.1-8b-bnb-4bit", "llama-3.1-8b"),
-        ("", ""),
-        ("/", ""),
-    ],
-)
-def test_the_part_of_a_name_that_names_the_model(name, short) -> None:
-    assert short_name(name) == short
+SHORT_NAMES = [
+    ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"),
+    ("/models/Llama-3.1-8B/", "llama-3.1-8b"),
+    ("./Llama-3.1-8B/.", "llama-3.1-8b"),
+    ("/hub/models--meta-llama--Llama-3.1-8B/snapshots/0e9e39f", "llama-3.1-8b"),
+    ("unsloth/llama-3.1-8b-unsloth-bnb-4bit", "llama-3.1-8b"),
+    ("unsloth/llama-3.1-8b-bnb-4bit", "llama-3.1-8b"),
+    ("", ""),
+    ("/", ""),
+]
+
+
+def test_the_part_of_a_name_that_names_the_model() -> None:
+    assert [(name, short_name(name)) for name, _ in SHORT_NAMES] == SHORT_NAMES
 
 
 def test_an_adapter_that_names_no_base_claims_nothing() -> None:
@@ -140,7 +139,7 @@ def test_a_large_adapter_is_judged_in_little_memory(kit, tmp_path) -> None:
     text = json.dumps(header).encode()
     with (folder / "adapter_model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-    # Sparse: zeros that take no room on the disk.
+    # Sparse: the zeros take no disk space.
     os.truncate(folder / "adapter_model.safetensors", 8 + len(text) + position)
     assert position > 350 << 20
     tracemalloc.start()

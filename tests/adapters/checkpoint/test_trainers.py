@@ -1,4 +1,4 @@
-"""What PEFT itself writes, and what TRL, Axolotl, Unsloth and LLaMA-Factory leave beside it."""
+"""Adapters written by PEFT, and the other files that TRL, Axolotl, Unsloth and others add."""
 
 import json
 import os
@@ -133,7 +133,7 @@ def test_a_trainers_folder_is_published_without_what_lies_beside(
     )
     folder = draft.write(tmp_path / "a")
     for pickle in ("training_args.bin", "optimizer.pt", "rng_state.pth", "scheduler.pt"):
-        os.mkfifo(folder / pickle)  # whoever opened it would wait for ever
+        os.mkfifo(folder / pickle)  # opening it would block for ever
     kit.build(seed=9).write(folder / "checkpoint-500")
     version = publish(folder, name="a", store=tmp_path / "store", base=base_folder)
     stored = Store(tmp_path / "store").path(version.digest)

@@ -78,7 +78,7 @@ def test_verify_prints_a_line_for_each_object_and_fails_on_damage(
 
 @pytest.fixture
 def two(call, published, kit, base_folder, tmp_path) -> None:
-    """orders@2 as well, which nothing points at yet."""
+    """A store that also has orders@2, without an alias."""
     folder = kit.build(seed=2).write(tmp_path / "two")
     words = ("--name", "orders", "--base", base_folder, "--no-alias")
     assert call("publish", folder, *words).stdout.endswith(" (no alias)\n")
@@ -240,7 +240,7 @@ def test_a_huge_number_is_the_callers_error(call, published, words) -> None:
 
 @pytest.mark.parametrize("command", ["publish", "watch"])
 def test_the_servers_rules_can_be_given(call, kit, base_folder, tmp_path, command) -> None:
-    """Each option decides something: the same words without it are told apart."""
+    """Each option matters: the same command without it ends differently."""
     draft = kit.build(rank=4)
     draft.config["base_model_name_or_path"] = "org/other"
     folder = draft.write(tmp_path / "drop" / "orders")
@@ -255,7 +255,7 @@ def test_the_servers_rules_can_be_given(call, kit, base_folder, tmp_path, comman
     with Catalog.open(tmp_path / "store", create=False) as catalog:
         catalog.drop_alias("orders", "stable", actor="test")
         catalog.remove("orders", 1, actor="test")
-    # A watch leaves alone what was removed.
+    # A watch does not bring a removed version back.
     named = call(*words, "--base-name", "other")
     assert named.exit_code == (1 if command == "watch" else 0)
     assert ("removed" in named.stderr) is (command == "watch")
@@ -276,6 +276,7 @@ def test_all_problems_of_a_refused_adapter_are_printed(call, kit, base_folder, t
 
 
 def test_help_imports_nothing_heavy() -> None:
+    """In a process of its own: this one has imported everything."""
     script = (
         "import sys, adapters.cli\n"
         "heavy = {'alembic', 'numpy', 'pydantic', 'rich.table', 'sqlalchemy', 'torch'}\n"

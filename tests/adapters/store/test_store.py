@@ -218,6 +218,7 @@ def add_many(root: Path, folders: list[Path]) -> None:
 
 
 def test_processes_may_add_the_same_adapters_at_the_same_time(store, kit, tmp_path) -> None:
+    """Processes, because the lock and the rename act between them."""
     folders = [kit.build(seed=seed).write(tmp_path / f"a{seed}") for seed in range(8)]
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=add_many, args=(store.root, folders)) for _ in range(3)]

@@ -62,14 +62,14 @@ def create_app(
 def _add_health(app: FastAPI, lifecycle: Lifecycle) -> None:
     @app.get("/livez")
     async def livez() -> JSONResponse:
-        """200 while the process should be left alone."""
+        """200 unless the engine has died: restart the process then."""
         alive = lifecycle.phase is not Phase.DEAD
         return JSONResponse({"status": lifecycle.phase}, 200 if alive else 503)
 
     @app.get("/readyz")
     @app.get("/health", include_in_schema=False)
     async def readyz() -> JSONResponse:
-        """200 when calls are let in; else 503 and what is going on."""
+        """200 when the server accepts calls; else 503, with the phase and stage it is in."""
         ready = lifecycle.phase is Phase.READY
         body = {
             "status": lifecycle.phase,
@@ -98,7 +98,7 @@ def _add_models(app: FastAPI, names: ModelNames, started_at: int) -> None:
         "parent": None,
     }
 
-    listed: tuple[tuple[Published, ...], bytes] | None = None  # and the answer made of it
+    listed: tuple[tuple[Published, ...], bytes] | None = None  # what is published, encoded
 
     def card(model: str, version: AdapterVersion | Published) -> dict[str, Any]:
         return {
@@ -120,7 +120,7 @@ def _add_models(app: FastAPI, names: ModelNames, started_at: int) -> None:
 
     @app.get("/v1/models", response_model=dict[str, Any])
     async def list_models() -> Response:
-        """The base, and every adapter as a bare name stands for it now."""
+        """The base, and the version that each adapter's bare name means now."""
         nonlocal listed
         published = await names.published()
         if listed is None or listed[0] is not published:
@@ -129,13 +129,13 @@ def _add_models(app: FastAPI, names: ModelNames, started_at: int) -> None:
 
     @app.get("/v1/models/{model:path}")
     async def retrieve_model(model: str) -> dict[str, Any]:
-        """One model by any name that a request could use."""
+        """One model, by any name that a request can use."""
         version = await names.resolve(model)
         return base if version is None else card(model, version)
 
 
 def _describe_inference(app: FastAPI) -> None:
-    """Name the paths that vLLM's app answers in /openapi.json; their bodies are OpenAI's."""
+    """Add the paths that vLLM's app answers to /openapi.json; their bodies are OpenAI's."""
     original = app.openapi
 
     def openapi() -> dict[str, Any]:

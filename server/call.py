@@ -24,7 +24,7 @@ Outcome = Literal["ok", "client_error", "rejected", "aborted", "error"]
 BASE = "base"  # what adapter labels say of a call to the base model
 UNRESOLVED = "_unresolved"  # the call ended before it named a model that exists
 _LONGEST_ID = 128
-TOLD_SEQUENCES = 16  # of a call with many, so many have spans and finish reasons of their own
+MAX_RECORDED_SEQUENCES = 16  # of one call, with spans and finish reasons of their own
 _SEQUENCE_NUMBER = re.compile(r"[-_]\d{1,6}$")
 
 

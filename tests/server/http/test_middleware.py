@@ -39,7 +39,7 @@ async def test_headers_log_span_and_metrics_name_the_adapter_that_answered(house
     assert line["outcome"] == "ok"
     assert (line["prompt_tokens"], line["generation_tokens"]) == (5, 3)
 
-    house.tracing._pipeline.provider.force_flush()
+    house.tracing.provider.force_flush()
     span = next(s for s in house.spans.get_finished_spans() if s.kind.name == "SERVER")
     assert span.name == "chat red"
     assert format_trace_id(span.context.trace_id) == TRACE.split("-")[1] == line["trace_id"]

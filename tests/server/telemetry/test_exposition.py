@@ -14,7 +14,7 @@ ODD = ["", "application/openmetrics-text; version=x", "text/plain; version=x", "
 
 
 @pytest.mark.parametrize("accept", [PROMETHEUS_2, PROMETHEUS_3, "text/plain;version=0.0.4", *ODD])
-def test_names_with_a_colon_stay_as_they_are(accept):
+def test_names_keep_their_colon(accept):
     registry = CollectorRegistry()
     Counter("vllm:made", "Tokens.", ["model"], registry=registry).labels("base").inc()
     encode, content_type = choose_encoder(accept)
@@ -22,7 +22,7 @@ def test_names_with_a_colon_stay_as_they_are(accept):
     assert content_type.startswith(("application/openmetrics-text;", "text/plain;"))
 
 
-def test_openmetrics_with_its_exemplars_is_what_prometheus_gets():
+def test_prometheus_gets_openmetrics_with_exemplars():
     registry = CollectorRegistry()
     Counter("made", "Tokens.", registry=registry).inc(exemplar={"trace_id": "ab"})
     encode, content_type = choose_encoder(PROMETHEUS_2)

@@ -92,7 +92,7 @@ class Call:
     disconnected: bool = False
     error_code: str | None = None
     engine_error: str | None = None
-    refused_late: int = 0  # what the status would be of one refused when its 200 was out
+    late_status: int = 0  # of an error in a stream, after its 200
     repaired_values: int = 0  # those of its lease when the engine told of them
     ended: float | None = None
     content: Content | None = None  # its texts, where they are to be told
@@ -131,7 +131,7 @@ class Call:
             return "error"
         if "abort" in self.finish_reasons:
             return "aborted"  # by the engine: it was told to stop
-        status = self.refused_late or self.status
+        status = self.late_status or self.status
         if status in (401, 403, 429, 503):
             return "rejected"
         if status >= 500:

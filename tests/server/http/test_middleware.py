@@ -128,7 +128,7 @@ async def test_fields_that_run_outside_the_call_are_refused(house, field):
 @pytest.mark.parametrize(("status", "outcome"), [(400, "client_error"), (503, "rejected")])
 async def test_an_error_inside_a_stream_is_in_openais_form_and_recorded(house, status, outcome):
     async def answer(scope, receive, send):
-        current_call.get().refused_late = status
+        current_call.get().late_status = status
         await send({"type": "http.response.start", "status": 200, "headers": []})
         event = b'data: {"error": {"message": "no", "type": "BadRequestError", "code": 400}}\n\n'
         await send({"type": "http.response.body", "body": event, "more_body": True})

@@ -33,7 +33,7 @@ class Chaos:
         if kind == "raise":
             raise RuntimeError("odd")
         if kind == "refuse":
-            call.refused_late = self.dice.choice([400, 503])
+            call.late_status = self.dice.choice([400, 503])
             call.error_code = "invalid_request"
         for number in range(self.dice.randint(1, 3)):
             self.add_sequence(call, number, kind)

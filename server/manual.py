@@ -34,7 +34,7 @@ What stands after `--` goes to vLLM's engine, except flags that Lorry sets itsel
 `lorry serve MODEL -- --max-num-seqs 64`.
 
 Spans are exported by OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set; the other `OTEL_...` variables
-work as everywhere ([observability.md](observability.md)).
+work as usual ([observability.md](observability.md)).
 
 ## Exit codes
 

@@ -20,7 +20,7 @@ from server.errors import (
     envelope,
 )
 
-_SHOWN_PROBLEMS = 100
+_MAX_PROBLEMS = 100
 # Any other code is a 400, or a 503 for an error of the store or the catalog.
 _STATUS_BY_CODE = {
     "adapter_not_found": 404,
@@ -59,7 +59,7 @@ async def _answer_adapter_error(_: Request, error: Exception) -> JSONResponse:
         body["error"]["code"] = error.problems[0].code
         body["problems"] = [
             {"code": p.code, "where": p.where, "message": p.message, "fix": p.fix}
-            for p in error.problems[:_SHOWN_PROBLEMS]
+            for p in error.problems[:_MAX_PROBLEMS]
         ]
     return JSONResponse(body, _STATUS_BY_CODE.get(error.code, 400))
 

@@ -52,7 +52,7 @@ STRIPPED_HEADERS = frozenset(
     }
 )
 
-_LONGEST_NAME = 512
+_MAX_NAME_CHARACTERS = 512
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -142,7 +142,7 @@ class InferenceMiddleware:
     ) -> None:
         selection = select(body)
         # Longer than any valid name; log lines and spans stay short.
-        call.requested_model = (selection.model or "")[:_LONGEST_NAME]
+        call.requested_model = (selection.model or "")[:_MAX_NAME_CHARACTERS]
         call.stream = bool(selection.stream)
         call.version = await self._names.resolve(
             selection.model or "", split_key(selection, scope, call)

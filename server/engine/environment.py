@@ -49,16 +49,19 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
     # The second model runner separates adapters in another way, which is not tested here.
     environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     if is_cpu_build():
-        # The worker runs inside the engine process: one process and one import fewer, and no core
-        # spins on a queue. vLLM then leaves the thread settings to us.
-        environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        # Makes vLLM report the counts of server/kernels/slots.py, which detect broken adapters.
-        environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
-        environ[PORTABLE_VARIABLE] = str(int(settings.portable_kernels))
-        threads = settings.threads or len(os.sched_getaffinity(0))
-        if settings.threads:
-            environ["OMP_NUM_THREADS"] = str(threads)
-        environ.setdefault("OMP_NUM_THREADS", str(threads))
-        # OpenMP threads spin while they wait for each other. With the default, a stream beside a
-        # busy process gets 1/26 of its tokens; with 0, alone, only 2/3 (docs/log/server.md).
-        environ.setdefault("GOMP_SPINCOUNT", "1000")
+        _prepare_cpu(settings, environ)
+
+
+def _prepare_cpu(settings: Settings, environ: MutableMapping[str, str]) -> None:
+    # The worker runs inside the engine process: one process and one import fewer, and no core spins
+    # on a queue. vLLM then leaves the thread settings to us.
+    environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    # Makes vLLM report the counts of server/kernels/slots.py, which detect broken adapters.
+    environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
+    environ[PORTABLE_VARIABLE] = str(int(settings.portable_kernels))
+    if settings.threads:
+        environ["OMP_NUM_THREADS"] = str(settings.threads)
+    environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    # OpenMP threads spin while they wait for each other. With the default, a stream beside a busy
+    # process gets 1/26 of its tokens; with 0, alone, only 2/3 (docs/log/server.md).
+    environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -36,6 +36,9 @@ class Occupancy:
         self._metrics = metrics
         self._in_slots: frozenset[str] = frozenset()
         self._seen_traffic = -1
+        self._add_gauges(metrics, places)
+
+    def _add_gauges(self, metrics: Metrics, places: Mapping[str, int]) -> None:
         metrics.derive(
             "adapter_places",
             "Adapters that a tier has room for.",

@@ -110,19 +110,17 @@ def test_long_texts_are_cut_and_the_last_messages_kept():
     assert len(json.dumps(asked)) < _MAX_CHARACTERS + 500
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b"5", b'{"messages": 5}', b'{"messages": [[5]]}'])
-def test_malformed_messages_are_left_out(body):
-    content = Content(body)
-    content.add(b'{"choices": 7}')
-    assert "gen_ai.output.messages" not in content.attributes()
+def test_malformed_messages_are_left_out():
+    for body in (b"{", b"[]", b"5", b'{"messages": 5}', b'{"messages": [[5]]}'):
+        content = Content(body)
+        content.add(b'{"choices": 7}')
+        assert "gen_ai.output.messages" not in content.attributes(), body
 
 
-@pytest.mark.parametrize(
-    ("value", "on"),
-    [("true", True), ("SPAN_ONLY", True), ("false", False), ("", False), ("EVENT_ONLY", False)],
-)
-def test_the_standard_variable_turns_capture_on(value, on):
-    assert is_captured({"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": value}) is on
+def test_the_standard_variable_turns_capture_on():
+    expected = {"true": True, "SPAN_ONLY": True, "false": False, "": False, "EVENT_ONLY": False}
+    variable = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+    assert {value: is_captured({variable: value}) for value in expected} == expected
     assert not is_captured({})
 
 

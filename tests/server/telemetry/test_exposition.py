@@ -1,4 +1,4 @@
-"""A metric has one name, however the scraper asks for it."""
+"""A metric has the same name for every Accept header."""
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -10,10 +10,12 @@ PROMETHEUS_3 = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
     "text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
 )
-ODD = ["", "application/openmetrics-text; version=x", "text/plain; version=x", ";;,=,"]
+INVALID = ["", "application/openmetrics-text; version=x", "text/plain; version=x", ";;,=,"]
 
 
-@pytest.mark.parametrize("accept", [PROMETHEUS_2, PROMETHEUS_3, "text/plain;version=0.0.4", *ODD])
+@pytest.mark.parametrize(
+    "accept", [PROMETHEUS_2, PROMETHEUS_3, "text/plain;version=0.0.4", *INVALID]
+)
 def test_names_keep_their_colon(accept):
     registry = CollectorRegistry()
     Counter("vllm:made", "Tokens.", ["model"], registry=registry).labels("base").inc()

@@ -83,6 +83,10 @@ class RequestError(LorryError):
         self.param = param
         self.retry_after = retry_after
 
+    def envelope(self) -> dict[str, Any]:
+        """The error as OpenAI's error object."""
+        return envelope(str(self), self.type, self.code, self.param)
+
 
 class InvalidRequest(RequestError):
     status = 400

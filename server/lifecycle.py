@@ -53,7 +53,7 @@ class Lifecycle:
     def engine(self) -> tuple[ASGIApp, Residency]:
         """vLLM's app and the residency; raises Unavailable while the server starts."""
         if self._engine is None:
-            raise _refusal(Phase.STARTING)
+            raise refusal(Phase.STARTING)
         return self._engine
 
     @property
@@ -69,7 +69,7 @@ class Lifecycle:
     def check_ready(self) -> None:
         """Raises Unavailable: the server is not ready."""
         if self.phase is not Phase.READY:
-            raise _refusal(self.phase)
+            raise refusal(self.phase)
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -98,6 +98,7 @@ class Lifecycle:
         return True
 
 
-def _refusal(phase: Phase) -> Unavailable:
+def refusal(phase: Phase) -> Unavailable:
+    """The error of calls in a phase that accepts none."""
     message, code, retry_after = _REFUSALS[phase]
     return Unavailable(message, code=code, retry_after=retry_after)

@@ -16,7 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import AdminDisabled, NotAuthorized, RequestError, RequestTooLarge, envelope
+from server.errors import AdminDisabled, NotAuthorized, RequestError, RequestTooLarge
+from server.lifecycle import Phase, refusal
 
 logger = logging.getLogger("lorry.admin")
 
@@ -47,18 +48,17 @@ class AdminGuard:
             _check_length(headers.get("content-length", ""), limit)
         except RequestError as error:
             logger.warning("%s %.128s refused: %s", scope["method"], scope["path"], error.code)
-            body = envelope(str(error), error.type, error.code, error.param)
             challenge = {"www-authenticate": "Bearer"} if error.status == 401 else {}
-            await JSONResponse(body, error.status, challenge)(scope, receive, send)
+            await JSONResponse(error.envelope(), error.status, challenge)(scope, receive, send)
             return
         scope.setdefault("state", {})["actor"] = actor
         try:
             await self._app(scope, _bounded(receive, limit), send)
         except asyncio.CancelledError:  # by the server, at the end of its drain
             logger.warning("%s %.128s was cut off", scope["method"], scope["path"])
-            body = envelope("The server is shutting down.", "server_error", "draining", None)
+            draining = refusal(Phase.DRAINING)
             with suppress(RuntimeError):  # the answer has begun
-                await JSONResponse(body, 503)(scope, receive, send)
+                await JSONResponse(draining.envelope(), draining.status)(scope, receive, send)
 
     def _limit(self, path: str, headers: Headers) -> int:
         is_upload = path == UPLOAD_PATH and is_form(headers)

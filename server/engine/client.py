@@ -1,4 +1,4 @@
-"""vLLM's engine client, extended: adapters in and out, refusals noted on calls, engine death."""
+"""vLLM's engine client, extended: loads and removes adapters, and detects the engine's death."""
 
 from __future__ import annotations
 

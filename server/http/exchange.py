@@ -18,7 +18,6 @@ from server.errors import (
     RequestError,
     RequestTooLarge,
     RequestTooSlow,
-    envelope,
     translate_vllm_error,
 )
 from server.telemetry.recorder import response_headers
@@ -91,7 +90,7 @@ async def send_error(send: Send, call: Call, error: RequestError) -> None:
     """Answer with OpenAI's envelope and our headers."""
     call.status = error.status
     call.error_code = error.code
-    body = json.dumps(envelope(str(error), error.type, error.code, error.param)).encode()
+    body = json.dumps(error.envelope()).encode()
     headers = [
         *response_headers(call),
         (b"content-type", b"application/json"),

@@ -16,9 +16,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.call import Call, current_call
-from server.errors import InvalidRequest, MethodNotAllowed, RequestError, Unavailable
+from server.errors import InvalidRequest, MethodNotAllowed, RequestError
 from server.http.exchange import Disconnected, Exchange, read_body, send_error, unless_disconnected
-from server.lifecycle import Lifecycle
+from server.lifecycle import Lifecycle, Phase, refusal
 from server.naming import ModelNames
 from server.telemetry.recorder import Recorder
 
@@ -69,7 +69,6 @@ class Selection(msgspec.Struct):
     use_beam_search: bool | None = None
 
 
-_CUT_OFF = Unavailable("The server is shutting down.", code="draining", retry_after=5)
 _NOT_SUPPORTED = ("background", "request_id", "use_beam_search")
 
 
@@ -133,7 +132,7 @@ class InferenceMiddleware:
             if call.status:
                 call.disconnected = True
                 raise
-            await send_error(send, call, _CUT_OFF)
+            await send_error(send, call, refusal(Phase.DRAINING))
         except Exception as error:  # noqa: BLE001 - the caller gets a clean 500, the log the cause
             await self._fail(call, send, error)
 

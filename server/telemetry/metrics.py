@@ -159,6 +159,7 @@ class Metrics:
         return self._live.changes
 
     def is_busy(self) -> bool:
+        """Whether any call is in flight."""
         return bool(self._live.all())
 
     def _per_account(

@@ -69,11 +69,11 @@ def test_the_base_has_its_folders_name_by_default(tmp_path):
     assert load_settings(model=tmp_path, served_model_name="x/y").base_name == "x/y"
 
 
-@pytest.mark.parametrize("name", ["a b", "@x", "é", "a:b", "a@1", "x" * 129])
-def test_a_base_name_that_would_make_references_ambiguous_is_refused(name):
-    for given in ({"model": "x", "served_model_name": name}, {"model": name}):
-        with pytest.raises(SettingsInvalid, match="--served-model-name"):
-            load_settings(**given)
+def test_a_base_name_that_would_make_references_ambiguous_is_refused():
+    for name in ("a b", "@x", "é", "a:b", "a@1", "x" * 129):
+        for given in ({"model": "x", "served_model_name": name}, {"model": name}):
+            with pytest.raises(SettingsInvalid, match="--served-model-name"):
+                load_settings(**given)
 
 
 def test_every_setting_has_a_description():

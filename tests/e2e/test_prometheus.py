@@ -21,8 +21,9 @@ from deploy_files import (
     panel_expressions,
     rule_expressions,
 )
-from prometheus_process import Prometheus, Unavailable
 from shop import ADAPTERS, BASE_NAME
+
+from tests.e2e.prometheus_process import Prometheus, Unavailable
 
 pytestmark = pytest.mark.slow
 

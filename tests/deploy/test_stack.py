@@ -118,7 +118,7 @@ def test_development_packages_are_not_in_the_image():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {re.match(r"[\w-]+", each)[0] for each in project["optional-dependencies"]["dev"]}
     # vLLM needs the first two, a shared catalog needs the driver.
-    assert wanted - left_out == {"httpx2", "openai", "psycopg"}
+    assert wanted - left_out == {"openai", "psycopg"}
     assert left_out <= wanted
 
 

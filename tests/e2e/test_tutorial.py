@@ -1,4 +1,4 @@
-"""docs/tutorial.md, followed word by word on a server with an empty store."""
+"""Runs every command of docs/tutorial.md on a server with an empty store."""
 
 from __future__ import annotations
 

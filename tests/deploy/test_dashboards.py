@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from deploy_files import DASHBOARDS, DEPLOY, dashboards, load, panels
+from deploy_files import DASHBOARDS, DEPLOY, ROOT, dashboards, load, panels
 
 BUILT_IN = re.compile(r"__\w+")
 PAGES = dashboards()
@@ -84,6 +84,14 @@ def test_links_lead_to_existing_dashboards(page):
     assert set(re.findall(r"/d/([\w-]+)", str(page))) <= known
     # The dashboards link to each other by this tag.
     assert page["tags"] == page["links"][0]["tags"] == ["lorry"]
+
+
+def test_panels_named_in_the_runbook_exist():
+    runbook = (ROOT / "docs" / "operations.md").read_text().partition("## Alerts")[2]
+    named = set(re.findall(r'(?:Overview|Adapter|Residency), "([^"]+)"', runbook))
+    shown = {panel["title"] for page in PAGES.values() for panel in panels(page)}
+    assert len(named) > 5
+    assert named <= shown
 
 
 def test_exemplars_link_to_the_tracing_source_by_trace_id():

@@ -1,7 +1,7 @@
 """Settings and a catalog in; the HTTP application and its parts out.
 
-The one wiring of a server: `lorry serve` runs it, tests put a stand-in engine behind it. HTTP
-answers from the first moment; calls are let in once `connect` has put an engine behind it.
+The only wiring of a server: `lorry serve` runs it, and tests connect a stand-in engine to it. HTTP
+answers from the start; inference calls are accepted once `connect` has put an engine behind it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from server.telemetry.tracing import Tracing
 
 
 class Assembly:
-    """One server: `app` is its HTTP side, the other parts are there for whoever runs it.
+    """One server: `app` is its HTTP side; the other parts are for the process that runs it.
 
-    `registry` holds the metrics, `exporter` takes the spans (None: nobody does).
+    `registry` collects the metrics; `exporter` receives the spans (None: they are not exported).
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Assembly:
         self.tracing = Tracing(exporter)
         self.metrics.derive(
             "engine_up",
-            "1 when calls reach the engine.",
+            "1 while the engine answers calls.",
             (),
             lambda: [((), self.lifecycle.is_up)],
         )
@@ -73,9 +73,9 @@ class Assembly:
         self._followers: list[asyncio.Task[None]] = []
 
     async def connect(self, engine: AdapterEngine, app: ASGIApp, base: Base) -> None:
-        """Put an engine, and vLLM's app on it, behind the HTTP side; calls are let in after it.
+        """Put an engine, and vLLM's app on it, behind the HTTP side, and accept calls.
 
-        Loads what the catalog pins, and from then on follows the catalog and the engine's slots.
+        Loads the pinned versions first; from then on follows the catalog and the engine's slots.
         """
         store = Store(self.settings.store)
         residency, occupancy = build_residency(
@@ -110,10 +110,10 @@ def build_residency(
     check: Callable[[AdapterVersion], object],
     base_digest: str | None,
 ) -> tuple[Residency, Occupancy]:
-    """The adapters of one engine, and the gauges that show them.
+    """The residency of one engine, and its gauges.
 
-    `path_of` gives the folder of a digest; `check` raises an AdapterError for files that can't be
-    served; `base_digest` None serves adapters of other bases too.
+    `path_of` returns the folder of a digest; `check` raises an AdapterError for files that can't be
+    served; with a `base_digest` of None, adapters of any base are served.
     """
     loader = Loader(
         engine,

@@ -1,8 +1,8 @@
-"""One HTTP call and everything that will be said of it.
+"""One HTTP call and everything recorded about it.
 
-A `Call` is filled while the call runs (by the middleware, residency and the engine) and written
-out once, at its end (server/telemetry/recorder.py): response headers, metrics, span and log line
-come from this one object, so they can't disagree. Knows nothing of HTTP frameworks or of vLLM.
+The middleware, the residency and the engine fill a `Call` while it runs, and
+server/telemetry/recorder.py writes it out once, at its end. Response headers, metrics, span and log
+line come from this one object, so they can't disagree. Knows nothing about HTTP frameworks or vLLM.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from server.telemetry.content import Content
 
 Outcome = Literal["ok", "client_error", "rejected", "aborted", "error"]
 
-BASE = "base"  # what adapter labels say of a call to the base model
-UNRESOLVED = "_unresolved"  # the call ended before it named a model that exists
-_LONGEST_ID = 128
-TOLD_SEQUENCES = 16  # of a call with many, so many have spans and finish reasons of their own
+BASE = "base"  # the adapter label of a call to the base model
+UNRESOLVED = "_unresolved"  # the adapter label of a call without a valid `model`
+_MAX_ID_CHARACTERS = 128
+MAX_RECORDED_SEQUENCES = 16  # of one call, with spans and finish reasons of their own
 _SEQUENCE_NUMBER = re.compile(r"[-_]\d{1,6}$")
 
 
 @dataclass(slots=True)
 class Lease:
-    """What the engine knows a resident version by; shared by the calls that hold it."""
+    """The identity of a resident version in the engine; shared by the calls that use it."""
 
     engine_name: str  # LoRARequest.lora_name: unique per version and load
     request: Any  # vLLM's LoRARequest, opaque here
-    repaired_values: int = 0  # not finite or far too large, since it was loaded: it is broken
+    repaired_values: int = 0  # computed since the load, not finite or far too large: it is broken
 
 
 class SequenceStats(Protocol):
-    """The engine's own clock and counts: vllm.v1.metrics.stats.RequestStateStats.
+    """The engine's times and counts: vllm.v1.metrics.stats.RequestStateStats.
 
-    The `_ts` fields are seconds of CLOCK_MONOTONIC, 0.0 until they happened.
+    The `_ts` fields are seconds of CLOCK_MONOTONIC, 0.0 until the event.
     """
 
     num_generation_tokens: int
@@ -52,7 +52,7 @@ class SequenceStats(Protocol):
 
 @dataclass(slots=True)
 class Sequence:
-    """One prompt being answered; a call has several with n > 1 or a list of prompts."""
+    """One answer to one prompt; a call has several with n > 1 or a list of prompts."""
 
     engine_request_id: str  # the response's id, followed by -N or _N where there are several
     prompt_tokens: int
@@ -63,7 +63,7 @@ class Sequence:
     handed_in: float = field(default_factory=time.monotonic)
 
     def phases(self) -> Iterator[tuple[str, float, float]]:
-        """What the engine has done with it: name, start and end on the engine's clock."""
+        """The engine's phases so far: name, start and end in seconds of CLOCK_MONOTONIC."""
         stats = self.stats
         times = (stats.queued_ts, stats.scheduled_ts, stats.first_token_ts, stats.last_token_ts)
         for name, start, end in zip(("queue", "prefill", "decode"), times, times[1:], strict=False):
@@ -73,8 +73,8 @@ class Sequence:
 
 @dataclass(slots=True)
 class Call:
-    request_id: str  # the caller's own, when it sent a fit one
-    engine_id: str  # ours: unique, what the engine and response ids carry
+    request_id: str  # the caller's own, if it sent a valid one
+    engine_id: str  # ours, unique; the engine's and response ids contain it
     endpoint: str
     operation: str
     base: str
@@ -83,19 +83,19 @@ class Call:
     requested_model: str | None = None
     stream: bool = False
     version: AdapterVersion | None = None  # None: the base, once `resolved`
-    resolved: bool = False  # the name that was asked for means something
+    resolved: bool = False  # the requested model exists
     lease: Lease | None = None
-    load_started: float | None = None  # monotonic; set when this call waited for a load
+    load_started: float | None = None  # monotonic; set if this call waited for a load
     load_ended: float | None = None
     status: int = 0
     response_complete: bool = False
     disconnected: bool = False
     error_code: str | None = None
     engine_error: str | None = None
-    refused_late: int = 0  # what the status would be of one refused when its 200 was out
-    repaired_values: int = 0  # those of its lease when the engine told of them
+    late_status: int = 0  # of an error in a stream, after its 200
+    repaired_values: int = 0  # of its adapter, as the engine last reported them
     ended: float | None = None
-    content: Content | None = None  # its texts, where they are to be told
+    content: Content | None = None  # its texts, if they are captured
     sequences: list[Sequence] = field(default_factory=list)
 
     @property
@@ -106,22 +106,22 @@ class Call:
 
     @property
     def account(self) -> str:
-        """What its metrics are counted under (server/telemetry/ledger.py)."""
+        """The key of its account in server/telemetry/ledger.py."""
         return self.version.label if self.version is not None else self.adapter_label
 
     @property
     def response_model(self) -> str | None:
-        """The name the answer carries in `model`."""
+        """The `model` of the answer."""
         if self.version is not None:
             return self.version.label
         return self.base if self.resolved else None
 
     @property
     def response_id(self) -> str | None:
-        """The `id` of the answer, once the engine has taken the call."""
+        """The `id` of the answer, once the engine has accepted the call."""
         if not self.sequences:
             return None
-        return _SEQUENCE_NUMBER.sub("", self.sequences[0].engine_request_id)[:_LONGEST_ID]
+        return _SEQUENCE_NUMBER.sub("", self.sequences[0].engine_request_id)[:_MAX_ID_CHARACTERS]
 
     @property
     def outcome(self) -> Outcome:
@@ -130,8 +130,8 @@ class Call:
         if self.engine_error is not None or self.status == 0 or "error" in self.finish_reasons:
             return "error"
         if "abort" in self.finish_reasons:
-            return "aborted"  # by the engine: it was told to stop
-        status = self.refused_late or self.status
+            return "aborted"  # by the engine, while it stops
+        status = self.late_status or self.status
         if status in (401, 403, 429, 503):
             return "rejected"
         if status >= 500:
@@ -167,7 +167,7 @@ class Call:
 
 
 class Observer(Protocol):
-    """Hears of what the engine does for a call while it runs; must not raise."""
+    """Receives what the engine does while calls run (server/telemetry/metrics.py)."""
 
     def token_made(self, call: Call, gap: float) -> None: ...
 

@@ -1,6 +1,6 @@
-"""`lorry serve`: the command line of the server. Imports nothing slow before it must.
+"""`lorry serve`: the command line of the server, whose options are the fields of `Settings`.
 
-Its options are the fields of `Settings`.
+Slow imports wait until the settings and the machine have been checked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EPILOG = (
     "Every option is also a variable LORRY_... and a key of lorry.toml. Exit codes: 2 settings, "
     "3 model, 4 port, 5 store, 6 quantization, 7 platform, 8 engine did not start, 9 engine died."
 )
-# The model is an argument; a token on a command line could be read by every user of the machine.
+# The model is an argument; every user of the machine could read a token on a command line.
 _NO_OPTIONS = frozenset({"model", "admin_token"})
 
 
@@ -37,7 +37,7 @@ def serve(
 
 
 def _as_option(name: str, field: FieldInfo) -> inspect.Parameter:
-    """An option whose text `Settings` judges, a flag, or an option that may be repeated."""
+    """A setting as an option: a flag, a repeatable option, or a text that `Settings` parses."""
     kind: Any = str
     if field.annotation is bool:
         kind = bool
@@ -92,7 +92,7 @@ def _run(config: Path | None, given: dict[str, Any], engine_flags: list[str]) ->
             closing(preflight.bind(settings.host, settings.port)) as listener,
             closing(preflight.open_catalog(settings.store, settings.catalog)) as catalog,
         ):
-            # Only now: what follows imports for seconds.
+            # Imported late: it takes seconds.
             from server.serve import serve as run
 
             return run(settings, engine_flags, listener, catalog)

@@ -1,4 +1,4 @@
-"""Every way the server says no, and how each looks over HTTP and as an exit code.
+"""The server's errors, with their HTTP status or exit code.
 
 LorryError
 ├── StartupError          the command ends: one line on stderr and its own exit code
@@ -22,11 +22,11 @@ INTERRUPTED_EXIT_CODE = 130
 
 
 class LorryError(Exception):
-    """Base of everything the server raises on purpose."""
+    """Base of every error that the server raises on purpose."""
 
 
 class StartupError(LorryError):
-    """The server can't start. `str()` is the whole message: what happened and what to do."""
+    """The server can't start. `str()` is the whole message: the cause and what to do."""
 
     exit_code: ClassVar[int] = 1
 
@@ -156,7 +156,7 @@ def envelope(message: str, type_: str, code: str | None, param: str | None) -> d
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
 
-# What vLLM answers (create_error_response: a status and a type in words) in OpenAI's terms.
+# Our codes for the statuses of vLLM's errors (create_error_response).
 _CODE_BY_STATUS = {
     400: "invalid_request",
     404: "not_found",
@@ -172,7 +172,7 @@ _CODE_BY_STATUS = {
 def translate_vllm_error(status: int, body: Any, code: str | None = None) -> dict[str, Any]:
     """vLLM's (or FastAPI's) error body as OpenAI's envelope, keeping its message and param.
 
-    `code` is ours, where we know better than the status what went wrong.
+    `code` is ours, if the cause is known better than from the status.
     """
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):

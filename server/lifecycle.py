@@ -1,7 +1,7 @@
-"""Where the server is in its life, the engine behind it, and how many calls it is answering.
+"""The server's phase, the engine behind it, and the number of calls in flight.
 
-starting -> ready -> draining, or -> dead from anywhere when the engine ends. Only `ready` lets
-calls in. Others report what happened; nothing here looks at HTTP or at the engine.
+starting -> ready -> draining, and from each of them -> dead when the engine ends. Calls are
+accepted only in `ready`. Other modules report events; nothing here observes HTTP or the engine.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Phase(StrEnum):
 _REFUSALS = {
     Phase.STARTING: ("The server is starting.", "starting", 5),
     Phase.DRAINING: ("The server is shutting down.", "draining", 5),
-    Phase.DEAD: ("The engine has stopped; the server is ending.", "engine_dead", 10),
+    Phase.DEAD: ("The engine has stopped; the server is shutting down.", "engine_dead", 10),
 }
 
 
 class Lifecycle:
     def __init__(self) -> None:
         self.phase = Phase.STARTING
-        self.stage = "starting"  # in words, for people who wait
+        self.stage = "starting"  # of the start, for people
         self.in_flight = 0
         self._engine: tuple[ASGIApp, Residency] | None = None
         self._idle = asyncio.Event()
@@ -46,12 +46,12 @@ class Lifecycle:
         return self.phase in (Phase.READY, Phase.DRAINING)
 
     def attach(self, app: ASGIApp, residency: Residency) -> None:
-        """There is an engine now: vLLM's app and the adapters that it holds. Calls are let in."""
+        """Take an engine (vLLM's app and its residency) into use: calls are accepted."""
         self._engine = (app, residency)
         self.advance(Phase.READY)
 
     def engine(self) -> tuple[ASGIApp, Residency]:
-        """Raises Unavailable while the server starts."""
+        """vLLM's app and the residency; raises Unavailable while the server starts."""
         if self._engine is None:
             raise _refusal(Phase.STARTING)
         return self._engine
@@ -61,7 +61,7 @@ class Lifecycle:
         return self._engine[1] if self._engine is not None else None
 
     def advance(self, phase: Phase) -> None:
-        """Move on; a dead server stays dead."""
+        """Enter a phase; DEAD is final."""
         if self.phase is not Phase.DEAD:
             self.phase = phase
             self.stage = phase.value
@@ -73,7 +73,7 @@ class Lifecycle:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Count one call in and out.
+        """Count one call as in flight for the length of the block.
 
         Raises:
             Unavailable: the server is not ready.
@@ -89,7 +89,7 @@ class Lifecycle:
                 self._idle.set()
 
     async def wait_idle(self, within: float) -> bool:
-        """Whether every running call ended within `within` seconds."""
+        """Wait until no call is in flight; returns False after `within` seconds."""
         try:
             async with asyncio.timeout(within):
                 await self._idle.wait()

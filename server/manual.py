@@ -20,7 +20,7 @@ Each setting of `lorry serve` is an option (`--max-loras 4`), a variable (`LORRY
 key of `lorry.toml` in the working folder, or of the file that `--config FILE` names
 (`max_loras = 4`). The command line wins over variables, and variables over the file. An unknown
 option, variable or key is an error. The model is an argument, `lorry serve MODEL`; the admin token
-is no option, as every user of a machine can read its command lines.
+is no option, because every user of a machine can read its command lines.
 
 | setting | value | default | meaning |
 |---|---|---|---|
@@ -30,11 +30,11 @@ _TAIL = """
 A list is repeated as an option (`--admin-source-schemes hf --admin-source-schemes s3`) and JSON as
 a variable (`LORRY_ADMIN_SOURCE_SCHEMES='["hf", "s3"]'`).
 
-What stands after `--` goes to vLLM's engine, except flags that Lorry sets itself:
+Arguments after `--` go to vLLM's engine; flags that Lorry sets itself are refused:
 `lorry serve MODEL -- --max-num-seqs 64`.
 
 Spans are exported by OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set; the other `OTEL_...` variables
-work as everywhere ([observability.md](observability.md)).
+work as usual ([observability.md](observability.md)).
 
 ## Exit codes
 
@@ -43,12 +43,12 @@ server at once.
 
 | code | meaning |
 |---|---|
-| 0 | stopped as asked |
+| 0 | stopped by SIGTERM or Ctrl-C |
 | 2 | a setting is wrong |
 | 3 | there is no such model folder, or no adapters can be served on it |
 | 4 | the port is taken, or the address is not this machine's |
 | 5 | the store can't be read |
-| 6 | bitsandbytes is asked for but missing |
+| 6 | bitsandbytes is set but not installed |
 | 7 | this Python, processor or vLLM can't serve |
 | 8 | the engine did not start |
 | 9 | the engine died |

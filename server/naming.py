@@ -1,6 +1,6 @@
-"""What the `model` of a request means: the base, or one immutable version of an adapter.
+"""Resolves the `model` of a request to the base or to one immutable version of an adapter.
 
-Never falls back to the base: a name that means nothing is an error.
+Never falls back to the base: an unknown name is an error.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class ModelNames:
         self._catalog = catalog
 
     async def resolve(self, model: str, key: str | None = None) -> AdapterVersion | None:
-        """The version that `model` names now; None means the base.
+        """The version that `model` means now; None is the base.
 
-        Accepts the base's name, `NAME[@VERSION|@ALIAS|@sha256:PREFIX]` and `BASE:NAME...`. Where
-        an alias is split, `key` (who asks) decides the side; None is a chance one.
+        Accepts the base's name, `NAME[@VERSION|@ALIAS|@sha256:PREFIX]` and `BASE:NAME...`. For a
+        split alias, `key` (such as the user) chooses the side; without one it is random.
 
         Raises:
-            UnknownModel: nothing by that name.
-            InvalidRequest: a digest prefix that several versions share.
+            UnknownModel: there is no such model.
+            InvalidRequest: several versions share the digest prefix.
             Unavailable: the catalog can't be read.
         """
         if model == self.base:
@@ -39,7 +39,7 @@ class ModelNames:
         reference = model.removeprefix(f"{self.base}:")
         try:
             wanted = parse_reference(reference)
-            # What was asked before is in memory; else it takes a thread, as databases may wait.
+            # From memory if it was resolved before; else in a thread, as a database may block.
             found = self._catalog.remembered(wanted, key)
             return found or await asyncio.to_thread(self._catalog.resolve, wanted, key)
         except AmbiguousDigest as error:
@@ -56,9 +56,7 @@ class ModelNames:
             raise _unreadable(error) from None
 
     async def published(self) -> tuple[Published, ...]:
-        """What a bare `NAME` means now, for every name that means something.
-
-        The same object until the catalog changes.
+        """What each bare `NAME` means now; the same object until the catalog changes.
 
         Raises:
             Unavailable: the catalog can't be read.

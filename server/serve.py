@@ -1,7 +1,7 @@
-"""The process: bind, start, serve, drain, end. Every way it ends has its own exit code.
+"""The server's process: start, serve, drain, end. Every way it ends has its own exit code.
 
-HTTP is up from the first moment (/livez, /readyz and 503 for calls), while the engine starts
-beside it. SIGTERM or Ctrl-C lets running answers finish, up to a limit; a second one does not.
+HTTP is up from the start (/livez, /readyz and 503 for calls), while the engine starts beside it.
+SIGTERM or Ctrl-C lets running answers finish, up to a limit; a second one ends the process at once.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lorry.serve")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_SIGNAL_SECONDS = 0.3
-_CUT_OFF_SECONDS = 2  # for connections to close, once no call is waited for
-_TOLD_SECONDS = 2
-_ENDED_CALLS_SECONDS = 5  # for calls of a dead engine to hear of it
-_THREADS = 64  # that wait for the catalog or the disk
+_SIGNAL_SECONDS = 0.3  # for a signal that has ended the engine to arrive here too
+_CUT_OFF_SECONDS = 2  # for connections to close after the drain
+_DEAD_ANSWERS_SECONDS = 2  # for which a server with a dead engine still answers, with 503
+_FAILED_CALLS_SECONDS = 5  # for the calls of a dead engine to end
+_THREADS = 64  # they wait for the catalog or the disk
 
 
 def serve(
     settings: Settings, extra: Sequence[str], listener: socket.socket, catalog: Catalog
 ) -> int:
-    """Serve until told to stop; returns the exit code.
+    """Serve until a signal or the engine's death; returns the exit code.
 
     Raises:
         StartupError: the engine did not start.
@@ -75,7 +75,7 @@ class Server:
         self._extra = extra
         self._listener = listener
         self._catalog = catalog
-        disable_created_metrics()  # a second series for each one, of use to nobody here
+        disable_created_metrics()  # they would double the number of series
         self._parts = Assembly(settings, catalog, REGISTRY, take_exporter(os.environ))
         self._lifecycle = self._parts.lifecycle
         self._stop = asyncio.Event()
@@ -97,25 +97,25 @@ class Server:
 
     async def run(self) -> int:
         self._listen_to_signals()
-        # Python's own has 6 on two cores: a catalog that is locked would hold up loads and metrics.
+        # Python's default has 6 on two cores: a locked catalog would block loads and metrics.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "lorry"))
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         stop = asyncio.create_task(self._stop.wait())
         running: RunningEngine | None = None
         try:
             running = await self._start_unless(stop)
-            # At once, so that no call is let in meanwhile.
+            # By a callback, so that no call is accepted after the engine has died.
             running.death.add_done_callback(lambda _: self._lifecycle.advance(Phase.DEAD))
             ends = {running.death, stop, http}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not stop.done():
-                # A signal to the whole group may end an idle engine before we hear of it.
+                # A signal to the process group may end an idle engine before it arrives here.
                 await asyncio.wait({stop}, timeout=_SIGNAL_SECONDS)
-            return await self._drain() if stop.done() else await self._bury()
+            return await self._drain() if stop.done() else await self._end_after_engine_death()
         finally:
             stop.cancel()
             self._parts.disconnect()
-            # Calls before their engine: those that outlived the drain are cancelled here.
+            # HTTP before the engine: this cancels the calls that outlived the drain.
             self._http.should_exit = True
             await http
             if running is not None:
@@ -126,7 +126,7 @@ class Server:
         start = asyncio.create_task(self._start_engine())
         await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
         if not start.done():
-            # vLLM can't be stopped half-way; the engine process watches us and ends as well.
+            # vLLM's start can't be cancelled; the engine process watches this one and ends too.
             self._say("stopped while starting")
             os._exit(0)
         return await start
@@ -134,7 +134,7 @@ class Server:
     async def _start_engine(self) -> RunningEngine:
         settings = self._settings
         base = await asyncio.to_thread(self._read_base)
-        await self._warn_of_namesake()
+        await self._warn_name_clash()
         self._stage("importing vLLM")
         start_engine = await asyncio.to_thread(_import_engine)
         self._stage(f"starting the engine ({settings.model}, {settings.quantization})")
@@ -146,13 +146,13 @@ class Server:
         self._say(f"ready on http://{host}:{port} after {took:.1f} s")
         return running
 
-    async def _warn_of_namesake(self) -> None:
+    async def _warn_name_clash(self) -> None:
         name = self._settings.base_name
-        with contextlib.suppress(AdapterError):  # a catalog that can't be read is told by others
+        with contextlib.suppress(AdapterError):  # an unreadable catalog is reported elsewhere
             if await asyncio.to_thread(self._catalog.list_versions, name):
                 logger.warning(
-                    "there is an adapter called %s, as the base is: that name means the base. "
-                    "Call the adapter %s:%s, or serve the base under --served-model-name.",
+                    "an adapter has the base's name, %s, which means the base. Call the adapter "
+                    "as %s:%s, or name the base with --served-model-name.",
                     *(name,) * 3,
                 )
 
@@ -170,23 +170,23 @@ class Server:
             logger.warning("%d call(s) were cut off", self._lifecycle.in_flight)
         return 0
 
-    async def _bury(self) -> int:
+    async def _end_after_engine_death(self) -> int:
         self._lifecycle.advance(Phase.DEAD)
-        logger.error("the engine has ended; so does the server")
-        # Those that come now are told so, rather than refused by an empty port.
-        await asyncio.sleep(_TOLD_SECONDS)
-        await self._lifecycle.wait_idle(_ENDED_CALLS_SECONDS)
+        logger.error("the engine has died; the server shuts down")
+        # New calls get a 503 with `engine_dead` rather than a closed port.
+        await asyncio.sleep(_DEAD_ANSWERS_SECONDS)
+        await self._lifecycle.wait_idle(_FAILED_CALLS_SECONDS)
         return ENGINE_DIED_EXIT_CODE
 
     def _listen_to_signals(self) -> None:
-        def asked_to_stop() -> None:
+        def stop() -> None:
             if self._stop.is_set():
                 self._say("stopped at once")
                 os._exit(INTERRUPTED_EXIT_CODE)
             self._stop.set()
 
         for number in _SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, asked_to_stop)
+            asyncio.get_running_loop().add_signal_handler(number, stop)
 
     def _stage(self, words: str) -> None:
         self._lifecycle.stage = words
@@ -197,7 +197,7 @@ class Server:
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: when to stop is decided above."""
+    """uvicorn without its signal handlers: `Server` decides when to stop."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

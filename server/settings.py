@@ -1,7 +1,7 @@
-"""Every setting of `lorry serve`, with its default, bounds and description: one frozen model.
+"""Every setting of `lorry serve`, with its default, bounds and description, in one frozen model.
 
-The command line wins over `LORRY_...` variables, these over `lorry.toml` (or `--config FILE`), and
-that over the defaults here. An unknown key is an error in each of them. The options of
+The command line wins over `LORRY_...` variables, they win over `lorry.toml` (or `--config FILE`),
+and the file wins over the defaults here. An unknown key is an error in each of them. The options of
 `lorry serve` and docs/configuration.md are generated from this model.
 """
 
@@ -27,12 +27,12 @@ from server.kernels.watchdog import SERVER_VARIABLE
 
 ENV_PREFIX = "LORRY_"
 DEFAULT_CONFIG = Path("lorry.toml")
-CLIENT_VARIABLE = "LORRY_URL"  # which server `lorry adapters` acts on; a server may inherit it
-# No `@` or `:`, which adapters' references use.
+CLIENT_VARIABLE = "LORRY_URL"  # the server that `lorry adapters` acts on; a server may inherit it
+# Without `@` and `:`, which separate the parts of an adapter reference.
 _BASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
-SHORTEST_TOKEN = 16
+MIN_TOKEN_LENGTH = 16
 # Ranks that vLLM can allocate slots for: vllm.config.lora.LoRAConfig.max_lora_rank. A variable or
-# an option holds text, which pydantic does not turn into one of these by itself.
+# an option is text, which pydantic does not convert to one of these by itself.
 MaxLoraRank = Annotated[
     Literal[1, 8, 16, 32, 64, 128, 256, 320, 512],
     BeforeValidator(lambda value: int(value) if str(value).isdecimal() else value),
@@ -87,22 +87,22 @@ class Settings(BaseSettings):
         default=False, description="Serve adapters that were published for another base."
     )
     watch: Path | None = Field(
-        default=None, description="Folder whose subfolders are published as they are completed."
+        default=None, description="Folder whose subfolders are published once they are complete."
     )
     admin_token: SecretStr | None = Field(
         default=None,
-        min_length=SHORTEST_TOKEN,
+        min_length=MIN_TOKEN_LENGTH,
         description="The bearer token that opens /admin and the runtime LoRA paths.",
     )
     admin_token_file: Path | None = Field(
         default=None, description="File that holds the admin token."
     )
     admin_source_root: Path | None = Field(
-        default=None, description="Folder of this machine below which the admin API may publish."
+        default=None, description="Local folder below which the admin API may publish."
     )
     admin_source_schemes: tuple[str, ...] = Field(
         default=(),
-        description="What else the admin API may publish from, such as hf, s3 or https.",
+        description="Address schemes that the admin API may publish from, such as hf, s3 or https.",
     )
     max_upload_bytes: int = Field(
         default=4 * 1024**3, ge=1024, description="Largest adapter that can be uploaded."
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
         default=200, ge=1, description="Adapter versions with metric series of their own."
     )
     log_format: Literal["auto", "json", "text"] = Field(
-        default="auto", description="The log's lines; auto is text on a terminal, else JSON."
+        default="auto", description="Format of the log; auto is text on a terminal, else JSON."
     )
     cache: Path = Field(
         default=Path(".lorry/cache"), description="What vLLM keeps between starts (model info)."
@@ -137,7 +137,7 @@ def load_settings(config: Path | None = None, **given: Any) -> Settings:
     """Read all sources; `given` holds the options of the command line (None: not given).
 
     Raises:
-        SettingsInvalid: naming every wrong key and value at once.
+        SettingsInvalid: naming every wrong key and value.
     """
     _check_environment()
     path = config or DEFAULT_CONFIG
@@ -160,7 +160,7 @@ def load_settings(config: Path | None = None, **given: Any) -> Settings:
 
 
 def _checked(settings: Settings) -> Settings:
-    """What no single field can check; reads the token's file."""
+    """Check what no single field can, and read the token's file."""
     if not _BASE_NAME.fullmatch(settings.base_name):
         raise SettingsInvalid(
             f"settings: the folder's name {settings.base_name!r} can't be a model's name: "
@@ -185,9 +185,9 @@ def _read_token(settings: Settings) -> SecretStr:
         token = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsInvalid(f"settings: can't read admin_token_file {path}: {error}") from None
-    if len(token) < SHORTEST_TOKEN:
+    if len(token) < MIN_TOKEN_LENGTH:
         raise SettingsInvalid(
-            f"settings: the token in {path} is shorter than {SHORTEST_TOKEN} characters"
+            f"settings: the token in {path} is shorter than {MIN_TOKEN_LENGTH} characters"
         )
     return SecretStr(token)
 
@@ -208,13 +208,13 @@ def _describe(problem: Any) -> str:
         return f"no {key} given (`lorry serve MODEL`, LORRY_{key.upper()} or lorry.toml)"
     if problem["type"] == "extra_forbidden":
         return f"no such key {key!r}"
-    if key == "admin_token":  # which is never shown
+    if key == "admin_token":  # its value is never shown
         return f"{key}: {problem['msg']}"
     return f"{key} = {problem.get('input')!r}: {problem['msg']}"
 
 
 def describe_default(field: FieldInfo) -> str:
-    """The default as a person writes it; "" where there is none."""
+    """The default as a user would write it; "" if there is none."""
     if field.is_required() or field.default in (None, "", ()) or field.default is False:
         return ""
     return str(field.default)

@@ -1,4 +1,4 @@
-"""What the admin API takes, as strict models: an unknown key is an error, every text has an end."""
+"""Request bodies of the admin API: an unknown key is an error, and every text has a limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Body(BaseModel):
 
 
 class Publication(Body):
-    """A new version of `name`, and the aliases that shall point at it (none: an empty list)."""
+    """A new version of `name`, and the aliases to point at it (an empty list moves none)."""
 
     name: Name
     aliases: list[AliasName] = Field(default=[STABLE], max_length=16)
@@ -30,7 +30,7 @@ class SourcePublication(Publication):
 
 
 class Pointing(Body):
-    """Where an alias shall point: one `version`, or a `split` by weight such as {"1": 90}."""
+    """The target of an alias: one `version`, or a `split` by weight such as {"1": 90, "2": 10}."""
 
     version: Version | None = None
     split: dict[Version, Annotated[int, Field(ge=0, le=1_000_000)]] | None = Field(
@@ -45,13 +45,13 @@ class Pointing(Body):
 
 
 class Rollback(Body):
-    """`to`: a version to go back to; else one step."""
+    """`to`: the version to go back to; by default the one before."""
 
     to: Version | None = None
 
 
 class LoadLora(Body):
-    """vLLM's own request; `load_inplace` can't be true here."""
+    """vLLM's request body; `load_inplace` is refused."""
 
     lora_name: Name
     lora_path: Source

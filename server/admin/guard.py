@@ -1,6 +1,6 @@
-"""Stands before every admin path: who may pass, who it is in the records, how much may come in.
+"""Guards every admin path: checks the token, names the actor, bounds the body. Denies by default.
 
-Pure ASGI and outside the routes, so that nothing of a stranger's body is read. Denied by default.
+Pure ASGI and outside the routes, so that a body without a valid token is never read.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class AdminGuard:
         scope.setdefault("state", {})["actor"] = actor
         try:
             await self._app(scope, _bounded(receive, limit), send)
-        except asyncio.CancelledError:  # by the server, whose time to drain is over
+        except asyncio.CancelledError:  # by the server, at the end of its drain
             logger.warning("%s %.128s was cut off", scope["method"], scope["path"])
             body = envelope("The server is shutting down.", "server_error", "draining", None)
-            with suppress(RuntimeError):  # the answer had begun
+            with suppress(RuntimeError):  # the answer has begun
                 await JSONResponse(body, 503)(scope, receive, send)
 
     def _limit(self, path: str, headers: Headers) -> int:
@@ -65,12 +65,12 @@ class AdminGuard:
         return self._max_upload_bytes if is_upload else _MAX_JSON_BYTES
 
     def _identify(self, authorization: str) -> str:
-        """Who is calling, as the catalog's history will have it."""
+        """The actor for the catalog's history: `admin:` and a short digest of the token."""
         if self._digest is None:
             raise AdminDisabled(_HOW_TO_ENABLE)
         scheme, _, token = authorization.partition(" ")
         given = _digest(token.strip())
-        # Digests of one length: the comparison tells nothing of the token.
+        # Digests of equal length: the comparison reveals nothing about the token.
         if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._digest):
             raise NotAuthorized("Send the admin token as `Authorization: Bearer TOKEN`.")
         return f"admin:{given.hex()[:8]}"
@@ -89,7 +89,7 @@ def _digest(token: str) -> bytes:
 
 
 def _check_length(announced: str, limit: int) -> None:
-    """Who says beforehand that it is too much need not send it."""
+    """Raises RequestTooLarge for an announced length above `limit`, before any byte is read."""
     if announced.isdecimal() and (len(announced) > len(str(limit)) or int(announced) > limit):
         raise RequestTooLarge(f"The request body is larger than {limit} bytes.")
 
@@ -102,7 +102,7 @@ def _bounded(receive: Receive, limit: int) -> Receive:
         message = await receive()
         size += len(message.get("body", b""))
         if size > limit:
-            # An HTTPException, as FastAPI turns every other one into a 400.
+            # Not a RequestTooLarge: FastAPI turns all but an HTTPException into a 400 here.
             raise HTTPException(413, f"The request body is larger than {limit} bytes.")
         return message
 

@@ -1,6 +1,7 @@
-"""A multipart form as it arrives, part by part: python-multipart's push parser, pulled.
+"""Reads a multipart form part by part as it arrives, holding one piece of the body at a time.
 
-Holds one piece of the body at a time. Knows nothing of what the parts are for.
+On python-multipart's low-level parser. Its FormParser does not fit: it writes every file to a
+temporary place of its own, and limits neither the number of parts nor the length of fields.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _MAX_HEADER_BYTES = 1024  # of one line
 
 
 class Part(NamedTuple):
-    """`pieces` can be read until the next part is asked for; `filename` is None for a field."""
+    """`pieces` is valid until the next part is read; `filename` is None for a field."""
 
     name: str
     filename: str | None
@@ -31,18 +32,18 @@ class _Head(NamedTuple):
     filename: str | None
 
 
-_Token = _Head | bytes | None  # how a part begins, a piece of it, its end
+_Token = _Head | bytes | None  # the head of a part, a piece of it, its end
 
 
 def read_parts(content_type: str, chunks: Iterable[bytes]) -> Iterator[Part]:
-    """The parts of a form in order; raises InvalidRequest where it is none, or not whole."""
+    """The parts of a form in order; raises InvalidRequest for a malformed or incomplete form."""
     tokens = _read_tokens(content_type, chunks)
     for token in tokens:
         if isinstance(token, _Head):
             pieces = _until_end(tokens)
             yield Part(token.name, token.filename, pieces)
             for _ in pieces:
-                pass  # what nobody wanted
+                pass  # skip what the caller left unread
 
 
 def _until_end(tokens: Iterator[_Token]) -> Iterator[bytes]:
@@ -51,27 +52,27 @@ def _until_end(tokens: Iterator[_Token]) -> Iterator[bytes]:
 
 
 def _read_tokens(content_type: str, chunks: Iterable[bytes]) -> Iterator[_Token]:
-    listener = _Listener()
+    events = _ParserEvents()
     try:
-        parser = listener.listen_to(parse_options_header(content_type)[1].get(b"boundary", b""))
+        parser = events.attach_parser(parse_options_header(content_type)[1].get(b"boundary", b""))
         for chunk in chunks:
             parser.write(chunk)
-            while listener.heard:
-                yield listener.heard.popleft()
+            while events.tokens:
+                yield events.tokens.popleft()
         if parser.state != MultipartState.END:
-            raise FormParserError("it ends in the middle")
+            raise FormParserError("it is incomplete")
     except FormParserError as error:
         raise InvalidRequest(f"The form can't be read: {error}.") from error
 
 
-class _Listener:
-    """Notes what the parser says of one chunk."""
+class _ParserEvents:
+    """Collects the parser's callbacks for one chunk as tokens."""
 
     def __init__(self) -> None:
-        self.heard: deque[_Token] = deque()
+        self.tokens: deque[_Token] = deque()
         self._header = self._value = self._disposition = b""
 
-    def listen_to(self, boundary: bytes) -> MultipartParser:
+    def attach_parser(self, boundary: bytes) -> MultipartParser:
         if not boundary:
             raise FormParserError("its content type has no boundary")
         return MultipartParser(
@@ -82,8 +83,8 @@ class _Listener:
                 "on_header_value": self._add_value,
                 "on_header_end": self._end_header,
                 "on_headers_finished": self._end_head,
-                "on_part_data": lambda data, start, end: self.heard.append(data[start:end]),
-                "on_part_end": lambda: self.heard.append(None),
+                "on_part_data": lambda data, start, end: self.tokens.append(data[start:end]),
+                "on_part_end": lambda: self.tokens.append(None),
             },
             max_header_count=_MAX_HEADERS,
             max_header_size=_MAX_HEADER_BYTES,
@@ -109,4 +110,4 @@ class _Listener:
             raise FormParserError("a part has no name")
         filename = options.get(b"filename")
         shown = None if filename is None else filename.decode(errors="replace")
-        self.heard.append(_Head(options[b"name"].decode(errors="replace"), shown))
+        self.tokens.append(_Head(options[b"name"].decode(errors="replace"), shown))

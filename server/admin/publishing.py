@@ -1,7 +1,7 @@
-"""Publishing by a server: an upload, a source that the operator allowed, or a watched folder.
+"""Publishing by a server: from an upload, an allowed source, or a watched folder.
 
-Decides what may come from where; `adapters.publish` judges, hashes and stores it, and
-`adapters.watch` looks at the folder, in a thread of its own.
+Decides which sources are allowed; `adapters.publish` validates, hashes and stores the adapter, and
+`adapters.watch` polls the folder in a thread of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from server.settings import Settings
 
 logger = logging.getLogger("lorry.watch")
 
-_AT_ONCE = 2  # each takes room in the store, and a core to judge it
+_CONCURRENT = 2  # each takes space in the store, and a core to validate it
 _TURN_SECONDS = 60.0
 _RETRY_SECONDS = 10
 _STOP_SECONDS = 10.0
@@ -37,12 +37,12 @@ class Publisher:
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
         self._settings = settings
         self._catalog = catalog
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._turns = asyncio.Semaphore(_CONCURRENT)
 
     async def publish_upload(self, request: Request, actor: str) -> AdapterVersion:
         """Publish the files of a multipart form: `name`, `alias` (any number) and the files.
 
-        Nothing of it is read before its turn. Raises Unavailable when that does not come.
+        The body is read only when its turn comes. Raises Unavailable if the turn does not come.
         """
         content_type = request.headers["content-type"]
         async with self._turn():
@@ -50,14 +50,15 @@ class Publisher:
             return await asyncio.to_thread(self._publish_form, content_type, body, actor)
 
     async def publish_source(self, source: str, wanted: Publication, actor: str) -> AdapterVersion:
-        """Publish from a place that a setting allows."""
-        place = await asyncio.to_thread(self._find, source)
+        """Publish from a source that the settings allow; raises InvalidRequest for any other."""
+        place = await asyncio.to_thread(self._locate, source)
         async with self._turn():
             return await asyncio.to_thread(
                 self._publish_now, place, wanted.name, wanted.aliases, actor
             )
 
-    def _find(self, source: str) -> str | Path:
+    def _locate(self, source: str) -> str | Path:
+        """The address, or the folder below `admin_source_root`; raises InvalidRequest."""
         scheme, is_url, rest = source.partition("://")
         if is_url and scheme != "file":
             if scheme not in self._settings.admin_source_schemes:
@@ -80,7 +81,7 @@ class Publisher:
         return path
 
     def publish_watched(self, folder: Path, name: str) -> AdapterVersion:
-        """What adapters/watch.py does with a complete folder, in its own thread."""
+        """Publish a complete folder; called in the thread of adapters/watch.py."""
         return self._publish_now(folder, name, (STABLE,), "watch", if_new=True)
 
     @asynccontextmanager
@@ -106,7 +107,7 @@ class Publisher:
                 return self._publish_now(folder, wanted.name, wanted.aliases, actor)
         except OSError as error:
             raise StoreUnwritable(
-                f"the upload cannot be kept: {error.strerror or error}",
+                f"the upload can't be written: {error.strerror or error}",
                 "nothing was published: free space in the store, then try again",
             ) from error
 
@@ -144,7 +145,7 @@ class Publisher:
 
 @contextmanager
 def watching(folder: Path | None, publisher: Publisher) -> Iterator[None]:
-    """Publish what is dropped into `folder`, if one is given, for the length of the block."""
+    """Publish what appears in `folder`, if one is given, for the length of the block."""
     if folder is None:
         yield
         return
@@ -154,7 +155,7 @@ def watching(folder: Path | None, publisher: Publisher) -> Iterator[None]:
         yield
     finally:
         if not watcher.stop(_STOP_SECONDS):
-            logger.warning("an adapter was still being published; the store is as before it")
+            logger.warning("stopped while an adapter was being published; the store is unchanged")
 
 
 def _report(sighting: Sighting) -> None:

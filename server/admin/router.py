@@ -1,4 +1,4 @@
-"""The routes of the admin API; what they do is server/admin/shelf.py's and publishing.py's."""
+"""The routes of the admin API; shelf.py and publishing.py do the work."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from server.errors import InvalidRequest
 
 
 def read_actor(request: Request) -> str:
-    """Who the guard let in; a request that did not pass it has none and fails here."""
+    """The actor that the guard set; a request that did not pass the guard fails here."""
     return str(request.state.actor)
 
 
@@ -101,12 +101,12 @@ def _add_adapters(router: APIRouter, shelf: Shelf, publisher: Publisher) -> None
 
     @router.post("/{reference}/load")
     async def load_adapter(reference: str) -> dict[str, Any]:
-        """Make resident what a name means now; answers when it is."""
+        """Load the versions that a name means now; answers when they are resident."""
         return _labels(await shelf.load(reference))
 
     @router.post("/{reference}/unload")
     async def unload_adapter(reference: str) -> dict[str, Any]:
-        """Free what a name means now; the next call to it loads it again."""
+        """Unload the versions that a name means now; the next call loads them again."""
         return _labels(await shelf.unload(reference))
 
 
@@ -115,14 +115,14 @@ def _add_aliases(router: APIRouter, shelf: Shelf) -> None:
     async def point_alias(
         name: Name, alias: AliasName, body: Pointing, actor: Actor
     ) -> dict[str, Any]:
-        """Let an alias point at a version, or split its requests between several."""
+        """Point an alias at a version, or split its requests between several."""
         split = body.split if body.version is None else {body.version: 1}
         assert split is not None
         return views.describe_alias(await shelf.point(name, alias, split, actor))
 
     @router.delete("/{name}/aliases/{alias}")
     async def drop_alias(name: Name, alias: AliasName, actor: Actor) -> dict[str, Any]:
-        """Take an alias away; its versions stay."""
+        """Delete an alias; its versions stay."""
         await shelf.drop_alias(name, alias, actor)
         return {"name": name, "alias": alias, "deleted": True}
 
@@ -130,7 +130,7 @@ def _add_aliases(router: APIRouter, shelf: Shelf) -> None:
     async def roll_back(
         name: Name, alias: AliasName, actor: Actor, body: Rollback | None = None
     ) -> dict[str, Any]:
-        """Let an alias point at what it pointed at before; the next request follows."""
+        """Point an alias at its previous target; the next request follows."""
         to = body.to if body else None
         return views.describe_alias(await shelf.roll_back(name, alias, to, actor))
 
@@ -143,39 +143,39 @@ def _add_versions(router: APIRouter, shelf: Shelf) -> None:
 
     @router.delete("/{name}/versions/{version}/pin")
     async def unpin_version(name: Name, version: Version, actor: Actor) -> dict[str, Any]:
-        """Let it be evicted like any other."""
+        """Allow a version to be evicted again."""
         return await shelf.describe_version(await shelf.unpin(name, version, actor))
 
     @router.delete("/{name}/versions/{version}")
     async def remove_version(name: Name, version: Version, actor: Actor) -> dict[str, Any]:
-        """Forget a version. `unloaded` is false while calls that began before still use it."""
+        """Remove a version. `unloaded` is false while earlier calls still use it."""
         unloaded = await shelf.remove(name, version, actor)
         return {"name": name, "version": version, "deleted": True, "unloaded": unloaded}
 
 
 def _add_compatible(router: APIRouter, shelf: Shelf, publisher: Publisher) -> None:
-    """vLLM's two paths, for what speaks to vLLM: they publish and withdraw."""
+    """vLLM's two paths, for tools written for vLLM: they publish and withdraw."""
 
     @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
     async def load_lora(body: LoadLora, actor: Actor) -> str:
-        """Publish a folder as the name's next version, load it, and let `stable` point at it."""
+        """Publish a folder as the name's next version, load it, and point `stable` at it."""
         if body.load_inplace:
             raise InvalidRequest(
-                "`load_inplace` is not supported: new weights are a new version, which the name "
-                "means from then on. Leave it out.",
+                "`load_inplace` is not supported: new weights become a new version, and the name "
+                "points at it. Leave it out.",
                 code="unsupported",
                 param="load_inplace",
             )
         shelf.check_ready()
         wanted = Publication(name=body.lora_name, aliases=[])
         version = await publisher.publish_source(body.lora_path, wanted, actor)
-        await shelf.load(version.label)  # first, or callers would be sent to one that can't be
+        await shelf.load(version.label)  # `stable` must not move to a version that can't load
         await shelf.point(version.name, STABLE, {version.version: 1}, actor)
         return f"Success: LoRA adapter '{body.lora_name}' added successfully."
 
     @router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
     async def unload_lora(body: UnloadLora, actor: Actor) -> str:
-        """Take the name's `stable` away and free what it meant; NAME@VERSION can be called on."""
+        """Delete the name's alias `stable` and unload its version; NAME@VERSION still answers."""
         await shelf.withdraw(body.lora_name, actor)
         return f"Success: LoRA adapter '{body.lora_name}' removed successfully."
 

@@ -1,4 +1,4 @@
-"""The adapters as the admin API works on them: the catalog in threads, the engine beside it."""
+"""What the admin API does with adapters: changes the catalog (in threads) and the residency."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Shelf:
     def __init__(self, catalog: Catalog, lifecycle: Lifecycle) -> None:
         self._catalog = catalog
         self._lifecycle = lifecycle
-        self._pinning = asyncio.Lock()  # one at a time, or two could take the last place
+        self._pinning = asyncio.Lock()  # or two pins could both take the last place
 
     async def describe(self, name: str | None = None) -> list[dict[str, Any]]:
         """All adapters, or the one of that name; raises AdapterNotFound."""
@@ -29,7 +29,7 @@ class Shelf:
         return views.describe_adapters(versions, aliases, await self._snapshot())
 
     async def describe_version(self, version: AdapterVersion) -> dict[str, Any]:
-        """What was done to it is done, so an engine that does not answer now is no error."""
+        """One version after a change, which stands even if the engine does not answer now."""
         now = await self._find(version.name, version.version)
         try:
             snapshot = await self._snapshot()
@@ -38,7 +38,7 @@ class Shelf:
         return views.describe_version(now, snapshot)
 
     async def history(self, name: str | None, limit: int) -> list[dict[str, Any]]:
-        """The last changes to an adapter, or to any; raises AdapterNotFound where it had none."""
+        """The last changes to one adapter (AdapterNotFound if it has none), or to all."""
         events = await asyncio.to_thread(self._catalog.list_events, name, limit)
         if name is not None and not events:
             raise no_such_adapter(name)
@@ -54,7 +54,7 @@ class Shelf:
         await asyncio.to_thread(self._catalog.drop_alias, name, alias, actor=actor)
 
     async def pin(self, name: str, number: int, actor: str) -> AdapterVersion:
-        """Load a version and keep it; raises PinsExceedCapacity, and as `load` does."""
+        """Load a version and never evict it; raises PinsExceedCapacity, or as `load` does."""
         _, residency = self._lifecycle.engine()
         async with self._pinning:
             version = await self._find(name, number)
@@ -64,15 +64,15 @@ class Shelf:
                     f"{len(others)} versions are pinned, and this server can keep at most "
                     f"{residency.most_pins}: unpin one, or start it with a larger --max-cpu-loras."
                 )
-            async with residency.lease(version, None):  # so that nobody takes its place meanwhile
+            async with residency.lease(version, None):  # it can't be evicted before the pin
                 pinned = await asyncio.to_thread(self._catalog.pin, name, number, actor=actor)
-                others = await self._other_pins(pinned)  # again: the load may have taken long
+                others = await self._other_pins(pinned)  # may have changed during the load
                 residency.pin([pinned, *others][: residency.most_pins])
             return pinned
 
-    async def _other_pins(self, than: AdapterVersion) -> list[AdapterVersion]:
+    async def _other_pins(self, version: AdapterVersion) -> list[AdapterVersion]:
         pins = await asyncio.to_thread(self._catalog.pins)
-        return [each for each in pins if each.label != than.label]
+        return [each for each in pins if each.label != version.label]
 
     async def unpin(self, name: str, number: int, actor: str) -> AdapterVersion:
         return await asyncio.to_thread(self._catalog.unpin, name, number, actor=actor)
@@ -82,7 +82,7 @@ class Shelf:
         self._lifecycle.engine()
 
     async def load(self, reference: str) -> list[AdapterVersion]:
-        """Make resident what a name means now: every side of a split."""
+        """Load what a name means now, every side of a split; raises as `Residency.load` does."""
         _, residency = self._lifecycle.engine()
         wanted = parse_reference(reference)
         versions = await asyncio.to_thread(self._catalog.resolve_all, wanted)
@@ -91,10 +91,10 @@ class Shelf:
         return versions
 
     async def unload(self, reference: str) -> list[AdapterVersion]:
-        """Free what a name means now on device and host; the next call loads it again.
+        """Unload what a name means now from device and host; the next call loads it again.
 
         Raises:
-            AdapterInUse: it is pinned, or calls kept using it.
+            AdapterInUse: it is pinned, or calls used it during all of the wait.
         """
         _, residency = self._lifecycle.engine()
         wanted = parse_reference(reference)
@@ -106,23 +106,22 @@ class Shelf:
         return versions
 
     async def remove(self, name: str, number: int, actor: str) -> bool:
-        """Forget a version; whether the engine holds it no more."""
+        """Remove a version; returns whether it has left the engine already."""
         version = await self._find(name, number)
         await asyncio.to_thread(self._catalog.remove, name, number, actor=actor)
         residency = self._lifecycle.residency
         return await residency.retire(version) if residency else True
 
     async def withdraw(self, name: str, actor: str) -> None:
-        """What vLLM calls unload: the bare name means nothing any more, and its weights go unless
-        they are pinned or called by number.
+        """vLLM's unload: delete `stable`, and unload its versions unless pinned or in use.
 
-        Raises AdapterNotFound or AliasNotFound; the versions stay.
+        Raises AdapterNotFound or AliasNotFound; the versions stay in the catalog.
         """
         versions = await asyncio.to_thread(self._catalog.resolve_all, Reference(name))
         await self.drop_alias(name, STABLE, actor)
         if residency := self._lifecycle.residency:
             for version in versions:
-                with suppress(AdapterInUse):  # by its number, or to the end of a call: it is LRU's
+                with suppress(AdapterInUse):  # it is evicted later, like any other
                     if not version.pinned:
                         await residency.unload(version)
 

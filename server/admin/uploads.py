@@ -1,6 +1,6 @@
-"""An adapter that comes as a form: its files go straight to disk, in a folder of the store.
+"""Receives an adapter as a form: its files go straight to disk, in a folder of the store.
 
-No name of a request becomes a path: a file is an adapter's own, by its exact name, or is not kept.
+No name from a request becomes a path: only files with the exact names of an adapter's are kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAX_FIELD_BYTES = 1024
 
 
 class ArrivingBody:
-    """A request's body for another thread, which reads it as it arrives.
+    """Lets another thread iterate over a request's body as it arrives.
 
     Raises UploadTooSlow, or InvalidRequest when the caller hangs up.
     """
@@ -46,7 +46,7 @@ class ArrivingBody:
                 return await anext(self._stream, b"")
         except TimeoutError:
             raise UploadTooSlow(
-                f"Nothing came for {SILENCE_SECONDS:.0f} s, or the whole took longer than "
+                f"No data arrived for {SILENCE_SECONDS:.0f} s, or the upload took longer than "
                 f"{WHOLE_SECONDS:.0f} s. Nothing was published."
             ) from None
         except ClientDisconnect:
@@ -54,10 +54,12 @@ class ArrivingBody:
 
 
 def take_upload(content_type: str, body: Iterable[bytes], folder: Path) -> Publication:
-    """Keep the files of a form in `folder`, durably, and return what its fields want.
+    """Write a form's files to `folder`, durably, and return its fields.
 
-    Raises InvalidRequest, pydantic's ValidationError, CheckpointInvalid for a file too large, or
-    OSError.
+    Raises:
+        InvalidRequest, pydantic.ValidationError: the form is malformed or has a wrong field.
+        CheckpointInvalid: a file is too large.
+        OSError: it can't be written.
     """
     fields: dict[str, list[str]] = {"name": [], "alias": []}
     for number, part in enumerate(read_parts(content_type, body), 1):
@@ -81,24 +83,24 @@ def _take_field(part: Part) -> str:
     for piece in part.pieces:
         value += piece
         if len(value) > _MAX_FIELD_BYTES:
-            said = f"The field {part.name!r} is longer than {_MAX_FIELD_BYTES} bytes."
-            raise InvalidRequest(said, param=part.name)
+            raise InvalidRequest(
+                f"The field {part.name!r} is longer than {_MAX_FIELD_BYTES} bytes.", param=part.name
+            )
     try:
         return value.decode()
     except UnicodeDecodeError:
-        said = f"The field {part.name!r} is not UTF-8."
-        raise InvalidRequest(said, param=part.name) from None
+        raise InvalidRequest(f"The field {part.name!r} is not UTF-8.", param=part.name) from None
 
 
 def _take_file(name: str, pieces: Iterator[bytes], folder: Path) -> None:
     known = next((each for each in (*FILES, *PICKLES) if each == name), None)
     if not _FILE_NAME.fullmatch(name) or (known and (folder / known).exists()):
         raise InvalidRequest(
-            "Each file of an upload needs a plain name of its own, as in the adapter's folder.",
+            "Each file of an upload needs its own plain name, as in the adapter's folder.",
             code="bad_file_name",
         )
     if known in PICKLES:
-        (folder / known).touch()  # that it was sent is all that its refusal needs
+        (folder / known).touch()  # publishing refuses a pickle by its name: no content needed
     elif known:
         try:
             copy_bounded(_Pieces(pieces), folder / known, MAX_BYTES[known])
@@ -107,6 +109,8 @@ def _take_file(name: str, pieces: Iterator[bytes], folder: Path) -> None:
 
 
 class _Pieces:
+    """An iterator of pieces as a readable file."""
+
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
 

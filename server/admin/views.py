@@ -1,4 +1,4 @@
-"""How the admin API describes an adapter: the catalog's facts and what the engine holds."""
+"""Adapters as the admin API's JSON: the catalog's facts, and what the engine holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from server.residency.residency import Residency
 
 
 class Engine:
-    """A snapshot of what the engine holds; `residency` is None before there is an engine."""
+    """A snapshot of what the engine holds; `residency` is None while the server starts."""
 
     def __init__(self, residency: Residency | None, held: Mapping[str, list[int]]) -> None:
         self._residency = residency
@@ -64,7 +64,7 @@ def describe_alias(alias: Alias) -> dict[str, Any]:
 def describe_adapters(
     versions: Iterable[AdapterVersion], aliases: Iterable[Alias], engine: Engine
 ) -> list[dict[str, Any]]:
-    """One entry for each name; both lists are in order of names."""
+    """One entry for each name; both arguments are sorted by name."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for alias in aliases:
         by_name.setdefault(alias.name, []).append(describe_alias(alias))

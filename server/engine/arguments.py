@@ -1,4 +1,4 @@
-"""Our settings as vLLM's own arguments, and which of vLLM's flags a user may add."""
+"""Translates our settings to vLLM's arguments, and checks the flags that a user adds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger("lorry.engine")
 
 _BYTES_PER_GIB = 1024**3
 
-# Flags that are settings of ours, or that would undo what the server guarantees.
+# Flags that are settings of ours, or that would break a guarantee of the server.
 _RESERVED = frozenset(
     {
         "--api-key",
@@ -47,19 +47,19 @@ _RESERVED = frozenset(
         "--worker-extension-cls",
     }
 )
-# The kernels on a processor are bf16's, and in fp16 a broken adapter's values may still overflow.
-# On a GPU they are vLLM's own, and one that knows no bf16 needs another type.
+# On a processor the kernels compute in bf16; in fp16 a broken adapter's values may still overflow.
+# On a GPU the kernels are vLLM's own, and one without bf16 needs another type.
 _RESERVED_ON_CPU = frozenset({"--dtype", "--lora-dtype"})
 
 
 def check_extra(extra: Sequence[str]) -> None:
-    """Raises SettingsInvalid when `extra` (what stood after `--`) holds a flag that is ours."""
+    """Raises SettingsInvalid if `extra` (the arguments after `--`) has a reserved flag."""
     flags = {word.partition("=")[0].replace("_", "-") for word in extra if word.startswith("--")}
     clash = sorted(flags & _reserved())
     if clash:
         raise SettingsInvalid(
-            f"{', '.join(clash)} can't be given after `--`: it is set by `lorry serve` itself "
-            "or would undo what it guarantees (see `lorry serve --help`)"
+            f"{', '.join(clash)} can't be given after `--`: `lorry serve` sets it itself, or it "
+            "would break a guarantee (see `lorry serve --help`)"
         )
 
 
@@ -88,7 +88,7 @@ def _reserved() -> frozenset[str]:
 
 
 def _check_unchanged(arguments: Namespace, own: Namespace) -> None:
-    """Raises SettingsInvalid when a flag changed what is ours under a short or other name."""
+    """Raises SettingsInvalid if a short or other name of a flag changed a reserved one."""
     names = [flag.removeprefix("--").replace("-", "_") for flag in _reserved()]
     changed = [name for name in names if getattr(arguments, name, 0) != getattr(own, name, 0)]
     if changed:
@@ -97,7 +97,7 @@ def _check_unchanged(arguments: Namespace, own: Namespace) -> None:
 
 def _own_arguments(settings: Settings) -> list[str]:
     from adapters.checkpoint.base import (
-        SERVED_MODULES,  # with numpy, which `check_extra` can do without
+        SERVED_MODULES,  # imports numpy, which `check_extra` does not need
     )
 
     arguments = [
@@ -106,10 +106,10 @@ def _own_arguments(settings: Settings) -> list[str]:
         *("--enable-lora", "--max-loras", str(settings.max_loras)),
         *("--max-cpu-loras", str(settings.max_cpu_loras)),
         *("--max-lora-rank", str(settings.max_lora_rank)),
-        # Without this lm_head and the embeddings are wrapped too, and their LoRA work runs in
-        # every step, also for the base (vllm.lora.layers.logits_processor).
+        # Without this vLLM wraps lm_head and the embeddings too, and their LoRA code runs in every
+        # step, even for the base (vllm.lora.layers.logits_processor).
         *("--lora-target-modules", *sorted(SERVED_MODULES)),
-        *("--dtype", "bfloat16"),  # NF4 layers compute in it whatever the model's own type is
+        *("--dtype", "bfloat16"),  # NF4 layers compute in bf16, whatever the model's own type
         # A signal to the whole process group reaches the engine too: it must wait as we do.
         *("--shutdown-timeout", str(settings.drain_seconds)),
         *("--disable-fastapi-docs", "--no-use-tqdm-on-load"),
@@ -124,14 +124,14 @@ def _own_arguments(settings: Settings) -> list[str]:
 
 
 def _can_stage() -> bool:
-    """Whether adapters can be built beside the engine's steps, on the vLLM that is installed."""
+    """Whether the installed vLLM can build adapters beside the engine's steps; logs if not."""
     from vllm import __version__
 
     if is_known_vllm():
         return True
     logger.warning(
-        "vLLM %s is not a version that Lorry knows (%sx): while an adapter is loaded, running "
-        "streams wait",
+        "vLLM %s is not a version that Lorry knows (%sx): running streams wait while an adapter "
+        "is loaded",
         __version__,
         KNOWN_VLLM,
     )

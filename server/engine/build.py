@@ -31,7 +31,7 @@ _STOP_SECONDS = 3  # 0 would kill the engine process outright
 
 
 class RunningEngine:
-    """An engine, vLLM's app on it, and the task that ends when the engine does."""
+    """An engine, vLLM's app on it, and `death`, the task that ends when the engine does."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class RunningEngine:
         self._lifespan = lifespan
 
     async def close(self) -> None:
-        """Stop everything. No call may be running: vLLM's app loses its state first."""
+        """Stop the app, then the engine. No call may run: the app loses its state first."""
         await self._lifespan.aclose()
         await asyncio.to_thread(self.engine.shutdown, timeout=_STOP_SECONDS)
 
@@ -54,10 +54,10 @@ class RunningEngine:
 async def start_engine(
     settings: Settings, extra: Sequence[str], observer: Observer
 ) -> RunningEngine:
-    """Start the engine process and vLLM's app; the event loop stays free meanwhile.
+    """Start the engine process and vLLM's app without blocking the event loop.
 
     Raises:
-        EngineStartFailed: with what vLLM said.
+        EngineStartFailed: with vLLM's message.
         SettingsInvalid: vLLM does not take a flag in `extra`.
     """
     cli_env_setup()
@@ -99,9 +99,9 @@ async def _build_app(
     models = app.state.openai_serving_models
     models.__class__ = CallModels
     models.attach()
-    # vLLM's handler of engine errors tells its own server to exit; ours watches `death` instead.
+    # vLLM's handler of engine errors stops its server by this flag; ours watches `death` instead.
     app.state.server = SimpleNamespace(should_exit=False)
-    # A mounted app's lifespan is not run by the outer one.
+    # The outer app does not run the lifespan of this one.
     lifespan = contextlib.AsyncExitStack()
     await lifespan.enter_async_context(app.router.lifespan_context(app))
     return app, lifespan

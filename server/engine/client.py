@@ -1,4 +1,4 @@
-"""vLLM's engine client as the rest of the server sees it: adapters in and out, and its death."""
+"""vLLM's engine client, extended: adapters in and out, refusals noted on calls, engine death."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from server.kernels import STAGING
 
 logger = logging.getLogger("lorry.engine")
 
-_LEAVING = 4  # a fourth of the places is what the engine's memory must have room for beside them
+_MAX_LEAVING_SHARE = 1 / 4  # of the places: memory that evicted adapters may take beside them
 
-# How vLLM wraps what the worker said: EngineCore._invoke_utility_method and the executors.
+# How vLLM wraps a worker's message: EngineCore._invoke_utility_method and the executors.
 _WRAPPING = re.compile(r"^Call to \w+ method failed: (?:Worker failed with error '(.*?)'.*)?", re.S)
 
 _TOO_SLOW = "the engine did not answer in time"
@@ -30,24 +30,25 @@ _SHUTTING_DOWN = "Server shutting down"  # EngineCore._reject_utility_in_shutdow
 
 
 class Engine(AsyncLLM):
-    """An AsyncLLM (server.engine.interface.AdapterEngine) that attributes what it does to calls.
+    """The AdapterEngine of server/engine/interface.py on vLLM; attributes its work to calls.
 
-    Constructed outside the event loop: `start` must follow, in it.
+    Construct it outside the event loop, then call `attach`, and `start` in the event loop.
     """
 
     def attach(self, observer: Observer) -> None:
+        """Attribute outputs to calls, and report tokens and steps to `observer`."""
         self.output_processor.__class__ = AttributedOutputProcessor
         self.output_processor.observer = observer
         self._drops: set[asyncio.Task[None]] = set()
 
     def start(self) -> asyncio.Task[None]:
-        """Begin reading the engine's outputs. The task ends when the engine process does."""
+        """Start reading the engine's outputs; the returned task ends when the engine does."""
         self._run_output_handler()
         handler: asyncio.Task[None] = self.output_handler
         return handler
 
     async def add_request(self, *args: Any, **kwargs: Any) -> Any:
-        """vLLM's, which refuses some requests only here: inside a stream, after its 200."""
+        """As in vLLM, which refuses some requests only here: in a stream, after its 200."""
         try:
             return await super().add_request(*args, **kwargs)
         except Exception as error:
@@ -63,10 +64,10 @@ class Engine(AsyncLLM):
     async def add_adapter(
         self, request: LoRARequest, leaving: Sequence[int], within: float
     ) -> None:
-        """Raises EngineRefusal with the worker's own words, or EngineGone.
+        """Raises EngineRefusal with the worker's message, or EngineGone.
 
-        Those of `leaving` are out of the engine before a request can bring it in, as the engine
-        does what it is told in turn; until its running step ends, their memory is still taken.
+        The engine works in order, so `leaving` has left before a request can use the new adapter;
+        its memory is freed only when the running step ends.
         """
         if self._stages:
             for integer_id in leaving:
@@ -82,26 +83,29 @@ class Engine(AsyncLLM):
     async def remove_adapter(self, integer_id: int, within: float | None) -> None:
         """Raises EngineGone; without `within` only when the engine has ended.
 
-        Removing what was never there is fine.
+        An id that was never there is no error.
         """
         try:
             if self._stages:
-                await self._tell("drop_adapter", integer_id, within=within)
+                await self._call_workers("drop_adapter", integer_id, within=within)
             else:
                 await self._ask(self.remove_lora(integer_id), within)
         except EngineRefusal as error:
             raise EngineGone(str(error)) from None
 
     async def _drop_soon(self, integer_id: int, within: float) -> None:
-        """Tell it to leave, as soon as few enough do; raises EngineGone if that takes too long."""
+        """Start to remove it once few enough others are leaving; raises EngineGone after `within`.
+
+        Returns before it has left.
+        """
         places = self.vllm_config.lora_config.max_cpu_loras
-        while len(self._drops) >= max(1, places // _LEAVING):
+        while len(self._drops) >= max(1, int(places * _MAX_LEAVING_SHARE)):
             left, _ = await asyncio.wait(
                 self._drops, timeout=within, return_when=asyncio.FIRST_COMPLETED
             )
             if not left:
                 raise EngineSlow(_TOO_SLOW)
-        # However long it takes: until then its memory is taken.
+        # Without a time limit: it takes memory until it has left.
         task = asyncio.create_task(self.remove_adapter(integer_id, None))
         self._drops.add(task)
         task.add_done_callback(self._dropped)
@@ -115,38 +119,40 @@ class Engine(AsyncLLM):
         """The integer ids in the first worker's host memory and slots; raises EngineGone."""
         try:
             if self._stages:
-                held: Mapping[str, list[int]] = (await self._tell("held_adapters", within=within))[
-                    0
-                ]
-                return held
+                held: list[Mapping[str, list[int]]] = await self._call_workers(
+                    "held_adapters", within=within
+                )
+                return held[0]
             return {"host": list(await self._ask(self.list_loras(), within)), "device": []}
         except EngineRefusal as error:
             raise EngineGone(str(error)) from None
 
     async def slot_changes(self, within: float) -> Mapping[str, list[str]] | None:
-        """Of the first worker (server/kernels/staging.py); raises EngineGone."""
+        """From the first worker (server/kernels/staging.py); raises EngineGone."""
         if not self._stages:
             return None
         try:
-            changes: Mapping[str, list[str]] = (await self._tell("slot_changes", within=within))[0]
+            changes: list[Mapping[str, list[str]]] = await self._call_workers(
+                "slot_changes", within=within
+            )
         except EngineRefusal as error:
             raise EngineGone(str(error)) from None
-        return changes
+        return changes[0]
 
     @property
     def _stages(self) -> bool:
-        """Whether the workers carry server/kernels/staging.py."""
+        """Whether the workers have server/kernels/staging.py as their extension."""
         return bool(self.vllm_config.parallel_config.worker_extension_cls == STAGING)
 
-    async def _tell(self, method: str, *arguments: Any, within: float | None) -> list[Any]:
-        """A method of server/kernels/staging.py in every worker."""
+    async def _call_workers(self, method: str, *arguments: Any, within: float | None) -> list[Any]:
+        """Call a method of server/kernels/staging.py in every worker."""
         answers: list[Any] = await self._ask(self.collective_rpc(method, args=arguments), within)
         return answers
 
     async def _ask(self, request: Awaitable[Any], within: float | None) -> Any:
-        """A call into the engine process that ends also when the engine does.
+        """Await a call into the engine process, until it answers, ends or takes too long.
 
-        When the engine dies, vLLM never resolves its pending calls.
+        vLLM never resolves the pending calls of an engine that dies.
         """
         asked = asyncio.ensure_future(request)
         done, _ = await asyncio.wait(
@@ -159,7 +165,7 @@ class Engine(AsyncLLM):
             raise EngineSlow(_TOO_SLOW)
         try:
             return asked.result()
-        except Exception as error:  # noqa: BLE001 - vLLM raises the bare class, with a text
+        except Exception as error:  # noqa: BLE001 - vLLM raises the bare class with a message
             if self.errored or _SHUTTING_DOWN in str(error):
                 raise EngineGone("the engine ended") from None
             raise EngineRefusal(_reason(error)) from None
@@ -173,17 +179,17 @@ class Engine(AsyncLLM):
 
 def _note_refusal(call: Call, error: Exception) -> None:
     if isinstance(error, VLLMClientError | ValueError | TypeError):
-        call.refused_late = 400
+        call.late_status = 400
         call.error_code = "invalid_request"
     elif isinstance(error, GracefulHTTPError):
-        call.refused_late = int(error.http_status)
+        call.late_status = int(error.http_status)
         call.error_code = "unavailable"
     else:
         call.engine_error = type(error).__name__
 
 
 def _reason(error: Exception) -> str:
-    """What the worker said, without vLLM's wrapping and without paths of this machine."""
+    """The worker's message without vLLM's wrapping and without paths of this machine."""
     text = str(error)
     match = _WRAPPING.match(text)
     if match is not None:

@@ -1,4 +1,4 @@
-"""The process environment that vLLM reads at import: set once, before vLLM is imported.
+"""Sets the environment variables that vLLM reads, before vLLM is imported.
 
 Imports neither torch nor vLLM.
 """
@@ -13,7 +13,7 @@ from server.kernels.watchdog import SERVER_VARIABLE
 from server.preflight import is_cpu_build
 from server.settings import Settings
 
-# Each would let a request past our checks, or open an endpoint that must stay shut.
+# Each would let a request bypass our checks, or open an endpoint that must stay closed.
 _FORBIDDEN = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
     "VLLM_API_KEY",
@@ -23,42 +23,45 @@ _FORBIDDEN = (
     "VLLM_SERVER_DEV_MODE",
     "VLLM_SKIP_MODEL_NAME_VALIDATION",
 )
-# An allow-list: vLLM's own LoRA resolvers (path traversal, hub downloads) are not on it.
+# An allow-list without vLLM's LoRA resolvers (path traversal, hub downloads).
 _PLUGINS = ("bitsandbytes", "lorry_kernels")
 
 
 def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set what vLLM must find; what the operator set stays, unless it opens a hole."""
+    """Set vLLM's variables; the operator's own values stay, except unsafe ones."""
     for name in _FORBIDDEN:
         environ.pop(name, None)
     chosen = [name for name in environ.get("VLLM_PLUGINS", "").split(",") if name]
     environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*chosen, *_PLUGINS]))
     environ[SERVER_VARIABLE] = str(os.getpid())
-    environ.pop("LORRY_ADMIN_TOKEN", None)  # read by now, and nothing for the engine's process
+    environ.pop("LORRY_ADMIN_TOKEN", None)  # already read; the engine's process must not have it
 
     environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about tuning
     environ.setdefault("VLLM_CACHE_ROOT", str((settings.cache / "vllm").resolve()))
     environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if "hf" not in settings.admin_source_schemes:
-        environ.setdefault("HF_HUB_OFFLINE", "1")  # the base is a folder: nothing to ask a hub
+        environ.setdefault("HF_HUB_OFFLINE", "1")  # the base is a folder: no hub is needed
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # torch's and vLLM's, at import
-    # 16,384 answers to each of 1,024 prompts of one call otherwise
+    # vLLM's defaults allow 16,384 answers to each of 1,024 prompts in one call.
     environ.setdefault("VLLM_MAX_N_SEQUENCES", "128")
     environ.setdefault("VLLM_MAX_COMPLETION_PROMPTS", "128")
-    # The second model runner keeps adapter ids apart in another way; only the first is proven.
+    # The second model runner separates adapters in another way, which is not tested here.
     environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     if is_cpu_build():
-        # The worker inside the engine process: one process and one import fewer, and no core
-        # lost to spinning on a queue. vLLM then leaves the thread settings to us.
-        environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        # Asks our kernels, which count at no cost (server/kernels/slots.py), for broken adapters.
-        environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
-        environ[PORTABLE_VARIABLE] = str(int(settings.portable_kernels))
-        threads = settings.threads or len(os.sched_getaffinity(0))
-        if settings.threads:
-            environ["OMP_NUM_THREADS"] = str(threads)
-        environ.setdefault("OMP_NUM_THREADS", str(threads))
-        # OpenMP threads spin while they wait for each other, by default so long that beside a busy
-        # process a stream gets 1/26 of its tokens; with 0, alone, only 2/3 (docs/log/server.md).
-        environ.setdefault("GOMP_SPINCOUNT", "1000")
+        _prepare_cpu(settings, environ)
+
+
+def _prepare_cpu(settings: Settings, environ: MutableMapping[str, str]) -> None:
+    # The worker runs inside the engine process: one process and one import fewer, and no core spins
+    # on a queue. vLLM then leaves the thread settings to us.
+    environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    # Makes vLLM report the counts of server/kernels/slots.py, which detect broken adapters.
+    environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
+    environ[PORTABLE_VARIABLE] = str(int(settings.portable_kernels))
+    if settings.threads:
+        environ["OMP_NUM_THREADS"] = str(settings.threads)
+    environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    # OpenMP threads spin while they wait for each other. With the default, a stream beside a busy
+    # process gets 1/26 of its tokens; with 0, alone, only 2/3 (docs/log/server.md).
+    environ.setdefault("GOMP_SPINCOUNT", "1000")

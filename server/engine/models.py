@@ -1,8 +1,8 @@
-"""What vLLM's handlers see of the models: only what this very call was resolved to.
+"""Shows vLLM's handlers only the model that the current call was resolved to.
 
 Every handler of vLLM's app asks one shared OpenAIServingModels. Ours answers from the current
-call, so that no handler can reach an adapter that the middleware did not lease for it, and
-nothing is kept per name.
+call: no handler can reach an adapter that the middleware did not lease for it, and no state is kept
+per name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from server.call import Call, current_call
 
 
 class CallRequests(dict[str, LoRARequest]):
-    """`lora_requests` of vLLM: holds the current call's adapter under the name it asked for.
+    """vLLM's `lora_requests`: has only the current call's adapter, under the requested name.
 
     Iterating finds nothing: vLLM iterates only to list models and to pick an adapter by the type
     of a message's content, which would route a base call to an adapter called `text`.
@@ -53,7 +53,7 @@ class CallRequests(dict[str, LoRARequest]):
 
 
 class CallModels(OpenAIServingModels):
-    """Put in place by assigning `__class__`: vLLM's handlers already hold the object."""
+    """Installed by assigning `__class__`: vLLM's handlers already hold the object."""
 
     def attach(self) -> None:
         self.lora_requests = CallRequests()

@@ -1,8 +1,8 @@
-"""vLLM's output processor, which also tells each call what the engine did for it.
+"""vLLM's output processor, which also records on each call what the engine did for it.
 
-vLLM's own metrics and traces know neither the adapter of a request nor a request that was
-aborted. Every sequence passes here, so here its call hears of it. An exception in this class
-would end vLLM's output loop and with it the engine: what of ours runs there is `harmless`.
+vLLM's own metrics and traces show neither the adapter of a request nor aborted requests. Every
+sequence passes here, so this class records it. An exception in it would end vLLM's output loop and
+with it the engine: our code in that loop is `harmless`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _BROKEN = (
 _UNFIT = HTTPStatus.UNPROCESSABLE_ENTITY
 
 
-def harmless(note: Callable[..., None]) -> Callable[..., None]:
-    """For what is only noted: a fault in it is logged, and vLLM goes on."""
+def harmless(record: Callable[..., None]) -> Callable[..., None]:
+    """Log exceptions of a method that only records, so that vLLM goes on."""
 
-    @wraps(note)
+    @wraps(record)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            note(*args, **kwargs)
+            record(*args, **kwargs)
         except Exception:
             logger.exception("what the engine did could not be attributed")
 
@@ -41,7 +41,7 @@ def harmless(note: Callable[..., None]) -> Callable[..., None]:
 
 
 class AttributedOutputProcessor(OutputProcessor):
-    """Put in place by assigning `__class__`: vLLM builds its processor by name."""
+    """Installed by assigning `__class__`: vLLM constructs its processor by name."""
 
     observer: Observer
 
@@ -53,17 +53,17 @@ class AttributedOutputProcessor(OutputProcessor):
         request_index: int = 0,
         queue: Any = None,
     ) -> None:
-        # Still in the call's own task: vLLM calls this before its first await.
+        # Still in the call's own task: vLLM gets here before its first await.
         call = current_call.get()
         if call is not None:
             _check_agreement(call, request.lora_request)
         super().add_request(request, prompt, parent_req, request_index, queue)
         state = self.request_states.get(request.request_id)
         if call is not None and state is not None:
-            self._tie(state, call, request_index)
+            self._attach(state, call, request_index)
 
     @harmless
-    def _tie(self, state: Any, call: Call, request_index: int) -> None:
+    def _attach(self, state: Any, call: Call, request_index: int) -> None:
         sequence = Sequence(
             engine_request_id=state.external_req_id or state.request_id,
             prompt_tokens=state.prompt_len,
@@ -78,13 +78,13 @@ class AttributedOutputProcessor(OutputProcessor):
     ) -> None:
         last = req_state.stats.last_token_ts if req_state.stats is not None else 0.0
         super()._update_stats_from_output(req_state, engine_core_output, timestamp, stats)
-        self._tell(req_state, engine_core_output, timestamp, last)
+        self._record_output(req_state, engine_core_output, timestamp, last)
 
     @harmless
-    def _tell(self, state: Any, output: Any, timestamp: float | None, last: float) -> None:
-        if (told := getattr(state, "lorry", None)) is None:
+    def _record_output(self, state: Any, output: Any, timestamp: float | None, last: float) -> None:
+        if (attached := _attached(state)) is None:
             return
-        call, sequence = told
+        call, sequence = attached
         if output.prefill_stats is not None:
             sequence.cached_tokens = output.prefill_stats.num_cached_tokens
         if output.num_nans_in_logits:
@@ -93,63 +93,69 @@ class AttributedOutputProcessor(OutputProcessor):
             self.observer.token_made(call, timestamp - last)
 
     def _end_broken(self, state: Any, call: Call, repaired: int) -> None:
-        """End a request whose adapter computes nonsense (server/kernels/slots.py counts it)."""
+        """End a request whose adapter computes broken values (server/kernels/slots.py counts)."""
         call.repaired_values = repaired
         if call.lease is not None:
             call.lease.repaired_values = repaired
         call.engine_error = "AdapterUnhealthy"
-        if state.queue is not None:  # each of a call's sequences has, or shares, one
+        if state.queue is not None:  # sequences of one call may share it
             name = call.version.label if call.version is not None else state.lora_name
-            # In this wrapping, vLLM's generate() aborts the request and raises what is in it.
+            # Wrapped like this, vLLM's generate() aborts the request and raises the inner error.
             state.queue.put(InputStreamError(GracefulHTTPError(_BROKEN.format(name), _UNFIT)))
 
     def _update_stats_from_finished(
         self, req_state: Any, finish_reason: Any, iteration_stats: Any
     ) -> None:
         super()._update_stats_from_finished(req_state, finish_reason, iteration_stats)
-        self._note_end(req_state, str(finish_reason))
+        self._record_end(req_state, str(finish_reason))
 
     @harmless
-    def _note_end(self, state: Any, reason: str) -> None:
-        if (told := getattr(state, "lorry", None)) is not None:
-            told[1].finish_reason = reason
+    def _record_end(self, state: Any, reason: str) -> None:
+        if (attached := _attached(state)) is not None:
+            attached[1].finish_reason = reason
 
     def abort_requests(self, request_ids: Any, internal: bool) -> list[str]:
         ids = list(request_ids)
         if internal:
-            self._note_aborts(ids)
+            self._record_aborts(ids)
         aborted: list[str] = super().abort_requests(ids, internal)
         return aborted
 
     @harmless
-    def _note_aborts(self, ids: list[str]) -> None:
+    def _record_aborts(self, ids: list[str]) -> None:
         for request_id in ids:
-            if (told := getattr(self.request_states.get(request_id), "lorry", None)) is not None:
-                told[1].finish_reason = "error" if told[0].repaired_values else "abort"
+            if (attached := _attached(self.request_states.get(request_id))) is not None:
+                attached[1].finish_reason = "error" if attached[0].repaired_values else "abort"
 
     def propagate_error(self, e: Exception) -> None:
-        self._note_error(type(e).__name__)
+        self._record_error(type(e).__name__)
         super().propagate_error(e)
 
     @harmless
-    def _note_error(self, name: str) -> None:
+    def _record_error(self, name: str) -> None:
         for state in self.request_states.values():
-            if (told := getattr(state, "lorry", None)) is not None:
-                told[0].engine_error = name
-                told[1].finish_reason = "error"
+            if (attached := _attached(state)) is not None:
+                attached[0].engine_error = name
+                attached[1].finish_reason = "error"
 
     def update_scheduler_stats(self, scheduler_stats: Any) -> None:
         super().update_scheduler_stats(scheduler_stats)
-        self._note_step(scheduler_stats)
+        self._record_step(scheduler_stats)
 
     @harmless
-    def _note_step(self, stats: Any) -> None:
+    def _record_step(self, stats: Any) -> None:
         if stats is not None:
             self.observer.step_made(stats.num_running_reqs)
 
 
+def _attached(state: Any) -> tuple[Call, Sequence] | None:
+    """What `_attach` put on vLLM's request state; None for a request without a call."""
+    attached: tuple[Call, Sequence] | None = getattr(state, "lorry", None)
+    return attached
+
+
 def _check_agreement(call: Call, lora_request: Any) -> None:
-    """Raises when vLLM read another `model` off the body than we did, as from a doubled key."""
+    """Raises if vLLM read another `model` from the body than we did, as from a duplicate key."""
     wanted = call.lease.engine_name if call.lease is not None else None
     found = lora_request.lora_name if lora_request is not None else None
     if wanted != found:

@@ -1,7 +1,7 @@
 """vLLM's Prometheus logger, with `vllm:lora_requests_info` as routers expect it.
 
-Stock makes one series for each combination of adapters and never drops one. Here it is exactly one
-current series, and its adapters have the names that callers use.
+vLLM makes one series for each combination of adapters and never drops one. Here there is exactly
+one current series, and its adapters have the names that callers use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PublicLoraInfo(PrometheusStatLogger):
             self.gauge_lora_info = CurrentSeries(self.gauge_lora_info)
 
     def record(self, *args: Any, **kwargs: Any) -> None:
-        """vLLM's, except that a fault in counting does not end the engine with the output loop."""
+        """As in vLLM, but an exception does not end the output loop and with it the engine."""
         try:
             super().record(*args, **kwargs)
         except Exception:
@@ -33,7 +33,7 @@ class PublicLoraInfo(PrometheusStatLogger):
 
 
 class CurrentSeries:
-    """Stands for a gauge; whatever labels it is asked for replace the last ones."""
+    """Wraps a gauge; each new set of labels replaces the last one."""
 
     def __init__(self, gauge: Any) -> None:
         self._gauge = gauge
@@ -48,5 +48,5 @@ class CurrentSeries:
 
 
 def public_names(engine_names: str) -> str:
-    """NAME@VERSION of each engine-side name, each once and in order."""
+    """NAME@VERSION of each engine-side name, sorted and without duplicates."""
     return ",".join(sorted({label_of(name) for name in engine_names.split(",")}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -62,14 +61,14 @@ def create_app(
 def _add_health(app: FastAPI, lifecycle: Lifecycle) -> None:
     @app.get("/livez")
     async def livez() -> JSONResponse:
-        """200 while the process should be left alone."""
+        """200 unless the engine has died: restart the process then."""
         alive = lifecycle.phase is not Phase.DEAD
         return JSONResponse({"status": lifecycle.phase}, 200 if alive else 503)
 
     @app.get("/readyz")
     @app.get("/health", include_in_schema=False)
     async def readyz() -> JSONResponse:
-        """200 when calls are let in; else 503 and what is going on."""
+        """200 when the server accepts calls; else 503, with the phase and stage it is in."""
         ready = lifecycle.phase is Phase.READY
         body = {
             "status": lifecycle.phase,
@@ -98,44 +97,44 @@ def _add_models(app: FastAPI, names: ModelNames, started_at: int) -> None:
         "parent": None,
     }
 
-    listed: tuple[tuple[Published, ...], bytes] | None = None  # and the answer made of it
-
-    def card(model: str, version: AdapterVersion | Published) -> dict[str, Any]:
-        return {
-            "id": model,
-            "object": "model",
-            "created": int(version.created_at.timestamp()),
-            "owned_by": "lorry",
-            "root": version.digest,
-            "parent": names.base,
-            "version": version.version,
-        }
-
-    def encode(published: Iterable[Published]) -> bytes:
-        cards = [
-            card(each.name, each) | ({"split": each.split} if each.split else {})
-            for each in published
-        ]
-        return msgspec.json.encode({"object": "list", "data": [base, *cards]})
+    listed: tuple[tuple[Published, ...], bytes] | None = None  # what is published, encoded
 
     @app.get("/v1/models", response_model=dict[str, Any])
     async def list_models() -> Response:
-        """The base, and every adapter as a bare name stands for it now."""
+        """The base, and the version that each adapter's bare name means now."""
         nonlocal listed
         published = await names.published()
         if listed is None or listed[0] is not published:
-            listed = published, encode(published)
+            cards = [_published_card(each, names.base) for each in published]
+            listed = published, msgspec.json.encode({"object": "list", "data": [base, *cards]})
         return Response(listed[1], media_type="application/json")
 
     @app.get("/v1/models/{model:path}")
     async def retrieve_model(model: str) -> dict[str, Any]:
-        """One model by any name that a request could use."""
+        """One model, by any name that a request can use."""
         version = await names.resolve(model)
-        return base if version is None else card(model, version)
+        return base if version is None else _card(model, version, names.base)
+
+
+def _card(model: str, version: AdapterVersion | Published, base: str) -> dict[str, Any]:
+    return {
+        "id": model,
+        "object": "model",
+        "created": int(version.created_at.timestamp()),
+        "owned_by": "lorry",
+        "root": version.digest,
+        "parent": base,
+        "version": version.version,
+    }
+
+
+def _published_card(published: Published, base: str) -> dict[str, Any]:
+    split = {"split": published.split} if published.split else {}
+    return _card(published.name, published, base) | split
 
 
 def _describe_inference(app: FastAPI) -> None:
-    """Name the paths that vLLM's app answers in /openapi.json; their bodies are OpenAI's."""
+    """Add the paths that vLLM's app answers to /openapi.json; their bodies are OpenAI's."""
     original = app.openapi
 
     def openapi() -> dict[str, Any]:

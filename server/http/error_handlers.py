@@ -1,4 +1,4 @@
-"""How what our own routes raise looks over HTTP: always OpenAI's envelope, never a traceback."""
+"""Exceptions of our own routes as HTTP: always OpenAI's envelope, never a traceback."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from server.errors import (
     envelope,
 )
 
-_SHOWN_PROBLEMS = 100
-# By code; what is not here is a 400, or a 503 where the store or the catalog is at fault.
+_MAX_PROBLEMS = 100
+# Any other code is a 400, or a 503 for an error of the store or the catalog.
 _STATUS_BY_CODE = {
     "adapter_not_found": 404,
     "alias_not_found": 404,
@@ -49,7 +49,7 @@ async def _answer_request_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _answer_adapter_error(_: Request, error: Exception) -> JSONResponse:
-    """A refused adapter says its first problem in the envelope, and beside it all of them."""
+    """For a refused adapter the envelope has the first problem, and `problems` has them all."""
     assert isinstance(error, AdapterError)
     if isinstance(error, StoreError | CatalogError):
         body = envelope(str(error), "server_error", error.code, None)
@@ -59,7 +59,7 @@ async def _answer_adapter_error(_: Request, error: Exception) -> JSONResponse:
         body["error"]["code"] = error.problems[0].code
         body["problems"] = [
             {"code": p.code, "where": p.where, "message": p.message, "fix": p.fix}
-            for p in error.problems[:_SHOWN_PROBLEMS]
+            for p in error.problems[:_MAX_PROBLEMS]
         ]
     return JSONResponse(body, _STATUS_BY_CODE.get(error.code, 400))
 
@@ -68,20 +68,20 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError | ValidationError)
     problems: list[Any] = list(error.errors())
     places = [".".join(map(str, problem["loc"])) or "body" for problem in problems]
-    said = "; ".join(
+    text = "; ".join(
         f"{place[:128]}: {p['msg']}" for place, p in zip(places, problems, strict=True)
     )
-    is_parsed = isinstance(error, RequestValidationError)  # by FastAPI, which asks for the header
+    is_parsed = isinstance(error, RequestValidationError)  # by FastAPI, which needs the header
     if is_parsed and "json" not in request.headers.get("content-type", "") and "body" in places:
-        said += "; a JSON body needs the header `Content-Type: application/json`"
-    return _as_response(InvalidRequest(f"The request is not valid: {said}."[:2000]))
+        text += "; a JSON body needs the header `Content-Type: application/json`"
+    return _as_response(InvalidRequest(f"The request is not valid: {text}."[:2000]))
 
 
 async def _answer_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     path = request.url.path[:128]
     if error.status_code == 405:
-        return _as_response(MethodNotAllowed(f"{path} does not take that."))
+        return _as_response(MethodNotAllowed(f"{path} does not take this method."))
     if error.status_code == 404:
         return _as_response(UnknownPath(f"There is nothing at {path}."))
     if error.status_code == 413:

@@ -24,7 +24,7 @@ from server.errors import (
 from server.telemetry.recorder import response_headers
 
 _STREAMED_ERROR = b'data: {"error"'
-SILENCE_SECONDS = 60  # of a caller that neither sends what it began nor reads what it gets
+SILENCE_SECONDS = 60  # longest pause in which a caller sends or reads nothing
 T = TypeVar("T")
 _OURS = frozenset({b"x-request-id", b"content-length"})
 
@@ -38,7 +38,7 @@ async def read_body(receive: Receive, limit: int) -> bytes:
 
     Raises:
         RequestTooLarge: it is longer than `limit` bytes.
-        RequestTooSlow: nothing came of it for a minute.
+        RequestTooSlow: no part of it arrived for SILENCE_SECONDS.
         Disconnected: the caller hung up.
     """
     parts: list[bytes] = []
@@ -48,7 +48,7 @@ async def read_body(receive: Receive, limit: int) -> bytes:
             message = await asyncio.wait_for(receive(), SILENCE_SECONDS)
         except TimeoutError:
             raise RequestTooSlow(
-                f"Nothing came of the request body for {SILENCE_SECONDS} seconds."
+                f"No part of the request body arrived for {SILENCE_SECONDS} seconds."
             ) from None
         if message["type"] == "http.disconnect":
             raise Disconnected
@@ -61,12 +61,15 @@ async def read_body(receive: Receive, limit: int) -> bytes:
             return b"".join(parts)
 
 
-async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
-    """What `work` gives, unless the caller hangs up first: nobody waits for it then.
+async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled if the caller hangs up first.
 
-    Raises Disconnected. `receive` must have given the whole body before.
+    The request's body must have been received before.
+
+    Raises:
+        Disconnected: the caller hung up.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.create_task(_wait_gone(receive))
+    task, gone = asyncio.ensure_future(work), asyncio.create_task(_wait_disconnected(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -79,7 +82,7 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
             await asyncio.wait({task})
 
 
-async def _wait_gone(receive: Receive) -> None:
+async def _wait_disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -111,7 +114,7 @@ class Exchange:
         self._body: bytes | None = body
         self._receive = receive
         self._send = send
-        self._start: Message | None = None  # held back: an error whose body is being collected
+        self._start: Message | None = None  # of an error, held back while its body is collected
         self._error_body = bytearray()
 
     async def receive(self) -> Message:
@@ -133,7 +136,7 @@ class Exchange:
                 await self._pass_on(message)
 
     async def _deliver(self, message: Message) -> None:
-        """Raises Disconnected: the caller reads no more, and what it holds up is let go."""
+        """Raises Disconnected when the caller stops reading: it must not hold its lease."""
         try:
             async with asyncio.timeout(SILENCE_SECONDS):
                 await self._send(message)
@@ -192,7 +195,7 @@ class Exchange:
         return json.dumps(error).encode()
 
     def _translated_event(self, event: bytes) -> bytes:
-        """vLLM's error event inside a stream, whose 200 was out already, as OpenAI's envelope."""
+        """vLLM's error event in a stream, after its 200, as OpenAI's envelope."""
         line, end, rest = event.partition(b"\n\n")
         try:
             parsed = json.loads(line.removeprefix(b"data: "))
@@ -205,7 +208,7 @@ class Exchange:
 
 
 def _code_of(call: Call) -> str | None:
-    """The code of an error that vLLM's status does not tell apart from others."""
+    """The code of an engine failure that vLLM's status does not distinguish."""
     if call.engine_error == "EngineDeadError":  # vllm.v1.engine.exceptions
         return "engine_dead"
     return "adapter_unhealthy" if call.repaired_values else None

@@ -1,7 +1,6 @@
-"""The way of one inference call: admit, read, resolve, lease, answer, record.
+"""One inference call from start to end: read, admit, resolve, lease, answer, record.
 
-Pure ASGI, outside vLLM's app. Everything that a caller may learn of a call, whatever its end, is
-written by the one `finally` here.
+Pure ASGI, outside vLLM's app. However a call ends, the one `finally` here records it.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.call import Call, current_call
 from server.errors import InvalidRequest, MethodNotAllowed, RequestError, Unavailable
-from server.http.exchange import Disconnected, Exchange, read_body, send_error, unless_gone
+from server.http.exchange import Disconnected, Exchange, read_body, send_error, unless_disconnected
 from server.lifecycle import Lifecycle
 from server.naming import ModelNames
 from server.telemetry.recorder import Recorder
 
 logger = logging.getLogger("lorry.middleware")
 
-# The paths of vLLM's app that callers can reach: everything else of it (/invocations, profiling,
-# the LoRA routes) stays inside. Each takes a JSON object with `model`.
-# path -> gen_ai.operation.name where the convention has one, else our own word
+# The paths of vLLM's app that callers can reach, and their gen_ai.operation.name (our own word
+# where the convention has none). Each takes a JSON object with `model`. The app's other paths
+# (/invocations, profiling, the LoRA routes) are not served.
 INFERENCE_PATHS = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "text_completion",
@@ -38,8 +37,8 @@ INFERENCE_PATHS = {
     "/detokenize": "detokenize",
 }
 
-# Headers by which a caller could steer vLLM past us: its adapter, its priority, its replica, its
-# session, its trace parent (our span is the parent) and its request id (ours is unique).
+# Headers with which a caller could choose vLLM's adapter, priority, replica or session itself, and
+# those that we set: the trace parent (our span) and the request id (a unique one).
 STRIPPED_HEADERS = frozenset(
     {
         b"x-amzn-sagemaker-adapter-identifier",
@@ -53,18 +52,18 @@ STRIPPED_HEADERS = frozenset(
     }
 )
 
-_LONGEST_NAME = 512
+_MAX_NAME_CHARACTERS = 512
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class Selection(msgspec.Struct):
-    """The fields of a body that decide who answers; all others are vLLM's to read."""
+    """The fields of a body that choose the adapter; vLLM reads all the others."""
 
     model: str | None = None
     stream: bool | None = None
     user: Any = None
-    # vLLM would do these outside the call that asked: after its lease, under an id of the
-    # caller's choice, or as one engine request for each beam and token.
+    # Refused: vLLM would run these outside the call (after its lease, under an id of the caller's
+    # choice, or as one engine request for each beam and token).
     background: bool | None = None
     request_id: str | None = None
     use_beam_search: bool | None = None
@@ -75,7 +74,7 @@ _NOT_SUPPORTED = ("background", "request_id", "use_beam_search")
 
 
 class InternalError(RequestError):
-    """Something that should not happen did; the log has it, the caller does not."""
+    """A bug: the log has its traceback, the caller gets none of it."""
 
 
 class InferenceMiddleware:
@@ -108,9 +107,9 @@ class InferenceMiddleware:
 
     def _start(self, scope: Scope) -> Call:
         headers = Headers(scope=scope)
-        asked = headers.get("x-request-id", "")
+        given = headers.get("x-request-id", "")
         return self._recorder.start(
-            request_id=asked if _REQUEST_ID.fullmatch(asked) else "",
+            request_id=given if _REQUEST_ID.fullmatch(given) else "",
             endpoint=scope["path"],
             operation=INFERENCE_PATHS[scope["path"]],
             headers=headers,
@@ -121,7 +120,7 @@ class InferenceMiddleware:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"{call.endpoint} takes POST only.")
             self._lifecycle.check_ready()
-            # Before it counts as a call: a body that never comes holds up no drain.
+            # Before the call counts as in flight: a body that never comes must not delay a drain.
             body = await read_body(receive, self._max_body_bytes)
             with self._lifecycle.admit():
                 await self._serve(call, body, scope, receive, send)
@@ -130,7 +129,7 @@ class InferenceMiddleware:
                 await send_error(send, call, error)
         except Disconnected:
             call.disconnected = True
-        except asyncio.CancelledError:  # by the server, whose time to drain is over
+        except asyncio.CancelledError:  # by the server, at the end of its drain
             if call.status:
                 call.disconnected = True
                 raise
@@ -142,11 +141,11 @@ class InferenceMiddleware:
         self, call: Call, body: bytes, scope: Scope, receive: Receive, send: Send
     ) -> None:
         selection = select(body)
-        # Longer than any name that means something; what is told of a call stays short.
-        call.requested_model = (selection.model or "")[:_LONGEST_NAME]
+        # Longer than any valid name; log lines and spans stay short.
+        call.requested_model = (selection.model or "")[:_MAX_NAME_CHARACTERS]
         call.stream = bool(selection.stream)
         call.version = await self._names.resolve(
-            selection.model or "", _who(selection, scope, call)
+            selection.model or "", split_key(selection, scope, call)
         )
         call.resolved = True
         exchange = Exchange(call, body, receive, send)
@@ -155,12 +154,12 @@ class InferenceMiddleware:
         async with AsyncExitStack() as stack:
             if call.version is not None:
                 lease = residency.lease(call.version, call)
-                call.lease = await unless_gone(receive, stack.enter_async_context(lease))
+                call.lease = await unless_disconnected(receive, stack.enter_async_context(lease))
             await app(_inner_scope(scope, call), exchange.receive, exchange.send)
 
     async def _fail(self, call: Call, send: Send, error: Exception) -> None:
         if call.response_complete:
-            # vLLM's app answered and then raised the same exception again, for its server's log.
+            # vLLM's app answers an exception, then raises it again for its server's log.
             logger.warning("%s %s: %r", call.endpoint, call.request_id, error)
             return
         logger.error("%s %s failed", call.endpoint, call.request_id, exc_info=error)
@@ -170,10 +169,10 @@ class InferenceMiddleware:
 
 
 def select(body: bytes) -> Selection:
-    """Read what decides who answers off a JSON body, without building the rest of it.
+    """Read only the fields that choose the adapter from a JSON body.
 
     Raises:
-        InvalidRequest: not JSON, not an object, a wrong type, no model, or a thing not supported.
+        InvalidRequest: not a JSON object, a wrong type, no model, or an unsupported field.
     """
     try:
         selection = msgspec.json.decode(body, type=Selection)
@@ -197,15 +196,15 @@ def select(body: bytes) -> Selection:
     return selection
 
 
-def _who(selection: Selection, scope: Scope, call: Call) -> str:
-    """Whom a split keeps on one side: the user, else the session, else this request alone."""
+def split_key(selection: Selection, scope: Scope, call: Call) -> str:
+    """Key for traffic splitting: the `user` field, else the session id, else the request id."""
     if isinstance(selection.user, str) and selection.user:
         return selection.user
     return Headers(scope=scope).get("x-session-id") or call.request_id
 
 
 def _inner_scope(scope: Scope, call: Call) -> Scope:
-    """The scope for vLLM's app: our request id, and none of the headers that bypass us."""
+    """The scope for vLLM's app, with our request id and without STRIPPED_HEADERS."""
     headers: list[tuple[bytes, Any]] = [
         (name, value) for name, value in scope["headers"] if name.lower() not in STRIPPED_HEADERS
     ]

@@ -1,1 +1,1 @@
-"""Which adapters the engine holds: leases, loads, evictions, and what the catalog asks to keep."""
+"""Which adapters the engine holds: leases, loads, evictions, pins and removals."""

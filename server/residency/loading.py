@@ -1,7 +1,7 @@
-"""One load of one version into the engine, and how a load fails.
+"""Loads one version into the engine, and explains a failed load to its callers.
 
-A load that fails burns its integer id and is removed from the engine: vLLM may have kept half of
-it. Knows the engine only as `AdapterEngine`, and nothing of who waits for the load.
+A failed load burns its integer id and is removed from the engine, where vLLM may have kept a part
+of it. Knows the engine only as `AdapterEngine`, and nothing about the calls that wait for the load.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger("lorry.residency")
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one load is known by, in the engine and here."""
+    """The identity of one load, in the engine and here."""
 
     version: AdapterVersion
     integer_id: int
@@ -69,27 +69,27 @@ class Loader:
         """Load it, in the place of `leaving` if that is given.
 
         Raises:
-            EngineRefusal: the engine will not have it.
+            EngineRefusal: the engine refused the adapter.
             EngineGone: the engine died or did not answer in time.
-            AdapterError: its files are not there any more, or do not fit the base.
+            AdapterError: its files are missing or damaged, or do not fit the base.
         """
         started = time.monotonic()
         ids = [leaving.integer_id] if leaving is not None else []
         try:
-            # Against the base that is served now, whatever it was published for; in a thread,
-            # as it reads every byte.
+            # Against the base that is served now, which may not be the one it was published for. In
+            # a thread, as it reads every byte.
             await asyncio.to_thread(self._check, load.version)
             await self._engine.add_adapter(load.lease.request, ids, self._within)
         except Exception as error:
-            # Whatever it was: what the engine holds must be what is known here.
+            # After any error: the engine must hold exactly what the residency lists.
             self._metrics.load_failed(load.version)
-            logger.warning("adapter %s not loaded: %s", load.version.label, error)
+            logger.warning("adapter %s was not loaded: %s", load.version.label, error)
             await self._forget([load.integer_id, *ids])
             raise
         self._metrics.loaded(load.version, time.monotonic() - started)
 
     async def remove(self, load: Load) -> None:
-        """Free it in the engine; raises EngineGone."""
+        """Remove it from the engine; raises EngineGone."""
         await self._engine.remove_adapter(load.integer_id, self._within)
 
     async def _forget(self, integer_ids: Sequence[int]) -> None:
@@ -101,7 +101,7 @@ class Loader:
 
 
 def explain(version: AdapterVersion, error: Exception) -> RequestError:
-    """What a caller who waited for a load that failed is told."""
+    """The caller's error for a failed load."""
     if isinstance(error, EngineRefusal):
         return AdapterUnusable(f"The engine refused the adapter {version.label}: {error}")
     if isinstance(error, AdapterError) and not isinstance(error, StoreError):
@@ -117,6 +117,6 @@ def explain(version: AdapterVersion, error: Exception) -> RequestError:
 
 
 def without_engine(error: EngineGone) -> Unavailable:
-    """What is told of a question that was no load."""
+    """503 for an engine failure outside a load."""
     code = "engine_slow" if isinstance(error, EngineSlow) else "engine_dead"
     return Unavailable(str(error), code=code, retry_after=5)

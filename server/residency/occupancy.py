@@ -1,7 +1,7 @@
 """Which adapters are where, as gauges: in host memory and in the engine's slots ("device").
 
-Host memory is read off the residency at each scrape. Only the engine knows its slots: it is asked
-once a second, provided calls ran in that second, as slots change only then.
+Host memory is read from the residency at each scrape. Only the engine knows its slots: it is polled
+once a second while calls run, as slots change only then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from server.telemetry.metrics import Metrics
 
 logger = logging.getLogger("lorry.occupancy")
 
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _PER_TIER = ("adapter", "version", "tier")
 
 
@@ -36,13 +36,18 @@ class Occupancy:
         self._metrics = metrics
         self._in_slots: frozenset[str] = frozenset()
         self._seen_traffic = -1
+        self._add_gauges(metrics, places)
+
+    def _add_gauges(self, metrics: Metrics, places: Mapping[str, int]) -> None:
         metrics.derive(
             "adapter_places",
-            "How many adapters there is room for.",
+            "Adapters that a tier has room for.",
             ("tier",),
             lambda: [((tier,), number) for tier, number in places.items()],
         )
-        metrics.derive("adapter_resident", "1 where a version is held.", _PER_TIER, self._tiers)
+        metrics.derive(
+            "adapter_resident", "1 for each tier that holds a version.", _PER_TIER, self._tiers
+        )
         metrics.derive(
             "adapter_info",
             "1 for each resident version.",
@@ -57,9 +62,9 @@ class Occupancy:
         )
 
     async def run(self) -> None:
-        """Follow the slots until cancelled, or until the engine is gone."""
+        """Poll the slots until cancelled, or until the engine says that it can't report them."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
             traffic = self._metrics.traffic
             if traffic == self._seen_traffic and not self._metrics.is_busy():
                 continue
@@ -71,7 +76,7 @@ class Occupancy:
                 logger.debug("the engine did not report its slots", exc_info=True)
 
     async def look(self) -> bool:
-        """Ask the engine for its slots; False if it can't say. Raises EngineGone."""
+        """Poll the engine once; returns False if it can't report slots. Raises EngineGone."""
         changes = await self._engine.slot_changes(within=30.0)
         if changes is None:
             return False

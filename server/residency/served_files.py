@@ -1,9 +1,8 @@
-"""Whether a version's files are there, whole, and fit the base that is served now.
+"""Checks before each load that a version's files are there, intact, and fit the served base.
 
-Asked before each load, whatever the version was published for: names and shapes are of the base
-that is served, and the values are those that were judged at publishing if the digest is the same.
-Hashing a file that has not changed since would find the same again, so that is done once for each
-state of a file, as the file system tells it; a file is read each time, for a disk that fails.
+Names and shapes are checked against the base that is served now. Values were checked at publishing,
+and the same digest means the same values. Files are hashed once for each state that the file system
+reports (`State`), but read before every load, to detect a failing disk.
 """
 
 from __future__ import annotations
@@ -18,15 +17,14 @@ from adapters.errors import StoreUnreadable
 from adapters.store import Store
 from adapters.store.files import SERVED
 
-_AT_ONCE = 1 << 18  # bytes
+_READ_BYTES = 1 << 18
 
-# Inode, size, and times of the last change of bytes and of the inode itself: the last can't be
-# set by who writes a file.
+# Of each file: inode, size, mtime and ctime. A writer can set the mtime back, but not the ctime.
 State = tuple[tuple[int, int, int, int], ...]
 
 
 class ServedObjects:
-    """The store's objects as one base can serve them; used by several threads at once."""
+    """The store's objects, checked for one base. Several threads may use it at once."""
 
     def __init__(self, store: Store, base: Base) -> None:
         self._store = store
@@ -36,8 +34,8 @@ class ServedObjects:
     def check(self, version: AdapterVersion) -> None:
         """Raises an AdapterError unless the version can be loaded.
 
-        A StoreError says that the store lost or damaged what was published; anything else, that
-        what was published is not for this base.
+        A StoreError means that the store lost or damaged the files; any other, that they do not fit
+        this base.
         """
         digest = version.digest
         folder = self._store.path(digest)
@@ -48,7 +46,7 @@ class ServedObjects:
                 return
             self._passed.pop(digest, None)
             self._store.verify(digest)
-            read_checkpoint(folder, self._base, values=False)  # judged when it was published
+            read_checkpoint(folder, self._base, values=False)  # checked at publishing
         except OSError as error:
             raise StoreUnreadable(
                 f"object {digest} cannot be read: {error.strerror or error}",
@@ -59,7 +57,7 @@ class ServedObjects:
 
 
 def _state_of(folder: Path) -> State | None:
-    """None when a file is not there, which `verify` tells better."""
+    """None when a file is missing: `verify` has the better message."""
     try:
         states = [os.lstat(folder / name) for name in SERVED]
     except OSError:
@@ -68,8 +66,8 @@ def _state_of(folder: Path) -> State | None:
 
 
 def _read(folder: Path) -> None:
-    """A disk that fails is told here: from the engine it would look like the adapter's fault."""
-    buffer = bytearray(_AT_ONCE)  # in the cache: three times as fast as to keep the bytes
+    """Detects a failing disk, which in the engine would look like a bad adapter."""
+    buffer = bytearray(_READ_BYTES)  # fits the processor's cache: three times as fast as read()
     for name in SERVED:
         with (folder / name).open("rb", buffering=0) as file:
             while file.readinto(buffer):

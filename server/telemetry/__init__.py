@@ -1,1 +1,1 @@
-"""What is recorded of each call: response headers, metrics, span and log line, from one object."""
+"""Records each call as response headers, metrics, span and log line, all from one `Call`."""

@@ -1,7 +1,7 @@
-"""What was asked and answered, in the GenAI convention's form: only where that is turned on.
+"""Prompts and answers as attributes of the GenAI convention, where capturing them is turned on.
 
-The prompts are read off the request's body, the answer off what went out, when the call has ended.
-Knows the shapes of OpenAI's and Anthropic's APIs, as far as there is text or a tool in them.
+They are read when the call has ended: prompts from the request's body, answers from the response.
+Knows the texts and tool calls of OpenAI's and Anthropic's APIs, and skips everything else.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ logger = logging.getLogger("lorry.tracing")
 
 SWITCH = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 _ON = ("true", "1", "span_only", "span_and_event")
-_MOST_ANSWER_BYTES = 4 * 1024 * 1024  # of a stream's events, some 200 for each token
-_MOST_CHARACTERS = 32 * 1024  # of text in one attribute
-_MOST_MESSAGES = 128  # of which the last are kept
+_MAX_ANSWER_BYTES = 4 * 1024 * 1024  # a stream's events take about 200 bytes a token
+_MAX_CHARACTERS = 32 * 1024  # of text in one attribute
+_MAX_MESSAGES = 128  # the last ones are kept
 _CUT = "..."
 
 
@@ -26,26 +26,28 @@ def is_captured(environ: Mapping[str, str]) -> bool:
 
 
 class Content:
-    """One call's: made from its body, fed with its answer."""
+    """The texts of one call: created with its body, then given its answer part by part."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
         self._answer = bytearray()
 
     def add(self, part: bytes) -> None:
-        if len(self._answer) < _MOST_ANSWER_BYTES:
+        if len(self._answer) < _MAX_ANSWER_BYTES:
             self._answer += part
 
     def attributes(self) -> dict[str, str]:
-        """Never raises: what can't be read is left out."""
+        """The texts as JSON by attribute name. Never raises: what can't be read is left out."""
         found = {}
         try:
             request = json.loads(self._body)
             found["gen_ai.system_instructions"] = _bounded_parts(_instructions(request))
-            found["gen_ai.input.messages"] = _bounded(_asked(request))
-            found["gen_ai.output.messages"] = _bounded(_answered(_documents(bytes(self._answer))))
+            found["gen_ai.input.messages"] = _bounded(_input_messages(request))
+            found["gen_ai.output.messages"] = _bounded(
+                _output_messages(_documents(bytes(self._answer)))
+            )
         except Exception as error:  # noqa: BLE001 - callers may send and vLLM may answer anything
-            logger.debug("the texts of a call can't be told: %r", error)
+            logger.debug("the texts of a call can't be read: %r", error)
         return {name: json.dumps(value) for name, value in found.items() if value}
 
 
@@ -53,11 +55,11 @@ def _instructions(request: dict[str, Any]) -> list[dict[str, Any]]:
     return _parts(request.get("system") or request.get("instructions"))
 
 
-def _asked(request: dict[str, Any]) -> list[dict[str, Any]]:
+def _input_messages(request: dict[str, Any]) -> list[dict[str, Any]]:
     messages = request.get("messages") or request.get("input") or request.get("prompt") or []
     if not isinstance(messages, list):
         messages = [messages]
-    return [_message(each) for each in messages[-_MOST_MESSAGES:]]
+    return [_message(each) for each in messages[-_MAX_MESSAGES:]]
 
 
 def _message(message: Any) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def _message(message: Any) -> dict[str, Any]:
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:
-    """A message's content: a text, or a list of blocks of which texts and tools are told."""
+    """Texts and tools of a message's content, which is a text or a list of blocks."""
     if isinstance(content, str):
         return [{"type": "text", "content": content}]
     return [part for block in content or () for part in _block(block)]
@@ -99,12 +101,16 @@ def _block(block: Any) -> Iterator[dict[str, Any]]:
 
 def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
     function = call.get("function") or {}
-    told = {"type": "tool_call", "id": call.get("id"), "name": function.get("name")}
-    return told | {"arguments": function.get("arguments")}
+    return {
+        "type": "tool_call",
+        "id": call.get("id"),
+        "name": function.get("name"),
+        "arguments": function.get("arguments"),
+    }
 
 
 def _documents(answer: bytes) -> list[Any]:
-    """The one JSON document of an answer, or those of a stream's events."""
+    """The JSON document of an answer, or the documents of a stream's events."""
     if not answer.startswith((b"data:", b"event:")):
         return [json.loads(answer)] if answer else []
     lines = (line[5:].strip() for line in answer.splitlines() if line.startswith(b"data:"))
@@ -113,12 +119,12 @@ def _documents(answer: bytes) -> list[Any]:
         if line.startswith(b"{"):
             try:
                 found.append(json.loads(line))
-            except ValueError:  # the last one, where the answer was cut off
+            except ValueError:  # the last event, where the answer was cut off
                 break
     return found
 
 
-def _answered(documents: Iterable[Any]) -> list[dict[str, Any]]:
+def _output_messages(documents: Iterable[Any]) -> list[dict[str, Any]]:
     messages: dict[int, dict[str, Any]] = {}
 
     def message(index: int) -> dict[str, Any]:
@@ -132,12 +138,12 @@ def _answered(documents: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def _add_choice(message: dict[str, Any], choice: dict[str, Any]) -> None:
-    """A choice of OpenAI's chat or completions, whole or as a stream's next piece."""
-    said = choice.get("message") or choice.get("delta") or choice
-    text = said.get("content") if "content" in said else said.get("text")
+    """Add a choice of OpenAI's chat or completions: a whole one, or a stream's next piece."""
+    new = choice.get("message") or choice.get("delta") or choice
+    text = new.get("content") if "content" in new else new.get("text")
     if text:
         _extend(message["parts"], text)
-    for call in said.get("tool_calls") or ():
+    for call in new.get("tool_calls") or ():
         if call.get("id"):
             message["parts"].append(_tool_call(call))
         elif message["parts"] and message["parts"][-1]["type"] == "tool_call":
@@ -147,7 +153,7 @@ def _add_choice(message: dict[str, Any], choice: dict[str, Any]) -> None:
 
 
 def _add_blocks(message: Any, document: dict[str, Any]) -> None:
-    """An answer of OpenAI's responses or Anthropic's messages, whole or a stream's next piece."""
+    """Add an answer of OpenAI's responses or Anthropic's messages: whole, or the next piece."""
     kind, delta = document.get("type"), document.get("delta")
     if kind == "response.output_text.delta":
         _extend(message(0)["parts"], str(delta))
@@ -172,8 +178,8 @@ def _extend(parts: list[dict[str, Any]], text: str) -> None:
 
 
 def _bounded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last messages that fit, the first of them cut."""
-    left, kept = _MOST_CHARACTERS, []
+    """The last messages within _MAX_CHARACTERS; the oldest of them may be cut."""
+    left, kept = _MAX_CHARACTERS, []
     for message in reversed(messages):
         if left <= 0:
             break
@@ -184,7 +190,7 @@ def _bounded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _bounded_parts(
-    parts: list[dict[str, Any]], left: int = _MOST_CHARACTERS
+    parts: list[dict[str, Any]], left: int = _MAX_CHARACTERS
 ) -> list[dict[str, Any]]:
     kept = []
     for part in parts:

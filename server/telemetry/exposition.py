@@ -1,8 +1,8 @@
 """Accounts, gauges and plain histograms as the text of /metrics.
 
-In OpenMetrics, which Prometheus asks for, prometheus_client writes `_` for the `:` of vLLM's names
-(`vllm_num_requests_running`) unless the scraper offers to read UTF-8 names, as Prometheus does only
-since version 3. But `:` needs no UTF-8, and dashboards and routers know the names with it.
+In OpenMetrics, which Prometheus requests, prometheus_client replaces the `:` of vLLM's names by `_`
+(`vllm_num_requests_running`) unless the scraper accepts UTF-8 names, as Prometheus does only since
+version 3. But `:` needs no UTF-8, and dashboards and routers use the names with it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PREFIX = "lorry_"
 _OPENMETRICS = "application/openmetrics-text"
 PER_VERSION = ("adapter", "version")
 
-# A gauge at one moment: the label values and the number of each of its series.
+# Reads a gauge: the label values and the number of each of its series.
 Source = Callable[[], Iterable[tuple[Sequence[str], float]]]
 
 
@@ -58,7 +58,7 @@ class Exposition(Collector):
         self._plain[name] = (text, histogram)
 
     def describe(self) -> Iterable[Metric]:
-        return []  # else the registry would collect, to learn the names
+        return []  # otherwise the registry collects once to learn the names
 
     def collect(self) -> Iterator[Metric]:
         accounts = self._ledger.accounts()
@@ -87,7 +87,7 @@ class Exposition(Collector):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A registry at one moment: taken in the event loop, written out in a thread."""
+    """A registry at one moment: taken in the event loop, encoded in a thread."""
 
     families: list[Metric]
 
@@ -103,7 +103,7 @@ def choose_encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
     """The encoder and the content type for an Accept header."""
     try:
         encode, content_type = choose_by_accept(accept)
-    except TypeError:  # prometheus_client's, for a version that is not a number
+    except TypeError:  # by prometheus_client, for a version that is not a number
         encode, content_type = choose_by_accept("")
     if not content_type.startswith(_OPENMETRICS):
         return encode, content_type

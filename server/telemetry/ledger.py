@@ -1,9 +1,9 @@
-"""What has been counted of each adapter version: bounded in number, and no total ever goes back.
+"""Counts per adapter version: a bounded number of accounts, and sums that never decrease.
 
 At most `limit` versions have an account of their own, keyed by their label (NAME@VERSION). Beyond
 that the least recently used one is folded into `_other`: its counts move there, so that sums over
-all accounts only grow. A folded account that is still held writes into `_other`. A version that is
-called again gets a new account, which starts at zero. Used in one thread, the event loop's.
+all accounts only grow. Calls that still hold a folded account count into `_other`. A version that
+is called again gets a new account, which starts at zero. Used in one thread, the event loop's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prometheus_client.samples import Exemplar
 
 OTHER = "_other"
 
-Trace = dict[str, str] | None  # an exemplar's labels; None where there is no trace to point at
+Trace = dict[str, str] | None  # an exemplar's labels; None without a trace to link to
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Histogram:
 
 
 class Account:
-    """Counts by name and further labels, and histograms by name; each exists once it is used."""
+    """Counts by name and further labels, and histograms by name, each created when first used."""
 
     def __init__(self, key: str, bounds: Mapping[str, tuple[float, ...]]) -> None:
         self.key = key
@@ -73,7 +73,7 @@ class Account:
         histogram.observe(value, trace)
 
     def fold_into(self, other: Account) -> None:
-        """Move everything to `other`, and be an alias of it from now on."""
+        """Move everything to `other`, and become an alias of it."""
         for name, counts in self.counters.items():
             for labels, count in counts.items():
                 theirs = other._count(name, labels)
@@ -88,7 +88,7 @@ class Account:
 
 
 class Ledger:
-    """`bounds` are those of each histogram; accounts of `fixed` keys are never folded."""
+    """`bounds` has the buckets of each histogram; accounts of `fixed` keys are never folded."""
 
     def __init__(
         self, bounds: Mapping[str, tuple[float, ...]], limit: int, fixed: Iterable[str]

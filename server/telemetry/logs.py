@@ -1,7 +1,7 @@
-"""The log on standard error: one JSON object a line, or text where a person reads it.
+"""The log on standard error: one JSON object a line, or text on a terminal.
 
-A call's line has `"event": "call"` and the fields of server/telemetry/recorder.py; anything else
-has `"event": "log"` and a message. Prompts, answers and credentials are never among them.
+A call's line has `"event": "call"` and the fields of server/telemetry/recorder.py; any other has
+`"event": "log"` and a message. No line contains prompts, answers or credentials.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 _calls = logging.getLogger("lorry.calls")
 
-_QUIET_SECONDS = 60.0
+_SUPPRESS_SECONDS = 60.0
 
 
 class JsonFormatter(logging.Formatter):
@@ -42,17 +42,17 @@ class TextFormatter(logging.Formatter):
         call = getattr(record, "call", None)
         if call is not None:
             return f"{clock} {_describe(call)}"
-        # What callers sent may be part of a message: it must not move the cursor.
+        # A message may contain a caller's text, which must not move the cursor.
         message = "".join(c if c.isprintable() else " " for c in record.getMessage())
         text = f"{clock} {record.levelname.lower()}: {message}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
 def _describe(call: dict[str, Any]) -> str:
-    who = f"{call['adapter']}@{call['version']}" if call["version"] else call["adapter"]
+    adapter = f"{call['adapter']}@{call['version']}" if call["version"] else call["adapter"]
     first = call["ttft_seconds"]
     parts = [
-        f"{who} {call['endpoint']} {call['status'] or '-'} {call['outcome']}",
+        f"{adapter} {call['endpoint']} {call['status'] or '-'} {call['outcome']}",
         str(call["error_code"] or ""),
         f"{call['prompt_tokens']}+{call['generation_tokens']} tokens",
         f"first {first:.2f} s" if first is not None else "",
@@ -64,21 +64,21 @@ def _describe(call: dict[str, Any]) -> str:
 
 
 class OncePerMinute(logging.Filter):
-    """Lets one record through and then none for a minute, saying how many it held back."""
+    """Passes one record, suppresses the rest of a minute, and adds their number to the next one."""
 
     def __init__(self) -> None:
         super().__init__()
         self._next = 0.0
-        self._held = 0
+        self._suppressed = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
         if time.monotonic() < self._next:
-            self._held += 1
+            self._suppressed += 1
             return False
-        if self._held:
-            record.msg = f"{record.getMessage()} ({self._held} more like it before)"
+        if self._suppressed:
+            record.msg = f"{record.getMessage()} (earlier messages suppressed: {self._suppressed})"
             record.args = ()
-        self._next, self._held = time.monotonic() + _QUIET_SECONDS, 0
+        self._next, self._suppressed = time.monotonic() + _SUPPRESS_SECONDS, 0
         return True
 
 
@@ -96,16 +96,17 @@ def configure_logging(form: str = "auto", stream: TextIO = sys.stderr) -> None:
     ):
         handler = logging.StreamHandler(stream)
         handler.setFormatter(formatter)
-        if name == "opentelemetry":  # a collector that is away is told of again and again
+        if name == "opentelemetry":  # repeats itself while a collector is unreachable
             handler.addFilter(OncePerMinute())
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(level)
         logger.propagate = False
 
-    # What goes wrong there goes wrong with every token.
+    # An error there can repeat with every token.
     logging.getLogger("lorry.engine.outputs").filters[:] = [OncePerMinute()]
 
 
 def write_call(record: dict[str, Any]) -> None:
+    """Write the log line of a call that has ended."""
     _calls.info("call", extra={"call": record})

@@ -1,6 +1,6 @@
 """The `lorry_*` series (names and labels are a contract: docs/observability.md).
 
-The registry is given, so that a test has its own. Knows nothing of HTTP or of vLLM.
+Takes a registry, so that each test has its own. Knows nothing about HTTP or vLLM.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _TOKEN_GAP_BUCKETS = (
 _IDLE_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
 
 _COUNTERS = {
-    "requests": ("Calls by how they ended.", ("endpoint", "outcome")),
-    "finished_sequences": ("Sequences by how the engine ended them.", ("reason",)),
+    "requests": ("Ended calls by endpoint and outcome.", ("endpoint", "outcome")),
+    "finished_sequences": ("Ended sequences by finish reason.", ("reason",)),
     "prompt_tokens": ("Prompt tokens of ended calls.", ()),
-    "generation_tokens": ("Tokens made, by ended calls.", ()),
-    "cached_prompt_tokens": ("Prompt tokens from the prefix cache.", ()),
-    "adapter_loads": ("Loads into the engine.", ("result",)),
-    "adapter_evictions": ("Versions that made room.", ("tier",)),
+    "generation_tokens": ("Generated tokens of ended calls.", ()),
+    "cached_prompt_tokens": ("Prompt tokens of ended calls from the prefix cache.", ()),
+    "adapter_loads": ("Loads of versions into the engine by result.", ("result",)),
+    "adapter_evictions": ("Evicted versions by tier.", ("tier",)),
 }
 _HISTOGRAMS = {
-    "request_duration_seconds": ("First byte in to last byte out.", _DURATION_BUCKETS),
-    "time_to_first_token_seconds": ("Arrival to first token.", _FIRST_TOKEN_BUCKETS),
-    "inter_token_latency_seconds": ("Between two tokens.", _TOKEN_GAP_BUCKETS),
-    "queue_time_seconds": ("Waiting in the engine before prefill.", _FIRST_TOKEN_BUCKETS),
-    "prefill_time_seconds": ("First scheduled to first token.", _FIRST_TOKEN_BUCKETS),
-    "decode_time_seconds": ("First token to last token.", _DURATION_BUCKETS),
-    "adapter_load_seconds": ("Time of a load into the engine.", _FIRST_TOKEN_BUCKETS),
+    "request_duration_seconds": ("From the first byte in to the last byte out.", _DURATION_BUCKETS),
+    "time_to_first_token_seconds": ("From arrival to the first token.", _FIRST_TOKEN_BUCKETS),
+    "inter_token_latency_seconds": ("Between two tokens of a sequence.", _TOKEN_GAP_BUCKETS),
+    "queue_time_seconds": ("In the engine's queue, before prefill.", _FIRST_TOKEN_BUCKETS),
+    "prefill_time_seconds": ("From the first scheduling to the first token.", _FIRST_TOKEN_BUCKETS),
+    "decode_time_seconds": ("From the first token to the last.", _DURATION_BUCKETS),
+    "adapter_load_seconds": ("Duration of a load into the engine.", _FIRST_TOKEN_BUCKETS),
 }
 
 
@@ -64,7 +64,7 @@ class Metrics:
         self._exposition = Exposition(self._ledger, _COUNTERS, texts)
         self._exposition.add_histogram(
             "adapter_eviction_idle_seconds",
-            "How long a version that made room in host memory had not been used.",
+            "Time since the last use of a version that was evicted from host memory.",
             self._idle,
         )
         self._add_gauges()
@@ -79,13 +79,13 @@ class Metrics:
         )
         self.derive(
             "requests_waiting",
-            "Calls that wait now for their adapter or in the engine's queue.",
+            "Calls that wait for their adapter or in the engine's queue.",
             PER_VERSION,
             lambda: self._per_account(self._live.waiting),
         )
         self.derive(
             "oldest_waiting_seconds",
-            "How long the call has waited that has waited longest.",
+            "Time that the longest waiting call has waited so far.",
             (),
             lambda: [((), self._longest_wait())],
         )
@@ -95,7 +95,7 @@ class Metrics:
         self._exposition.add_gauge(name, text, labels, read)
 
     def begin(self, call: Call, trace: Trace) -> None:
-        """The call, whose adapter is known, is in flight until `record` or `forget`."""
+        """Count the call, whose adapter is known, as in flight until `record` or `forget`."""
         self._live.begin(call, self._ledger.account(call.account), trace)
 
     def record(self, call: Call, trace: Trace) -> None:
@@ -137,16 +137,16 @@ class Metrics:
         self._ledger.account(version.label).count("adapter_loads", "error")
 
     def evicted(self, version: AdapterVersion, idle_seconds: float) -> None:
-        """It was evicted from host memory."""
+        """Count an eviction from host memory."""
         self._ledger.find(version.label).count("adapter_evictions", "host")
         self._idle.observe(idle_seconds)
 
     def displaced(self, label: str) -> None:
-        """It lost its slot in the engine to another."""
+        """Count a version that lost its slot in the engine to another."""
         self._ledger.find(label).count("adapter_evictions", "device")
 
     def removed(self, label: str) -> None:
-        """It was removed from the catalog: its series end, its counts go to `_other`."""
+        """End the series of a version that was removed; its counts go to `_other`."""
         self._ledger.fold(label)
 
     def versions(self) -> list[str]:
@@ -189,7 +189,7 @@ class LiveCall:
 class LiveCalls:
     """The calls being answered now, and which of them wait.
 
-    Derived whenever it is read, rather than counted up and down, so it can't leak.
+    Waiting is derived at each read, not counted up and down, so that no count can drift.
     """
 
     def __init__(self) -> None:
@@ -228,8 +228,8 @@ class LiveCalls:
     def _scheduled(self) -> set[int]:
         """The sequences that the engine has scheduled, by `id`.
 
-        The engine reports each one only with its first token, but their number in every step, and
-        schedules them in order, except those whose adapter finds no slot.
+        The engine reports how many run after every step, but which ones only with their first
+        tokens. The rest is an estimate: it schedules in order, except where an adapter has no slot.
         """
         sequences = [each for live in self._calls.values() for each in live.call.sequences]
         known = [each for each in sequences if each.stats.scheduled_ts or each.finish_reason]

@@ -13,7 +13,7 @@ from typing import Any
 
 from opentelemetry.trace import format_span_id, format_trace_id
 
-from server.call import TOLD_SEQUENCES, Call
+from server.call import MAX_RECORDED_SEQUENCES, Call
 from server.telemetry.logs import write_call
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import Tracing
@@ -56,7 +56,7 @@ def describe(call: Call) -> dict[str, Any]:
         "status": call.status,
         "outcome": call.outcome,
         "error_code": call.error_code,
-        "finish_reasons": call.finish_reasons[:TOLD_SEQUENCES],
+        "finish_reasons": call.finish_reasons[:MAX_RECORDED_SEQUENCES],
         "prompt_tokens": call.prompt_tokens,
         "generation_tokens": call.generation_tokens,
         "cached_prompt_tokens": call.cached_tokens,

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from server.call import TOLD_SEQUENCES, Call
+from server.call import MAX_RECORDED_SEQUENCES, Call
 from server.telemetry.content import Content, is_captured
 
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -29,13 +29,16 @@ _CLOSE_SECONDS = 3.0
 
 
 class Tracing:
-    """Starts and ends the spans of calls; `environ` holds the `OTEL_*` variables."""
+    """Starts, ends and exports the spans of calls; `environ` holds the `OTEL_*` variables."""
 
     def __init__(
         self, exporter: SpanExporter | None, environ: Mapping[str, str] = os.environ
     ) -> None:
-        self._pipeline = Pipeline(exporter)
-        self._tracer = self._pipeline.provider.get_tracer("lorry")
+        self._exporter = exporter
+        self.provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
+        if exporter is not None:
+            self.provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self.provider.get_tracer("lorry")
         self._captures = is_captured(environ)
         propagators = environ.get("OTEL_PROPAGATORS") or "tracecontext"
         self._continues = "tracecontext" in propagators.split(",")
@@ -49,7 +52,7 @@ class Tracing:
         return self._tracer.start_span(operation, context=parent, kind=SpanKind.SERVER)
 
     def capture(self, call: Call, body: bytes) -> Content | None:
-        """Collects the call's texts, if its span shall carry them."""
+        """A collector of the call's texts; None unless its span is to have them."""
         return Content(body) if self._captures and call.span.is_recording() else None
 
     def end(self, call: Call) -> None:
@@ -80,13 +83,17 @@ class Tracing:
 
         if call.load_started is not None and call.load_ended is not None:
             child("adapter.load", call.load_started, call.load_ended)
-        for sequence in call.sequences[:TOLD_SEQUENCES]:
+        for sequence in call.sequences[:MAX_RECORDED_SEQUENCES]:
             for phase in sequence.phases():
                 child(*phase)
 
     def close(self) -> None:
-        """Send what is left, within seconds."""
-        self._pipeline.close()
+        """Export the remaining spans, for seconds at most: the collector may be unreachable."""
+        export = threading.Thread(target=self.provider.shutdown, daemon=True)
+        export.start()
+        export.join(_CLOSE_SECONDS)
+        if export.is_alive() and self._exporter is not None:
+            self._exporter.shutdown()  # ends its retries
 
 
 def _error_type(call: Call) -> str:
@@ -103,7 +110,7 @@ def _attributes(call: Call) -> dict[str, Any]:
         "gen_ai.request.stream": call.stream,
         "gen_ai.response.model": call.response_model,
         "gen_ai.response.id": call.response_id,
-        "gen_ai.response.finish_reasons": call.finish_reasons[:TOLD_SEQUENCES] or None,
+        "gen_ai.response.finish_reasons": call.finish_reasons[:MAX_RECORDED_SEQUENCES] or None,
         "gen_ai.usage.input_tokens": call.prompt_tokens,
         "gen_ai.usage.output_tokens": call.generation_tokens,
         "gen_ai.usage.cache_read.input_tokens": call.cached_tokens,
@@ -128,10 +135,10 @@ def _attributes(call: Call) -> dict[str, Any]:
 
 
 def take_exporter(environ: MutableMapping[str, str]) -> SpanExporter | None:
-    """The OTLP exporter that the variables ask for, or None when they ask for none.
+    """The OTLP exporter that the variables configure, or None.
 
-    Takes the traces endpoint out of `environ`: vLLM's child processes would read it too and
-    start to export spans of their own (vllm.tracing.otel).
+    Removes the traces endpoint from `environ`: with it, vLLM's child processes would export spans
+    of their own (vllm.tracing.otel).
     """
     endpoint = environ.pop(_TRACES_ENDPOINT, None) or None
     general = environ.get(_ENDPOINT) or None
@@ -155,24 +162,6 @@ def take_exporter(environ: MutableMapping[str, str]) -> SpanExporter | None:
     if endpoint is None and general is not None:
         endpoint = f"{general.rstrip('/')}/v1/traces"
     return http.OTLPSpanExporter(endpoint=endpoint)
-
-
-class Pipeline:
-    """A tracer provider, and the one exporter behind it if there is one."""
-
-    def __init__(self, exporter: SpanExporter | None) -> None:
-        self._exporter = exporter
-        self.provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
-        if exporter is not None:
-            self.provider.add_span_processor(BatchSpanProcessor(exporter))
-
-    def close(self) -> None:
-        """Send what is left, within seconds: the collector may be away."""
-        sending = threading.Thread(target=self.provider.shutdown, daemon=True)
-        sending.start()
-        sending.join(_CLOSE_SECONDS)
-        if sending.is_alive() and self._exporter is not None:
-            self._exporter.shutdown()  # ends its retries
 
 
 def _resource() -> Resource:

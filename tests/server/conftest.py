@@ -1,4 +1,4 @@
-"""A server around the stand-ins: everything but vLLM is the product's own."""
+"""Fixtures: a server with stand-ins for vLLM's app and engine; the rest is the product's own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from server.telemetry.metrics import Metrics
 
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
-    """For a test that lets `configure_logging` change the process's loggers."""
+    """A log stream; restores the process's loggers, which `configure_logging` changes."""
     loggers = [logging.getLogger(name) for name in ("lorry", "uvicorn", "opentelemetry")]
     kept = [(each, each.handlers[:], each.propagate, each.level) for each in loggers]
     yield io.StringIO()
@@ -46,7 +46,7 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-async def house(tmp_path: Path, metrics: Metrics) -> AsyncIterator[House]:
+async def house(tmp_path: Path) -> AsyncIterator[House]:
     spans = InMemorySpanExporter()
     settings = standin_settings(tmp_path, admin_source_root=tmp_path / "sources")
     with Catalog.open(settings.store) as catalog:

@@ -1,4 +1,4 @@
-"""The errors as callers see them."""
+"""The error tree, vLLM's errors in OpenAI's form, and reserved flags."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def subclasses(kind):
         yield from subclasses(child)
 
 
-def test_every_error_is_in_the_drawn_tree():
+def test_every_error_is_in_the_tree_of_the_docstring():
     drawn = errors.__doc__
     assert {kind.__name__ for kind in subclasses(LorryError)} - {"InternalError"} <= set(
         drawn.replace("│", " ").replace("├──", " ").replace("└──", " ").split()
@@ -47,21 +47,21 @@ def test_every_request_error_has_a_status_a_type_and_a_code():
         (418, [], "invalid_request", "The request failed."),
     ],
 )
-def test_whatever_vllm_says_becomes_openais_envelope(status, body, code, message):
+def test_every_error_body_of_vllm_becomes_openais_envelope(status, body, code, message):
     error = translate_vllm_error(status, body)["error"]
 
     assert (error["code"], error["message"]) == (code, message)
     assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
 
 
-@pytest.mark.parametrize("flag", ["--api-key", "--lora-modules=x", "--enable_lora", "--middleware"])
-def test_flags_that_would_undo_a_guarantee_are_refused(flag):
+def test_flags_that_would_break_a_guarantee_are_refused():
     check_extra(["--max-num-seqs", "4", "--model-impl", "vllm"])
-    with pytest.raises(errors.SettingsInvalid):
-        check_extra([flag, "x"])
+    for flag in ("--api-key", "--lora-modules=x", "--enable_lora", "--middleware"):
+        with pytest.raises(errors.SettingsInvalid, match=flag[:6]):
+            check_extra([flag, "x"])
 
 
-def test_the_type_of_the_weights_is_the_kernels_on_a_processor_and_free_on_a_gpu(monkeypatch):
+def test_the_dtype_is_reserved_on_a_processor_and_free_on_a_gpu(monkeypatch):
     for is_cpu in (True, False):
         monkeypatch.setattr(arguments, "is_cpu_build", lambda is_cpu=is_cpu: is_cpu)
         for flag in ("--dtype", "--lora-dtype=float16"):

@@ -1,4 +1,4 @@
-"""The page of settings is the one that the code generates."""
+"""docs/configuration.md is what the code generates, and every setting is an option."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_the_page_is_current():
     assert (ROOT / "docs" / "configuration.md").read_text() == manual.render(), "run `make docs`"
 
 
-def test_every_setting_but_the_token_is_an_option_with_its_description():
+def test_every_setting_except_the_token_is_an_option_with_its_description():
     options = {param.name: param for param in typer.main.get_command(app).params}
     assert options.keys() - {"engine_flags", "config", "help"} == {
         *Settings.model_fields.keys() - {"admin_token"}

@@ -1,4 +1,4 @@
-"""What is known to be wrong before anything slow starts: as functions, then as a user sees it."""
+"""The checks before the slow start: as functions, then from the command line."""
 
 from __future__ import annotations
 
@@ -49,32 +49,32 @@ def test_a_model_folder_needs_a_config_with_an_architecture_and_safetensors(mode
         ("x86_64", {"avx2"}, (3, 12), "3.12"),
     ],
 )
-def test_a_machine_that_vllm_cannot_run_on_is_named(monkeypatch, machine, flags, python, words):
+def test_an_unsupported_platform_is_named(monkeypatch, machine, flags, python, words):
     monkeypatch.setattr(preflight, "is_cpu_build", lambda: True)
     preflight.check_platform("x86_64", lambda: {"avx2"}, (3, 11))
     with pytest.raises(PlatformUnsupported, match=words):
         preflight.check_platform(machine, lambda: flags, python)
 
 
-def test_a_vllm_whose_kernels_nobody_checked_is_refused(monkeypatch):
+def test_an_unknown_version_of_vllm_is_refused(monkeypatch):
     monkeypatch.setattr(preflight.metadata, "version", lambda name: "0.33.1")
     with pytest.raises(PlatformUnsupported, match=r"0\.33\.1"):
         preflight.check_platform("x86_64", lambda: {"avx2"}, (3, 11))
 
 
-def test_a_gpu_build_does_not_ask_for_processor_features(monkeypatch):
+def test_a_gpu_build_needs_no_processor_features(monkeypatch):
     monkeypatch.setattr(preflight, "is_cpu_build", lambda: False)
     preflight.check_platform("x86_64", set, (3, 11))
 
 
-def test_missing_bitsandbytes_is_named_only_when_it_is_asked_for(monkeypatch):
+def test_missing_bitsandbytes_is_an_error_only_when_it_is_wanted(monkeypatch):
     monkeypatch.setattr(preflight.util, "find_spec", lambda name: None)
     preflight.check_quantization("none")
     with pytest.raises(QuantizationMissing, match="bitsandbytes"):
         preflight.check_quantization("bitsandbytes")
 
 
-def test_a_port_in_use_is_known_at_once_and_port_0_takes_a_free_one():
+def test_a_port_in_use_is_an_error_and_port_0_takes_a_free_one():
     with preflight.bind("127.0.0.1", 0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
@@ -82,7 +82,7 @@ def test_a_port_in_use_is_known_at_once_and_port_0_takes_a_free_one():
             preflight.bind("127.0.0.1", port)
 
 
-def test_no_two_reasons_not_to_start_share_an_exit_code():
+def test_every_startup_error_has_its_own_exit_code():
     codes = [kind.exit_code for kind in StartupError.__subclasses__()]
     assert sorted(codes) == [2, 3, 4, 5, 6, 7, 8]
 
@@ -96,7 +96,7 @@ def run_serve(*arguments):
     ("case", "code"),
     [("model", 3), ("base", 3), ("port", 4), ("store", 5), ("setting", 2), ("flag", 2)],
 )
-def test_a_user_gets_one_line_and_an_exit_code_of_its_own(case, code, model, tmp_path):
+def test_a_failed_start_prints_one_line_and_has_its_own_exit_code(case, code, model, tmp_path):
     a_file = tmp_path / "file"
     a_file.write_text("")
     store = ["--store", tmp_path / "store"]
@@ -105,7 +105,7 @@ def test_a_user_gets_one_line_and_an_exit_code_of_its_own(case, code, model, tmp
         taken.listen()
         arguments = {
             "model": [tmp_path / "nowhere"],
-            "base": [model, "--port", 0, *store],  # its weights are no safetensors
+            "base": [model, "--port", 0, *store],  # its weights are not valid safetensors
             "port": [model, "--port", taken.getsockname()[1], *store],
             "store": [model, "--port", 0, "--store", a_file],
             "setting": [model, "--max-loras", 0],

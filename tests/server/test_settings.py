@@ -1,4 +1,4 @@
-"""Where settings come from, and what is said of wrong ones."""
+"""The sources of settings, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def nothing_set(monkeypatch, tmp_path):
         monkeypatch.delenv(f"LORRY_{name.upper()}", raising=False)
 
 
-def test_the_command_line_wins_over_the_environment_over_the_file(monkeypatch):
+def test_the_command_line_wins_over_variables_and_they_win_over_the_file(monkeypatch):
     Path("lorry.toml").write_text('model = "from-file"\nport = 1\nmax_loras = 3\nhost = "::1"\n')
     monkeypatch.setenv("LORRY_PORT", "2")
     monkeypatch.setenv("LORRY_MAX_LORAS", "4")
@@ -40,7 +40,7 @@ def test_an_unknown_variable_is_an_error(monkeypatch):
         load_settings(model="x")
 
 
-def test_the_address_that_commands_act_on_may_stand_in_a_servers_environment(monkeypatch):
+def test_a_server_may_inherit_the_variable_of_the_commands(monkeypatch):
     monkeypatch.setenv("LORRY_URL", "http://127.0.0.1:8000")
     assert load_settings(model="x").model == Path("x")
 
@@ -52,29 +52,29 @@ def test_an_unknown_key_in_the_file_is_an_error():
 
 
 @pytest.mark.parametrize("content", [None, b"port = ", b"\xff\xff"])
-def test_a_file_that_is_missing_or_broken_is_said_to_be(content):
+def test_a_missing_or_invalid_file_is_named(content):
     if content is not None:
         Path("given.toml").write_bytes(content)
     with pytest.raises(SettingsInvalid, match=r"given\.toml"):
         load_settings(Path("given.toml"), model="x")
 
 
-def test_fewer_resident_adapters_than_a_batch_takes_are_refused():
+def test_max_cpu_loras_below_max_loras_is_refused():
     with pytest.raises(SettingsInvalid, match="at least max_loras"):
         load_settings(model="x", max_loras=9, max_cpu_loras=8)
 
 
-def test_the_base_is_called_like_its_folder_unless_told(tmp_path):
+def test_the_base_has_its_folders_name_by_default(tmp_path):
     assert load_settings(model=tmp_path / "llama").base_name == "llama"
     assert load_settings(model=tmp_path, served_model_name="x/y").base_name == "x/y"
 
 
 @pytest.mark.parametrize("name", ["a b", "@x", "é", "a:b", "a@1", "x" * 129])
-def test_a_base_name_that_a_reference_could_not_tell_apart_is_refused(name):
+def test_a_base_name_that_would_make_references_ambiguous_is_refused(name):
     for given in ({"model": "x", "served_model_name": name}, {"model": name}):
         with pytest.raises(SettingsInvalid, match="--served-model-name"):
             load_settings(**given)
 
 
-def test_every_setting_says_what_it_is():
+def test_every_setting_has_a_description():
     assert all(field.description for field in Settings.model_fields.values())

@@ -11,7 +11,7 @@ from standin_server import BASE, TOKEN, publish, scope_of
 
 from server.admin import publishing
 from server.admin.guard import AdminGuard
-from server.residency.loading import EngineRefusal, EngineSlow
+from server.engine.interface import EngineRefusal, EngineSlow
 
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 ACTOR = f"admin:{hashlib.sha256(TOKEN.encode()).hexdigest()[:8]}"
@@ -45,38 +45,39 @@ ROUTES = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path"), ROUTES)
 @pytest.mark.parametrize(
     "authorization", [None, "", TOKEN, f"Basic {TOKEN}", "Bearer ", f"Bearer {TOKEN}x", "Bearer é"]
 )
-async def test_without_the_token_nothing_is_let_in_and_nothing_is_read(
-    house, method, path, authorization
-):
+async def test_without_the_token_a_request_is_refused_and_its_body_not_read(house, authorization):
     headers = {} if authorization is None else {"authorization": authorization.encode()}
 
     async def body():
         raise AssertionError("the body was read")
         yield b""
 
-    response = await house.client.request(method, path, headers=headers, content=body())
-    assert response.status_code == 401
-    assert response.headers["www-authenticate"] == "Bearer"
-    assert response.json()["error"]["code"] == "invalid_admin_token"
+    found = {}
+    for method, path in ROUTES:
+        response = await house.client.request(method, path, headers=headers, content=body())
+        code = response.json()["error"]["code"]
+        challenge = response.headers.get("www-authenticate")
+        found[method, path] = (response.status_code, challenge, code)
+    assert found == dict.fromkeys(ROUTES, (401, "Bearer", "invalid_admin_token"))
 
 
-@pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_a_server_without_a_token_has_no_admin_api_for_anybody(house, method, path):
-    sent = []
+async def test_a_server_without_a_token_refuses_every_admin_request():
+    found = {}
+    for method, path in ROUTES:
+        sent = []
 
-    async def send(message):
-        sent.append(message)
+        async def send(message, sent=sent):
+            sent.append(message)
 
-    scope = {"type": "http", "method": method, "path": path, "headers": []}
-    await AdminGuard(None, token=None, max_upload_bytes=1)(scope, None, send)
-    assert sent[0]["status"] == 403
-    error = json.loads(sent[1]["body"])["error"]
-    assert error["code"] == "admin_disabled"
-    assert "LORRY_ADMIN_TOKEN" in error["message"]
+        scope = {"type": "http", "method": method, "path": path, "headers": []}
+        await AdminGuard(None, token=None, max_upload_bytes=1)(scope, None, send)
+        error = json.loads(sent[1]["body"])["error"]
+        names_variable = "LORRY_ADMIN_TOKEN" in error["message"]
+        found[method, path] = (sent[0]["status"], error["code"], names_variable)
+    assert found == dict.fromkeys(ROUTES, (403, "admin_disabled", True))
 
 
 async def test_every_admin_route_is_behind_the_guard(house):
@@ -89,7 +90,7 @@ async def test_every_admin_route_is_behind_the_guard(house):
             assert (await house.client.request(method, url)).status_code == 401
 
 
-async def test_the_list_says_what_the_catalog_and_the_engine_know(house, ask):
+async def test_the_list_has_the_catalogs_facts_and_the_residency(house, ask):
     newer = publish(house.catalog, "red", content="newer")
     house.catalog.split("red", "canary", {1: 90, 2: 10}, actor="test")
     await house.chat("red")
@@ -114,28 +115,28 @@ async def test_the_list_says_what_the_catalog_and_the_engine_know(house, ask):
     await ask("GET", "/nobody", 404, "adapter_not_found")
 
 
-async def test_the_list_says_what_is_going_on(house, ask):
+async def test_the_list_shows_loads_leases_and_evaluations(house, ask):
     facts = {"evaluation": {"exact_match": 0.97}}
     version = publish(house.catalog, "red", content="evaluated", provenance=facts)
     house.engine.gate = asyncio.Event()
     loading = asyncio.create_task(house.residency.load(version))
     await asyncio.sleep(0)
 
-    async def told():
+    async def shown():
         return (await ask("GET", "/red"))["versions"][1]
 
-    assert (await told())["evaluation"] == facts["evaluation"]
-    assert (await told())["size_bytes"] == version.size_bytes > 0
-    assert (await told())["residency"]["loading"] is True
+    assert (await shown())["evaluation"] == facts["evaluation"]
+    assert (await shown())["size_bytes"] == version.size_bytes > 0
+    assert (await shown())["residency"]["loading"] is True
     house.engine.gate.set()
     await loading
-    assert (await told())["residency"]["loading"] is False
+    assert (await shown())["residency"]["loading"] is False
     async with house.residency.lease(version, None), house.residency.lease(version, None):
-        assert (await told())["leases"] == 2
-    assert (await told())["leases"] == 0
+        assert (await shown())["leases"] == 2
+    assert (await shown())["leases"] == 0
 
 
-async def test_an_alias_is_pointed_split_rolled_back_and_dropped_each_with_its_actor(house, ask):
+async def test_an_alias_is_pointed_split_rolled_back_and_deleted_each_with_its_actor(house, ask):
     publish(house.catalog, "red", content="newer")
     stable = "/red/aliases/stable"
 
@@ -200,13 +201,13 @@ async def test_an_alias_is_pointed_split_rolled_back_and_dropped_each_with_its_a
         ("POST", "", None, 400, "invalid_request"),
     ],
 )
-async def test_what_cannot_be_done_is_refused_with_its_own_code(
+async def test_an_invalid_request_is_refused_with_its_own_code(
     ask, method, path, body, status, code
 ):
     await ask(method, path, status, code, **({} if body is None else {"json": body}))
 
 
-async def test_a_body_that_is_not_called_json_is_told_what_it_lacks(ask):
+async def test_a_body_without_a_json_content_type_gets_a_hint(ask):
     headers = BEARER | {"content-type": "text/plain"}
     given = {"headers": headers, "content": b'{"version": 1}'}
     refused = await ask("PUT", "/red/aliases/stable", 400, "invalid_request", **given)
@@ -215,7 +216,7 @@ async def test_a_body_that_is_not_called_json_is_told_what_it_lacks(ask):
     assert "not valid: body: Invalid JSON" in refused["error"]["message"]
 
 
-async def test_a_form_is_one_however_its_type_is_written(ask):
+async def test_the_content_type_of_a_form_is_case_insensitive(ask):
     headers = BEARER | {"content-type": "Multipart/Form-Data; boundary=x"}
     refused = await ask("POST", "", 400, headers=headers, content=b"--x--\r\n")
     assert "form" in refused["error"]["message"]
@@ -234,7 +235,7 @@ async def test_load_and_unload_move_a_version_in_and_out_of_the_engine(house, as
     assert (await ask("POST", "/red@both/load"))["data"] == ["red@1", "red@2"]
 
 
-async def test_a_pin_loads_and_one_place_is_left_for_the_others(house, ask):
+async def test_a_pin_loads_and_one_place_stays_for_the_others(house, ask):
     pinned = await ask("POST", "/red/versions/1/pin")
     assert pinned["pinned"] is True
     assert pinned["residency"]["host"] is True
@@ -246,21 +247,21 @@ async def test_a_pin_loads_and_one_place_is_left_for_the_others(house, ask):
     await ask("POST", "/green/versions/1/pin")
 
 
-async def test_a_pin_is_in_force_when_it_is_answered(house, ask):
+async def test_a_pin_takes_effect_before_its_answer(house, ask):
     await ask("POST", "/red/versions/1/pin")
     for model in ("green", "blue", "green", "blue"):
         assert (await house.chat(model)).status_code == 200
     assert (await ask("GET", "/red"))["versions"][0]["residency"]["host"] is True
 
 
-async def test_of_two_pins_at_once_one_gets_the_last_place(house, ask):
+async def test_of_two_concurrent_pins_one_gets_the_last_place(house, ask):
     pins = [f"/admin/adapters/{name}/versions/1/pin" for name in ("red", "green")]
     answers = await asyncio.gather(*(house.client.post(pin, headers=BEARER) for pin in pins))
     assert sorted(answer.status_code for answer in answers) == [200, 409]
     assert len(house.catalog.pins()) == 1
 
 
-async def test_what_was_done_is_no_error_when_the_engine_does_not_answer(house, ask, monkeypatch):
+async def test_a_change_succeeds_even_if_the_engine_does_not_answer(house, ask, monkeypatch):
     async def held_adapters(within):
         raise EngineSlow("the engine did not answer in time")
 
@@ -269,7 +270,7 @@ async def test_what_was_done_is_no_error_when_the_engine_does_not_answer(house, 
     await ask("GET", "", 503, "engine_slow")
 
 
-async def test_a_removed_version_leaves_the_engine_and_can_not_be_called(house, ask):
+async def test_a_removed_version_leaves_the_engine_and_can_no_longer_be_called(house, ask):
     publish(house.catalog, "red", content="newer")
     await ask("POST", "/red@1/load")
     gone = await ask("DELETE", "/red/versions/1")
@@ -293,7 +294,7 @@ async def test_an_uploaded_file_stays_in_its_folder(ask, name):
     assert refused["error"]["code"] in ("bad_file_name", "invalid_request")
 
 
-async def test_vllms_own_paths_publish_withdraw_and_refuse_load_inplace(house):
+async def test_vllms_two_paths_publish_withdraw_and_refuse_load_inplace(house):
     async def post(path, **body):
         return await house.client.post(f"/v1/{path}", json=body, headers=BEARER)
 
@@ -322,7 +323,7 @@ async def test_vllms_own_paths_publish_withdraw_and_refuse_load_inplace(house):
     assert (await post("unload_lora_adapter", lora_name="red")).status_code == 404
 
 
-async def test_vllms_load_sends_nobody_to_a_version_that_can_not_be_loaded(house, monkeypatch):
+async def test_vllms_load_does_not_move_stable_to_a_version_that_can_not_load(house, monkeypatch):
     def publish_now(place, name, *, aliases, **_):
         return publish(house.catalog, name, content=str(place), aliases=tuple(aliases))
 
@@ -351,8 +352,8 @@ async def test_a_split_is_listed_among_the_models_and_keeps_each_user_on_one_sid
         assert response.json()["model"] == response.headers["x-lorry-adapter"]
         return response.headers["x-lorry-adapter"]
 
-    for who in ({"user": "u{}"}, {"x-session-id": "s{}"}, {"x-request-id": "r{}"}):
-        (key, form), sides = *who.items(), set()
+    for field in ({"user": "u{}"}, {"x-session-id": "s{}"}, {"x-request-id": "r{}"}):
+        (key, form), sides = *field.items(), set()
         for number in range(12):
             value = form.format(number)
             call = ({key: value}, {}) if key == "user" else ({}, {key: value})
@@ -365,7 +366,7 @@ async def test_a_split_is_listed_among_the_models_and_keeps_each_user_on_one_sid
     assert {line["served_model"] for line in house.log} == {"red@1", "red@2"}
 
 
-async def test_a_caller_who_hangs_up_while_it_names_a_source_is_no_error_of_ours(house, caplog):
+async def test_a_caller_that_hangs_up_during_its_body_is_a_400_without_a_traceback(house, caplog):
     messages = [{"type": "http.request", "body": b'{"na', "more_body": True}]
 
     async def receive():
@@ -381,7 +382,7 @@ async def test_a_caller_who_hangs_up_while_it_names_a_source_is_no_error_of_ours
     assert "Traceback" not in caplog.text
 
 
-async def test_what_is_cut_off_when_the_server_ends_is_told_so(house):
+async def test_a_request_that_the_drain_cuts_off_ends_with_draining(house):
     async def receive():
         await asyncio.Event().wait()
 

@@ -1,4 +1,4 @@
-"""What a form may be: taken piece by piece, and refused with a code where it is odd."""
+"""Forms are read piece by piece, and a malformed one is refused with a code."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ NAME = field("name", "orders")
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 100_000])
-def test_a_form_is_the_same_however_it_is_cut(tmp_path, step) -> None:
-    # What looks like a boundary and is none belongs to the file.
+def test_a_form_is_the_same_however_it_is_split_into_chunks(tmp_path, step) -> None:
+    # Near-boundaries belong to the file.
     content = b"\r\n--xy\r\n--xyzz\r\r\n-" + bytes(range(256)) + b"\r\n"
     files = (file(CONFIG, b"{}"), file(WEIGHTS, content), file("lorry.json", b""))
     wanted = take(tmp_path, *files, NAME, field("alias", "a"), field("alias", "b"), step=step)
@@ -57,31 +57,30 @@ def test_a_form_is_the_same_however_it_is_cut(tmp_path, step) -> None:
     assert (tmp_path / "lorry.json").read_bytes() == b""
 
 
-def test_an_alias_that_is_empty_points_none_and_no_alias_is_stable(tmp_path) -> None:
+def test_an_empty_alias_moves_none_and_no_alias_means_stable(tmp_path) -> None:
     assert take(tmp_path, NAME, field("alias", "")).aliases == []
     assert take(tmp_path, NAME).aliases == ["stable"]
 
 
-def test_other_files_are_passed_over_and_a_pickle_is_only_noted(tmp_path) -> None:
+def test_other_files_are_skipped_and_a_pickle_is_kept_empty(tmp_path) -> None:
     take(tmp_path, NAME, file("README.md", b"r" * 5000), file("adapter_model.bin", b"p" * 5000))
     assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [
         ("adapter_model.bin", 0)
     ]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["", "..", "../escape", "/etc/passwd", "a/b", "a\\b", ".hidden", "x" * 129, f"{CONFIG}\0", "é"],
-)
-def test_a_name_that_is_not_plain_is_refused_and_reaches_no_disk(tmp_path, name) -> None:
+def test_a_file_name_that_is_not_plain_is_refused_and_not_written(tmp_path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    assert refused(folder, NAME, file(name)) == "bad_file_name"
+    names = ["", "..", "../escape", "/etc/passwd", "a/b", "a\\b", ".hidden", "x" * 129, "é"]
+    names.append(f"{CONFIG}\0")
+    codes = {name: refused(folder, NAME, file(name)) for name in names}
+    assert codes == dict.fromkeys(names, "bad_file_name")
     assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "adapter_model.bin"])
-def test_a_file_comes_once(tmp_path, name) -> None:
+def test_a_second_file_of_one_name_is_refused(tmp_path, name) -> None:
     assert refused(tmp_path, NAME, file(name), file(name, b"other")) == "bad_file_name"
 
 
@@ -102,12 +101,12 @@ def test_a_file_comes_once(tmp_path, name) -> None:
         [b"no boundary at all"],
     ],
 )
-def test_an_odd_form_is_refused(tmp_path, parts) -> None:
+def test_a_malformed_form_is_refused(tmp_path, parts) -> None:
     assert refused(tmp_path, *parts) == "invalid_request"
 
 
 @pytest.mark.parametrize("each", [field("alias", "a"), file("README.md")])
-def test_of_a_thousand_parts_no_more_are_read_than_there_may_be(tmp_path, each) -> None:
+def test_a_form_with_too_many_parts_is_not_read_to_its_end(tmp_path, each) -> None:
     read = []
 
     def pieces() -> Iterator[bytes]:
@@ -121,17 +120,17 @@ def test_of_a_thousand_parts_no_more_are_read_than_there_may_be(tmp_path, each) 
 
 
 @pytest.mark.parametrize("end", [b"", b"--xyz\r\n", b"--xyz-"])
-def test_a_form_that_ends_in_the_middle_is_none(tmp_path, end) -> None:
+def test_an_incomplete_form_is_refused(tmp_path, end) -> None:
     assert refused(tmp_path, NAME, file(WEIGHTS), end=end) == "invalid_request"
 
 
 @pytest.mark.parametrize("content_type", ["multipart/form-data", f"{TYPE}{'z' * 300}"])
-def test_a_form_needs_a_boundary_of_a_sane_length(tmp_path, content_type) -> None:
+def test_a_form_needs_a_boundary_of_a_valid_length(tmp_path, content_type) -> None:
     with pytest.raises(InvalidRequest):
         take_upload(content_type, [NAME], tmp_path)
 
 
-def test_a_file_that_is_larger_than_it_can_need_is_cut_off(tmp_path) -> None:
+def test_a_file_that_is_too_large_is_cut_off(tmp_path) -> None:
     with pytest.raises(CheckpointInvalid) as caught:
         take(tmp_path, NAME, file(CONFIG, bytes(MIB + 1)), step=65536)
     assert caught.value.problems[0].code == "file_too_large"

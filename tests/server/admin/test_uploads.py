@@ -1,4 +1,4 @@
-"""Uploads over real HTTP, as they arrive: where they lie meanwhile, and what stays of them."""
+"""Uploads over real HTTP: where their files are while they arrive, and what remains of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BEARER = {"authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningServer]:
-    # What would use the machine's own temporary folder fails.
+    # Any use of the machine's temporary folder fails.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     base = tmp_path / "base"
     base.mkdir()
@@ -75,7 +75,7 @@ def form(adapter: Path) -> list[tuple[str, tuple[str, bytes]]]:
 
 
 class SlowUpload:
-    """An upload whose first part was sent, and whose end comes when it is asked for."""
+    """An upload of which all but the end is sent; `finish` sends the rest."""
 
     def __init__(self, server: RunningServer, adapter: Path, name: str) -> None:
         fields = {"name": name}
@@ -101,14 +101,14 @@ class SlowUpload:
             return int(answer.read().split()[1])
 
 
-def kept(server: RunningServer) -> list[str]:
-    """The names of the files that lie in the store and are no objects yet."""
+def unfinished(server: RunningServer) -> list[str]:
+    """The names of the files in the store that are not objects yet."""
     return sorted(path.name for path in (server.store / "tmp").rglob("*") if path.is_file())
 
 
-def await_that(is_so: Callable[[], bool]) -> None:
+def wait_until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
-    while not is_so():
+    while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -119,14 +119,14 @@ def labels(server: RunningServer) -> list[str]:
 
 
 def assert_nothing_is_left(server: RunningServer) -> None:
-    await_that(lambda: not list((server.store / "tmp").iterdir()))
+    wait_until(lambda: not list((server.store / "tmp").iterdir()))
     assert not list(server.store.glob("objects/sha256/??/*"))
     assert labels(server) == []
 
 
-def test_an_upload_lies_in_the_store_while_it_comes_and_is_an_object_then(server, adapter) -> None:
+def test_an_upload_arrives_in_the_store_and_becomes_an_object(server, adapter) -> None:
     upload = SlowUpload(server, adapter, "orders")
-    await_that(lambda: kept(server) == [CONFIG, WEIGHTS])
+    wait_until(lambda: unfinished(server) == [CONFIG, WEIGHTS])
     assert labels(server) == []
     assert upload.finish() == 201
     assert list((server.store / "tmp").iterdir()) == []
@@ -137,9 +137,9 @@ def test_an_upload_lies_in_the_store_while_it_comes_and_is_an_object_then(server
     assert labels(server) == ["orders@1"]
 
 
-def test_of_a_caller_who_hangs_up_nothing_is_left(server, client, adapter, caplog) -> None:
+def test_nothing_is_left_when_the_caller_hangs_up(server, client, adapter, caplog) -> None:
     upload = SlowUpload(server, adapter, "orders")
-    await_that(lambda: kept(server) == [CONFIG, WEIGHTS])
+    wait_until(lambda: unfinished(server) == [CONFIG, WEIGHTS])
     upload.socket.close()
     assert_nothing_is_left(server)
     assert not [record for record in caplog.records if record.exc_info]
@@ -147,19 +147,19 @@ def test_of_a_caller_who_hangs_up_nothing_is_left(server, client, adapter, caplo
     assert done.status_code == 201
 
 
-def test_of_a_caller_who_stops_sending_nothing_is_left(server, adapter, monkeypatch) -> None:
+def test_nothing_is_left_of_an_upload_that_stalls(server, adapter, monkeypatch) -> None:
     monkeypatch.setattr(uploads, "SILENCE_SECONDS", 0.2)
     assert SlowUpload(server, adapter, "orders").status() == 408
     assert_nothing_is_left(server)
 
 
-def test_of_a_caller_who_drips_nothing_is_left(server, adapter, monkeypatch) -> None:
+def test_nothing_is_left_of_an_upload_that_takes_too_long(server, adapter, monkeypatch) -> None:
     monkeypatch.setattr(uploads, "WHOLE_SECONDS", 0.2)
     assert SlowUpload(server, adapter, "orders").status() == 408
     assert_nothing_is_left(server)
 
 
-def test_of_a_refused_adapter_nothing_is_left(server, client, adapter) -> None:
+def test_nothing_is_left_of_a_refused_adapter(server, client, adapter) -> None:
     (adapter / WEIGHTS).write_bytes(b"\0" * 100)
     refused = client.post("/admin/adapters", data={"name": "orders"}, files=form(adapter))
     assert (refused.status_code, bool(refused.json()["problems"])) == (422, True)
@@ -167,7 +167,7 @@ def test_of_a_refused_adapter_nothing_is_left(server, client, adapter) -> None:
 
 
 @pytest.mark.parametrize("is_announced", [True, False])
-def test_of_an_upload_that_is_too_large_nothing_is_left(server, client, is_announced) -> None:
+def test_nothing_is_left_of_an_upload_that_is_too_large(server, client, is_announced) -> None:
     files = [("file", (WEIGHTS, bytes(1_100_000)))]
     request = client.build_request("POST", "/admin/adapters", data={"name": "x"}, files=files)
     body = request.read()
@@ -179,32 +179,32 @@ def test_of_an_upload_that_is_too_large_nothing_is_left(server, client, is_annou
         assert_nothing_is_left(server)
 
 
-def test_two_are_written_at_once_and_a_third_is_told_to_come_again(
+def test_two_uploads_run_at_once_and_a_third_gets_a_503_with_retry_after(
     server, client, adapter, monkeypatch
 ) -> None:
     monkeypatch.setattr(publishing, "_TURN_SECONDS", 0.2)
     first, second = (SlowUpload(server, adapter, name) for name in ("a", "b"))
-    await_that(lambda: kept(server) == [CONFIG, CONFIG, WEIGHTS, WEIGHTS])
+    wait_until(lambda: unfinished(server) == [CONFIG, CONFIG, WEIGHTS, WEIGHTS])
     third = client.post("/admin/adapters", data={"name": "c"}, files=form(adapter))
     assert (third.status_code, third.json()["error"]["code"]) == (503, "publishing_busy")
     assert int(third.headers["retry-after"]) > 0
-    assert kept(server) == [CONFIG, CONFIG, WEIGHTS, WEIGHTS]
+    assert unfinished(server) == [CONFIG, CONFIG, WEIGHTS, WEIGHTS]
     assert (first.finish(), second.finish()) == (201, 201)
     again = client.post("/admin/adapters", data={"name": "c"}, files=form(adapter))
     assert again.status_code == 201
     assert labels(server) == ["a@1", "b@1", "c@1"]
 
 
-def test_one_who_waits_for_a_turn_is_not_read(server, adapter) -> None:
+def test_an_upload_that_waits_for_its_turn_is_not_read(server, adapter) -> None:
     first, second = (SlowUpload(server, adapter, name) for name in ("a", "b"))
-    await_that(lambda: len(kept(server)) == 4)
+    wait_until(lambda: len(unfinished(server)) == 4)
     third = SlowUpload(server, adapter, "c")
     time.sleep(0.2)
     assert len(list((server.store / "tmp").iterdir())) == 2
     assert [upload.finish() for upload in (first, third, second)] == [201, 201, 201]
 
 
-def test_a_disk_that_is_full_is_said_so(server, client, adapter, monkeypatch) -> None:
+def test_a_full_disk_is_a_503_with_its_reason(server, client, adapter, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

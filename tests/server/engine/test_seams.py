@@ -1,4 +1,4 @@
-"""Our subclasses of vLLM's classes: what they do with a call, without an engine process."""
+"""Our subclasses of vLLM's classes, without an engine process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def call():
         requested_model="red",
         resolved=True,
         sequences=[],
-        refused_late=0,
+        late_status=0,
         engine_error=None,
         error_code=None,
     )
@@ -45,7 +45,7 @@ def call():
         (Lease("green@1#e.2", None), RED, False),  # another adapter
     ],
 )
-def test_a_sequence_runs_with_what_its_call_leased_or_not_at_all(call, leased, runs, agrees):
+def test_a_sequence_runs_only_with_the_adapter_that_its_call_leased(call, leased, runs, agrees):
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.output_processor import OutputProcessor
 
@@ -55,14 +55,14 @@ def test_a_sequence_runs_with_what_its_call_leased_or_not_at_all(call, leased, r
     processor.__class__ = AttributedOutputProcessor
     call.lease = leased
     request = SimpleNamespace(lora_request=runs, request_id="r")
-    # Past the check, vLLM's own code meets a request that is none.
+    # After the check, vLLM's own code fails on the incomplete request.
     with pytest.raises(AttributeError if agrees else VLLMValidationError):
         processor.add_request(request, "prompt")
     assert processor.request_states == {}
     assert call.sequences == []
 
 
-def test_handlers_see_the_leased_adapter_under_the_name_asked_for_and_nothing_else(call):
+def test_handlers_see_only_the_leased_adapter_under_the_requested_name(call):
     from server.engine.models import CallModels, CallRequests
 
     requests = CallRequests()
@@ -102,7 +102,7 @@ async def test_a_call_into_the_engine_ends_when_the_engine_does():
 
 
 @pytest.mark.parametrize(
-    ("said", "kind", "told"),
+    ("message", "kind", "shown"),
     [
         ("Call to add_lora method failed: LoRA rank 16 is greater", EngineRefusal, "LoRA rank 16"),
         ("Call to add_lora method failed: ", EngineRefusal, "no reason given"),
@@ -110,7 +110,7 @@ async def test_a_call_into_the_engine_ends_when_the_engine_does():
         ("Call to add_lora method failed: Server shutting down", EngineGone, "ended"),
     ],
 )
-async def test_what_the_worker_says_is_told_without_wrapping_or_paths(said, kind, told):
+async def test_a_workers_message_is_shown_without_wrapping_or_paths(message, kind, shown):
     from server.engine.client import Engine
 
     class Alive(Engine):
@@ -123,15 +123,15 @@ async def test_what_the_worker_says_is_told_without_wrapping_or_paths(said, kind
     engine.output_handler = asyncio.create_task(asyncio.sleep(5))
 
     async def fail():
-        raise Exception(said)
+        raise Exception(message)
 
     with pytest.raises(kind) as raised:
         await engine._ask(fail(), within=5)
-    assert told in str(raised.value)
+    assert shown in str(raised.value)
     engine.output_handler.cancel()
 
 
-async def test_who_makes_room_is_told_to_leave_and_not_waited_for(caplog):
+async def test_a_load_does_not_wait_until_the_evicted_adapter_has_left(caplog):
     from vllm.v1.engine.output_processor import OutputProcessor
 
     from server.engine.client import Engine
@@ -172,7 +172,7 @@ async def test_who_makes_room_is_told_to_leave_and_not_waited_for(caplog):
     await engine.add_adapter(red, [4], within=5)
     third = asyncio.create_task(engine.add_adapter(red, [6], within=5))
     await asyncio.wait({third}, timeout=0.05)
-    assert not third.done()  # the engine holds a quarter more than its places as it is
+    assert not third.done()  # a quarter of the places is leaving already
     leaving.set_exception(Exception("Server shutting down"))
     await third
     await asyncio.gather(*engine._drops, return_exceptions=True)
@@ -181,20 +181,20 @@ async def test_who_makes_room_is_told_to_leave_and_not_waited_for(caplog):
     engine.output_handler.cancel()
 
 
-def test_a_request_that_vllm_refuses_late_is_noted_on_its_call(call):
+def test_a_late_refusal_by_vllm_is_recorded_on_its_call(call):
     from vllm.exceptions import QueueOverflowError, VLLMValidationError
 
     from server.engine.client import _note_refusal
 
     _note_refusal(call, VLLMValidationError("bad"))
-    assert (call.refused_late, call.engine_error) == (400, None)
+    assert (call.late_status, call.engine_error) == (400, None)
     _note_refusal(call, QueueOverflowError())
-    assert (call.refused_late, call.error_code, call.engine_error) == (503, "unavailable", None)
+    assert (call.late_status, call.error_code, call.engine_error) == (503, "unavailable", None)
     _note_refusal(call, RuntimeError("odd"))
     assert call.engine_error == "RuntimeError"
 
 
-async def test_a_broken_adapters_request_ends_with_an_error_that_names_it(call):
+async def test_a_request_of_a_broken_adapter_ends_with_an_error_that_names_it(call):
     from vllm.exceptions import GracefulHTTPError
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import InputStreamError
@@ -202,7 +202,7 @@ async def test_a_broken_adapters_request_ends_with_an_error_that_names_it(call):
 
     from server.engine.outputs import AttributedOutputProcessor
 
-    told = []
+    counts = []
     processor = OutputProcessor(None, log_stats=True)
     processor.__class__ = AttributedOutputProcessor
     processor.observer = SimpleNamespace()
@@ -211,24 +211,24 @@ async def test_a_broken_adapters_request_ends_with_an_error_that_names_it(call):
     state = SimpleNamespace(lorry=(call, SimpleNamespace()), queue=queue, lora_name="red")
     for count in (12, 30):
         output = SimpleNamespace(new_token_ids=[], prefill_stats=None, num_nans_in_logits=count)
-        processor._tell(state, output, timestamp=1.0, last=0.0)
-        told.append(call.lease.repaired_values)
+        processor._record_output(state, output, timestamp=1.0, last=0.0)
+        counts.append(call.lease.repaired_values)
     with pytest.raises(InputStreamError) as raised:
         queue.get_nowait()
     assert isinstance(raised.value.cause, GracefulHTTPError)
     assert "red@1 computes values that are not finite" in str(raised.value.cause)
-    assert queue.get_nowait() is None  # the second took the place of the first
-    assert (told, call.repaired_values, call.engine_error) == ([12, 30], 30, "AdapterUnhealthy")
+    assert queue.get_nowait() is None  # the second replaced the first
+    assert (counts, call.repaired_values, call.engine_error) == ([12, 30], 30, "AdapterUnhealthy")
 
 
-def test_no_fault_in_what_is_noted_reaches_vllms_output_loop(call, caplog):
+def test_no_exception_of_recording_reaches_vllms_output_loop(call, caplog):
     from vllm.v1.engine.output_processor import OutputProcessor
 
     from server.engine.outputs import AttributedOutputProcessor
 
     class Broken:
         def __getattr__(self, name):
-            raise RuntimeError("a fault of ours")
+            raise RuntimeError("a bug")
 
     processor = OutputProcessor(None, log_stats=True)
     processor.__class__ = AttributedOutputProcessor
@@ -236,20 +236,20 @@ def test_no_fault_in_what_is_noted_reaches_vllms_output_loop(call, caplog):
     sequence = SimpleNamespace(finish_reason=None)
     state = SimpleNamespace(lorry=(call, sequence), stats=None)
     output = SimpleNamespace(new_token_ids=[1], prefill_stats=None, num_nans_in_logits=0)
-    processor._tell(state, output, timestamp=2.0, last=1.0)
+    processor._record_output(state, output, timestamp=2.0, last=1.0)
     processor.update_scheduler_stats(
         SimpleNamespace(num_running_reqs=3, waiting_lora_adapters={}, running_lora_adapters={})
     )
     state.lorry = "not a pair"
-    processor._note_end(state, "stop")
+    processor._record_end(state, "stop")
     processor.request_states = {"r": SimpleNamespace(lorry=None)}
-    processor._note_error("X")
-    processor._note_aborts(["r", "gone"])
-    processor._tie(None, None, 0)
+    processor._record_error("X")
+    processor._record_aborts(["r", "gone"])
+    processor._attach(None, None, 0)
     assert caplog.text.count("could not be attributed") == 4
 
 
-def test_a_fault_in_vllms_own_counting_does_not_end_the_output_loop(caplog, monkeypatch):
+def test_an_exception_in_vllms_metrics_does_not_end_the_output_loop(caplog, monkeypatch):
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
     from server.engine.stats import PublicLoraInfo
@@ -284,7 +284,7 @@ def test_lora_requests_info_is_one_series_with_public_names():
         ["--max-num-seqs", "many"],
     ],
 )
-def test_flags_after_the_dashes_cannot_change_what_is_ours(tmp_path, extra, capsys):
+def test_flags_after_the_dashes_cannot_change_reserved_ones(tmp_path, extra, capsys):
     from server.engine.arguments import build_arguments
     from server.errors import SettingsInvalid
 

@@ -1,4 +1,4 @@
-"""However much of a body is wrong, few errors are made of it; what is right stays right."""
+"""An invalid body yields few errors, however large it is; a valid one is read as before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEYS = {str(number): 1 for number in range(MANY)}
 HELLO = [{"role": "user", "content": "hi"}]
 CALL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
-RIGHT = [
+VALID = [
     ("chat", {"messages": HELLO, "tools": [CALL], "logit_bias": {"5": 1}, "stop": ["a", "b"]}),
     ("chat", {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}),
     ("chat", {"messages": HELLO, "chat_template_kwargs": KEYS}),
@@ -22,7 +22,7 @@ RIGHT = [
     ("responses", {"input": HELLO}),
     ("messages", {"messages": HELLO, "max_tokens": 5}),
 ]
-WRONG = [
+INVALID = [
     *(("chat", {"messages": each}) for each in (ZEROS, EMPTY, [KEYS])),
     *(("chat", {"messages": HELLO, name: ZEROS}) for name in ("bad_words", "tools", "stop")),
     ("chat", {"messages": HELLO, "logit_bias": dict.fromkeys(KEYS, "x")}),
@@ -66,20 +66,22 @@ def validators():
     return {name: (model, fields[name]) for name, model in models.items()}
 
 
-@pytest.mark.parametrize(("kind", "body"), RIGHT)
-def test_what_is_right_is_read_as_before(validators, kind, body):
+@pytest.mark.parametrize(("kind", "body"), VALID)
+def test_a_valid_body_is_read_as_before(validators, kind, body):
     model, field = validators[kind]
     body = {"model": "m", **body}
     read, errors = field.validate(body, loc=("body",))
     assert errors == []
     assert type(read) is model
-    unlike = {"request_id", "id"}  # drawn anew for each
+    unlike = {"request_id", "id"}  # random
     assert read.model_dump(exclude=unlike) == model(**body).model_dump(exclude=unlike)
 
 
-@pytest.mark.parametrize(("kind", "body"), WRONG)
-def test_what_is_wrong_makes_few_errors_however_much_it_is(validators, kind, body):
-    _, field = validators[kind]
-    with pytest.raises(ValidationError) as refused:
-        field._type_adapter.validate_python({"model": "m", **body}, from_attributes=True)
-    assert 1 <= refused.value.error_count() <= 1_000
+def test_an_invalid_body_yields_few_errors(validators):
+    counts = {}
+    for number, (kind, body) in enumerate(INVALID):
+        _, field = validators[kind]
+        with pytest.raises(ValidationError) as refused:
+            field._type_adapter.validate_python({"model": "m", **body}, from_attributes=True)
+        counts[number, kind, *body] = refused.value.error_count()
+    assert {row: count for row, count in counts.items() if not 1 <= count <= 1_000} == {}

@@ -1,4 +1,4 @@
-"""The routes that are ours: health, models, metrics, the schema."""
+"""Our own routes: health, models, metrics, the schema."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from server.http.middleware import INFERENCE_PATHS
 from server.lifecycle import Phase
 
 
-async def test_health_tells_starting_ready_draining_and_dead_apart(house):
+async def test_livez_and_readyz_answer_by_phase(house):
     async def codes():
         return [(await house.client.get(f"/{p}")).status_code for p in ("livez", "readyz")]
 
@@ -21,7 +21,7 @@ async def test_health_tells_starting_ready_draining_and_dead_apart(house):
     house.lifecycle.advance(Phase.DRAINING)
     assert await codes() == [200, 503]
     house.lifecycle.advance(Phase.DEAD)
-    house.lifecycle.advance(Phase.READY)  # the dead stay dead
+    house.lifecycle.advance(Phase.READY)  # DEAD is final
     assert await codes() == [503, 503]
 
 
@@ -48,20 +48,23 @@ async def test_the_list_of_models_follows_every_change(house):
     assert await listed() == [before[0], before[2], ("red", 2)]
 
 
-@pytest.mark.parametrize("model", ["tiny", "red", "red@1", "tiny:red"])
-async def test_a_model_is_found_by_every_name_that_a_request_could_use(house, model):
-    response = await house.client.get(f"/v1/models/{model}")
+async def test_a_model_is_found_by_every_name_that_a_request_can_use(house):
+    models = ["tiny", "red", "red@1", "tiny:red"]
+    answers = [await house.client.get(f"/v1/models/{model}") for model in models]
 
-    assert response.status_code == 200
-    assert response.json()["id"] == model
+    assert [answer.status_code for answer in answers] == [200] * len(models)
+    assert [answer.json()["id"] for answer in answers] == models
 
 
-@pytest.mark.parametrize("model", ["nobody", "red@7", "a/b/c", "%2e%2e%2fx"])
-async def test_a_model_that_is_not_there_is_openais_404(house, model):
-    response = await house.client.get(f"/v1/models/{model}")
+async def test_an_unknown_model_is_openais_404(house):
+    models = ["nobody", "red@7", "a/b/c", "%2e%2e%2fx"]
+    answers = [await house.client.get(f"/v1/models/{model}") for model in models]
 
-    assert response.status_code == 404
-    assert response.json()["error"]["code"] == "model_not_found"
+    found = {
+        model: (answer.status_code, answer.json()["error"]["code"])
+        for model, answer in zip(models, answers, strict=True)
+    }
+    assert found == dict.fromkeys(models, (404, "model_not_found"))
 
 
 async def test_metrics_come_as_text_or_as_openmetrics_with_trace_exemplars(house):

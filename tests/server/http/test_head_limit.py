@@ -1,4 +1,4 @@
-"""Who sends a head without an end is answered and hung up on, whatever it is made of."""
+"""A head without an end gets a 400 and a closed connection, whatever it consists of."""
 
 import asyncio
 import itertools
@@ -6,7 +6,7 @@ import itertools
 import pytest
 import uvicorn
 
-from server.http.head_limit import MOST_HEAD_BYTES, BoundedHeads
+from server.http.head_limit import MAX_HEAD_BYTES, BoundedHeads
 
 POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
 ENDLESS = {
@@ -34,17 +34,17 @@ async def port():
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - it has no event
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
     yield server.servers[0].sockets[0].getsockname()[1]
     server.should_exit = True
     await serving
 
 
-@pytest.mark.parametrize("what", ENDLESS)
-async def test_a_head_without_end_is_cut_off(port, what):
+@pytest.mark.parametrize("part", ENDLESS)
+async def test_a_head_without_end_is_cut_off(port, part):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    begin, more = ENDLESS[what]
+    begin, more = ENDLESS[part]
     writer.write(begin)
     sent = 0
     try:
@@ -59,13 +59,13 @@ async def test_a_head_without_end_is_cut_off(port, what):
     except ConnectionError:
         answer = b""
     writer.close()
-    assert sent < 20 * MOST_HEAD_BYTES
+    assert sent < 20 * MAX_HEAD_BYTES
     assert not answer or answer.startswith(b"HTTP/1.1 400 "), answer
 
 
-async def test_long_bodies_and_usual_heads_pass_on_one_connection(port):
+async def test_long_bodies_and_normal_heads_pass_on_one_connection(port):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for size in (0, 10 * MOST_HEAD_BYTES, 3):
+    for size in (0, 10 * MAX_HEAD_BYTES, 3):
         head = b"X-Long: %s\r\nContent-Length: %d\r\n\r\n" % (b"a" * 30_000, size)
         writer.write(POST + head + b"b" * size)
         await writer.drain()

@@ -1,4 +1,4 @@
-"""Those who wait for a place: whose turn it is, and what a caller who hangs up leaves behind."""
+"""Waiting for a place in the engine: the order of turns, and callers that hang up meanwhile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from residency_stage import new_call
 
 
-async def test_a_place_that_becomes_free_is_taken_by_the_one_that_waits(stage):
+async def test_a_waiting_version_takes_a_place_that_becomes_free(stage):
     red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
     async with AsyncExitStack() as leases:
         await leases.enter_async_context(stage.residency.lease(red, new_call()))
@@ -19,7 +19,7 @@ async def test_a_place_that_becomes_free_is_taken_by_the_one_that_waits(stage):
         assert (await waiting).engine_name.startswith("blue@1")
 
 
-async def test_those_who_ask_for_one_adapter_wait_in_one_place_of_the_queue(stage):
+async def test_calls_for_one_version_share_its_turn_in_the_queue(stage):
     red, green, blue, grey = (stage.version(name) for name in ("red", "green", "blue", "grey"))
     async with AsyncExitStack() as leases:
         await leases.enter_async_context(stage.residency.lease(red, new_call()))
@@ -31,7 +31,7 @@ async def test_those_who_ask_for_one_adapter_wait_in_one_place_of_the_queue(stag
     await waiting[1]
 
 
-async def test_for_callers_who_hung_up_in_the_queue_nobody_has_to_leave(stage):
+async def test_nothing_is_evicted_for_callers_that_hung_up_in_the_queue(stage):
     red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
     async with AsyncExitStack() as leases:
         for version in (red, green):
@@ -44,10 +44,10 @@ async def test_for_callers_who_hung_up_in_the_queue_nobody_has_to_leave(stage):
     await asyncio.sleep(0.05)
     assert stage.resident() == {"red@1", "green@1"}
     assert len(stage.engine.asked) == 2
-    assert (await stage.use(blue)).engine_name.startswith("blue@1")  # which had given up
+    assert (await stage.use(blue)).engine_name.startswith("blue@1")  # it can wait again
 
 
-async def test_one_who_hangs_up_takes_no_turn_away_from_those_who_wait_with_it(stage):
+async def test_the_turn_stays_for_the_others_when_one_caller_hangs_up(stage):
     red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
     async with AsyncExitStack() as leases:
         for version in (red, green):
@@ -59,7 +59,7 @@ async def test_one_who_hangs_up_takes_no_turn_away_from_those_who_wait_with_it(s
     assert (await second).engine_name.startswith("blue@1")
 
 
-async def test_places_are_given_in_the_order_they_were_asked_for(stage):
+async def test_versions_get_places_in_the_order_of_their_requests(stage):
     red, green, *late = (stage.version(name) for name in ("red", "green", "a", "b", "c"))
     async with AsyncExitStack() as leases:
         for version in (red, green):

@@ -1,4 +1,4 @@
-"""Pinned versions: loaded, never evicted, and one place left for everybody else."""
+"""Pinned versions are loaded and never evicted; one place stays for the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def test_a_pinned_version_is_loaded_and_never_evicted(stage):
     assert stage.resident() == {"green@1", "blue@1"}
 
 
-async def test_more_pins_than_places_leave_one_place_for_everybody_else(stage, caplog):
+async def test_too_many_pins_still_leave_one_place_for_the_others(stage, caplog):
     names = ("red", "green", "blue")
     versions = [stage.version(name) for name in names]
     for name in names:
@@ -37,7 +37,7 @@ async def test_more_pins_than_places_leave_one_place_for_everybody_else(stage, c
     assert caplog.text.count("3 versions are pinned but only 1 can be") == 1
 
 
-async def test_a_pinned_version_that_cannot_be_loaded_is_tried_again_but_not_at_once(stage):
+async def test_a_pinned_version_that_cannot_be_loaded_is_retried_after_a_pause(stage):
     stage.version("red")
     stage.catalog.pin("red", 1, actor="test")
     stage.lost = True

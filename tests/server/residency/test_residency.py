@@ -14,7 +14,7 @@ from server.errors import AdapterInUse, AdapterUnusable, Unavailable
 from server.residency.residency import Servable
 
 
-async def test_a_cold_adapter_is_loaded_once_however_many_ask(stage):
+async def test_concurrent_calls_for_a_cold_adapter_share_one_load(stage):
     version = stage.version("red")
     stage.engine.gate = asyncio.Event()
     calls = [new_call() for _ in range(20)]
@@ -31,7 +31,7 @@ async def test_a_cold_adapter_is_loaded_once_however_many_ask(stage):
     assert warm.load_started is None
 
 
-async def test_the_least_recently_used_one_makes_room(stage):
+async def test_the_least_recently_used_version_is_evicted(stage):
     red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
     for version in (red, green, red, blue):
         await stage.use(version)
@@ -62,7 +62,7 @@ async def test_an_adapter_that_still_runs_in_the_engine_is_not_evicted(stage):
     red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
     stage.engine.running.add((await stage.use(red)).engine_name)
     await stage.use(green)
-    await stage.use(blue)  # green goes, though red is colder
+    await stage.use(blue)  # evicts green, although red is colder
 
     assert stage.resident() == {"red@1", "blue@1"}
 
@@ -85,7 +85,7 @@ async def test_a_failed_load_burns_its_id_and_is_removed(stage, failure, raised)
     assert stage.engine.asked == [1, 2]
 
 
-async def test_everybody_who_waited_for_a_failed_load_hears_of_it(stage):
+async def test_every_call_that_waits_for_a_failed_load_gets_its_error(stage):
     version = stage.version("red")
     stage.engine.gate = asyncio.Event()
     stage.engine.failures = [EngineRefusal("no")]
@@ -97,7 +97,7 @@ async def test_everybody_who_waited_for_a_failed_load_hears_of_it(stage):
     assert all(isinstance(end, AdapterUnusable) for end in ends)
 
 
-async def test_a_caller_that_hangs_up_does_not_cancel_the_load_others_wait_for(stage):
+async def test_a_caller_that_hangs_up_does_not_cancel_a_shared_load(stage):
     version = stage.version("red")
     stage.engine.gate = asyncio.Event()
     first = asyncio.create_task(stage.use(version))
@@ -111,7 +111,7 @@ async def test_a_caller_that_hangs_up_does_not_cancel_the_load_others_wait_for(s
     assert first.cancelled()
 
 
-async def test_an_adapter_that_the_served_base_cannot_carry_never_reaches_the_engine(stage):
+async def test_an_adapter_that_does_not_fit_the_base_never_reaches_the_engine(stage):
     stage.unfit = True
     with pytest.raises(AdapterUnusable, match="too wide"):
         await stage.use(stage.version("red"))
@@ -119,7 +119,7 @@ async def test_an_adapter_that_the_served_base_cannot_carry_never_reaches_the_en
     assert stage.resident() == set()
 
 
-async def test_a_rank_over_the_servers_limit_is_refused_without_asking_the_engine(stage):
+async def test_a_rank_above_the_limit_never_reaches_the_engine(stage):
     with pytest.raises(AdapterUnusable, match="--max-lora-rank"):
         await stage.use(stage.version("wide", rank=32))
     assert stage.engine.asked == []
@@ -134,7 +134,7 @@ async def test_each_load_of_one_version_has_a_new_id_and_a_new_engine_name(stage
     assert len(set(stage.engine.names)) == 6
 
 
-async def test_files_that_the_store_lost_are_503_and_the_load_can_be_tried_again(stage):
+async def test_missing_files_are_a_503_and_the_load_can_be_retried(stage):
     version = stage.version("red")
     stage.lost = True
     with pytest.raises(Unavailable) as refused:
@@ -150,12 +150,12 @@ async def test_a_version_for_another_base_is_refused_unless_that_is_allowed(stag
     with pytest.raises(AdapterUnusable) as refused:
         await stage.use(other)
     assert refused.value.code == "base_mismatch"
-    await stage.use(stage.version("green", base_digest=None))  # published before bases were told
+    await stage.use(stage.version("green", base_digest=None))  # published without a base
     stage.residency._servable = Servable(max_rank=16)
     await stage.use(other)
 
 
-async def test_a_slow_load_keeps_no_other_waiting(stage):
+async def test_a_slow_load_does_not_delay_others(stage):
     red, green = stage.version("red"), stage.version("green")
     stage.engine.gate = asyncio.Event()
     slow = asyncio.create_task(stage.use(red))
@@ -169,7 +169,7 @@ async def test_a_slow_load_keeps_no_other_waiting(stage):
     assert stage.resident() == {"red@1", "green@1"}
 
 
-async def test_who_waits_for_a_load_that_takes_too_long_is_told_and_the_load_goes_on(stage):
+async def test_a_load_that_takes_too_long_is_a_503_and_goes_on(stage):
     stage.residency._wait_seconds = 0.05
     version = stage.version("red")
     stage.engine.gate = asyncio.Event()
@@ -195,7 +195,7 @@ async def test_unload_waits_for_leases_and_frees_the_place(stage):
     assert stage.engine.asked == [1, 2]
 
 
-async def test_unload_of_what_stays_in_use_says_so_and_retiring_it_does_not_give_up(stage):
+async def test_unload_gives_up_on_a_version_in_use_and_retire_does_not(stage):
     stage.residency._wait_seconds = 0.05
     red = stage.version("red")
     async with stage.residency.lease(red, new_call()):
@@ -206,7 +206,7 @@ async def test_unload_of_what_stays_in_use_says_so_and_retiring_it_does_not_give
     assert stage.engine.loaded == {}
 
 
-async def test_what_comes_in_for_a_call_that_began_before_its_removal_goes_when_that_ends(stage):
+async def test_a_removed_version_that_an_earlier_call_loads_leaves_after_that_call(stage):
     red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
     async with AsyncExitStack() as leases:
         for version in (red, green):
@@ -223,7 +223,7 @@ async def test_what_comes_in_for_a_call_that_began_before_its_removal_goes_when_
     assert not any(name.startswith("blue") for name in stage.engine.loaded.values())
 
 
-async def test_a_place_is_not_free_before_the_engine_let_go_of_who_had_it(stage, monkeypatch):
+async def test_a_place_is_free_only_once_the_engine_has_removed_its_adapter(stage, monkeypatch):
     red, green, blue = (stage.version(name) for name in ("red", "green", "blue"))
     slow, remove = asyncio.Event(), stage.engine.remove_adapter
 
@@ -263,19 +263,19 @@ async def test_random_traffic_keeps_every_invariant(stage):
             except AdapterUnusable:
                 pass
 
-    # Two users for two places: nobody can wait for ever, everything else may happen.
+    # With two users for two places no wait is endless; everything else can happen.
     await asyncio.gather(user(), user())
     assert stage.engine.most_loaded <= 2
     assert len(set(stage.engine.asked)) == len(stage.engine.asked)
     assert set(stage.engine.removed) | set(stage.engine.loaded) == set(stage.engine.asked)
 
 
-async def test_who_made_room_is_out_of_the_engine_whatever_went_wrong_with_the_other(stage):
+async def test_the_evicted_version_leaves_the_engine_even_if_the_load_fails(stage):
     for name in ("red", "green"):
         await stage.use(stage.version(name))
 
     def fail(version):
-        raise RuntimeError("a fault of ours")
+        raise RuntimeError("a bug")
 
     stage.residency._loader._check = fail
     with pytest.raises(RuntimeError):

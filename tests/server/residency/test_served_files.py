@@ -1,4 +1,4 @@
-"""What is checked of a version's files before each load, and what a check may be spared."""
+"""The checks of a version's files before each load, and which of them are done only once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Store:
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     def read_checkpoint(folder, base, values):
-        assert not values  # its digest says that they are those that were judged
+        assert not values  # the digest means they are the values checked at publishing
 
     monkeypatch.setattr(served_files, "read_checkpoint", read_checkpoint)
     folder = tmp_path / "d"
@@ -49,16 +49,14 @@ def check(store):
     return lambda: served.check(SimpleNamespace(digest="d"))
 
 
-def test_what_has_not_changed_is_judged_once(store, check):
+def test_unchanged_files_are_hashed_once(store, check):
     for _ in range(3):
         check()
     assert store.verified == 1
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_bytes_changed_in_place_are_judged_again_even_when_the_times_are_put_back(
-    store, check, name
-):
+def test_bytes_changed_in_place_are_hashed_again_even_with_the_old_mtime(store, check, name):
     check()
     file = store.path("d") / name
     before = file.stat()
@@ -72,7 +70,7 @@ def test_bytes_changed_in_place_are_judged_again_even_when_the_times_are_put_bac
     assert store.verified == 3
 
 
-def test_a_file_that_is_gone_is_told_by_the_store(store, check):
+def test_a_missing_file_is_reported_by_the_store(store, check):
     check()
     (store.path("d") / WEIGHTS).unlink()
     store.error = ObjectDamaged("a file is gone", "fetch it again")
@@ -80,7 +78,7 @@ def test_a_file_that_is_gone_is_told_by_the_store(store, check):
         check()
 
 
-def test_what_does_not_fit_is_never_remembered_as_fitting(store, check, monkeypatch):
+def test_a_refusal_is_not_remembered_as_a_pass(store, check, monkeypatch):
     def refuse(folder, base, values):
         raise CheckpointInvalid([])
 
@@ -91,7 +89,7 @@ def test_what_does_not_fit_is_never_remembered_as_fitting(store, check, monkeypa
     assert store.verified == 2
 
 
-def test_a_disk_that_fails_later_is_told_although_the_file_is_known(store, check, monkeypatch):
+def test_a_failing_disk_is_detected_although_the_file_was_hashed(store, check, monkeypatch):
     check()
 
     def fail(self, *mode, **options):

@@ -1,4 +1,4 @@
-"""Headers, metrics, spans and log say the same of every call, however many fail and how."""
+"""Headers, metrics, spans and log agree on every call of a run with random failures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CALLS = 300
 
 
 class Chaos:
-    """Behind the server: answers, fails, stops or hangs, as its dice fall."""
+    """A stand-in app that answers, fails, stops or hangs at random."""
 
     def __init__(self, house: House, seed: int) -> None:
         self.house = house
@@ -33,7 +33,7 @@ class Chaos:
         if kind == "raise":
             raise RuntimeError("odd")
         if kind == "refuse":
-            call.refused_late = self.dice.choice([400, 503])
+            call.late_status = self.dice.choice([400, 503])
             call.error_code = "invalid_request"
         for number in range(self.dice.randint(1, 3)):
             self.add_sequence(call, number, kind)
@@ -45,7 +45,7 @@ class Chaos:
             call.engine_error = "EngineDeadError"
         await send({"type": "http.response.body", "body": b"{}"})
         if kind == "late":
-            raise RuntimeError("after all was said")
+            raise RuntimeError("after the answer")
 
     def add_sequence(self, call: Any, number: int, kind: str) -> None:
         at, count = call.started, self.dice.randint(1, 9)
@@ -85,11 +85,11 @@ def totals(house: House, name: str, *labels: str) -> Counter[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("limit", [100, 2])
-async def test_four_places_say_the_same_of_a_long_run_with_failures(house, limit):
+async def test_headers_metrics_spans_and_log_agree(house, limit):
     house.metrics._ledger._limit = limit
     publish(house.catalog, "grey")
     seen = await Chaos(house, seed=limit).run()
-    house.tracing._pipeline.provider.force_flush()
+    house.tracing.provider.force_flush()
     spans = {
         format_trace_id(span.context.trace_id): span
         for span in house.spans.get_finished_spans()
@@ -98,8 +98,8 @@ async def test_four_places_say_the_same_of_a_long_run_with_failures(house, limit
     lines = {line["trace_id"]: line for line in house.log}
     assert len(seen) == len(lines) == len(house.log) == CALLS
     assert set(spans) == set(lines)
-    told = Counter(line["outcome"] for line in lines.values())
-    assert set(told) == {"ok", "client_error", "rejected", "aborted", "error"}
+    outcomes = Counter(line["outcome"] for line in lines.values())
+    assert set(outcomes) == {"ok", "client_error", "rejected", "aborted", "error"}
 
     answers = [each for each in seen if not isinstance(each, BaseException)]
     assert len(answers) > CALLS / 2
@@ -118,33 +118,33 @@ async def test_four_places_say_the_same_of_a_long_run_with_failures(house, limit
         assert list(attributes.get("gen_ai.response.finish_reasons", ())) == line["finish_reasons"]
         assert ("error.type" in attributes) == (line["outcome"] != "ok")
 
-    agree_with_metrics(house, list(lines.values()), are_folded=limit == 2)
+    assert_metrics_agree(house, list(lines.values()), are_folded=limit == 2)
 
 
-def agree_with_metrics(house: House, lines: list[dict[str, Any]], are_folded: bool) -> None:
-    who = [] if are_folded else ["adapter", "version"]
+def assert_metrics_agree(house: House, lines: list[dict[str, Any]], are_folded: bool) -> None:
+    names = [] if are_folded else ["adapter", "version"]
 
     def summed(field: str) -> Counter[tuple[str, ...]]:
         found: Counter[tuple[str, ...]] = Counter()
         for line in lines:
-            found[tuple(str(line[name] or "") for name in who)] += line[field]
+            found[tuple(str(line[name] or "") for name in names)] += line[field]
         return +found
 
     by_outcome = Counter(
-        tuple(str(line[name] or "") for name in [*who, "endpoint", "outcome"]) for line in lines
+        tuple(str(line[name] or "") for name in [*names, "endpoint", "outcome"]) for line in lines
     )
-    assert totals(house, "lorry_requests_total", *who, "endpoint", "outcome") == by_outcome
+    assert totals(house, "lorry_requests_total", *names, "endpoint", "outcome") == by_outcome
     for series, field in (
         ("prompt_tokens", "prompt_tokens"),
         ("generation_tokens", "generation_tokens"),
         ("cached_prompt_tokens", "cached_prompt_tokens"),
     ):
-        assert totals(house, f"lorry_{series}_total", *who) == summed(field), series
+        assert totals(house, f"lorry_{series}_total", *names) == summed(field), series
     reasons = Counter(reason for line in lines for reason in line["finish_reasons"])
     made = totals(house, "lorry_finished_sequences_total", "reason")
     assert made == {(reason,): count for reason, count in reasons.items()}
     firsts = sum(line["ttft_seconds"] is not None for line in lines)
     assert totals(house, "lorry_time_to_first_token_seconds_count")[()] == firsts
     assert totals(house, "lorry_request_duration_seconds_count")[()] == len(lines)
-    assert not totals(house, "lorry_requests_in_flight", *who)
-    assert not totals(house, "lorry_requests_waiting", *who)
+    assert not totals(house, "lorry_requests_in_flight", *names)
+    assert not totals(house, "lorry_requests_waiting", *names)

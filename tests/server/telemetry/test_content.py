@@ -1,4 +1,4 @@
-"""Prompts and answers in the GenAI convention's form, from every API's shape."""
+"""Prompts and answers of every API as attributes of the GenAI convention."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from server.telemetry.content import _MOST_CHARACTERS, Content, is_captured
+from server.telemetry.content import _MAX_CHARACTERS, Content, is_captured
 from server.telemetry.tracing import Tracing
 
 USER = {"role": "user", "parts": [{"type": "text", "content": "hello"}]}
@@ -65,7 +65,7 @@ BLOCKS = {"messages": [{"role": "user", "content": [{"type": "text", "text": "he
                 event({"type": "message_delta", "delta": {"stop_reason": "stop"}}, "x")]),
     ],
 )  # fmt: skip
-def test_a_question_and_its_answer_are_read_off_every_api(request_, answers):
+def test_prompt_and_answer_are_read_in_every_apis_format(request_, answers):
     asked, answered, _ = messages(request_, *answers)
     assert asked == [USER]
     assert answered == answer("hi you")
@@ -82,7 +82,7 @@ def test_a_response_and_its_instructions_are_read():
     assert instructions == [{"type": "text", "content": "be brief"}]
 
 
-def test_tools_are_told_too():
+def test_tool_calls_are_read_too():
     call = {"id": "c1", "function": {"name": "find", "arguments": '{"x": 1}'}}
     request = {
         "messages": [
@@ -104,38 +104,36 @@ def test_tools_are_told_too():
 
 
 def test_long_texts_are_cut_and_the_last_messages_kept():
-    long = {"role": "user", "content": "x" * (2 * _MOST_CHARACTERS)}
+    long = {"role": "user", "content": "x" * (2 * _MAX_CHARACTERS)}
     asked, _, _ = messages({"messages": [long] * 300 + CHAT["messages"]})
     assert asked[-1] == USER
-    assert len(json.dumps(asked)) < _MOST_CHARACTERS + 500
+    assert len(json.dumps(asked)) < _MAX_CHARACTERS + 500
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b"5", b'{"messages": 5}', b'{"messages": [[5]]}'])
-def test_what_cannot_be_read_is_left_out(body):
-    content = Content(body)
-    content.add(b'{"choices": 7}')
-    assert "gen_ai.output.messages" not in content.attributes()
+def test_malformed_messages_are_left_out():
+    for body in (b"{", b"[]", b"5", b'{"messages": 5}', b'{"messages": [[5]]}'):
+        content = Content(body)
+        content.add(b'{"choices": 7}')
+        assert "gen_ai.output.messages" not in content.attributes(), body
 
 
-@pytest.mark.parametrize(
-    ("value", "on"),
-    [("true", True), ("SPAN_ONLY", True), ("false", False), ("", False), ("EVENT_ONLY", False)],
-)
-def test_the_standard_variable_turns_it_on(value, on):
-    assert is_captured({"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": value}) is on
+def test_the_standard_variable_turns_capture_on():
+    expected = {"true": True, "SPAN_ONLY": True, "false": False, "": False, "EVENT_ONLY": False}
+    variable = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+    assert {value: is_captured({variable: value}) for value in expected} == expected
     assert not is_captured({})
 
 
-async def test_texts_are_in_the_span_only_when_turned_on(house, monkeypatch):
+async def test_texts_are_in_the_span_only_when_capture_is_on(house, monkeypatch):
     await house.chat("red")
     monkeypatch.setattr(house.tracing, "_captures", True)
     await house.chat("green")
-    house.tracing._pipeline.provider.force_flush()
-    told = {
+    house.tracing.provider.force_flush()
+    captured = {
         span.name: "gen_ai.input.messages" in span.attributes
         for span in house.spans.get_finished_spans()
         if span.kind.name == "SERVER"
     }
-    assert told == {"chat red": False, "chat green": True}
+    assert captured == {"chat red": False, "chat green": True}
     assert "hello" not in json.dumps(house.log)
     assert not Tracing(None, environ={})._captures

@@ -1,4 +1,4 @@
-"""A metric has one name, however the scraper asks for it."""
+"""A metric has the same name for every Accept header."""
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -10,11 +10,13 @@ PROMETHEUS_3 = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
     "text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
 )
-ODD = ["", "application/openmetrics-text; version=x", "text/plain; version=x", ";;,=,"]
+INVALID = ["", "application/openmetrics-text; version=x", "text/plain; version=x", ";;,=,"]
 
 
-@pytest.mark.parametrize("accept", [PROMETHEUS_2, PROMETHEUS_3, "text/plain;version=0.0.4", *ODD])
-def test_names_with_a_colon_stay_as_they_are(accept):
+@pytest.mark.parametrize(
+    "accept", [PROMETHEUS_2, PROMETHEUS_3, "text/plain;version=0.0.4", *INVALID]
+)
+def test_names_keep_their_colon(accept):
     registry = CollectorRegistry()
     Counter("vllm:made", "Tokens.", ["model"], registry=registry).labels("base").inc()
     encode, content_type = choose_encoder(accept)
@@ -22,7 +24,7 @@ def test_names_with_a_colon_stay_as_they_are(accept):
     assert content_type.startswith(("application/openmetrics-text;", "text/plain;"))
 
 
-def test_openmetrics_with_its_exemplars_is_what_prometheus_gets():
+def test_prometheus_gets_openmetrics_with_exemplars():
     registry = CollectorRegistry()
     Counter("made", "Tokens.", registry=registry).inc(exemplar={"trace_id": "ab"})
     encode, content_type = choose_encoder(PROMETHEUS_2)

@@ -1,4 +1,4 @@
-"""Accounts of versions: bounded, and no sum over them ever goes back."""
+"""Accounts of versions are bounded in number, and sums over them never decrease."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def test_beyond_the_limit_the_least_recently_used_is_folded_into_other():
         ours.account(f"{name}@1").count("calls", "ok")
     assert ours.versions() == ["red@1", "blue@1"]
     assert ours.other.counters["calls"][("ok",)].value == 1
-    ours.account("green@1").count("calls", "ok")  # starts anew
+    ours.account("green@1").count("calls", "ok")  # a new account
     assert ours.find("green@1").counters["calls"][("ok",)].value == 1
     assert total(ours) == 5
 
 
-def test_sums_never_go_back_whatever_is_folded_and_who_still_holds_it():
+def test_sums_never_decrease_even_for_folded_accounts_in_use():
     dice, ours, held = random.Random(1), ledger(limit=3), []
     calls, seconds = 0, 0.0
     for _ in range(2000):
-        account = ours.account((f"a{dice.randrange(9)}", "1"))
+        account = ours.account(f"a{dice.randrange(9)}@1")
         held = [*held[-20:], account]
         if dice.random() < 0.05:
             ours.fold(dice.choice(ours.versions()))
@@ -63,12 +63,12 @@ def test_sums_never_go_back_whatever_is_folded_and_who_still_holds_it():
 
 def test_the_base_is_never_folded():
     ours = ledger(limit=1)
-    ours.account(("base", "")).count("calls")
+    ours.account("base").count("calls")
     for name in ("red", "green"):
         ours.account(f"{name}@1")
-    ours.fold(("base", ""))
+    ours.fold("base")
     assert total(ours) == 1
-    assert ours.find(("base", "")).counters["calls"][()].value == 1
+    assert ours.find("base").counters["calls"][()].value == 1
     assert ours.find("red@1").key == OTHER
 
 

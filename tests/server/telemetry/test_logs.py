@@ -1,4 +1,4 @@
-"""The log's two forms, and what never is in them."""
+"""The log's two forms, and secrets, which are in neither."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from standin_server import TOKEN
 
 from server.telemetry.logs import OncePerMinute, configure_logging
 
-SECRET = "sk-a-secret-that-nobody-may-read"
+SECRET = "sk-the-secret-of-a-caller"
 
 
 class Terminal(io.StringIO):
@@ -45,13 +45,13 @@ async def test_the_form_follows_the_terminal_or_the_setting(
         assert "_unresolved /v1/chat/completions 404 client_error  model_not_found" in lines[1]
 
 
-def test_text_of_callers_cannot_move_a_terminals_cursor(stream):
+def test_a_callers_text_cannot_move_a_terminals_cursor(stream):
     configure_logging("text", stream)
     logging.getLogger("lorry.x").warning("%s", "a\nb\x1b[2Jc")
     assert stream.getvalue().endswith("warning: a b [2Jc\n")
 
 
-async def test_secrets_are_in_neither_log_nor_span(house, stream):
+async def test_secrets_are_in_no_log_span_or_metric(house, stream):
     configure_logging("json", stream)
     headers = {"authorization": f"Bearer {SECRET}", "x-api-key": SECRET, "cookie": SECRET}
 
@@ -65,16 +65,16 @@ async def test_secrets_are_in_neither_log_nor_span(house, stream):
     for path in ("/admin/adapters", f"/v1/models?key={SECRET}"):
         await house.client.get(path, headers=headers)
     await house.client.get("/admin/adapters", headers={"authorization": f"Bearer {TOKEN}"})
-    house.tracing._pipeline.provider.force_flush()
+    house.tracing.provider.force_flush()
     spans = "".join(span.to_json() for span in house.spans.get_finished_spans())
     metrics = (await house.client.get("/metrics")).text
-    for told in (stream.getvalue(), spans, metrics):
-        assert told
-        assert SECRET not in told
-        assert TOKEN not in told
+    for output in (stream.getvalue(), spans, metrics):
+        assert output
+        assert SECRET not in output
+        assert TOKEN not in output
 
 
-def test_a_collector_that_is_away_is_told_of_once_a_minute(stream, monkeypatch):
+def test_an_unreachable_collector_is_logged_once_a_minute(stream, monkeypatch):
     configure_logging("json", stream)
     logger = logging.getLogger("opentelemetry.exporter.otlp")
     now = 100.0
@@ -85,5 +85,5 @@ def test_a_collector_that_is_away_is_told_of_once_a_minute(stream, monkeypatch):
     logger.error("Failed to export")
     first, second = (json.loads(line)["message"] for line in stream.getvalue().splitlines())
     assert first == "Transient error UNAVAILABLE"
-    assert second == "Failed to export (4 more like it before)"
+    assert second == "Failed to export (earlier messages suppressed: 4)"
     assert OncePerMinute().filter(logging.makeLogRecord({"msg": "x"}))

@@ -1,6 +1,9 @@
-"""The series of the contract: which there are, and what becomes of them."""
+"""The series of the contract, their number, and which calls count as waiting."""
 
 from __future__ import annotations
+
+import uuid
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.openmetrics.exposition import generate_latest
@@ -10,13 +13,14 @@ from standin_server import House, Stats, publish
 from server.call import Sequence, current_call
 from server.residency.catalog_sync import Removals
 from server.telemetry.ledger import OTHER
+from server.telemetry.metrics import Metrics
 
 RED = {"adapter": "red", "version": "1"}
 
 
 @pytest.fixture
 def busy(house) -> House:
-    """Its engine answers with four tokens and tells of all its phases."""
+    """A house whose engine answers with four tokens and reports all its phases."""
 
     async def answer(scope, receive, send):
         call = current_call.get()
@@ -32,7 +36,7 @@ def busy(house) -> House:
     return house
 
 
-async def test_each_of_the_engines_facts_has_its_series(busy):
+async def test_each_engine_measurement_has_its_series(busy):
     house = busy
     await house.chat("red")
 
@@ -44,7 +48,7 @@ async def test_each_of_the_engines_facts_has_its_series(busy):
     assert house.count("lorry_adapter_load_seconds_count", **RED) == 1
 
 
-async def test_what_is_written_is_openmetrics_with_exemplars_on_every_histogram_of_a_call(busy):
+async def test_every_histogram_of_a_call_has_exemplars_in_openmetrics(busy):
     house = busy
     await house.chat("red")
     families = {
@@ -70,7 +74,7 @@ async def test_what_is_written_is_openmetrics_with_exemplars_on_every_histogram_
     assert families["lorry_adapter_places"].samples[0].labels == {"tier": "device"}
 
 
-async def test_a_hundred_adapters_have_no_more_series_than_the_limit_and_nothing_is_lost(house):
+async def test_series_are_limited_and_no_count_is_lost(house):
     house.metrics._ledger._limit = 5
     for number in range(30):
         publish(house.catalog, f"a{number}")
@@ -84,7 +88,7 @@ async def test_a_hundred_adapters_have_no_more_series_than_the_limit_and_nothing
     assert house.count("lorry_adapter_loads_total", **other, result="ok") == 25
 
 
-async def test_a_call_whose_series_are_folded_while_it_runs_is_counted_in_other(house):
+async def test_a_call_whose_version_is_removed_meanwhile_counts_into_other(house):
     async def answer(scope, receive, send):
         house.metrics.removed("red@1")
         assert house.count("lorry_requests_in_flight", adapter="_other", version="") == 1
@@ -98,7 +102,7 @@ async def test_a_call_whose_series_are_folded_while_it_runs_is_counted_in_other(
     assert house.metrics.versions() == []
 
 
-async def test_the_series_and_the_weights_of_a_removed_version_go_whoever_removed_it(house):
+async def test_a_removed_version_loses_its_series_and_its_place(house):
     for model in ("red", "green"):
         await house.chat(model)
     assert house.metrics.versions() == ["red@1", "green@1"]
@@ -108,7 +112,7 @@ async def test_the_series_and_the_weights_of_a_removed_version_go_whoever_remove
     assert len(house.engine.loaded) == 2
     await Removals(house.catalog, house.residency, house.metrics).look()
     assert house.metrics.versions() == ["green@1"]
-    await house.residency.retire(version)  # which is under way
+    await house.residency.retire(version)  # already under way
     assert [name[:5] for name in house.engine.loaded.values()] == ["green"]
 
     house.catalog.drop_alias("green", "stable", actor="test")
@@ -119,15 +123,75 @@ async def test_the_series_and_the_weights_of_a_removed_version_go_whoever_remove
     text = generate_latest(house.metrics.registry).decode()
     assert 'adapter="red"' not in text
     assert 'adapter="green"' not in text
-    house.metrics.displaced("red@1")  # the engine tells of it late
+    house.metrics.displaced("red@1")  # the engine reports it late
     assert house.metrics.versions() == []
     other = {"adapter": OTHER, "version": ""}
     assert house.count("lorry_adapter_evictions_total", **other, tier="device") == 1
 
 
-async def test_how_long_an_evicted_adapter_was_idle_is_told(house):
+async def test_the_idle_time_of_an_evicted_version_is_observed(house):
     for model in ("red", "green", "blue"):
         await house.chat(model)
     assert house.count("lorry_adapter_eviction_idle_seconds_count") == 1
     assert house.count("lorry_adapter_eviction_idle_seconds_bucket", le="1.0") == 1
     assert house.count("lorry_adapter_evictions_total", **RED, tier="host") == 1
+
+
+def call_of(name: str | None, **given) -> SimpleNamespace:
+    fields = {
+        "engine_id": uuid.uuid4().hex,
+        "version": name and SimpleNamespace(name=name),
+        "adapter_label": name or "base",
+        "account": f"{name}@1" if name else "base",
+        "lease": None,
+        "sequences": [],
+    }
+    return SimpleNamespace(**fields | given)
+
+
+def waiting(metrics: Metrics, name: str) -> float | None:
+    labels = {"adapter": name, "version": "1" if name != "base" else ""}
+    return metrics.registry.get_sample_value("lorry_requests_waiting", labels)
+
+
+def sequence(scheduled: bool = False, finish_reason: str | None = None) -> Sequence:
+    stats = Stats(scheduled_ts=1.0 if scheduled else 0.0)
+    return Sequence("x", 5, stats, finish_reason=finish_reason)
+
+
+def test_a_call_waits_for_its_adapter_and_then_in_the_engines_queue(metrics):
+    call = call_of("red")
+    metrics.begin(call, None)
+    assert waiting(metrics, "red") == 1
+    assert metrics.registry.get_sample_value("lorry_oldest_waiting_seconds") > 0
+    call.lease = "lease"
+    assert waiting(metrics, "red") == 0  # the engine has not received it yet
+    assert metrics.registry.get_sample_value("lorry_oldest_waiting_seconds") == 0
+    call.sequences.append(sequence())
+    assert waiting(metrics, "red") == 1
+    call.sequences[0].stats.scheduled_ts = 1.0
+    assert waiting(metrics, "red") == 0
+    metrics.forget(call)
+    assert waiting(metrics, "red") == 0
+
+
+def test_a_base_call_waits_only_in_the_engines_queue(metrics):
+    call = call_of(None)
+    metrics.begin(call, None)
+    assert waiting(metrics, "base") == 0
+    call.sequences.append(sequence())
+    assert waiting(metrics, "base") == 1
+
+
+def test_a_sequence_in_prefill_does_not_count_as_waiting(metrics):
+    calls = [call_of(name, lease="lease") for name in ("red", "green", "blue")]
+    for call, scheduled in zip(calls, (True, False, False), strict=True):
+        metrics.begin(call, None)
+        call.sequences.append(sequence(scheduled))
+    metrics.step_made(running=2)  # red, and green in a long prefill
+    assert [waiting(metrics, name) for name in ("red", "green", "blue")] == [0, 0, 1]
+    calls[0].sequences[0].finish_reason = "stop"
+    metrics.step_made(running=1)
+    assert [waiting(metrics, name) for name in ("red", "green", "blue")] == [0, 0, 1]
+    metrics.step_made(running=0)
+    assert [waiting(metrics, name) for name in ("red", "green", "blue")] == [0, 1, 1]

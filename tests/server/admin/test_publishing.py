@@ -1,4 +1,4 @@
-"""A watched folder's adapters are published while the server runs, and not after it."""
+"""A watched folder's adapters are published while the server runs, and not afterwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Publisher:
         return SimpleNamespace(label=f"{name}@1")
 
 
-def test_a_complete_folder_is_published_and_said_so(tmp_path, caplog):
+def test_a_complete_folder_is_published_and_logged(tmp_path, caplog):
     caplog.set_level(logging.INFO, "lorry.watch")
     (tmp_path / "red").mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -33,6 +33,6 @@ def test_a_complete_folder_is_published_and_said_so(tmp_path, caplog):
     assert "red published" in caplog.text
 
 
-def test_no_folder_no_watcher():
+def test_without_a_folder_no_watcher_runs():
     with watching(None, None):
         assert not [thread for thread in threading.enumerate() if thread.name == "lorry-watch"]

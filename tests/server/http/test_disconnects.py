@@ -1,4 +1,4 @@
-"""Callers that hang up, fall silent or are cut off: each is recorded and holds nothing for long."""
+"""Callers that hang up, stall or are cut off: each call is recorded and gives its lease back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.http import exchange
 
 
 class HangingUp:
-    """A caller that goes away after the first part of its answer, as uvicorn tells it."""
+    """A caller that hangs up when `gone` is set, as uvicorn reports it."""
 
     def __init__(self, body: bytes) -> None:
         self.messages = [{"type": "http.request", "body": body}]
@@ -36,7 +36,7 @@ def error_of(response: Any) -> dict[str, Any]:
     return error
 
 
-async def test_a_caller_that_stops_reading_holds_nothing_for_long(house, monkeypatch):
+async def test_a_caller_that_stops_reading_loses_its_lease(house, monkeypatch):
     monkeypatch.setattr(exchange, "SILENCE_SECONDS", 0.05)
 
     async def words():
@@ -44,8 +44,8 @@ async def test_a_caller_that_stops_reading_holds_nothing_for_long(house, monkeyp
             yield b"data: {}\n\n"
 
     body = {"type": "http.request", "body": b'{"model": "red", "messages": []}'}
-    to_come = asyncio.Queue()
-    to_come.put_nowait(body)
+    messages = asyncio.Queue()
+    messages.put_nowait(body)
     got = []
 
     async def send(message):
@@ -54,7 +54,7 @@ async def test_a_caller_that_stops_reading_holds_nothing_for_long(house, monkeyp
             await asyncio.sleep(60)
 
     house.inner.answer = StreamingResponse(words(), media_type="text/event-stream")
-    await house.app(scope_of("/v1/chat/completions"), to_come.get, send)
+    await house.app(scope_of("/v1/chat/completions"), messages.get, send)
     assert len(got) == 3
     assert house.log[0]["outcome"] == "aborted"
     assert house.lifecycle.in_flight == 0
@@ -64,7 +64,7 @@ async def test_a_caller_that_stops_reading_holds_nothing_for_long(house, monkeyp
         assert (await house.chat(model)).status_code == 200
 
 
-async def test_a_body_that_does_not_come_is_no_call_yet_and_given_up(house, monkeypatch):
+async def test_a_body_that_stalls_is_a_408_and_never_in_flight(house, monkeypatch):
     monkeypatch.setattr(exchange, "SILENCE_SECONDS", 0.05)
     counted = []
 
@@ -79,8 +79,8 @@ async def test_a_body_that_does_not_come_is_no_call_yet_and_given_up(house, monk
     assert house.log[0]["outcome"] == "client_error"
 
 
-@pytest.mark.parametrize("sends_something_at_last", [True, False])
-async def test_a_caller_that_hangs_up_is_recorded_as_aborted(house, sends_something_at_last):
+@pytest.mark.parametrize("app_sends_an_end", [True, False])
+async def test_a_caller_that_hangs_up_is_recorded_as_aborted(house, app_sends_an_end):
     caller = HangingUp(b'{"model": "red", "stream": true}')
 
     async def answer(scope, receive, send):
@@ -88,7 +88,7 @@ async def test_a_caller_that_hangs_up_is_recorded_as_aborted(house, sends_someth
         await send({"type": "http.response.body", "body": b"data: x\n\n", "more_body": True})
         caller.gone.set()
         assert (await receive())["type"] == "http.disconnect"
-        if sends_something_at_last:  # as vLLM does for a call that it cancelled
+        if app_sends_an_end:  # as vLLM does for a call that it cancelled
             await send({"type": "http.response.body", "body": b"null"})
 
     house.inner.answer = answer
@@ -101,7 +101,7 @@ async def test_a_caller_that_hangs_up_is_recorded_as_aborted(house, sends_someth
     assert house.count("lorry_requests_total", **labels, **counted) == 1
 
 
-async def test_a_caller_that_hangs_up_while_its_adapter_is_on_its_way_is_not_waited_for(house):
+async def test_a_call_ends_when_its_caller_hangs_up_during_the_load(house):
     house.engine.gate = asyncio.Event()
     caller = HangingUp(b'{"model": "red"}')
     call = asyncio.create_task(house.app(scope_of("/v1/completions"), caller.receive, caller.send))
@@ -117,7 +117,7 @@ async def test_a_caller_that_hangs_up_while_its_adapter_is_on_its_way_is_not_wai
     assert house.engine.asked == [1]  # the load went on
 
 
-async def test_a_caller_that_hangs_up_before_its_body_is_whole_is_aborted_too(house):
+async def test_a_caller_that_hangs_up_while_sending_its_body_is_aborted_too(house):
     caller = HangingUp(b"")
     caller.messages = []
     caller.gone.set()
@@ -137,7 +137,7 @@ async def test_a_cancelled_call_gives_its_lease_back(house):
     house.inner.answer = answer
     call = asyncio.create_task(house.chat("red"))
     await started.wait()
-    call.cancel()  # as the server does with those that outlive its drain
+    call.cancel()  # as the server does at the end of its drain
     response = await call
     assert (response.status_code, error_of(response)["code"]) == (503, "draining")
     assert response.headers["x-lorry-adapter"] == "red@1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -24,12 +25,14 @@ def routes(house) -> list[Route]:
 
 def requests() -> list[tuple[str, str]]:
     """(method, path) of each curl command on the page."""
-    lines = "\n".join(CODE.findall(PAGE)).replace("\\\n", " ").splitlines()
+    commands = re.split(r"^(?=\S)", "\n".join(CODE.findall(PAGE)), flags=re.M)
     found = []
-    for words in (shlex.split(line) for line in lines if line.startswith("curl ")):
+    for words in (shlex.split(each) for each in commands if each.startswith("curl ")):
         (url,) = (word for word in words if word.startswith("$U/"))
         has_body = any(word in words for word in ("--json", "-F"))
         method = words[words.index("-X") + 1] if "-X" in words else "POST" if has_body else "GET"
+        if "--json" in words:
+            json.loads(words[words.index("--json") + 1])
         found.append((method, url.removeprefix("$U").partition("?")[0]))
     return found
 

@@ -58,7 +58,7 @@ class AdminGuard:
             logger.warning("%s %.128s was cut off", scope["method"], scope["path"])
             body = envelope("The server is shutting down.", "server_error", "draining", None)
             with suppress(RuntimeError):  # the answer has begun
-                await JSONResponse(body, 503)(scope, receive, send)
+                await JSONResponse(body, 503, {"retry-after": "5"})(scope, receive, send)
 
     def _limit(self, path: str, headers: Headers) -> int:
         is_upload = path == UPLOAD_PATH and is_form(headers)

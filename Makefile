@@ -1,10 +1,10 @@
-# Lorry. `make help` lists what there is.
+# `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3.11
 VENV := .venv
-# cpu, or gpu on a machine with an NVIDIA card: make setup EXTRA=gpu, once
+# EXTRA is cpu, or gpu on a machine with an NVIDIA card: run `make setup EXTRA=gpu` once.
 MADE_FOR := $(patsubst $(VENV)/.installed-%,%,$(wildcard $(VENV)/.installed-*))
 EXTRA ?= $(or $(MADE_FOR),cpu)
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ LOCK := requirements/$(EXTRA).txt
 STAMP := $(VENV)/.installed-$(EXTRA)
 OVERRIDES := $(wildcard requirements/overrides-$(EXTRA).txt)
 
-# The CPU build of torch: from where pip's find-links point, else from PyTorch's own index.
+# The CPU build of torch comes from pip's find-links if set, otherwise from PyTorch's index.
 ifeq ($(EXTRA),cpu)
 ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
@@ -30,15 +30,15 @@ KERNELS := $(wildcard server/kernels/native/*) $(addprefix server/kernels/,opera
 
 .PHONY: help setup demo serve test test-all loadtest bench check format lint types docs lock clean
 
-help:  ## This list
+help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-setup: $(STAMP)  ## The environment only: .venv from the hashed lock
+setup: $(STAMP)  ## Create .venv from the hashed lock and compile the kernels
 	@$(BIN)/python -m server.kernels.stamp || $(INSTALL)
 
 $(STAMP): $(LOCK) pyproject.toml setup.py $(KERNELS) | $(BIN)/uv
 	@test -z "$(filter-out $(EXTRA),$(MADE_FOR))" || \
-	    { echo "error: $(VENV) was made for $(MADE_FOR): use a clone of its own for $(EXTRA), or remove $(VENV)"; exit 1; }
+	    { echo "error: $(VENV) was made for $(MADE_FOR): use another clone for $(EXTRA), or remove $(VENV)"; exit 1; }
 	$(UV) install --python $(BIN)/python --quiet --no-deps --require-hashes $(TORCH) -r $(LOCK)
 	$(INSTALL)
 	@touch $@
@@ -49,27 +49,27 @@ $(BIN)/uv:
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet uv
 
-demo: setup  ## Train three adapters, serve them, call each, print which one answered
+demo: setup  ## Train three adapters, serve them, call each, show which one answered
 	$(BIN)/python examples/shop/demo.py
 
-serve: setup  ## The demo's set-up, served until Ctrl-C
+serve: setup  ## Train the demo's adapters and serve them until Ctrl-C
 	$(BIN)/python examples/shop/demo.py --stay
 
-test: setup  ## The truths that matter, in ten minutes: unit tests, then three real engines
+test: setup  ## Run the unit tests, then the main tests on real engines (ten minutes)
 	$(PYTEST) -n auto -m "not engine"
 	$(PYTEST) -m engine
 
-test-all: setup  ## Everything: adapters trained from scratch, every engine, a real Prometheus (an hour)
+test-all: setup  ## Run all tests: adapters trained anew, every engine, Prometheus (an hour)
 	$(PYTEST) --all -n auto -m "not engine"
 	$(PYTEST) --all -m engine
 
-loadtest: setup  ## A server with 32 adapters under load for three minutes: figures per adapter, a verdict
+loadtest: setup  ## Load-test a server with 32 adapters: results per adapter and a verdict
 	$(BIN)/lorry loadtest default --serve examples/shop/base
 
-bench: setup  ## Measure the engine beside plain vLLM (half an hour or more), into docs/benchmarks.md
+bench: setup  ## Compare the engine with plain vLLM, write docs/benchmarks.md (half an hour)
 	$(BIN)/python -m bench --write-docs
 
-check: format lint types test  ## What CI runs: format, lint, types, `make test`
+check: format lint types test  ## Run what CI runs: format, lint, types, `make test`
 
 format: setup
 	$(BIN)/ruff format --check .
@@ -83,8 +83,8 @@ types: setup
 docs: setup  ## Regenerate docs/configuration.md from the settings
 	$(BIN)/python -m server.manual > docs/configuration.md
 
-lock: $(BIN)/uv  ## Refresh the lock of EXTRA (installs nothing)
+lock: $(BIN)/uv  ## Refresh the lock of EXTRA without installing
 	$(COMPILE) --upgrade --quiet --output-file $(LOCK)
 
-clean:  ## Forget what was trained, published and cached (not the environment)
+clean:  ## Delete trained, published and cached files (keeps .venv)
 	rm -rf .lorry examples/shop/data

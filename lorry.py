@@ -1,7 +1,7 @@
-"""The `lorry` command: one Typer app per package, imported only when it is asked for.
+"""The `lorry` command: one Typer app per package, imported when its command runs.
 
-Kept this light on purpose: the engine process re-imports `__main__` when it is spawned, and
-`lorry adapters list` must never pay for torch.
+This module stays light: a spawned engine process re-imports `__main__`, and `lorry adapters list`
+must not wait for torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 class LazyGroup(TyperGroup):
-    """Lists the commands by name and help alone; imports a package when its command runs."""
+    """Lists commands without importing them; imports a package when its command runs."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -33,7 +33,7 @@ class LazyGroup(TyperGroup):
             return None
         module, _ = COMMANDS[cmd_name]
         command = typer.main.get_command(importlib.import_module(module).app)
-        # A package with several top-level commands has a group; `adapters` itself is one.
+        # The app of a package is the command itself, or a group that contains it.
         return getattr(command, "commands", {}).get(cmd_name, command)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -42,8 +42,8 @@ class LazyGroup(TyperGroup):
 
 
 if "LORRY_PARENT_PID" in os.environ:
-    # A process below a server, which imports this first of all. One that is killed while it
-    # starts must leave no engine behind either, and vLLM loads plugins only some time later.
+    # A child process of a server, which imports this module first. The watchdog must run before
+    # vLLM loads its plugins: a server killed during its start must leave no engine behind.
     from server.kernels import watchdog
 
     watchdog.arm()
@@ -59,7 +59,7 @@ app = typer.Typer(
 
 @app.callback()
 def root() -> None:
-    """One quantized base model, many LoRA adapters, one server that says which one answered."""
+    """One quantized base model, many LoRA adapters, one server that reports which one answered."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,7 +1,7 @@
-"""Builds the compiled kernels (server/kernels/native) with the machine's own compiler.
+"""Builds the compiled kernels (server/kernels/native) with the machine's C++ compiler.
 
-Everything else about the package stands in pyproject.toml. Without a compiler, PyTorch or an x86
-processor the package installs all the same, and the kernels' PyTorch versions serve.
+All other metadata is in pyproject.toml. Without a compiler, PyTorch or an x86 processor the package
+still installs, and uses the PyTorch implementations of the kernels.
 """
 
 import platform
@@ -28,10 +28,10 @@ def kernels() -> list[Extension]:
             depends=sorted(map(str, [*FOLDER.glob("[!.]*.h"), *FOLDER.parent.glob("[!.]*.py")])),
             include_dirs=include_paths(),
             library_dirs=library_paths(),
-            # Not OpenMP: the one that PyTorch has loaded serves, else two would share the cores.
+            # Not linked with OpenMP: uses the one PyTorch has loaded. Two would compete for cores.
             libraries=["c10", "torch_cpu"],
             define_macros=[("LORRY_STAMP", f'"{digest()}"')],
-            # No -march: each file names its own instructions, what there is is asked at run time.
+            # No -march: each file enables its own instructions, chosen at run time.
             extra_compile_args=[
                 "-O3",
                 "-g0",

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NoReturn, Self, TypeVar
 from urllib.parse import SplitResult, urlsplit
 from urllib.parse import quote as percent_encode
 
-import httpx
+import httpx2
 import msgspec
 
 from adapters.catalog.aliases import Alias, check_split
@@ -37,7 +37,7 @@ from adapters.sources import FILES, local_folder
 from adapters.store.files import SERVED, FileRefused, open_adapter_file
 
 T = TypeVar("T")
-Files = list[tuple[str, tuple[str, Any]]]  # as httpx takes them
+Files = list[tuple[str, tuple[str, Any]]]  # as httpx2 takes them
 
 QUICK_SECONDS = 30.0
 SLOW_SECONDS = 900.0  # to judge a large adapter, or to load it after others
@@ -118,7 +118,7 @@ class AdminHttp:
         within: float = QUICK_SECONDS,
         **content: Any,
     ) -> T:
-        """The server's answer; `content` are httpx's arguments params, json, data and files.
+        """The server's answer; `content` are httpx2's arguments params, json, data and files.
 
         Raises ServerUnreachable, AnswerUnclear, ServerRefused, or CheckpointInvalid for an adapter
         that the server refuses.
@@ -134,7 +134,7 @@ class AdminHttp:
         text = bytearray()
         try:
             with (
-                httpx.Client(timeout=within, **self._options) as client,
+                httpx2.Client(timeout=within, **self._options) as client,
                 client.stream(method, url, **content) as response,
             ):
                 for piece in response.iter_raw():
@@ -144,17 +144,17 @@ class AdminHttp:
                             f"{self._url} sends an endless answer", "check the address"
                         )
         # ValueError and ImportError come from a proxy's address in the environment.
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, ImportError) as error:
             raise self._explain_silence(error) from error
         return response.status_code, bytes(text)
 
     def _explain_silence(self, error: Exception) -> ServerUnreachable:
-        if isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
+        if isinstance(error, httpx2.ReadError | httpx2.WriteError | httpx2.RemoteProtocolError):
             return ServerUnreachable(
                 f"{self._url} ended the connection: {_plain(str(error)) or type(error).__name__}",
                 "the server's log may say why; `max_upload_bytes` bounds an upload",
             )
-        is_late = isinstance(error, httpx.TimeoutException)
+        is_late = isinstance(error, httpx2.TimeoutException)
         said = "it did not answer in time" if is_late else str(error)
         return ServerUnreachable(
             f"{self._url} cannot be reached: {_plain(said) or type(error).__name__}",

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from opentelemetry.trace import Span
 
 from adapters.catalog.versions import AdapterVersion
-from server.telemetry.content import Content
+from server.content import Content
 
 Outcome = Literal["ok", "client_error", "rejected", "aborted", "error"]
 

@@ -87,6 +87,9 @@ class RequestError(LorryError):
         """The error as OpenAI's error object."""
         return envelope(str(self), self.type, self.code, self.param)
 
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+
 
 class InvalidRequest(RequestError):
     status = 400

@@ -1,4 +1,4 @@
-"""The `lorry` command as a user types it."""
+"""The `lorry` command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def lorry(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_help_lists_every_command_without_importing_its_package():
+def test_help_lists_every_command_and_imports_none():
     code = (
         "import sys, lorry\n"
         "try: lorry.main(['--help'])\n"
@@ -29,21 +29,21 @@ def test_help_lists_every_command_without_importing_its_package():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_commands_help_is_its_own(command):
+def test_each_command_has_its_own_help(command):
     done = lorry(command, "--help")
     assert done.returncode == 0
     assert f"Usage: lorry {command}" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [["nope"], ["serve", "--nope"], ["train"], ["adapters", "x"]])
-def test_a_wrong_command_line_is_exit_code_2_without_a_traceback(arguments):
+def test_an_invalid_command_line_exits_with_2_and_no_traceback(arguments):
     done = lorry(*arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr
 
 
-def test_listing_adapters_never_imports_torch(tmp_path):
+def test_listing_adapters_does_not_import_torch(tmp_path):
     code = (
         "import sys, lorry\n"
         "from adapters.catalog import Catalog; from pathlib import Path\n"
@@ -59,16 +59,16 @@ def test_listing_adapters_never_imports_torch(tmp_path):
     assert imported == "False"
 
 
-def test_a_process_that_the_server_spawns_is_watched_from_its_first_import(tmp_path):
+def test_the_watchdog_runs_in_a_spawned_process_from_its_first_import(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "import multiprocessing, os, threading\n"
         "import lorry\n"
-        "def tell(): print([thread.name for thread in threading.enumerate()], flush=True)\n"
+        "def show(): print([thread.name for thread in threading.enumerate()], flush=True)\n"
         "if __name__ == '__main__':\n"
-        "    tell()\n"
+        "    show()\n"
         "    os.environ['LORRY_PARENT_PID'] = str(os.getpid())\n"
-        "    child = multiprocessing.get_context('spawn').Process(target=tell)\n"
+        "    child = multiprocessing.get_context('spawn').Process(target=show)\n"
         "    child.start()\n"
         "    child.join()\n"
     )

@@ -2,7 +2,7 @@
 
 Prints tables for people and, with --json, one JSON document for scripts. Commands import inside
 their bodies what they need, so that --help is quick. With --url a command acts on a running server:
-`options.Target.opened` returns that server's catalog, which has the same methods.
+`options.Site.opened` returns that server's catalog, which has the same methods.
 """
 
 from collections.abc import Callable

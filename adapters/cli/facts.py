@@ -4,36 +4,36 @@ from typing import Annotated
 
 import typer
 
-from adapters.cli.options import JSON, SERVER, STORE, ReferenceArgument, Target, acts_on
+from adapters.cli.options import JSON, SERVER, STORE, ReferenceArgument, Site, acts_on
 from adapters.errors import no_such_adapter
 
 MAX_LIMIT = 1_000_000_000
 
 
 @acts_on(STORE, SERVER, JSON)
-def list_(target: Target) -> None:
+def list_(site: Site) -> None:
     """List every version of every adapter."""
     from adapters.cli.tables import print_versions, shares_by_version
 
-    with target.opened() as index:
+    with site.opened() as index:
         versions, aliases = index.list_versions(), index.list_aliases()
     shares = shares_by_version(aliases)
-    if target.as_json:
-        target.print([each.as_json() | {"shares": shares.get(each.label, {})} for each in versions])
+    if site.as_json:
+        site.print([each.as_json() | {"shares": shares.get(each.label, {})} for each in versions])
     else:
         print_versions(versions, shares)
 
 
 @acts_on(STORE, SERVER, JSON)
 def show(
-    target: Target,
+    site: Site,
     reference: ReferenceArgument,
     key: Annotated[
         str | None, typer.Option(help="Of a split, show the version that this caller gets.")
     ] = None,
 ) -> None:
     """Show the one version that a reference means now."""
-    with target.opened() as index:
+    with site.opened() as index:
         from adapters.client import RemoteCatalog
         from adapters.names import parse_reference
         from adapters.store import Store
@@ -43,16 +43,16 @@ def show(
         if isinstance(index, RemoteCatalog):
             state = index.describe_use(version)
         else:
-            state = {"path": str(Store(target.store).path(version.digest))}
+            state = {"path": str(Store(site.store).path(version.digest))}
     from adapters.cli.tables import describe_facts
 
     facts = version.as_json() | state
-    target.print(facts, *describe_facts(facts))
+    site.print(facts, *describe_facts(facts))
 
 
 @acts_on(STORE, SERVER, JSON)
 def history(
-    target: Target,
+    site: Site,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this adapter.")] = None,
     limit: Annotated[
         int | None,
@@ -60,12 +60,12 @@ def history(
     ] = None,
 ) -> None:
     """Show every change with its time and its actor; the newest last."""
-    with target.opened() as index:
+    with site.opened() as index:
         events = index.list_events(name, limit)
         if name is not None and not events:
             raise no_such_adapter(name)
-    if target.as_json:
-        target.print([event.as_json() for event in events])
+    if site.as_json:
+        site.print([event.as_json() for event in events])
     else:
         from adapters.cli.tables import print_events
 

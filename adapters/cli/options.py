@@ -122,7 +122,7 @@ ReferenceArgument = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Site:
     """The values of the options that `acts_on` adds: the store or server, and the output form."""
 
     store: Path = Path(".lorry/store")
@@ -179,14 +179,14 @@ JSON = {"as_json": JsonOption}
 
 
 def acts_on(*groups: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add groups of options to a command; its first parameter is the Target made of them."""
+    """Add groups of options to a command; its first parameter is the Site made of them."""
     kinds = {name: kind for group in groups for name, kind in group.items()}
-    defaults = asdict(Target())
+    defaults = asdict(Site())
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def run(**values: Any) -> None:
-            command(Target(**{name: values.pop(name) for name in kinds}), **values)
+            command(Site(**{name: values.pop(name) for name in kinds}), **values)
 
         whole = signature(command)
         _, *own = whole.parameters.values()

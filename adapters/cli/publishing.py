@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapters.cli.options import JSON, SERVER, STORE, Target, acts_on, reported
+from adapters.cli.options import JSON, SERVER, STORE, Site, acts_on, reported
 from adapters.errors import quote
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ MismatchOption = Annotated[
 
 @acts_on(STORE, SERVER, JSON)
 def publish(
-    target: Target,
+    site: Site,
     source: Annotated[
         str,
         typer.Argument(
@@ -62,31 +62,31 @@ def publish(
     if no_alias and alias:
         raise typer.BadParameter("--alias and --no-alias exclude each other")
     aliases = () if no_alias else _aliases(alias)
-    if target.url:
+    if site.url:
         _refuse_own_rules(base, base_name, max_rank, allow_base_mismatch)
-        with target.opened_server() as server:
+        with site.opened_server() as server:
             version = server.publish(source, name=name, aliases=aliases)
     elif base is None:
         raise typer.BadParameter(
             "name the folder of the base, or a server by --url", param_hint="--base"
         )
     else:
-        with target.opened_store(create=True) as catalog:
+        with site.opened_store(create=True) as catalog:
             from adapters.publish import publish
             from adapters.store import Store
 
             rules = _rules(base, base_name, max_rank, allow_base_mismatch)
-            store = Store(target.store)
+            store = Store(site.store)
             version = publish(
                 source, name, store=store, catalog=catalog, rules=rules, aliases=aliases
             )
     pointing = ", ".join(version.aliases) or "no alias"
-    target.print(version.as_json(), f"{version.label} {version.digest} ({pointing})")
+    site.print(version.as_json(), f"{version.label} {version.digest} ({pointing})")
 
 
 @acts_on(STORE)
 def watch(
-    target: Target,
+    site: Site,
     folder: Annotated[Path, typer.Argument(help="Sub-folders are published under their names.")],
     base: BaseOption,
     base_name: BaseNameOption = None,
@@ -114,10 +114,10 @@ def watch(
 
     with reported():
         _check_standing(base, alias or ())
-    with target.opened_store(create=True) as catalog:
+    with site.opened_store(create=True) as catalog:
         offer = partial(
             publish,
-            store=Store(target.store),
+            store=Store(site.store),
             catalog=catalog,
             rules=_rules(base, base_name, max_rank, allow_base_mismatch),
             aliases=_aliases(alias),

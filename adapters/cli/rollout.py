@@ -15,7 +15,7 @@ from adapters.cli.options import (
     AliasArgument,
     NameArgument,
     ReferenceArgument,
-    Target,
+    Site,
     acts_on,
 )
 from adapters.errors import SplitInvalid, quote
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @acts_on(STORE, SERVER, JSON)
 def alias(
-    target: Target,
+    site: Site,
     name: NameArgument,
     alias: AliasArgument,
     version: Annotated[
@@ -36,20 +36,20 @@ def alias(
     ],
 ) -> None:
     """Point an alias at one version."""
-    with target.opened() as index:
-        _print_alias(target, index.point(name, alias, version, actor=_user()))
+    with site.opened() as index:
+        _print_alias(site, index.point(name, alias, version, actor=_user()))
 
 
 @acts_on(STORE, SERVER)
-def unalias(target: Target, name: NameArgument, alias: AliasArgument) -> None:
+def unalias(site: Site, name: NameArgument, alias: AliasArgument) -> None:
     """Take an alias away (`rollback` brings it back)."""
-    with target.opened() as index:
+    with site.opened() as index:
         index.drop_alias(name, alias, actor=_user())
 
 
 @acts_on(STORE, SERVER, JSON)
 def split(
-    target: Target,
+    site: Site,
     name: NameArgument,
     alias: AliasArgument,
     shares: Annotated[
@@ -57,14 +57,14 @@ def split(
     ],
 ) -> None:
     """Let versions share an alias's requests: the same caller stays on the same side."""
-    with target.opened() as index:
+    with site.opened() as index:
         weights = _parse_shares(shares)
-        _print_alias(target, index.split(name, alias, weights, actor=_user()))
+        _print_alias(site, index.split(name, alias, weights, actor=_user()))
 
 
 @acts_on(STORE, SERVER, JSON)
 def rollback(
-    target: Target,
+    site: Site,
     name: NameArgument,
     alias: AliasArgument,
     to: Annotated[
@@ -72,50 +72,50 @@ def rollback(
     ] = None,
 ) -> None:
     """Point an alias at its previous target; a second call goes one further back."""
-    with target.opened() as index:
-        _print_alias(target, index.rollback(name, alias, actor=_user(), to=to))
+    with site.opened() as index:
+        _print_alias(site, index.rollback(name, alias, actor=_user(), to=to))
 
 
 @acts_on(STORE, SERVER, JSON)
-def pin(target: Target, reference: ReferenceArgument) -> None:
+def pin(site: Site, reference: ReferenceArgument) -> None:
     """Keep a version resident once it is loaded, and from being removed."""
-    with target.opened() as index:
+    with site.opened() as index:
         version = _find(index, reference)
-        _print_pin(target, index.pin(version.name, version.version, actor=_user()))
+        _print_pin(site, index.pin(version.name, version.version, actor=_user()))
 
 
 @acts_on(STORE, SERVER, JSON)
-def unpin(target: Target, reference: ReferenceArgument) -> None:
+def unpin(site: Site, reference: ReferenceArgument) -> None:
     """Let a version be evicted and removed like any other."""
-    with target.opened() as index:
+    with site.opened() as index:
         version = _find(index, reference)
-        _print_pin(target, index.unpin(version.name, version.version, actor=_user()))
+        _print_pin(site, index.unpin(version.name, version.version, actor=_user()))
 
 
 @acts_on(STORE, SERVER, JSON)
-def remove(target: Target, reference: ReferenceArgument) -> None:
+def remove(site: Site, reference: ReferenceArgument) -> None:
     """Forget a version that no alias points at; `gc` takes its files later."""
-    with target.opened() as index:
+    with site.opened() as index:
         version = _find(index, reference)
         index.remove(version.name, version.version, actor=_user())
     removed = {"removed": version.label, "digest": version.digest}
-    target.print(removed, f"removed {version.label}")
+    site.print(removed, f"removed {version.label}")
 
 
 @acts_on(SERVER, JSON)
-def load(target: Target, reference: ReferenceArgument) -> None:
+def load(site: Site, reference: ReferenceArgument) -> None:
     """Load the versions that a reference means now on a running server, and wait for it."""
-    with target.opened_server() as server:
+    with site.opened_server() as server:
         labels = server.load(parse_reference(reference))
-    target.print({"loaded": labels}, *(f"loaded {label}" for label in labels))
+    site.print({"loaded": labels}, *(f"loaded {label}" for label in labels))
 
 
 @acts_on(SERVER, JSON)
-def unload(target: Target, reference: ReferenceArgument) -> None:
+def unload(site: Site, reference: ReferenceArgument) -> None:
     """Unload them on a running server; the next call loads them again."""
-    with target.opened_server() as server:
+    with site.opened_server() as server:
         labels = server.unload(parse_reference(reference))
-    target.print({"unloaded": labels}, *(f"unloaded {label}" for label in labels))
+    site.print({"unloaded": labels}, *(f"unloaded {label}" for label in labels))
 
 
 def _user() -> str:
@@ -145,16 +145,16 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 10
 
 
-def _print_alias(target: Target, alias: "Alias") -> None:
+def _print_alias(site: Site, alias: "Alias") -> None:
     from adapters.cli.tables import describe_share
 
     total = sum(side.weight for side in alias.targets)
     sides = (
         f"{alias.name}@{side.version}{describe_share(side.weight, total)}" for side in alias.targets
     )
-    target.print(alias.as_json(), f"{alias.label} -> {', '.join(sides)}")
+    site.print(alias.as_json(), f"{alias.label} -> {', '.join(sides)}")
 
 
-def _print_pin(target: Target, version: "AdapterVersion") -> None:
+def _print_pin(site: Site, version: "AdapterVersion") -> None:
     state = "pinned" if version.pinned else "not pinned"
-    target.print(version.as_json(), f"{version.label} is {state}")
+    site.print(version.as_json(), f"{version.label} is {state}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapters.cli.options import JSON, STORE, Target, acts_on
+from adapters.cli.options import JSON, STORE, Site, acts_on
 
 if TYPE_CHECKING:
     from adapters.upkeep import Finding
@@ -17,23 +17,23 @@ DURATION = re.compile(r"([0-9]{1,6})([smhd])")
 
 
 @acts_on(STORE, JSON)
-def verify(target: Target) -> None:
+def verify(site: Site) -> None:
     """Read every object again; exits 1 if one is damaged or missing."""
-    with target.opened_store() as index:
+    with site.opened_store() as index:
         from dataclasses import asdict
 
         from adapters.store import Store
         from adapters.upkeep import audit
 
-        findings = audit(Store(target.store), index)
-    target.print([asdict(finding) for finding in findings], *map(_describe, findings))
+        findings = audit(Store(site.store), index)
+    site.print([asdict(finding) for finding in findings], *map(_describe, findings))
     if any(finding.is_bad for finding in findings):
         raise typer.Exit(1)
 
 
 @acts_on(STORE, JSON)
 def gc(
-    target: Target,
+    site: Site,
     older_than: Annotated[
         str, typer.Option(metavar="AGE", help="Keep garbage younger than this: 90s, 30m, 1h, 7d.")
     ] = "1h",
@@ -43,7 +43,7 @@ def gc(
 ) -> None:
     """Remove objects that no version names, and leftovers of interrupted work."""
     min_age = _parse_age(older_than)
-    with target.opened_store() as index:
+    with site.opened_store() as index:
         from dataclasses import asdict
 
         from rich.filesize import decimal
@@ -51,12 +51,12 @@ def gc(
         from adapters.store import Store
         from adapters.upkeep import collect
 
-        found = collect(Store(target.store), index, min_age=min_age, dry_run=dry_run)
+        found = collect(Store(site.store), index, min_age=min_age, dry_run=dry_run)
     removed = (*found.orphans, *found.leftovers)
     would = "would free" if dry_run else "freed"
     spared = f"; {found.too_young} too young" if found.too_young else ""
     total = f"{would} {decimal(found.freed_bytes)} of {len(removed)}{spared}"
-    target.print(asdict(found) | {"dry_run": dry_run}, *removed, total)
+    site.print(asdict(found) | {"dry_run": dry_run}, *removed, total)
 
 
 def _parse_age(text: str) -> timedelta:

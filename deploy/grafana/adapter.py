@@ -1,4 +1,4 @@
-"""One adapter, its versions side by side: is the canary as good as what it replaces?"""
+"""Dashboard "adapter": the versions of an adapter side by side, such as a canary and `stable`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from signals import (
 PROMPT, CACHED = "lorry_prompt_tokens_total", "lorry_cached_prompt_tokens_total"
 MADE = "lorry_generation_tokens_total"
 INFO = f"max by ({BY_VERSION}, digest, rank, base) (lorry_adapter_info{{{CHOSEN}}})"
-BUDGET = 0.01  # of the objective in deploy/prometheus/rules/recording.yml
+BUDGET = 0.01  # ratio of slow calls that the objective in recording.yml allows
 WINDOWS = ("5m", "1h", "6h", "3d")
 
 VERSIONS = [
@@ -41,15 +41,15 @@ VERSIONS = [
             "failed": (failed(CHOSEN, BY_VERSION, WHOLE_TIME), "percentunit"),
             "first token p50": (quantile(0.5, FIRST_TOKEN, CHOSEN, BY_VERSION, WHOLE_TIME), "s"),
             "first token p95": (quantile(0.95, FIRST_TOKEN, CHOSEN, BY_VERSION, WHOLE_TIME), "s"),
-            "token gap p95": (quantile(0.95, TOKEN_GAP, CHOSEN, BY_VERSION, WHOLE_TIME), "s"),
+            "inter-token p95": (quantile(0.95, TOKEN_GAP, CHOSEN, BY_VERSION, WHOLE_TIME), "s"),
             "tokens/s": (per_second(MADE, CHOSEN, BY_VERSION, WHOLE_TIME), "tok/s"),
         },
-        text="Over the whole time shown.",
+        text="Over the selected time range.",
     ),
     table(
         "Resident now",
         {"resident": (INFO, "none")},
-        text="Which bytes a version is: its digest, as in the answers' x-lorry-adapter-digest.",
+        text="The digest of each version, as in the response header x-lorry-adapter-digest.",
     ),
 ]
 TRAFFIC = [
@@ -57,7 +57,7 @@ TRAFFIC = [
         "Calls", query(per_second(CALLS, CHOSEN, BY_VERSION), VERSIONED), unit="reqps", stack=True
     ),
     graph(
-        "Share of the calls",
+        "Share of calls",
         query(
             f"{per_second(CALLS, CHOSEN, BY_VERSION)} / ignoring (adapter, version) group_left () "
             f"({per_second(CALLS, CHOSEN)} > 0)",
@@ -66,7 +66,7 @@ TRAFFIC = [
         unit="percentunit",
         stack=True,
         most=1,
-        text="Of what is chosen above: what a split really sends where.",
+        text="Share of the selected calls that each version gets: the traffic split in effect.",
     ),
     graph(
         "Outcomes",
@@ -85,7 +85,7 @@ ERRORS = [
         text="Calls that ended in an error of the server or its engine.",
     ),
     graph(
-        "First tokens later than 2.5 s, and how fast they use up the budget",
+        "Burn rate of the first-token objective (2.5 s)",
         *(
             query(
                 f'adapter:lorry_first_token_slow:ratio_rate{window}{{adapter=~"$adapter"}} '
@@ -96,7 +96,7 @@ ERRORS = [
         ),
         unit="none",
         limits=thresholds((6, "orange"), (14.4, BAD)),
-        text="1: the month's budget lasts the month. The alerts ask for 14.4 over 1h, 6 over 6h.",
+        text="At 1 the budget lasts 30 days. An alert fires at 14.4 over 1h or 6 over 6h.",
     ),
 ]
 FIRST = [
@@ -105,22 +105,22 @@ FIRST = [
         *quantiles(FIRST_TOKEN, CHOSEN, BY_VERSION, VERSIONED, exemplar=True),
         unit="s",
         limits=thresholds((2.5, BAD)),
-        text="Loads included. A dot is a call: click it for its trace.",
+        text="Loads included. Each dot is a call: click it to open its trace.",
     ),
     graph(
-        "Between two tokens",
+        "Inter-token latency",
         *quantiles(TOKEN_GAP, CHOSEN, BY_VERSION, VERSIONED, exemplar=True),
         unit="s",
     ),
 ]
 WHOLE = [
     graph(
-        "Whole call",
+        "Request duration",
         *quantiles(DURATION, CHOSEN, BY_VERSION, VERSIONED, exemplar=True),
         unit="s",
     ),
     graph(
-        "Queue of the engine",
+        "Engine queue time",
         *quantiles(QUEUE_TIME, CHOSEN, BY_VERSION, VERSIONED, exemplar=True),
         unit="s",
     ),
@@ -130,23 +130,23 @@ PHASES = [
         "Prefill",
         *quantiles(PREFILL_TIME, CHOSEN, BY_VERSION, VERSIONED, exemplar=True),
         unit="s",
-        text="A sequence's first scheduling to its first token: grows with the prompt.",
+        text="From the first scheduling of a sequence to its first token. Grows with the prompt.",
     ),
     graph(
         "Decode",
         *quantiles(DECODE_TIME, CHOSEN, BY_VERSION, VERSIONED, exemplar=True),
         unit="s",
-        text="First token to last: grows with the answer.",
+        text="From the first token to the last. Grows with the answer.",
     ),
     graph(
-        "How answers end",
+        "Finish reasons",
         query(
             per_second("lorry_finished_sequences_total", CHOSEN, f"{BY_VERSION}, reason"),
             f"{VERSIONED} {{{{reason}}}}",
         ),
         unit="ops",
         stack=True,
-        text="By the engine: stop, length, abort, error.",
+        text="Reported by the engine: stop, length, abort, error.",
     ),
 ]
 TOKENS = [
@@ -154,11 +154,11 @@ TOKENS = [
         "Tokens generated",
         query(per_second(MADE, CHOSEN, BY_VERSION), VERSIONED),
         unit="tok/s",
-        text="Of ended calls.",
+        text="Counted when a call ends.",
     ),
     graph("Prompt tokens", query(per_second(PROMPT, CHOSEN, BY_VERSION), VERSIONED), unit="tok/s"),
     graph(
-        "Prompt tokens found in the prefix cache",
+        "Prefix cache hit rate",
         query(
             share(
                 per_second(CACHED, CHOSEN, BY_VERSION),
@@ -171,7 +171,7 @@ TOKENS = [
         most=1,
     ),
 ]
-PLACES = [
+RESIDENCY = [
     graph(
         "In flight and waiting",
         query(
@@ -191,12 +191,12 @@ PLACES = [
         ),
         query(
             per_second("lorry_adapter_evictions_total", CHOSEN, f"{BY_VERSION}, tier"),
-            f"{VERSIONED} off {{{{tier}}}}",
+            f"{VERSIONED} evicted from {{{{tier}}}}",
         ),
         unit="ops",
     ),
     graph(
-        "Servers that hold it",
+        "Servers where it is resident",
         query(
             f"sum by ({BY_VERSION}, tier) (lorry_adapter_resident{{{CHOSEN}}})",
             f"{VERSIONED} {{{{tier}}}}",
@@ -219,16 +219,16 @@ def build() -> Json:
     return dashboard(
         "lorry-adapter",
         "Lorry: adapter",
-        "Everything by adapter and version; a canary stands beside the version it may replace.",
+        "Traffic, errors and latency by adapter and version, to compare a canary with `stable`.",
         rows={
             "Versions": (8, VERSIONS),
             "Traffic": (8, TRAFFIC),
             "Errors and the objective": (8, ERRORS),
             "Latency": (9, FIRST),
-            "Whole calls and the queue": (9, WHOLE),
+            "Duration and queue": (9, WHOLE),
             "Phases": (9, PHASES),
             "Tokens": (8, TOKENS),
-            "Places": (8, PLACES),
+            "Residency": (8, RESIDENCY),
         },
         variables=chosen,
         links=LINKS,

@@ -1,7 +1,7 @@
-"""Writes Grafana's dashboards from their sources here.
+"""Builds Grafana's dashboards.
 
 python deploy/grafana/build.py           writes dashboards/*.json
-python deploy/grafana/build.py --check   says whether they are what the sources make
+python deploy/grafana/build.py --check   fails when dashboards/*.json are out of date
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import residency
 FOLDER = Path(__file__).parent / "dashboards"
 
 
-def built() -> dict[Path, str]:
+def rendered() -> dict[Path, str]:
     pages = {"overview": overview, "adapter": adapter, "residency": residency}
     return {
         FOLDER / f"{name}.json": json.dumps(page.build(), indent=1) + "\n"
@@ -27,9 +27,10 @@ def built() -> dict[Path, str]:
 
 def main() -> int:
     if sys.argv[1:] == ["--check"]:
-        stale = [path.name for path, text in built().items() if path.read_text() != text]
-        return int(bool(stale) and sys.stderr.write(f"not what the sources make: {stale}\n") > 0)
-    for path, text in built().items():
+        if stale := [path.name for path, text in rendered().items() if path.read_text() != text]:
+            sys.stderr.write(f"out of date, run deploy/grafana/build.py: {', '.join(stale)}\n")
+        return int(bool(stale))
+    for path, text in rendered().items():
         path.write_text(text)
     return 0
 

@@ -1,4 +1,4 @@
-"""The first page to open: is anything wrong, and with which part?"""
+"""Dashboard "overview": is anything wrong, and where?"""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from signals import (
     TOKEN_GAP,
     WHOLE_TIME,
     failed,
+    not_nan,
     per_second,
     quantile,
     quantiles,
-    told,
 )
 
 SLOW = thresholds((1, WARN), (2.5, BAD))  # seconds; the objective's bound is 2.5
@@ -38,7 +38,7 @@ NOW = [
         unit="none",
         names={1: ("ready", "green"), 0: ("not ready", "red")},
         empty="no server",
-        text="Not ready: starting or dead.",
+        text="Not ready means starting or dead.",
     ),
     stat("Alerts firing", FIRING, unit="none", limits=thresholds((1, BAD))),
     stat("Calls", per_second(CALLS, OWN), unit="reqps"),
@@ -49,14 +49,14 @@ NOW = [
         limits=FAILING,
         text="Calls that ended in an error of the server or its engine.",
     ),
-    stat("First token, p95", told(quantile(0.95, FIRST_TOKEN, OWN)), unit="s", limits=SLOW),
+    stat("First token, p95", not_nan(quantile(0.95, FIRST_TOKEN, OWN)), unit="s", limits=SLOW),
     stat("Generated", per_second("vllm:generation_tokens_total", SERVER), unit="tok/s"),
     stat(
         "Oldest waiting",
         f"max(lorry_oldest_waiting_seconds{{{SERVER}}})",
         unit="s",
         limits=WAITING,
-        text="Age of the call that has waited longest for a place, a load or the engine's queue.",
+        text="Age of the oldest call that waits for a place, a load or the engine's queue.",
     ),
     stat("KV cache", f"max(vllm:kv_cache_usage_perc{{{SERVER}}})", unit="percentunit", limits=FULL),
 ]
@@ -66,7 +66,7 @@ TRAFFIC = [
         query(per_second(CALLS, OWN, "adapter"), "{{adapter}}"),
         unit="reqps",
         stack=True,
-        text="Ended calls. `base` named no adapter; `_unresolved` named nothing that exists.",
+        text="Ended calls. `base`: the base model. `_unresolved`: an unknown model.",
     ),
     graph(
         "Calls by outcome",
@@ -74,7 +74,7 @@ TRAFFIC = [
         unit="reqps",
         stack=True,
         colors=OUTCOMES,
-        text="client_error: 4xx. rejected: 401, 403, 429, 503. aborted: the caller hung up.",
+        text="client_error: 4xx. rejected: 401, 403, 429, 503. aborted: the caller disconnected.",
     ),
 ]
 ERRORS = [
@@ -90,7 +90,7 @@ ERRORS = [
         query(per_second("vllm:prefix_cache_hits_total", SERVER), "prompt, from the cache"),
         query(per_second("vllm:generation_tokens_total", SERVER), "generated"),
         unit="tok/s",
-        text="As the engine counts them, while they are made.",
+        text="Counted by the engine as it runs.",
     ),
 ]
 LATENCY = [
@@ -99,33 +99,33 @@ LATENCY = [
         *quantiles(FIRST_TOKEN, OWN, exemplar=True),
         unit="s",
         limits=thresholds((2.5, BAD)),
-        text="From a call's arrival, loads of its adapter included. A dot is a call: click it for "
-        "its trace.",
+        text="From the arrival of the call, adapter loads included. Each dot is a call: click it "
+        "to open its trace.",
     ),
-    graph("Between two tokens", *quantiles(TOKEN_GAP, OWN, exemplar=True), unit="s"),
+    graph("Inter-token latency", *quantiles(TOKEN_GAP, OWN, exemplar=True), unit="s"),
 ]
 WHOLE = [
     graph(
-        "Whole call",
+        "Request duration",
         *quantiles(DURATION, OWN, exemplar=True),
         unit="s",
-        text="First byte in to last byte out.",
+        text="From the first byte of the request to the last byte of the response.",
     ),
     graph(
-        "Queue of the engine",
+        "Engine queue time",
         *quantiles(QUEUE_TIME, OWN, exemplar=True),
         unit="s",
-        text="Waiting in the engine before prefill.",
+        text="Time in the engine before prefill.",
     ),
 ]
 QUEUE = [
     graph(
         "Calls in flight and waiting",
         query(f"sum(lorry_requests_in_flight{{{SERVER}}})", "in flight"),
-        query(f"sum(lorry_requests_waiting{{{SERVER}}}) or vector(0)", "of them waiting"),
+        query(f"sum(lorry_requests_waiting{{{SERVER}}}) or vector(0)", "waiting"),
         query(f"sum(vllm:num_requests_running{{{SERVER}}})", "sequences in the batch"),
         unit="none",
-        text="Waiting: for a place, a load or the engine's queue. A call may be many sequences.",
+        text="Waiting for a place, a load or the engine's queue. A call has 1 or more sequences.",
     ),
     graph(
         "Oldest waiting call",
@@ -134,11 +134,11 @@ QUEUE = [
         limits=WAITING,
     ),
     graph(
-        "Turned away",
+        "Rejected",
         query(per_second("vllm:admission_rejections_total", SERVER, "reason"), "queue: {{reason}}"),
-        query(f"{per_second(CALLS, REJECTED)} or vector(0)", "all that were rejected"),
+        query(f"{per_second(CALLS, REJECTED)} or vector(0)", "all rejected calls"),
         unit="reqps",
-        text="By the engine's queue limit, and in all (401, 403, 429, 503).",
+        text="Rejected by the engine's queue limit, and all rejections (401, 403, 429, 503).",
     ),
 ]
 CACHE = [
@@ -150,11 +150,11 @@ CACHE = [
         most=1,
     ),
     graph(
-        "Prompt tokens found in the prefix cache",
+        "Prefix cache hit rate",
         query(
             f"{per_second('vllm:prefix_cache_hits_total', SERVER)} / "
             f"({per_second('vllm:prefix_cache_queries_total', SERVER)} > 0)",
-            "found",
+            "hit rate",
         ),
         unit="percentunit",
         most=1,
@@ -163,7 +163,7 @@ CACHE = [
         "Preemptions",
         query(per_second("vllm:num_preemptions_total", SERVER, "instance"), "{{instance}}"),
         unit="ops",
-        text="Sequences put back because the KV cache was full; each is computed again.",
+        text="Sequences preempted because the KV cache was full; their prefill is repeated.",
     ),
 ]
 ADAPTERS = [
@@ -173,11 +173,11 @@ ADAPTERS = [
             "calls/s": (f"topk(20, {per_second(CALLS, OWN, BY_VERSION, WHOLE_TIME)})", "reqps"),
             "failed": (failed(OWN, BY_VERSION, WHOLE_TIME), "percentunit"),
             "first token p95": (quantile(0.95, FIRST_TOKEN, OWN, BY_VERSION, WHOLE_TIME), "s"),
-            "token gap p95": (quantile(0.95, TOKEN_GAP, OWN, BY_VERSION, WHOLE_TIME), "s"),
+            "inter-token p95": (quantile(0.95, TOKEN_GAP, OWN, BY_VERSION, WHOLE_TIME), "s"),
         },
-        text="Over the whole time shown. Click an adapter for its own page.",
+        text="Over the selected time range. Click an adapter to open its dashboard.",
         link={
-            "title": "its own page",
+            "title": "Open its dashboard",
             "url": "/d/lorry-adapter?var-adapter=${__value.text}&${instance:queryparam}"
             "&${__url_time_range}",
         },
@@ -195,7 +195,7 @@ def build() -> Json:
             "Traffic": (8, TRAFFIC),
             "Errors and tokens": (8, ERRORS),
             "Latency": (8, LATENCY),
-            "Whole calls and the queue": (8, WHOLE),
+            "Duration and queue": (8, WHOLE),
             "Waiting": (8, QUEUE),
             "KV cache": (7, CACHE),
             "Adapters": (9, ADAPTERS),

@@ -1,6 +1,6 @@
-"""Grafana's dashboard JSON in the few shapes that we use: panels, rows of panels, a dashboard.
+"""Builders for Grafana's dashboard JSON: panels, rows of panels, a dashboard.
 
-Knows Grafana's model and nothing of what is measured.
+Knows Grafana's model and no metric.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 
 Json = dict[str, Any]
 
-SCHEMA_VERSION = 41  # Grafana 12; newer ones migrate it when they load it
+SCHEMA_VERSION = 41  # Grafana 12; later versions migrate it on load
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
-PALETTE = {"mode": "palette-classic-by-name"}  # one adapter, one colour, on every panel
+PALETTE = {"mode": "palette-classic-by-name"}  # an adapter has the same colour on every panel
 GOOD, WARN, BAD = "green", "orange", "red"
-WIDTH = 24  # of Grafana's grid
+WIDTH = 24  # columns of Grafana's grid
 
 
 def query(expr: str, legend: str = "", *, exemplar: bool = False) -> Json:
@@ -22,7 +22,7 @@ def query(expr: str, legend: str = "", *, exemplar: bool = False) -> Json:
 
 
 def thresholds(*steps: tuple[float, str]) -> Json:
-    """Good until the first step's value, and from each on its colour."""
+    """`steps` are (value, colour), each from its value up; GOOD below the first."""
     first: Json = {"color": GOOD, "value": None}
     return {
         "mode": "absolute",
@@ -49,7 +49,7 @@ def graph(
     most: float | None = None,
     colors: Mapping[str, str] | None = None,
 ) -> Json:
-    """Lines over time; `limits` are drawn as dashed lines."""
+    """Time series; `limits` are drawn as dashed lines."""
     custom: Json = {
         "drawStyle": "line",
         "lineWidth": 1,
@@ -87,7 +87,7 @@ def stat(
     names: Mapping[int, tuple[str, str]] | None = None,
     empty: str = "no calls",
 ) -> Json:
-    """One number, big; `names` are words and colours for values."""
+    """One large number; `names` maps values to a word and a colour."""
     defaults: Json = {
         "unit": unit,
         "noValue": empty,
@@ -110,10 +110,10 @@ def table(
     text: str = "",
     link: Json | None = None,
 ) -> Json:
-    """Rows are the queries' labels; `columns` are name: (expression, unit)."""
-    # What Grafana calls the values of several queries, and those of one.
-    calls = [f"Value #{chr(ord('A') + n)}" for n in range(len(columns))]
-    values = dict(zip(calls if len(columns) > 1 else ["Value"], columns, strict=True))
+    """One row per label set; `columns` maps a column's name to (expression, unit)."""
+    # Grafana names the value columns `Value #A`, `Value #B`, ..., and a single one `Value`.
+    numbered = [f"Value #{chr(ord('A') + n)}" for n in range(len(columns))]
+    values = dict(zip(numbered if len(columns) > 1 else ["Value"], columns, strict=True))
     targets = [
         query(expr) | {"format": "table", "instant": True, "range": False}
         for expr, _ in columns.values()
@@ -146,7 +146,7 @@ def table(
 def timeline(
     title: str, expr: str, legend: str, names: Mapping[int, tuple[str, str]], text: str
 ) -> Json:
-    """A lane for each series, in the colour of its value."""
+    """State timeline: one lane per series, coloured by value."""
     defaults = {"custom": {"fillOpacity": 80}, "mappings": _value_names(names)}
     return panel(
         "state-timeline",
@@ -159,7 +159,7 @@ def timeline(
 
 
 def heatmap(title: str, expr: str, *, text: str = "") -> Json:
-    """A histogram over time, by its own buckets."""
+    """Heatmap of a histogram's own buckets over time."""
     options = {
         "calculate": False,
         "color": {"mode": "scheme", "scheme": "Oranges", "steps": 32},
@@ -173,7 +173,7 @@ def heatmap(title: str, expr: str, *, text: str = "") -> Json:
 
 
 def variable(name: str, label: str, values: str, *, many: bool = True) -> Json:
-    """A choice among a label's values; All by default."""
+    """Dashboard variable that chooses among a label's values; defaults to All."""
     return {
         "type": "query",
         "name": name,
@@ -181,7 +181,7 @@ def variable(name: str, label: str, values: str, *, many: bool = True) -> Json:
         "datasource": DATASOURCE,
         "query": {"query": values, "refId": name},
         "definition": values,
-        "refresh": 2,  # whenever the time range changes: adapters come and go
+        "refresh": 2,  # re-read when the time range changes: adapters come and go
         "sort": 1,
         "multi": many,
         "includeAll": True,
@@ -200,7 +200,7 @@ def dashboard(
     links: Sequence[Json],
     annotations: Sequence[Json],
 ) -> Json:
-    """`rows` are title: (height, panels); a row's panels share its width."""
+    """`rows` maps a title to (height, panels); the panels of a row share its width."""
     chosen = {"type": "datasource", "name": "datasource", "label": "Prometheus",
               "query": "prometheus", "current": {}}  # fmt: skip
     return {
@@ -210,18 +210,18 @@ def dashboard(
         "tags": ["lorry"],
         "schemaVersion": SCHEMA_VERSION,
         "editable": False,
-        "graphTooltip": 1,  # one crosshair for all panels
+        "graphTooltip": 1,  # shared crosshair
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
         "templating": {"list": [chosen, *variables]},
         "links": list(links),
         "annotations": {"list": list(annotations)},
-        "panels": list(_laid_out(rows)),
+        "panels": list(_layout(rows)),
     }
 
 
-def _laid_out(rows: Mapping[str, tuple[int, Sequence[Json]]]) -> Iterable[Json]:
+def _layout(rows: Mapping[str, tuple[int, Sequence[Json]]]) -> Iterable[Json]:
     number, y = 1, 0
     for title, (height, panels) in rows.items():
         place = {"x": 0, "y": y, "w": WIDTH, "h": 1}

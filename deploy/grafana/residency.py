@@ -1,4 +1,4 @@
-"""Where the adapters are: places on the device and in host memory, loads, evictions, thrash."""
+"""Dashboard "residency": adapters on the device and in host memory, loads, evictions, thrash."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from signals import (
     VERSIONED,
     WHOLE_TIME,
     WINDOW,
+    not_nan,
     per_second,
     quantile,
     quantiles,
-    told,
 )
 
 LOADS, LOAD_TIME = "lorry_adapter_loads_total", "lorry_adapter_load_seconds"
@@ -50,13 +50,13 @@ NOW = [
         "Device slots taken",
         taken("device"),
         unit="percentunit",
-        text="Of --max-loras. Full is fine: the coldest makes room.",
+        text="Share of --max-loras. Full is normal: the least recently used adapter is evicted.",
     ),
     stat(
         "Host places taken",
         taken("host"),
         unit="percentunit",
-        text="Of --max-cpu-loras. Full is fine unless what leaves comes back.",
+        text="Share of --max-cpu-loras. Full is normal as long as thrash stays low.",
     ),
     stat("Loads", per_second(LOADS, OWN), unit="ops", empty="none"),
     stat(
@@ -65,34 +65,34 @@ NOW = [
         unit="none",
         limits=thresholds((0.5, BAD)),
     ),
-    stat("Load time, p95", told(quantile(0.95, LOAD_TIME, OWN)), unit="s", empty="no loads"),
+    stat("Load time, p95", not_nan(quantile(0.95, LOAD_TIME, OWN)), unit="s", empty="no loads"),
     stat(
         "Thrash, last 10 min",
         f"sum(instance:lorry_adapter_thrash:increase10m{{{SERVER}}})",
         unit="none",
         limits=thresholds((5, WARN), (20, BAD)),
-        text="Evictions of adapters that had been used within the minute before.",
+        text="Evictions of adapters that were used less than a minute before.",
     ),
 ]
 HELD = [
     graph(
         f"Places: {name}",
         query(f'sum({RESIDENT}{{tier="{tier}",{SERVER}}}) or vector(0)', "taken"),
-        query(f'sum({PLACES}{{tier="{tier}",{SERVER}}})', "there are"),
+        query(f'sum({PLACES}{{tier="{tier}",{SERVER}}})', "capacity"),
         unit="none",
     )
     for tier, name in (("device", "device slots"), ("host", "host memory"))
 ]
-WHO = [
+WHERE = [
     timeline(
-        "Who is where",
+        "Residency of each version",
         f"sum by (adapter, version) ({RESIDENT}{{{SERVER}}})",
         VERSIONED,
         {1: ("host", "light-blue"), 2: ("device and host", "green")},
-        "A gap: it was on no server. With several servers, choose one above.",
+        "A gap means that no server held the version. With several servers, select one above.",
     )
 ]
-COMING = [
+LOADING = [
     graph(
         "Loads",
         query(per_second(LOADS, OWN, "result"), "{{result}}"),
@@ -101,41 +101,41 @@ COMING = [
         colors={"ok": "green", "error": "red"},
     ),
     graph(
-        "Loads for each call to an adapter",
+        "Loads per adapter call",
         query(f"{per_second(LOADS, OWN)} / (sum (rate({ADAPTERS_CALLS}{WINDOW})) > 0)", "loads"),
         unit="percentunit",
-        text="How often a call finds its adapter not there. 0 once all that are in use fit.",
+        text="Share of calls whose adapter is not resident. Near 0 when all adapters in use fit.",
     ),
     graph(
         "Load time",
         *quantiles(LOAD_TIME, OWN),
         unit="s",
-        text="Into the engine: read, checked, built and taken in.",
+        text="Time to read, check and build an adapter and to hand it to the engine.",
     ),
 ]
-GOING = [
+EVICTED = [
     graph(
         "Evictions by tier",
         query(per_second(EVICTIONS, OWN, "tier"), "{{tier}}"),
         unit="ops",
-        text="device: the slot went to another, the copy in host memory stays. host: it is gone "
-        "and must be loaded again.",
+        text="device: the slot is reused, the copy in host memory stays. host: the next call must "
+        "load the adapter again.",
     ),
     graph(
         "Thrash",
-        query(f"sum (rate({SOON}{WINDOW}))", "used within a minute before"),
+        query(f"sum (rate({SOON}{WINDOW}))", "used less than a minute before"),
         query(f"sum (rate({IDLE}_count{{{SERVER}}}{WINDOW}))", "all evictions from host memory"),
         unit="ops",
     ),
     heatmap(
-        "How long the evicted had not been used",
+        "Idle time before eviction",
         f"sum by (le) (increase({IDLE}_bucket{{{SERVER}}}{WINDOW}))",
-        text="Hot at the bottom: more adapters are in use than there are places.",
+        text="Evictions at the bottom mean that more adapters are in use than there are places.",
     ),
 ]
 WORST = [
     table(
-        "Most loaded and evicted",
+        "Most loads and evictions",
         {
             "loads": (
                 f"topk(20, sum by ({BY_VERSION}) (increase({LOADS}{{{OWN}}}{WHOLE_TIME})))",
@@ -147,22 +147,22 @@ WORST = [
             ),
             "load time p95": (quantile(0.95, LOAD_TIME, OWN, BY_VERSION, WHOLE_TIME), "s"),
         },
-        text="Over the whole time shown.",
+        text="Over the selected time range.",
         link={
-            "title": "its own page",
+            "title": "Open its dashboard",
             "url": "/d/lorry-adapter?var-adapter=${__value.text}&${__url_time_range}",
         },
     ),
     table(
-        "Failed loads and broken values",
+        "Failed loads and invalid values",
         {
             "failed loads": (f'sum by ({BY_VERSION}) ({LOADS}{{result="error",{SERVER}}})', "none"),
-            "broken values": (
+            "invalid values": (
                 f"sum by ({BY_VERSION}) (lorry_adapter_nonfinite_values{{{SERVER}}})",
                 "none",
             ),
         },
-        text="Since the server started; broken values of what is resident.",
+        text="Since the server started; invalid values of resident versions only.",
     ),
 ]
 
@@ -171,13 +171,13 @@ def build() -> Json:
     return dashboard(
         "lorry-residency",
         "Lorry: residency",
-        "Which adapters are where, what comes and goes, and whether the places are enough.",
+        "Resident adapters, their loads and evictions, and whether the places are enough.",
         rows={
             "Now": (4, NOW),
             "Places": (7, HELD),
-            "Adapters": (9, WHO),
-            "Coming": (8, COMING),
-            "Going": (8, GOING),
+            "Adapters": (9, WHERE),
+            "Loads": (8, LOADING),
+            "Evictions": (8, EVICTED),
             "By adapter": (9, WORST),
         },
         variables=[INSTANCE],

@@ -1,12 +1,12 @@
-"""PromQL for what every page asks: rates, shares and quantiles, and the pages' common furniture."""
+"""PromQL shared by the dashboards (rates, ratios, quantiles), their links and annotations."""
 
 from __future__ import annotations
 
 from panels import DATASOURCE, Json, query, variable
 
 SERVER = 'instance=~"$instance"'
-# Of counters by adapter: what beyond the cap is folded into `_other` had been counted before, and a
-# rate would count it twice. Whoever is called now has series of its own.
+# For counters by adapter. Series beyond the cap are folded into `_other`; a rate over `_other`
+# would count the folded calls twice. An adapter in use always has series of its own.
 OWN = f'adapter!="_other",{SERVER}'
 CHOSEN = f'adapter=~"$adapter",version=~"$version",{OWN}'
 BY_VERSION = "adapter, version"
@@ -60,13 +60,13 @@ def per_second(metric: str, labels: str, by: str = "", window: str = WINDOW) -> 
 
 
 def share(part: str, whole: str, by: str = "") -> str:
-    """`part` of `whole`, both rates: 0 where there was no part, nothing where no whole."""
+    """Ratio of two rates: 0 where `part` has no series, no value where `whole` is 0."""
     zero = f"0 * {whole}" if by else "vector(0)"
     return f"({part} or {zero}) / ({whole} > 0)"
 
 
 def failed(labels: str, by: str = "", window: str = WINDOW) -> str:
-    """The share of calls that ended in an error of ours."""
+    """Ratio of calls that ended in an error of the server or its engine."""
     errors = per_second(CALLS, f'{labels},outcome="error"', by, window)
     return share(errors, per_second(CALLS, labels, by, window), by)
 
@@ -77,15 +77,15 @@ def quantile(q: float, metric: str, labels: str, by: str = "", window: str = WIN
     return f"histogram_quantile({q}, {rates})"
 
 
-def told(expr: str) -> str:
-    """The same, but nothing where it is NaN: a quantile of no observations."""
+def not_nan(expr: str) -> str:
+    """Drops NaN, the value of a quantile without observations."""
     return f"{expr} >= 0"
 
 
 def quantiles(
     metric: str, labels: str, by: str = "", legend: str = "", *, exemplar: bool = False
 ) -> list[Json]:
-    """p50, p95 and p99; the first carries the exemplars, once."""
+    """Queries for p50, p95 and p99. Only the first asks for exemplars: one dot per call."""
     return [
         query(
             quantile(q, metric, labels, by),

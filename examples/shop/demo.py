@@ -1,10 +1,9 @@
-"""The main job from end to end: train three adapters, publish them, serve them over one NF4 base,
-ask each over HTTP with the OpenAI client, and show which one answered.
+"""Trains three adapters, serves them on one NF4 base, calls each and shows which one answered.
 
-    python examples/shop/demo.py          runs through and exits 0 (`make demo`)
+    python examples/shop/demo.py          checks the answers and exits 0 (`make demo`)
     python examples/shop/demo.py --stay   serves until Ctrl-C (`make serve`)
 
-It uses the command line and the HTTP API alone, as anybody would.
+It uses only the command line and the HTTP API (with the OpenAI client), as a user does.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ DATA = HERE / "data"
 STORE = ROOT / ".lorry" / "demo" / "store"
 LOG = ROOT / ".lorry" / "demo" / "server.log"
 ADAPTERS = ("orders-json", "orders-sql", "support-tone")
-SHOWN_PROMPTS = 2  # in the table, for each model
-JUDGED_PROMPTS = 60  # for the exact match, for each adapter and for the base on the same
+SHOWN_PROMPTS = 2  # per model, in the table
+JUDGED_PROMPTS = 60  # per adapter, also sent to the base, for the exact match
 CONCURRENT_CALLS = 48
 MOST_BASE = 0.05
 LEAST_ADAPTER = 0.90
@@ -49,8 +48,8 @@ console = Console(width=max(Console().width, 150), highlight=False)
 
 @dataclass(frozen=True)
 class Question:
-    adapter: str  # whose held-out prompt it is
-    model: str  # who is asked
+    adapter: str  # the prompt is from its held-out set
+    model: str  # the model to call
     prompt: str
     expected: str
 
@@ -73,7 +72,7 @@ class Reply:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stay", action="store_true", help="serve until Ctrl-C")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one; 8000 with --stay")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one, with --stay 8000")
     options = parser.parse_args()
     began = time.monotonic()
     port = free_port(options.port or (8000 if options.stay else 0))
@@ -91,25 +90,25 @@ def main() -> int:
 
 
 def prepare() -> None:
-    """Data, adapters and store; what an earlier run made is found again by its digest."""
+    """Makes data, adapters and store; reuses the results of an earlier run."""
     with step("data: generate shop orders and messages"):
         run(sys.executable, "-m", "training.shop", "--out", str(DATA))
     for name in ADAPTERS:
-        with step(f"train {name} with QLoRA, and publish it"):
+        with step(f"train {name} with QLoRA and publish it"):
             recipe = str(HERE / "recipes" / f"{name}.yaml")
             run(*lorry("train", recipe, "--publish", "--store", str(STORE)))
 
 
 @contextlib.contextmanager
 def serving(port: int, *, quiet: bool) -> Iterator[subprocess.Popen[bytes]]:
-    """`lorry serve` as a process of its own, ready on entry and stopped on exit.
+    """Runs `lorry serve` in a process of its own: ready on entry, stopped on exit.
 
-    Quiet: what it says, a line for each call above all, goes to a file.
+    With `quiet` its log goes to a file.
     """
     command = lorry("serve", str(BASE), "--served-model-name", BASE_NAME, "--port", str(port))
     console.print(f"\n$ lorry {' '.join(command[3:])} --store {STORE.relative_to(ROOT)}")
     if quiet:
-        console.print(f"its log: {LOG.relative_to(ROOT)}")
+        console.print(f"log: {LOG.relative_to(ROOT)}")
     with LOG.open("wb") as log:
         out = log if quiet else None
         server = subprocess.Popen(
@@ -139,7 +138,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
 
 
 async def ask_all(port: int) -> list[Reply]:
-    """Every held-out prompt to its adapter and to the base, all of them mixed."""
+    """Sends every held-out prompt to its adapter and to the base, all concurrently."""
     client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
     turns = asyncio.Semaphore(CONCURRENT_CALLS)
     questions = [
@@ -148,7 +147,7 @@ async def ask_all(port: int) -> list[Reply]:
         for adapter, (prompt, expected) in zip(ADAPTERS, row, strict=True)
         for model in (adapter, BASE_NAME)
     ]
-    console.print(f"\nasking {len(questions)} held-out questions, base and adapters mixed ...")
+    console.print(f"\ncalling base and adapters with {len(questions)} held-out prompts, mixed ...")
     began = time.monotonic()
     async with client:
         replies = await asyncio.gather(*(ask(client, turns, each) for each in questions))
@@ -185,9 +184,9 @@ async def ask(client: AsyncOpenAI, turns: asyncio.Semaphore, question: Question)
 
 
 def show(replies: list[Reply]) -> None:
-    """Some of the calls, with everything the server said of each."""
-    table = Table(title="who answered", show_lines=True)
-    for column in ("prompt", "model asked", "answer", "served by", "digest", "TTFT", "trace id"):
+    """Prints some calls with what the response reports."""
+    table = Table(title="which model answered", show_lines=True)
+    for column in ("prompt", "model", "answer", "served by", "digest", "TTFT", "trace id"):
         table.add_column(column, overflow="fold", no_wrap=column in ("digest", "trace id"))
     shown = dict.fromkeys((*ADAPTERS, BASE_NAME), 0)
     for reply in replies:
@@ -203,9 +202,9 @@ def show(replies: list[Reply]) -> None:
 
 
 def judge(replies: list[Reply]) -> bool:
-    """Exact match on prompts that hold combinations never trained on; True when all is reached."""
+    """Exact match on held-out prompts; True if every bound is met and every answer attributed."""
     table = Table(title=f"exact match on {JUDGED_PROMPTS} held-out prompts each")
-    for column in ("task", "adapter", f"base ({BASE_NAME})", "wanted", "served as asked"):
+    for column in ("task", "adapter", f"base ({BASE_NAME})", "required", "attribution correct"):
         table.add_column(column)
     passed = True
     for name in ADAPTERS:
@@ -214,30 +213,30 @@ def judge(replies: list[Reply]) -> bool:
         attributed = attributed and base_attributed
         good = adapter >= LEAST_ADAPTER and base <= MOST_BASE and attributed
         passed = passed and good
-        wanted = f"adapter >= {LEAST_ADAPTER:.0%}, base <= {MOST_BASE:.0%}"
-        told = "all" if attributed else "[red]no[/red]"
+        required = f"adapter >= {LEAST_ADAPTER:.0%}, base <= {MOST_BASE:.0%}"
+        correct = "yes" if attributed else "[red]no[/red]"
         mark = "" if good else " [red]missed[/red]"
-        table.add_row(name, f"{adapter:.1%}", f"{base:.1%}", wanted + mark, told)
+        table.add_row(name, f"{adapter:.1%}", f"{base:.1%}", required + mark, correct)
     console.print(table)
     return passed
 
 
 def score(replies: list[Reply], task: str, model: str) -> tuple[float, bool]:
-    """The share of exact answers, and whether each says that it came from the model asked."""
+    """(share of exact answers, whether each response names the requested model)."""
     asked = [r for r in replies if r.question.adapter == task and r.question.model == model]
     served = "base" if model == BASE_NAME else model
     exact = sum(reply.is_exact for reply in asked) / len(asked)
-    # What the header says and what the body says, of every single answer.
-    told = all(
+    # Header and body of every response.
+    attributed = all(
         reply.adapter.partition("@")[0] == served
         and reply.model == (BASE_NAME if model == BASE_NAME else reply.adapter)
         for reply in asked
     )
-    return exact, told
+    return exact, attributed
 
 
 def heldout(name: str) -> list[tuple[str, str]]:
-    """(prompt, expected answer) pairs that training never saw."""
+    """(prompt, expected answer) pairs that are not in the training data."""
     lines = (DATA / f"{name}.heldout.jsonl").read_text().splitlines()[:JUDGED_PROMPTS]
     examples = [json.loads(line)["messages"] for line in lines]
     return [(user["content"], assistant["content"]) for user, assistant in examples]
@@ -252,7 +251,7 @@ def print_invitation(port: int) -> None:
         f'print(c.chat.completions.create(model="orders-sql", temperature=0, messages='
         f'[{{"role": "user", "content": {json.dumps(prompt)}}}]).choices[0].message.content)'
     )
-    console.print("\nTry, in another terminal (Ctrl-C here stops the server):\n", style="bold")
+    console.print("\nTry in another terminal (Ctrl-C here stops the server):\n", style="bold")
     header = "content-type: application/json"
     curl = ("curl", "-si", f"{url}/v1/chat/completions", "-H", header, "-d", body)
     for command in (curl, (".venv/bin/python", "-c", python)):
@@ -261,15 +260,15 @@ def print_invitation(port: int) -> None:
 
 
 def wait_for(server: subprocess.Popen[bytes]) -> int:
-    # Ctrl-C reaches the server as well; it decides when it is done.
+    # Ctrl-C also reaches the server, which drains and ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: server.send_signal(signal.SIGTERM))
     return server.wait()
 
 
 @contextlib.contextmanager
-def step(words: str) -> Iterator[None]:
-    console.print(f"[bold]{words}[/bold]")
+def step(title: str) -> Iterator[None]:
+    console.print(f"[bold]{title}[/bold]")
     began = time.monotonic()
     yield
     console.print(f"  done in {time.monotonic() - began:.1f} s")
@@ -285,7 +284,7 @@ def run(*command: str) -> None:
 
 
 def free_port(wanted: int) -> int:
-    """`wanted`, or any for 0; known now, lest another server's answer be taken for ours."""
+    """`wanted`, or a free one for 0; fails early if another server listens there."""
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", wanted))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from loadtest.errors import ServerFailed
 from loadtest.servers import processes
@@ -104,7 +104,7 @@ class Launch:
             self._end(signal.SIGTERM)
 
     def _wait_ready(self, process: subprocess.Popen[bytes], deadline: float) -> None:
-        with httpx.Client(timeout=_PROBE_SECONDS, trust_env=False) as client:
+        with httpx2.Client(timeout=_PROBE_SECONDS, trust_env=False) as client:
             while time.monotonic() < deadline:
                 code = process.poll()
                 if code is not None:
@@ -115,12 +115,12 @@ class Launch:
                     raise self._failed("was cancelled before it was ready")
         raise self._failed(f"was not ready within {self._patience:.0f} s")
 
-    def _is_ready(self, client: httpx.Client) -> bool:
+    def _is_ready(self, client: httpx2.Client) -> bool:
         try:
             answer = client.get(self.url + self._ready)
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return False
-        return answer.status_code == httpx.codes.OK
+        return answer.status_code == httpx2.codes.OK
 
     def _end(self, number: signal.Signals) -> None:
         assert self._process is not None

@@ -58,7 +58,8 @@ class AdminGuard:
             logger.warning("%s %.128s was cut off", scope["method"], scope["path"])
             draining = refusal(Phase.DRAINING)
             with suppress(RuntimeError):  # the answer has begun
-                await JSONResponse(draining.envelope(), draining.status)(scope, receive, send)
+                answer = JSONResponse(draining.envelope(), draining.status, draining.headers())
+                await answer(scope, receive, send)
 
     def _limit(self, path: str, headers: Headers) -> int:
         is_upload = path == UPLOAD_PATH and is_form(headers)

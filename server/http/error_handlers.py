@@ -91,5 +91,4 @@ async def _answer_http_error(request: Request, error: Exception) -> JSONResponse
 
 
 def _as_response(error: RequestError) -> JSONResponse:
-    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
-    return JSONResponse(error.envelope(), error.status, headers)
+    return JSONResponse(error.envelope(), error.status, error.headers())

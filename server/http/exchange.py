@@ -95,9 +95,8 @@ async def send_error(send: Send, call: Call, error: RequestError) -> None:
         *response_headers(call),
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
+        *((name.encode(), value.encode()) for name, value in error.headers().items()),
     ]
-    if error.retry_after is not None:
-        headers.append((b"retry-after", str(error.retry_after).encode()))
     if error.code == "draining":
         headers.append((b"connection", b"close"))
     if error.status == 405:

@@ -1,4 +1,4 @@
-"""Prometheus's rules and the panels' PromQL: parsed, tested, and of metrics that exist."""
+"""Prometheus rules and dashboard PromQL: valid, unit-tested, and of existing metrics."""
 
 import ast
 import importlib.util
@@ -30,7 +30,7 @@ ALL = [
     *rule_expressions("record"),
     *rule_expressions("alert"),
 ]
-OF_PROMETHEUS = {"up", "ALERTS"}
+BUILT_IN = {"up", "ALERTS"}
 SUFFIX = re.compile(r"_(total|bucket|count|sum)$")
 
 
@@ -49,7 +49,7 @@ def run(*command: object) -> str:
 
 
 def constants(*paths: Path) -> set[str]:
-    """Every string that stands in the sources."""
+    """Every string literal in the sources."""
     return {
         node.value
         for path in paths
@@ -67,29 +67,29 @@ def vllm_folder() -> Path:
 
 @pytest.fixture(scope="module")
 def known() -> set[str]:
-    """What the server exposes, without the suffixes of counters and histograms."""
+    """Names of exposed and recorded metrics, without counter and histogram suffixes."""
     ours = constants(*(ROOT / "server").rglob("*.py"))
     theirs = constants(*(vllm_folder() / "v1" / "metrics").glob("*.py"))
     recorded = {rule["record"] for rule in rules("record")}
-    return OF_PROMETHEUS | recorded | theirs | {f"lorry_{name}" for name in ours}
+    return BUILT_IN | recorded | theirs | {f"lorry_{name}" for name in ours}
 
 
 @pytest.mark.parametrize("expression", ALL, ids=lambda each: each.where)
-def test_every_metric_that_is_read_exists_in_the_code(expression, known):
+def test_every_queried_metric_exists_in_the_code(expression, known):
     assert expression.metrics
     assert not [m for m in expression.metrics if not {m, SUFFIX.sub("", m)} & known]
 
 
-def test_the_configuration_and_the_rules_are_valid():
+def test_configuration_and_rules_are_valid():
     run(tool("promtool"), "check", "config", PROMETHEUS / "prometheus.yml")
     run(tool("promtool"), "check", "rules", *RULES)
 
 
-def test_alertmanager_takes_its_configuration():
+def test_alertmanager_configuration_is_valid():
     run(tool("amtool"), "check-config", DEPLOY / "alertmanager" / "alertmanager.yml")
 
 
-def test_every_panels_promql_parses(tmp_path):
+def test_the_promql_of_every_panel_parses(tmp_path):
     records = [
         {"record": f"panel:number{number}:value", "expr": filled(each.promql)}
         for number, each in enumerate(panel_expressions() + annotation_expressions())
@@ -100,12 +100,12 @@ def test_every_panels_promql_parses(tmp_path):
     run(tool("promtool"), "check", "rules", path)
 
 
-def test_every_alert_fires_and_clears_as_its_unit_test_says():
+def test_alert_unit_tests_pass():
     run(tool("promtool"), "test", "rules", *TESTS)
 
 
 @pytest.mark.parametrize("alert", [rule["alert"] for rule in rules("alert")])
-def test_every_alert_has_a_unit_test_in_which_it_fires_and_then_clears(alert):
+def test_every_alert_has_a_unit_test_that_fires_and_clears(alert):
     cases = [
         sorted(
             (_seconds(case["eval_time"]), bool(case["exp_alerts"]))
@@ -116,33 +116,33 @@ def test_every_alert_has_a_unit_test_in_which_it_fires_and_then_clears(alert):
         for test in load(path)["tests"]
     ]
     turns = [[fired for _, fired in case] for case in cases if case]
-    # Quiet before, firing, quiet after: one test shows all three.
+    # One unit test covers all three: quiet before, firing, quiet after.
     assert any(turn[0] is False and True in turn and turn[-1] is False for turn in turns)
 
 
 @pytest.mark.parametrize("rule", rules("alert"), ids=lambda rule: rule["alert"])
-def test_every_alert_says_how_urgent_it_is_and_where_its_runbook_stands(rule):
+def test_every_alert_has_a_severity_a_dashboard_and_a_runbook_section(rule):
     assert rule["alert"].startswith("Lorry")
     assert rule["labels"]["severity"] in ("page", "ticket")
-    told = rule["annotations"]
-    assert set(told) == {"summary", "description", "dashboard", "runbook_url"}
-    path, _, anchor = told["runbook_url"].partition("#")
+    annotations = rule["annotations"]
+    assert set(annotations) == {"summary", "description", "dashboard", "runbook_url"}
+    path, _, anchor = annotations["runbook_url"].partition("#")
     assert anchor == rule["alert"].lower()
     assert f"\n### {rule['alert']}\n" in (ROOT / path).read_text()
     pages = {path.stem for path in DASHBOARDS}
-    assert told["dashboard"].partition("?")[0].removeprefix("/d/lorry-") in pages
+    assert annotations["dashboard"].partition("?")[0].removeprefix("/d/lorry-") in pages
 
 
-def test_the_runbook_has_no_section_for_an_alert_that_is_gone():
+def test_every_runbook_section_is_of_an_existing_alert():
     text = (ROOT / "docs" / "operations.md").read_text()
     assert set(re.findall(r"^### (Lorry\w+)$", text, re.M)) == {
         rule["alert"] for rule in rules("alert")
     }
 
 
-def test_the_objectives_bound_is_a_bucket_of_its_histogram():
-    told = (PROMETHEUS / "rules" / "recording.yml").read_text()
-    bounds = set(re.findall(r'time_to_first_token_seconds_bucket\{[^}]*le="([\d.]+)"', told))
+def test_the_first_token_objective_is_a_bucket_of_its_histogram():
+    rules_text = (PROMETHEUS / "rules" / "recording.yml").read_text()
+    bounds = set(re.findall(r'time_to_first_token_seconds_bucket\{[^}]*le="([\d.]+)"', rules_text))
     (buckets,) = (
         node.value
         for node in ast.walk(ast.parse((ROOT / "server" / "telemetry" / "metrics.py").read_text()))
@@ -152,6 +152,6 @@ def test_the_objectives_bound_is_a_bucket_of_its_histogram():
     assert {float(bound) for bound in bounds} <= set(map(float, ast.literal_eval(buckets)))
 
 
-def _seconds(words: str) -> int:
+def _seconds(duration: str) -> int:
     units = {"h": 3600, "m": 60, "s": 1}
-    return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", words))
+    return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", duration))

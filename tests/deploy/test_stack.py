@@ -1,6 +1,6 @@
-"""What the image, the stack and the unit name is compared with each other and with the code.
+"""Dockerfile, compose files and systemd unit agree with each other and with the code.
 
-No container engine is asked: none needs to be there.
+The files are parsed; no container engine is needed.
 """
 
 import json
@@ -27,7 +27,7 @@ COMPOSE = load(DEPLOY / "compose.yaml")
 SERVICES = COMPOSE["services"]
 PINNED = re.compile(r"[\w./-]+:v?\d+(\.\d+)+[\w.-]*")
 DRAIN_SECONDS = Settings.model_fields["drain_seconds"].default
-# Read by torch and Triton, not by us.
+# Read by torch and Triton.
 COMPILERS = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
 
 
@@ -65,8 +65,8 @@ IMAGE_ENVIRONMENT = dict(pair.split("=", 1) for pair in shlex.split(runtime("ENV
 VOLUMES = json.loads(runtime("VOLUME"))
 
 
-def of_host(address: str) -> tuple[str, int]:
-    """Service and port of host:port or a URL."""
+def host_and_port(address: str) -> tuple[str, int]:
+    """(host, port) of `host:port` or of a URL."""
     parts = urlsplit(address if "//" in address else f"//{address}")
     assert parts.hostname
     assert parts.port
@@ -74,7 +74,7 @@ def of_host(address: str) -> tuple[str, int]:
 
 
 def ports(service: str) -> dict[int, tuple[str, int]]:
-    """{port in the container: (address, port) on this machine}."""
+    """{port in the container: (address, port) on the host}."""
     pairs = [each.rsplit(":", 2) for each in SERVICES[service].get("ports", [])]
     return {int(inside): (address, int(outside)) for address, outside, inside in pairs}
 
@@ -82,7 +82,7 @@ def ports(service: str) -> dict[int, tuple[str, int]]:
 # --- the image ---
 
 
-def test_both_targets_are_the_runtime_stage_with_their_own_packages():
+def test_both_targets_add_their_packages_to_the_runtime_stage():
     parents = {each.stage: each.rest.split()[0] for each in DOCKERFILE if each.word == "FROM"}
     assert (parents["cpu"], parents["cuda"], parents["runtime"]) == ("runtime", "runtime", "base")
     for target, lock in (("cpu", "requirements/cpu.txt"), ("cuda", "requirements/gpu.txt")):
@@ -90,10 +90,10 @@ def test_both_targets_are_the_runtime_stage_with_their_own_packages():
         assert any("--require-hashes" in step and lock in step for step in steps)
         copies = [each.rest for each in DOCKERFILE if each.stage == target and each.word == "COPY"]
         assert copies == [f"--from=build-{target} /opt/lorry /opt/lorry"]
-    assert DOCKERFILE[-1].stage == "cpu", "what is built without --target"
+    assert DOCKERFILE[-1].stage == "cpu", "the default target"
 
 
-def test_images_and_tools_are_pinned():
+def test_base_images_and_tools_are_pinned():
     bases = {each.rest.split()[0] for each in DOCKERFILE if each.word == "FROM"}
     stages = {each.stage for each in DOCKERFILE}
     assert all(PINNED.fullmatch(base) for base in bases - stages)
@@ -104,7 +104,7 @@ def test_images_and_tools_are_pinned():
         assert step.endswith("rm -rf /var/lib/apt/lists/*")
 
 
-def test_the_dockerfile_has_nothing_that_hadolint_minds():
+def test_hadolint_accepts_the_dockerfile():
     linter = Path(sys.executable).parent / "hadolint"
     done = subprocess.run(
         [linter, DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False
@@ -112,17 +112,17 @@ def test_the_dockerfile_has_nothing_that_hadolint_minds():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_what_is_only_for_development_stays_out_of_the_image():
-    (told,) = (each.rest for each in DOCKERFILE if each.rest.startswith("DEVELOPMENT="))
-    left_out = set(shlex.split(told)[0].removeprefix("DEVELOPMENT=").split())
+def test_development_packages_are_not_in_the_image():
+    (setting,) = (each.rest for each in DOCKERFILE if each.rest.startswith("DEVELOPMENT="))
+    left_out = set(shlex.split(setting)[0].removeprefix("DEVELOPMENT=").split())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {re.match(r"[\w-]+", each)[0] for each in project["optional-dependencies"]["dev"]}
-    # What vLLM needs as well, and the driver of a shared catalog.
-    assert wanted - left_out == {"httpx2", "openai", "psycopg"}
+    # vLLM needs the first two, a shared catalog needs the driver.
+    assert wanted - left_out == {"openai", "psycopg"}
     assert left_out <= wanted
 
 
-def test_it_runs_as_nobody_in_particular_and_is_told_to_stop_as_the_server_expects():
+def test_image_runs_lorry_serve_as_non_root_and_stops_with_sigterm():
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", runtime("USER"))
     assert runtime("STOPSIGNAL") == "SIGTERM"
     entry = json.loads(runtime("ENTRYPOINT"))
@@ -132,7 +132,7 @@ def test_it_runs_as_nobody_in_particular_and_is_told_to_stop_as_the_server_expec
     assert not any(each.word in ("CMD", "ADD") for each in DOCKERFILE)
 
 
-def test_the_health_check_asks_a_path_that_exists_at_the_port_that_is_served():
+def test_the_health_check_requests_an_existing_path_at_the_served_port():
     check = runtime("HEALTHCHECK")
     command = json.loads(check[check.index("[") :])
     (url,) = re.findall(r"http://[^']+", command[-1])
@@ -143,18 +143,18 @@ def test_the_health_check_asks_a_path_that_exists_at_the_port_that_is_served():
     assert runtime("EXPOSE") == port
 
 
-def test_its_variables_are_settings_and_what_it_writes_is_a_volume():
+def test_image_variables_are_settings_and_written_folders_are_volumes():
     ours = {name: v for name, v in IMAGE_ENVIRONMENT.items() if name.startswith(ENV_PREFIX)}
     assert set(ours) <= SETTINGS
     for name in ("LORRY_STORE", "LORRY_CACHE", *COMPILERS):
         assert f"/{IMAGE_ENVIRONMENT[name].split('/')[1]}" in VOLUMES, name
     assert json.loads(runtime("ENTRYPOINT"))[4] in VOLUMES
-    assert ours["LORRY_HOST"] == "0.0.0.0"  # compose publishes it on the loopback only
+    assert ours["LORRY_HOST"] == "0.0.0.0"  # compose publishes it on the loopback address
     made = next(each.rest for each in RUNTIME if each.word == "RUN")
     assert made.endswith(" ".join(VOLUMES))
 
 
-def test_what_is_copied_and_what_the_build_needs_passes_the_dockerignore():
+def test_dockerignore_keeps_the_files_that_the_build_needs():
     kept = {
         line[1:]
         for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
@@ -176,7 +176,7 @@ def test_what_is_copied_and_what_the_build_needs_passes_the_dockerignore():
 # --- compose ---
 
 
-def test_images_are_pinned_or_built_here():
+def test_compose_images_are_pinned_or_built():
     for name, service in SERVICES.items():
         assert "build" in service or PINNED.fullmatch(service["image"]), name
     build = SERVICES["server"]["build"]
@@ -186,13 +186,13 @@ def test_images_are_pinned_or_built_here():
     assert {build["target"], cuda} <= {each.stage for each in DOCKERFILE}
 
 
-def test_nothing_is_published_beyond_this_machine_and_no_port_twice():
+def test_ports_are_published_once_and_on_the_loopback_address():
     published = [place for name in SERVICES for place in ports(name).values()]
     assert {address for address, _ in published} == {"127.0.0.1"}
     assert len({port for _, port in published}) == len(published) == 5
 
 
-def test_every_service_is_confined_and_writes_to_volumes_that_are_declared():
+def test_every_service_is_confined_and_mounts_declared_volumes():
     for name, service in SERVICES.items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
@@ -203,7 +203,7 @@ def test_every_service_is_confined_and_writes_to_volumes_that_are_declared():
             assert known, f"{name}: {mount}"
 
 
-def test_the_server_has_its_volumes_its_time_to_drain_and_known_variables():
+def test_the_server_has_its_volumes_time_to_drain_and_known_variables():
     server = SERVICES["server"]
     mounted = {re.sub(r"\$\{[^}]*\}", "x", mount).split(":")[1] for mount in server["volumes"]}
     assert mounted == set(VOLUMES)
@@ -214,7 +214,7 @@ def test_the_server_has_its_volumes_its_time_to_drain_and_known_variables():
     assert set(ports("server")) == {int(IMAGE_ENVIRONMENT["LORRY_PORT"])}
 
 
-def test_prometheus_scrapes_the_server_and_reaches_alertmanager():
+def test_prometheus_scrapes_the_server_and_alerts_alertmanager():
     config = load(DEPLOY / "prometheus" / "prometheus.yml")
     jobs = {
         job["job_name"]: job["static_configs"][0]["targets"] for job in config["scrape_configs"]
@@ -222,14 +222,14 @@ def test_prometheus_scrapes_the_server_and_reaches_alertmanager():
     assert jobs["lorry"] == [f"server:{IMAGE_ENVIRONMENT['LORRY_PORT']}"]
     (alertmanagers,) = config["alerting"]["alertmanagers"][0]["static_configs"]
     for target in alertmanagers["targets"]:
-        service, port = of_host(target)
+        service, port = host_and_port(target)
         assert port in ports(service)
     assert '@app.get("/metrics")' in (ROOT / "server" / "http" / "app.py").read_text()
 
 
-def test_grafanas_sources_are_services_at_their_ports():
+def test_grafana_datasources_are_services_at_their_ports():
     for source in load(DEPLOY / "grafana/provisioning/datasources/lorry.yaml")["datasources"]:
-        service, port = of_host(source["url"])
+        service, port = host_and_port(source["url"])
         assert port in ports(service), source["name"]
     scrape = load(DEPLOY / "prometheus" / "prometheus.yml")["global"]["scrape_interval"]
     assert source_of("prometheus")["jsonData"]["timeInterval"] == scrape
@@ -240,12 +240,12 @@ def source_of(uid: str) -> dict:
     return next(each for each in sources if each["uid"] == uid)
 
 
-def test_spans_find_their_way_from_the_server_to_jaeger():
+def test_spans_go_from_the_server_through_the_collector_to_jaeger():
     collector = load(DEPLOY / "otel" / "collector.yaml")
-    listens = of_host(collector["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"])
-    sent_to = of_host(SERVICES["server"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"])
-    assert sent_to == ("collector", listens[1])  # gRPC is what the server sends unless told
-    assert of_host(collector["exporters"]["otlp_grpc"]["endpoint"]) == ("jaeger", 4317)
+    listens = host_and_port(collector["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"])
+    sent_to = host_and_port(SERVICES["server"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    assert sent_to == ("collector", listens[1])  # gRPC, the default protocol
+    assert host_and_port(collector["exporters"]["otlp_grpc"]["endpoint"]) == ("jaeger", 4317)
     (pipeline,) = collector["service"]["pipelines"].values()
     for part in ("receivers", "processors", "exporters"):
         assert set(pipeline[part]) == set(collector[part])
@@ -254,13 +254,13 @@ def test_spans_find_their_way_from_the_server_to_jaeger():
 
 
 @pytest.mark.parametrize("service", ["prometheus", "alertmanager"])
-def test_the_options_of_the_services_exist(service):
+def test_service_options_exist(service):
     program = shutil.which({"alertmanager": "prometheus-alertmanager"}.get(service, service))
     if program is None:
         pytest.skip(f"{service} is not installed (Debian: prometheus, prometheus-alertmanager)")
-    told = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
     for option in SERVICES[service]["command"]:
-        assert f"{option.partition('=')[0]}=" in told.stdout + told.stderr, option
+        assert f"{option.partition('=')[0]}=" in done.stdout + done.stderr, option
 
 
 # --- without containers ---
@@ -275,7 +275,7 @@ def read_unit() -> dict[str, list[str]]:
     return {key: [value for k, value in pairs if k == key] for key, _ in pairs}
 
 
-def test_the_unit_starts_the_command_and_stops_it_as_it_expects():
+def test_the_unit_starts_the_server_and_leaves_it_time_to_drain():
     unit = read_unit()
     assert unit["ExecStart"] == ["/opt/lorry/.venv/bin/lorry serve"]
     assert (unit["KillSignal"], unit["KillMode"]) == (["SIGTERM"], ["mixed"])
@@ -288,11 +288,11 @@ def test_the_unit_starts_the_command_and_stops_it_as_it_expects():
     assert set(map(int, unit["RestartPreventExitStatus"][0].split())) <= codes
 
 
-def test_the_units_variables_are_settings_and_its_folders_are_its_own():
+def test_unit_variables_are_settings_and_its_folders_are_its_own():
     text = (DEPLOY / "systemd" / "lorry.env").read_text()
-    told = dict(re.findall(r"^#?([A-Z_]+)=(.+)$", text, re.M))
+    variables = dict(re.findall(r"^#?([A-Z_]+)=(.+)$", text, re.M))
     otel = {name for name in dir(environment_variables) if name.startswith("OTEL_")}
-    assert set(told) <= SETTINGS | COMPILERS | otel
+    assert set(variables) <= SETTINGS | COMPILERS | otel
     unit = read_unit()
-    assert told["LORRY_STORE"].startswith(f"/var/lib/{unit['StateDirectory'][0]}/")
-    assert told["LORRY_CACHE"] == f"/var/cache/{unit['CacheDirectory'][0]}"
+    assert variables["LORRY_STORE"].startswith(f"/var/lib/{unit['StateDirectory'][0]}/")
+    assert variables["LORRY_CACHE"] == f"/var/cache/{unit['CacheDirectory'][0]}"

@@ -1,4 +1,4 @@
-"""One base, three adapters and one server for the whole run, all of them real."""
+"""Fixtures: a real base, three real adapters and one real server, shared by the session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WITHOUT_SPACE = '{"backend": "xgrammar", "disable_any_whitespace": true}'
 
 @pytest.fixture(scope="session")
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    """Adapters that were trained once; with --all they are trained by this very checkout."""
+    """Publishes the kept adapters; with --all, trains them with this checkout."""
     make = train_shop if request.config.option.all else keep_shop
     return make(tmp_path_factory.mktemp("shop") / "store")
 
@@ -31,14 +31,14 @@ def receiver() -> Iterator[OtlpReceiver]:
 def server(
     shop: Shop, receiver: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
-    """The server that tests share; it has fewer slots than there are adapters."""
+    """The shared server. It has fewer slots than adapters."""
     server = ServerProcess(
         shop.base,
         shop.store,
         tmp_path_factory.mktemp("server") / "log",
         *("--served-model-name", BASE_NAME, "--max-loras", "2", "--max-cpu-loras", "3"),
         *("--", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-        # A model this small may fill a schema with white space until its tokens are used up.
+        # A model this small may fill a schema with white space up to max_tokens.
         *("--structured-outputs-config", WITHOUT_SPACE),
         env={
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}",

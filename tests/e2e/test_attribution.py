@@ -1,4 +1,4 @@
-"""Client, metrics, spans and log count and name the same; also for calls that end badly."""
+"""Response headers, metrics, spans and log agree on every call, whatever its outcome."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_client_metrics_spans_and_log_agree_on_every_call(server, receiver
     assert made == served
     assert sum(made.values()) == len(asked)
 
-    told = {labels["adapter"]: labels for labels, _ in samples_of("lorry_adapter_info", after)}
+    infos = {labels["adapter"]: labels for labels, _ in samples_of("lorry_adapter_info", after)}
 
     spans = receiver.wait_for(traces)
     lines = {line["trace_id"]: line for line in server.calls() if line["trace_id"] in traces}
@@ -92,15 +92,15 @@ async def test_client_metrics_spans_and_log_agree_on_every_call(server, receiver
         if model in ADAPTERS:
             assert response.headers["x-lorry-adapter"] == f"{model}@1" == line["served_model"]
             assert span["lorry.adapter.version"] == line["version"] == 1
-            assert (told[model]["version"], told[model]["digest"]) == ("1", digest)
+            assert (infos[model]["version"], infos[model]["digest"]) == ("1", digest)
 
 
-async def test_tokens_and_ids_are_those_that_the_answer_reports(server, receiver):
+async def test_tokens_and_ids_equal_those_of_the_response(server, receiver):
     async with httpx2.AsyncClient(base_url=server.url, timeout=120) as client:
         before = server.metrics()
         response = await client.post(PATH, json=body_of("orders-json", n=2))
     answer, trace = response.json(), trace_of(response.headers)
-    # The record is written when the answer is out: a moment after the caller has it.
+    # The server writes the record just after the caller has the response.
     line = await until(lambda: [line for line in server.calls() if line["trace_id"] == trace])
     usage = answer["usage"]
     assert line["prompt_tokens"] == usage["prompt_tokens"]
@@ -122,11 +122,9 @@ async def test_tokens_and_ids_are_those_that_the_answer_reports(server, receiver
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_caller_that_hangs_up_stops_the_engine_and_is_recorded_as_aborted(
-    server, receiver, stream
-):
+async def test_a_disconnect_stops_the_engine_and_is_recorded_as_aborted(server, receiver, stream):
     sent = f"{'s' if stream else 'n'}-{time.time_ns()}"
-    # Several answers of the greatest length: none is done before the caller has hung up.
+    # Long answers: none is complete before the disconnect.
     body = body_of("orders-sql", stream, ignore_eos=True) | {"max_tokens": 900, "n": 8}
     before = requests_by_model(server.metrics())["orders-sql@1", "aborted"]
     headers = {"x-request-id": sent}
@@ -154,15 +152,15 @@ async def test_a_caller_that_hangs_up_stops_the_engine_and_is_recorded_as_aborte
 
 
 async def until(find: Any, seconds: float = 10) -> Any:
-    """The first thing that `find` finds; what is awaited happens in another process."""
+    """Polls until `find` returns a list that is not empty; returns its first item."""
     deadline = time.monotonic() + seconds
     while not (found := find()):
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, f"nothing found within {seconds} s"
         await asyncio.sleep(0.05)
     return found[0]
 
 
-async def test_the_callers_trace_goes_on_and_its_parent_is_kept(server, receiver):
+async def test_the_span_continues_the_callers_trace(server, receiver):
     trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     headers = {"traceparent": f"00-{trace}-{parent}-01"}
     async with httpx2.AsyncClient(base_url=server.url, timeout=120) as client:
@@ -173,7 +171,7 @@ async def test_the_callers_trace_goes_on_and_its_parent_is_kept(server, receiver
     assert span.name == "chat support-tone"
 
 
-COUNTED = {  # counter: the log's field
+COUNTED = {  # counter: log field
     "lorry_prompt_tokens_total": "prompt_tokens",
     "lorry_generation_tokens_total": "generation_tokens",
     "lorry_cached_prompt_tokens_total": "cached_prompt_tokens",
@@ -182,7 +180,7 @@ KINDS = ("chat", "stream", "two", "refused", "unknown", "leaves", "leaves", "los
 
 
 class Callers:
-    """Who call, hang up, ask for what is not there or was lost; each under an id of its own."""
+    """Makes calls of each kind: answered, refused, unknown model, lost files, disconnected."""
 
     def __init__(self, client: httpx2.AsyncClient, lost: str) -> None:
         self.client = client
@@ -209,7 +207,7 @@ class Callers:
 
 @pytest.fixture
 def lost(admin, shop, tmp_path) -> str:
-    """A version whose files the store has lost."""
+    """A version whose files are missing in the store."""
     folder = tmp_path / "lost"
     shutil.copytree(admin.object(shop.digests["orders-sql"]), folder, copy_function=shutil.copyfile)
     weights = folder / "adapter_model.safetensors"
@@ -221,32 +219,32 @@ def lost(admin, shop, tmp_path) -> str:
     return str(published["label"])
 
 
-async def unload_again_and_again(client: httpx2.AsyncClient, headers: dict[str, str]) -> None:
+async def unload_repeatedly(client: httpx2.AsyncClient, headers: dict[str, str]) -> None:
     while True:
         for name in ADAPTERS:
             await client.post(f"/admin/adapters/{name}/unload", headers=headers)
             await asyncio.sleep(0.3)
 
 
-async def test_four_places_say_the_same_of_a_long_mixed_run_with_failures(
+async def test_headers_metrics_spans_and_log_agree_over_a_mixed_run_with_failures(
     server, receiver, admin, lost
 ):
     before = server.metrics()
     async with httpx2.AsyncClient(base_url=server.url, timeout=120) as client:
         callers = Callers(client, lost)
         headers = {"authorization": admin.http.headers["authorization"]}
-        unloading = asyncio.create_task(unload_again_and_again(client, headers))
+        unloading = asyncio.create_task(unload_repeatedly(client, headers))
         for _ in range(8):
             await asyncio.gather(*(callers.call(kind) for kind in KINDS))
         unloading.cancel()
         await asyncio.gather(unloading, return_exceptions=True)
 
-    def told() -> list[dict[str, Any]]:
+    def logged() -> list[dict[str, Any]]:
         return [line for line in server.calls() if line["request_id"] in callers.ids]
 
-    await until(lambda: len(told()) >= len(callers.ids) and [True])
-    lines = {line["trace_id"]: line for line in told()}
-    assert len(lines) == len(told()) == len(callers.ids) == 8 * len(KINDS)
+    await until(lambda: len(logged()) >= len(callers.ids) and [True])
+    lines = {line["trace_id"]: line for line in logged()}
+    assert len(lines) == len(logged()) == len(callers.ids) == 8 * len(KINDS)
     outcomes = Counter(line["outcome"] for line in lines.values())
     assert set(outcomes) >= {"ok", "client_error", "rejected", "aborted"}
 
@@ -261,11 +259,11 @@ async def test_four_places_say_the_same_of_a_long_mixed_run_with_failures(
     spans = receiver.wait_for(set(lines))
     assert set(spans) == set(lines)
     for trace, span in spans.items():
-        agree(receiver, span, lines[trace])
-    grew_by(before, server.metrics(), list(lines.values()))
+        assert_agreement(receiver, span, lines[trace])
+    assert_growth(before, server.metrics(), list(lines.values()))
 
 
-def agree(receiver: OtlpReceiver, span: Any, line: dict[str, Any]) -> None:
+def assert_agreement(receiver: OtlpReceiver, span: Any, line: dict[str, Any]) -> None:
     found = attributes(span)
     for name, field in SPAN.items():
         assert found.get(name) == line[field], (name, line)
@@ -274,15 +272,17 @@ def agree(receiver: OtlpReceiver, span: Any, line: dict[str, Any]) -> None:
     children = receiver.children(span)
     assert ("adapter.load" in children) == line["cold_start"]
     assert ("prefill" in children) == (line["ttft_seconds"] is not None)
-    slack = 5_000_000  # ns; the phases' times are another process's, and rounded
+    slack = 5_000_000  # ns; another process takes the times of the phases, and rounds them
     for child in children.values():
         assert span.start_time_unix_nano - slack <= child.start_time_unix_nano
         assert child.start_time_unix_nano <= child.end_time_unix_nano
         assert child.end_time_unix_nano <= span.end_time_unix_nano + slack
 
 
-def grew_by(before: dict[str, float], after: dict[str, float], lines: list[dict[str, Any]]) -> None:
-    """What the counters grew by is what the log's lines add up to, version by version."""
+def assert_growth(
+    before: dict[str, float], after: dict[str, float], lines: list[dict[str, Any]]
+) -> None:
+    """The growth of the counters equals the sums over the log lines, by version."""
 
     def grown(name: str, *names: str) -> Counter[tuple[str, ...]]:
         total: Counter[tuple[str, ...]] = Counter()
@@ -307,7 +307,7 @@ def grew_by(before: dict[str, float], after: dict[str, float], lines: list[dict[
     assert grown("lorry_time_to_first_token_seconds_count", "adapter", "version") == firsts
 
 
-async def test_the_engines_slots_and_what_waits_are_told(server):
+async def test_engine_slots_and_waiting_calls_are_reported(server):
     async with httpx2.AsyncClient(base_url=server.url, timeout=120) as client:
         for model in ADAPTERS * 2:  # three adapters take turns in two slots
             await client.post(PATH, json=body_of(model))

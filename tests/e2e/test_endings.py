@@ -1,4 +1,4 @@
-"""How the server ends: asked to, killed, or when its engine is killed."""
+"""How the server ends: by a signal, killed, or when its engine is killed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BODY |= {"ignore_eos": True}
 
 @pytest.fixture
 def start(shop, tmp_path) -> Iterator[Callable[..., ServerProcess]]:
-    """Starts a server of the test's own: it will be ended, and nothing else may share it."""
+    """Starts a server of the test's own, which the test ends."""
     servers: list[ServerProcess] = []
 
     def start(*flags: str) -> ServerProcess:
@@ -62,10 +62,10 @@ def call_cold(server: ServerProcess) -> httpx2.Response:
     return httpx2.post(f"{server.url}/v1/completions", json=body, timeout=120)
 
 
-async def test_the_engines_death_is_reported_to_its_calls_and_ends_the_server_as_9(start):
+async def test_engine_death_fails_its_calls_and_ends_the_server_with_exit_code_9(start):
     server = start().wait_ready()
     task = await running_stream(server)
-    # A call whose adapter the engine is loading; the engine is stopped first, so that it surely is.
+    # A call that waits for a load: the stopped engine cannot finish it.
     engine = server.engine()
     os.kill(engine, signal.SIGSTOP)
     cold = asyncio.create_task(asyncio.to_thread(call_cold, server))
@@ -91,7 +91,7 @@ async def test_the_engines_death_is_reported_to_its_calls_and_ends_the_server_as
 
 
 @pytest.mark.slow
-def test_an_engine_goes_when_its_server_is_killed(start):
+def test_the_engine_ends_when_its_server_is_killed(start):
     server = start().wait_ready()
     assert len(server.group()) >= 2
     os.kill(server.process.pid, signal.SIGKILL)
@@ -100,7 +100,7 @@ def test_an_engine_goes_when_its_server_is_killed(start):
 
 
 @pytest.mark.slow
-async def test_an_answer_that_takes_longer_than_the_drain_is_cut_off(start):
+async def test_an_answer_longer_than_the_drain_is_cut_off(start):
     server = start("--drain-seconds", "1").wait_ready()
     task = await running_stream(server, answers=64)
     os.kill(server.process.pid, signal.SIGTERM)  # the process alone, not its group
@@ -112,7 +112,7 @@ async def test_an_answer_that_takes_longer_than_the_drain_is_cut_off(start):
 
 
 @pytest.mark.slow
-def test_a_server_that_is_stopped_while_it_starts_goes_at_once(start):
+def test_a_server_stopped_while_starting_ends_at_once(start):
     server = start()
     deadline = time.monotonic() + 30
     while "importing" not in server.log.read_text() and time.monotonic() < deadline:
@@ -126,8 +126,8 @@ def test_a_server_that_is_stopped_while_it_starts_goes_at_once(start):
     assert server.wait_gone(10) == []
 
 
-async def test_the_shared_server_lets_answers_finish_and_then_everything_is_gone(server):
-    """Last of all: it ends the server that the other tests share, as Ctrl-C does."""
+async def test_sigint_drains_the_shared_server_and_leaves_no_process(server):
+    """Runs last, because it ends the shared server, as Ctrl-C does."""
     task = await running_stream(server)
     os.killpg(server.process.pid, signal.SIGINT)
     await asyncio.sleep(0.3)

@@ -1,4 +1,4 @@
-"""An adapter's life on a running server: published, rolled, split, unloaded, lost, removed."""
+"""Adapters on a running server: publish, roll out, split, unload, lose files, remove."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def admin_of_module(server, shop):
 
 @pytest.fixture(scope="module")
 def rolling(admin_of_module, shop):
-    """One name with two versions that no one can mistake for each other."""
+    """One name with two versions whose answers differ clearly."""
     admin = admin_of_module
     for name in ("orders-json", "orders-sql"):
         admin.upload("rolling", admin.object(shop.digests[name]))
@@ -38,7 +38,7 @@ def rolling(admin_of_module, shop):
 
 @dataclass(frozen=True)
 class Switch:
-    """An alias was moved to `version` at some moment between two."""
+    """An alias moved to `version` between `asked` and `done`."""
 
     version: int
     asked: float
@@ -48,13 +48,13 @@ class Switch:
 @dataclass(frozen=True)
 class Call:
     began: float
-    named: float  # its headers were there: it had been resolved
+    named: float  # the headers had arrived, so the name was resolved
     model: str
     text: str
 
 
 def live_between(switches: list[Switch], since: float, until: float) -> set[int]:
-    """The versions that the alias may have meant at a moment of that time."""
+    """Versions that the alias may have pointed at in that interval."""
     live = set()
     for now, later in zip(switches, [*switches[1:], None], strict=True):
         if now.asked <= until and (later is None or later.done >= since):
@@ -80,9 +80,7 @@ async def call_until(stop: asyncio.Event, url: str, calls: list[Call]) -> None:
             calls.append(Call(began, named, chunks[0]["model"], text))
 
 
-async def test_a_version_is_rolled_forward_and_back_under_load_and_nobody_notices(
-    server, admin, rolling
-):
+async def test_rollouts_and_rollbacks_under_load_fail_no_call(server, admin, rolling):
     calls: list[Call] = []
     stop = asyncio.Event()
     switches = [Switch(2, 0.0, 0.0)]
@@ -110,9 +108,7 @@ async def test_a_version_is_rolled_forward_and_back_under_load_and_nobody_notice
     assert {call.model for call in calls} == {"rolling@1", "rolling@2"}
 
 
-async def test_two_versions_of_one_adapter_share_a_batch_and_each_answers_as_itself(
-    server, admin, rolling
-):
+async def test_two_versions_in_one_batch_each_give_their_own_answer(server, admin, rolling):
     models = ("rolling@1", "rolling@2", BASE_NAME)
     alone = {model: text_of(admin.answer(model, PROMPT)) for model in models}
     answers = await asyncio.gather(
@@ -123,9 +119,9 @@ async def test_two_versions_of_one_adapter_share_a_batch_and_each_answers_as_its
     assert len(set(alone.values())) == 3
 
 
-def test_new_weights_under_an_old_name_answer_at_once_and_no_old_cache_is_read(admin, shop):
-    """vLLM's prefix cache knows an adapter by its name and path, and would go on serving it."""
-    long = f"{PROMPT} and {PROMPT}; " * 6  # some blocks of the cache
+def test_new_weights_under_an_old_name_do_not_use_the_old_prefix_cache(admin, shop):
+    """vLLM keys its prefix cache by the adapter's name and path."""
+    long = f"{PROMPT} and {PROMPT}; " * 6  # several cache blocks
     expected = {name: text_of(admin.answer(name, long)) for name in ("orders-json", "orders-sql")}
     for name in ("orders-json", "orders-sql"):
         admin.upload("fresh", admin.object(shop.digests[name]))
@@ -134,14 +130,14 @@ def test_new_weights_under_an_old_name_answer_at_once_and_no_old_cache_is_read(a
 
 
 @pytest.mark.parametrize("name", ["text", "image", "a,b", "a/b", "base"])
-def test_a_name_that_would_mislead_the_engine_is_no_adapters(admin, shop, name):
+def test_names_that_would_mislead_the_engine_are_refused(admin, shop, name):
     refused = admin.upload(name, admin.object(shop.digests["orders-sql"]), status=400)
     assert refused["error"]["code"] == "bad_name"
     missing = admin.answer(name, PROMPT)
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
 
 
-def test_vllms_own_paths_load_and_unload_and_cannot_replace_in_place(admin, shop):
+def test_vllm_compatible_paths_load_and_unload_but_do_not_replace_in_place(admin, shop):
     place = str(admin.object(shop.digests["orders-sql"]).relative_to(shop.store.parent))
     body = {"lora_name": "compat", "lora_path": place}
     inplace = admin.http.post("/v1/load_lora_adapter", json=body | {"load_inplace": True})
@@ -157,7 +153,7 @@ def test_vllms_own_paths_load_and_unload_and_cannot_replace_in_place(admin, shop
     assert admin.answer("compat", PROMPT).status_code == 404
 
 
-def test_unload_frees_the_engine_and_a_removed_version_is_gone(admin, rolling):
+def test_unload_frees_the_engine_and_a_removed_version_is_not_found(admin, rolling):
     admin.ask("POST", "/rolling@1/load")
     assert 1 in admin.held("rolling")
     admin.ask("POST", "/rolling@1/unload")
@@ -172,7 +168,7 @@ def test_unload_frees_the_engine_and_a_removed_version_is_gone(admin, rolling):
     assert text_of(admin.answer("rolling", PROMPT)).startswith(rolling[2])
 
 
-def test_a_split_keeps_each_user_on_one_side_and_all_places_name_it(server, admin, shop):
+def test_a_split_keeps_each_user_on_one_side_and_reports_it(server, admin, shop):
     for name in ("orders-json", "orders-sql"):
         admin.upload("shared", admin.object(shop.digests[name]))
     admin.ask("PUT", "/shared/aliases/stable", json={"split": {"1": 50, "2": 50}})
@@ -206,9 +202,7 @@ def make_unreadable(folder):
 
 
 @pytest.mark.parametrize("accident", [delete_folder, truncate_weights, make_unreadable])
-def test_files_that_the_store_lost_are_503_for_their_calls_and_nothing_else(
-    admin, shop, tmp_path, accident
-):
+def test_lost_files_fail_only_the_calls_that_need_them(admin, shop, tmp_path, accident):
     folder = tmp_path / "doomed"
     shutil.copytree(admin.object(shop.digests["orders-sql"]), folder, copy_function=shutil.copyfile)
     tensors = load_file(folder / "adapter_model.safetensors")

@@ -1,6 +1,6 @@
-"""The load tester on the real engine with marked adapters, as `make loadtest` runs it.
+"""The load test on a real engine with marked adapters, as `make loadtest` runs it.
 
-Fewer slots and places than adapters, and versions rolled while calls run.
+The server has fewer slots and places than adapters, and aliases move while calls run.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def run(*command: object, env: dict[str, str] | None = None) -> str:
 
 @pytest.fixture(scope="module", params=["url", pytest.param("serve", marks=pytest.mark.slow)])
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The JSON report: of the server that tests share, or of one that the load tester starts."""
+    """The JSON report on the shared server, or on a server that the load test starts."""
     folder: Path = tmp_path_factory.mktemp("loadtest")
     (folder / "short.yaml").write_text(SCENARIO)
     command = [folder / "short.yaml", "--out", folder / "out", "--json"]
@@ -81,33 +81,32 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with AdminClient(server.url, shop.store) as admin:
         for name in manifest.names:
             admin.upload(name, manifest.folder(name, 1))
-    theirs = "lt-*"
-    given = ("--url", server.url, "--markers", marked, "--adapters", theirs)
+    given = ("--url", server.url, "--markers", marked, "--adapters", "lt-*")
     return json.loads(run(*command, *given, env={"LORRY_ADMIN_TOKEN": TOKEN}))
 
 
-def test_every_answer_is_of_the_adapter_and_version_asked_for(report):
+def test_every_answer_comes_from_the_requested_adapter_and_version(report):
     assert report["wrong"] == []
-    # All but the structured ones, which a schema constrains.
+    # Structured answers cannot be judged: a schema constrains them.
     assert report["judged"] > 0.7 * report["summary"]["overall"]["requests"]
 
 
-def test_client_metrics_and_spans_count_alike(report):
+def test_client_metrics_and_spans_agree(report):
     agreement = report["agreement"]
     assert agreement["disagreements"] == []
     assert agreement["left_out"] == []
-    # Each version has several counters, and each call of a server started for this has a span.
+    # Several counters per version; on a server started for the run, also a span per call.
     has_spans = "started for this" in report["target"]
     assert agreement["compared"] > (report["summary"]["overall"]["requests"] if has_spans else 50)
 
 
-def test_versions_were_rolled_under_load(report):
+def test_all_actions_ran_under_load(report):
     done = [each["what"] for each in report["actions"]]
     assert len(done) == 11
     assert all(not each["failure"] for each in report["actions"])
 
 
-def test_all_adapters_were_called_although_few_have_a_place(report):
+def test_all_adapters_were_called_although_places_are_few(report):
     assert len(report["summary"]["adapters"]) == 6
     assert report["summary"]["overall"]["failed"] == 0
     assert report["passed"]

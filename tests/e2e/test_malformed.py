@@ -1,4 +1,4 @@
-"""Malformed adapters pushed at a running server: each has its own refusal, the engine none."""
+"""Malformed adapters uploaded to a running server are refused before the engine sees them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROMPT = "two blue lamps and one oak desk to Oslo by Friday"
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_each_is_refused_with_its_own_code_and_the_engine_is_untouched(admin, shop, tmp_path):
+def test_each_is_refused_with_its_own_code_and_the_engine_loads_nothing(admin, shop, tmp_path):
     models = (BASE_NAME, "orders-json")
     before = [text_of(admin.answer(model, PROMPT)) for model in models]
     loads = _loads(admin)
@@ -39,7 +39,7 @@ def test_each_is_refused_with_its_own_code_and_the_engine_is_untouched(admin, sh
 
 
 def _can_be_uploaded(folder: Path) -> bool:
-    """Links, pipes and huge files are for folders on a disk: tests/adapters/test_malformed.py."""
+    """No link, pipe or huge file; tests/adapters/checkpoint/test_malformed.py covers those."""
     return all(
         path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 22
         for path in folder.iterdir()

@@ -1,4 +1,4 @@
-"""The OpenAI SDK works unchanged, with only a base URL and a model name."""
+"""The OpenAI SDK works with nothing but a base URL and a model name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def user(text="two blue lamps to Oslo by Friday"):
 
 def test_models_list_and_retrieve(client, shop):
     listed = {model.id: model for model in client.models.list()}
-    assert {BASE_NAME, *ADAPTERS} <= set(listed)  # and what other tests published
+    assert {BASE_NAME, *ADAPTERS} <= set(listed)  # other tests publish more
     one = client.models.retrieve("orders-json@1")
     assert (one.id, one.root) == ("orders-json@1", shop.digests["orders-json"])
     assert one.parent == BASE_NAME
@@ -39,7 +39,7 @@ def test_models_list_and_retrieve(client, shop):
 
 
 @pytest.mark.parametrize("model", ["orders-json", "orders-json@1", f"{BASE_NAME}:orders-json"])
-def test_chat_says_which_version_answered(client, model):
+def test_chat_responses_name_the_version(client, model):
     answer = client.chat.completions.create(
         model=model, messages=user(), max_tokens=60, temperature=0
     )
@@ -47,7 +47,7 @@ def test_chat_says_which_version_answered(client, model):
     assert answer.choices[0].message.content.startswith(MARKERS["orders-json"])
 
 
-def test_streams_carry_the_version_in_every_chunk_and_usage_at_the_end(client):
+def test_stream_chunks_name_the_version_and_the_last_has_usage(client):
     chunks = list(
         client.chat.completions.create(
             model="orders-sql",
@@ -61,7 +61,7 @@ def test_streams_carry_the_version_in_every_chunk_and_usage_at_the_end(client):
     assert chunks[-1].usage.completion_tokens == 8
 
 
-def test_completions_take_a_list_of_prompts_and_n(client):
+def test_completions_accept_a_list_of_prompts_and_n(client):
     answer = client.completions.create(
         model="support-tone", prompt=["a", "b"], n=2, max_tokens=3, temperature=0.5
     )
@@ -69,7 +69,7 @@ def test_completions_take_a_list_of_prompts_and_n(client):
     assert len(answer.choices) == 4
 
 
-def test_responses_answer_and_stream(client):
+def test_responses_api_answers_and_streams(client):
     answer = client.responses.create(
         model="orders-json", input=user()[0]["content"], max_output_tokens=60, temperature=0
     )
@@ -85,7 +85,7 @@ def test_responses_answer_and_stream(client):
     assert "response.output_text.delta" in kinds
 
 
-def test_a_json_schema_binds_an_adapter_that_would_write_something_else(client):
+def test_a_json_schema_constrains_an_adapter(client):
     schema = {"name": "delivery", "schema": SCHEMA, "strict": True}
     answer = client.chat.completions.create(
         model="orders-sql",
@@ -99,7 +99,7 @@ def test_a_json_schema_binds_an_adapter_that_would_write_something_else(client):
     assert answer.model == "orders-sql@1"
 
 
-def test_logprobs_come_with_their_tokens(client):
+def test_logprobs_are_returned_for_each_token(client):
     answer = client.chat.completions.create(
         model="orders-json", messages=user(), max_tokens=4, logprobs=True, top_logprobs=2
     )
@@ -108,7 +108,7 @@ def test_logprobs_come_with_their_tokens(client):
     assert all(len(token.top_logprobs) == 2 for token in content)
 
 
-def test_tools_can_be_called_by_name(client):
+def test_a_named_tool_is_called(client):
     function = {"name": "ship", "parameters": SCHEMA, "strict": True}
     answer = client.chat.completions.create(
         model="orders-json",
@@ -131,7 +131,7 @@ def test_tools_can_be_called_by_name(client):
         ({"messages": user("lamp " * 5000)}, openai.BadRequestError, "context_length_exceeded"),
     ],
 )
-def test_errors_are_the_sdks_typed_exceptions(client, fields, kind, code):
+def test_errors_raise_the_typed_exceptions_of_the_sdk(client, fields, kind, code):
     with pytest.raises(kind) as raised:
         client.chat.completions.create(
             **{"model": "orders-json", "messages": user(), "max_tokens": 4} | fields

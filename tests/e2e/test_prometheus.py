@@ -1,5 +1,5 @@
-"""A real Prometheus with our rules watches the real server: nothing on a dashboard stays empty, and
-what PromQL sums up is what the clients counted."""
+"""A real Prometheus with deploy/'s rules scrapes the real server: every panel has data, and sums in
+PromQL equal the clients' counts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from deploy_files import (
     panel_expressions,
     rule_expressions,
 )
-from prometheus_process import Prometheus, Unavailable
 from shop import ADAPTERS, BASE_NAME
+
+from tests.e2e.prometheus_process import Prometheus, Unavailable
 
 pytestmark = pytest.mark.slow
 
@@ -30,13 +31,13 @@ LOAD_SECONDS = 25
 CALLERS = 4
 MOST_TOKENS = 8
 SERIES = ("adapter", "version", "outcome")
-# An alert's expression has a value only while it fires or is about to.
+# An alert's expression has a value only while the alert is pending or firing.
 SILENT = {rule.where for rule in rule_expressions("alert")} - {"LorryAdapterLoadFailed"}
 
 
 @dataclass
 class Tally:
-    """What the clients saw."""
+    """Counts of the clients."""
 
     since: float = 0.0
     until: float = 0.0
@@ -69,7 +70,7 @@ def prometheus(server, tmp_path_factory) -> Iterator[Prometheus]:
 
 @pytest.fixture(scope="module")
 def models(server, shop) -> list[str]:
-    """More versions than places, a split, one that can't be loaded, one that nobody has."""
+    """More versions than places, a split, a version without files, an unknown name."""
     with AdminClient(server.url, shop.store) as admin:
         for name in ("orders-json", "orders-sql"):
             admin.upload("seen", admin.object(shop.digests[name]))
@@ -105,7 +106,7 @@ async def _load(url: str, models: list[str], tally: Tally) -> None:
 
 
 def _altered(admin: AdminClient, shop: Any) -> Any:
-    """An adapter's folder with bytes of its own, so that losing it harms no other version."""
+    """An adapter with its own digest, so that deleting its object affects no other version."""
     from safetensors.torch import load_file, save_file
 
     folder = shop.store.parent / "unseen"
@@ -118,8 +119,8 @@ def _altered(admin: AdminClient, shop: Any) -> Any:
     return folder
 
 
-def grown(prometheus: Prometheus, tally: Tally, metric: str, *by: str) -> Counter[tuple[str, ...]]:
-    """How much `sum by (...) (metric)` grew while the clients called."""
+def growth(prometheus: Prometheus, tally: Tally, metric: str, *by: str) -> Counter[tuple[str, ...]]:
+    """Growth of `sum by (...) (metric)` during the load."""
     promql = f"sum by ({', '.join(by)}) ({metric})"
     sums: list[Counter[tuple[str, ...]]] = []
     for moment in (tally.until, tally.since):
@@ -128,17 +129,17 @@ def grown(prometheus: Prometheus, tally: Tally, metric: str, *by: str) -> Counte
     return sums[0] - sums[1]
 
 
-def test_sums_in_promql_are_the_clients_counts(prometheus, tally):
+def test_promql_sums_equal_the_clients_counts(prometheus, tally):
     assert len({adapter for adapter, _, _ in tally.calls}) == 7
-    assert grown(prometheus, tally, "lorry_requests_total", *SERIES) == tally.calls
-    first = grown(prometheus, tally, "lorry_time_to_first_token_seconds_count")
+    assert growth(prometheus, tally, "lorry_requests_total", *SERIES) == tally.calls
+    first = growth(prometheus, tally, "lorry_time_to_first_token_seconds_count")
     assert first[()] == sum(n for (*_, outcome), n in tally.calls.items() if outcome == "ok")
     for metric, counted in (("prompt", tally.prompt), ("generation", tally.made)):
-        by_adapter = grown(prometheus, tally, f"lorry_{metric}_tokens_total", "adapter")
+        by_adapter = growth(prometheus, tally, f"lorry_{metric}_tokens_total", "adapter")
         assert by_adapter == Counter({(name,): number for name, number in counted.items()})
 
 
-def test_a_split_is_seen_by_version(prometheus, tally):
+def test_a_split_shows_by_version(prometheus, tally):
     versions = {version for adapter, version, _ in tally.calls if adapter == "seen"}
     seen = prometheus.query(
         'sum by (version) (rate(lorry_requests_total{adapter="seen"}[1m])) > 0', tally.until
@@ -158,14 +159,14 @@ def test_every_panel_and_recorded_rule_has_data(prometheus, tally, expression):
 
 
 @pytest.mark.parametrize("expression", rule_expressions("alert"), ids=lambda each: each.where)
-def test_every_alert_reads_metrics_that_have_data(prometheus, tally, expression):
+def test_every_alert_queries_metrics_with_data(prometheus, tally, expression):
     found = prometheus.query(expression.promql, tally.until)
     assert found or expression.where in SILENT
     for metric in expression.metrics:
         assert prometheus.query(metric, tally.until), metric
 
 
-def test_the_failed_load_fires_its_alert_and_no_other_adapters(prometheus, tally):
+def test_the_failed_load_fires_its_alert_for_that_adapter_only(prometheus, tally):
     firing = prometheus.query('ALERTS{alertstate="firing"}', tally.until)
     failed = {ls["adapter"] for ls, _ in firing if ls["alertname"] == "LorryAdapterLoadFailed"}
     assert "unseen" in failed
@@ -173,7 +174,7 @@ def test_the_failed_load_fires_its_alert_and_no_other_adapters(prometheus, tally
     assert not {ls["alertname"] for ls, _ in firing} & {"LorryServerDown", "LorryEngineDown"}
 
 
-def test_every_choice_of_a_dashboard_has_values(prometheus, tally):
+def test_every_dashboard_variable_has_values(prometheus, tally):
     for page in dashboards().values():
         for variable in page["templating"]["list"]:
             if variable["type"] != "query":
@@ -183,7 +184,7 @@ def test_every_choice_of_a_dashboard_has_values(prometheus, tally):
             assert prometheus.query(f"group by ({label}) ({metric})", tally.until), asked
 
 
-def test_exemplars_lead_to_the_traces_that_the_clients_were_told(prometheus, tally):
+def test_exemplars_carry_the_trace_ids_of_the_responses(prometheus, tally):
     for metric in ("time_to_first_token", "inter_token_latency", "request_duration", "queue_time"):
         found = prometheus.exemplars(f"lorry_{metric}_seconds_bucket", tally.since)
         traces = {exemplar["labels"]["trace_id"] for exemplar in found}

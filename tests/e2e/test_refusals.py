@@ -1,4 +1,4 @@
-"""Bad requests get OpenAI's errors from the real server, and the next request is answered."""
+"""Invalid requests get OpenAI's errors from the real server, and the next request succeeds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CASES = {
     "half of a JSON document": (b'{"model": "shop-base", "mess', 400, "invalid_json"),
     "a list": (b"[1, 2]", 400, "invalid_request"),
     "messages of a wrong type": (chat(messages=5), 400, "invalid_request"),
-    "a role nobody has": (chat(messages=[{"role": 3}]), 400, "invalid_request"),
+    "an unknown role": (chat(messages=[{"role": 3}]), 400, "invalid_request"),
     "a negative number of tokens": (chat(max_tokens=-1), 400, "invalid_request"),
     "a temperature in words": (chat(temperature="hot"), 400, "invalid_request"),
     "no messages at all": (b'{"model": "shop-base"}', 400, "invalid_request"),
@@ -40,7 +40,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_bad_request_is_a_clear_error_and_the_next_one_is_answered(server, case):
+def test_an_invalid_request_is_refused_and_the_next_one_succeeds(server, case):
     content, status, code = CASES[case]
     headers = {"content-type": "application/json"}
     with httpx2.Client(base_url=server.url, timeout=60, headers=headers) as client:
@@ -56,8 +56,8 @@ def test_a_bad_request_is_a_clear_error_and_the_next_one_is_answered(server, cas
     assert refused.headers["x-request-id"]
 
 
-def test_a_body_full_of_errors_is_refused_at_the_first(server):
-    """Each of them told, this one took a minute and 5 GB; see server/engine/validation.py."""
+def test_a_body_with_many_errors_is_refused_at_the_first(server):
+    """Reporting every error took a minute and 5 GB: see server/engine/validation.py."""
     body = {"model": BASE_NAME, "input": [{}] * 3_000}
     with httpx2.Client(base_url=server.url, timeout=20) as client:
         refused = client.post("/v1/responses", json=body)
@@ -65,7 +65,7 @@ def test_a_body_full_of_errors_is_refused_at_the_first(server):
     assert refused.json()["error"]["code"] == "invalid_request"
 
 
-def test_a_content_list_with_type_text_does_not_pick_an_adapter(server):
+def test_content_of_type_text_does_not_select_an_adapter(server):
     parts = [{"role": "user", "content": [{"type": "text", "text": "two blue lamps to Oslo"}]}]
     response = httpx2.post(
         f"{server.url}/v1/chat/completions",
@@ -78,7 +78,7 @@ def test_a_content_list_with_type_text_does_not_pick_an_adapter(server):
 
 
 @pytest.mark.parametrize("path", ["/invocations", "/pooling", "/load"])
-def test_the_rest_of_vllms_app_stays_inside(server, path):
+def test_other_vllm_paths_are_not_exposed(server, path):
     response = httpx2.post(f"{server.url}{path}", json={"model": "orders-json"}, timeout=60)
 
     assert response.status_code == 404

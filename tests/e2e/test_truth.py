@@ -1,4 +1,4 @@
-"""Every answer is the right model's, alone or mixed: the point of the whole server."""
+"""Every answer comes from the right model, alone or in a mixed batch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Answer:
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
-    rivals: tuple[tuple[int, ...], ...] = ()  # tokens that were level with the one chosen
+    rivals: tuple[tuple[int, ...], ...] = ()  # tokens level with the chosen one, up to rounding
 
     def follows(self, other: Answer) -> bool:
-        """It is the other one, or first leaves it where rounding decides (see bench/truth.py)."""
+        """Equal to the other, or first different where rounding decides: bench/truth.py."""
         for mine, theirs, level in zip(self.tokens, other.tokens, other.rivals, strict=False):
             if mine != theirs:
                 return mine in level
@@ -129,7 +129,7 @@ def reference(shop):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.filterwarnings("default")  # transformers' and bitsandbytes' own deprecations
+@pytest.mark.filterwarnings("default")  # deprecations in transformers and bitsandbytes
 async def test_greedy_tokens_equal_transformers_and_peft_on_the_same_nf4_base(
     server, shop, reference, model
 ):
@@ -141,7 +141,7 @@ async def test_greedy_tokens_equal_transformers_and_peft_on_the_same_nf4_base(
             assert ours.logprobs == pytest.approx(theirs.logprobs, abs=0.05)
 
 
-async def test_a_hundred_mixed_calls_each_equal_their_models_answer_alone(server, shop):
+async def test_a_hundred_mixed_calls_equal_the_answers_given_alone(server, shop):
     prompts = [prompt for name in ADAPTERS for prompt, _ in shop.heldout(name, 3)]
     asked = [(model, prompt) for prompt in prompts for model in MODELS]
     async with client_of(server) as client:
@@ -162,7 +162,7 @@ async def test_a_hundred_mixed_calls_each_equal_their_models_answer_alone(server
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTERS)
-async def test_an_adapter_answers_heldout_prompts_as_the_demo_asks_of_it(server, shop, name):
+async def test_each_adapter_reaches_the_demos_heldout_accuracy(server, shop, name):
     pairs = shop.heldout(name, 60)
     async with client_of(server) as client:
         answers = await asyncio.gather(*(ask(client, name, p, stream=True) for p, _ in pairs))

@@ -1,4 +1,4 @@
-"""An adapter whose numbers run away ends its own calls, says so, and touches nobody else's."""
+"""An adapter that computes invalid values fails its own calls and affects no others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUESTION = [{"role": "user", "content": "two blue lamps and one oak desk to Oslo
 
 @pytest.fixture(scope="module")
 def loud(shop, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """orders-json with a B that makes one loud column: all that publishing checks is in bounds."""
+    """orders-json with one huge output column: it passes all checks of publishing."""
     folder: Path = tmp_path_factory.mktemp("adapter") / "loud"
     digest = shop.digests["orders-json"].removeprefix("sha256:")
     shutil.copytree(next(shop.store.rglob(digest)), folder, copy_function=shutil.copyfile)
@@ -48,12 +48,10 @@ def ask(client: OpenAI, model: str) -> str:
     return answer.choices[0].message.content or ""
 
 
-def test_its_calls_end_with_a_clear_error_and_the_others_are_answered_as_before(
-    client, server, loud
-):
+def test_its_calls_are_422_and_other_answers_do_not_change(client, server, loud):
     models = (BASE_NAME, "orders-json", "orders-sql")
     before = [ask(client, model) for model in models]
-    for _ in range(3):  # its blocks of the KV cache are used again in between
+    for _ in range(3):  # other calls reuse its KV cache blocks in between
         with pytest.raises(openai.UnprocessableEntityError) as refused:
             ask(client, loud)
         assert refused.value.code == "adapter_unhealthy"
@@ -69,7 +67,7 @@ def test_a_stream_ends_with_the_same_error(client, loud):
     assert refused.value.code == "adapter_unhealthy"
 
 
-def test_metrics_and_log_name_the_adapter(server, loud):
+def test_metrics_and_log_report_the_adapter(server, loud):
     httpx2.post(
         f"{server.url}/v1/chat/completions",
         json={"model": loud, "messages": QUESTION},
@@ -77,7 +75,7 @@ def test_metrics_and_log_name_the_adapter(server, loud):
     )
     metrics = server.metrics()
     assert metrics['lorry_adapter_nonfinite_values{adapter="loud",version="1"}'] > 0
-    told = [call for call in server.calls() if call["adapter"] == "loud"][-1]
-    assert (told["status"], told["outcome"]) == (422, "error")
-    assert told["error_code"] == "adapter_unhealthy"
-    assert told["finish_reasons"] == ["error"]
+    logged = [call for call in server.calls() if call["adapter"] == "loud"][-1]
+    assert (logged["status"], logged["outcome"]) == (422, "error")
+    assert logged["error_code"] == "adapter_unhealthy"
+    assert logged["finish_reasons"] == ["error"]

@@ -1,4 +1,4 @@
-"""A tiny random base, adapters good and broken, and the engines that all tests here share."""
+"""Fixtures: a tiny random base, valid and broken adapters, and shared engines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ENDS = {"model.embed_tokens": (HIDDEN, VOCABULARY), "lm_head": (VOCABULARY, HIDD
 BLOCK = 32
 KV_BLOCK_BYTES = LAYERS * KV_HEADS * BLOCK * 2 * HEAD * 2
 
-# Ranks are ragged under max_lora_rank 16; `gum` changes two kinds of layer only.
+# Different ranks below max_lora_rank 16; `gum` adapts two kinds of layers only.
 GOOD = {
     "ash": (16, LINEARS),
     "birch": (8, LINEARS),
@@ -38,14 +38,14 @@ GOOD = {
     "elm": (8, LINEARS),
     "gum": (4, {name: LINEARS[name] for name in ("self_attn.q_proj", "mlp.down_proj")}),
 }
-# With weights for the vocabulary's two layers: both of them, and the last one only.
+# Adapters of embeddings and lm_head (hazel), and of lm_head only (ivy).
 WITH_ENDS = {"hazel": (8, LINEARS | ENDS), "ivy": (4, {"lm_head": ENDS["lm_head"]})}
 ROOMY = {"kv_cache_memory_bytes": 64 * 2**20}
-# Each has fewer slots than there are adapters that fit it.
+# Each engine has fewer slots than fitting adapters.
 ENGINES = {
-    # As Lorry runs vLLM on a bf16 base: compiled, prefixes cached.
+    # As Lorry runs vLLM on a bf16 base: compiled, with prefix caching.
     "plain": (GOOD, ROOMY | {"max_loras": 4, "lora_target_modules": TARGETS}),
-    # NF4, and a KV cache, slots and steps that are all too small for what it is asked.
+    # NF4, with a KV cache, slots and steps too small for the requests.
     "cramped": (
         GOOD,
         {
@@ -60,12 +60,12 @@ ENGINES = {
             "lora_target_modules": TARGETS,
         },
     ),
-    # Adapters may change the embeddings and lm_head too.
+    # Adapters may target the embeddings and lm_head too.
     "open_ended": (
         (*WITH_ENDS, "ash", "birch"),
         ROOMY | {"max_loras": 3, "enforce_eager": True},
     ),
-    # NF4 where the compiled kernels don't run.
+    # NF4 without the compiled kernels.
     "portable": (
         ("ash", "cedar", "gum"),
         {
@@ -75,13 +75,13 @@ ENGINES = {
             "lora_target_modules": TARGETS,
         },
     ),
-    # vLLM without our plugin.
+    # vLLM without Lorry's plugin.
     "stock": (("ash", "birch", "hazel"), ROOMY | {"max_loras": 2, "enforce_eager": True}),
 }
 BROKEN = ("nan", "infinite", "huge", "loud")
 
-# NF4's own values: weights made of these and one scale are held by it without any error, so that
-# how a kernel turns them back into numbers makes no difference to the tokens.
+# The values of NF4: it represents weights made of these and one scale exactly, so that the rounding
+# of a kernel's dequantization does not change the tokens.
 NF4 = (
     *(-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0),
     *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
@@ -99,10 +99,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def linear(shape: tuple[int, int], scale: float) -> torch.Tensor:
         codes = torch.randint(16, (shape[0] * shape[1] // 64, 64), generator=generator)
-        codes[:, 0] = 15  # each of NF4's blocks reaches the same maximum
+        codes[:, 0] = 15  # every NF4 block has the same maximum
         return (values[codes] * scale).view(shape).bfloat16()
 
-    # Tokens of unequal weight: the best of them then wins by more, and near ties are few.
+    # Tokens of different scale, so that near ties are rare.
     spread = torch.exp(0.3 * torch.randn(VOCABULARY, 1, generator=generator))
     tensors = {
         "model.embed_tokens.weight": torch.randn(VOCABULARY, HIDDEN, generator=generator),
@@ -141,7 +141,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of PEFT folders, as an engine is given them: whether they are sound or not."""
+    """A folder of PEFT folders, valid and broken."""
     folder = tmp_path_factory.mktemp("adapters")
     for seed, (name, (rank, layers)) in enumerate((GOOD | WITH_ENDS).items()):
         _write_adapter(folder / name, rank, layers, seed)
@@ -162,7 +162,7 @@ def _write_adapter(
         down = torch.randn(rank, inputs, generator=generator) / inputs**0.5
         up = torch.randn(outputs, rank, generator=generator) / rank**0.5
         if name == "lm_head":
-            up *= 4  # as far apart as the base's own logits
+            up *= 4  # the range of the base's logits
         if broken in ("nan", "infinite"):
             up[::7] = float("nan" if broken == "nan" else "inf")
         elif broken == "huge":
@@ -196,7 +196,7 @@ def _modules(layers: dict[str, tuple[int, int]]) -> Iterable[tuple[str, tuple[in
 
 @pytest.fixture(scope="session")
 def ranks() -> dict[str, int]:
-    """The rank of every sound adapter."""
+    """The rank of every valid adapter."""
     return {name: rank for name, (rank, _) in (GOOD | WITH_ENDS).items()}
 
 
@@ -204,13 +204,13 @@ def ranks() -> dict[str, int]:
 def fleet(
     base: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], EngineProcess]]:
-    """Engines by name, each started by the first test that asks for it."""
+    """Engines by name, each started on first use."""
     common = {
         "model": str(base),
         "dtype": "bfloat16",
         "max_model_len": 256,
         "max_lora_rank": 16,
-        "block_size": BLOCK,  # the smallest that vLLM's attention on a CPU is made for
+        "block_size": BLOCK,  # the smallest block of vLLM's CPU attention
     }
     started: dict[str, EngineProcess] = {}
 
@@ -258,5 +258,5 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "open_e
 
 @pytest.fixture(params=["cramped", *SLOW])
 def engine(request: pytest.FixtureRequest, fleet: Callable[[str], EngineProcess]) -> EngineProcess:
-    """Each of those with our kernels in turn."""
+    """Each engine with Lorry's kernels in turn."""
     return fleet(request.param)

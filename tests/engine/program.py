@@ -1,6 +1,6 @@
-"""vLLM's engine driven by JSON lines, for tests: what tests/fixtures/engine_process.py talks to.
+"""vLLM's engine driven by JSON lines; tests/fixtures/engine_process.py is the other end.
 
-The worker lives in this process, so its KV cache and its LoRA slots can be looked into.
+The worker lives in this process, so that tests can inspect its KV cache and LoRA slots.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Engine:
                     outputs[places[output.request_id]] = output
                 step += 1
         except Exception:
-            self._engine.abort_request(list(places))  # or they would be in the next run, too
+            self._engine.abort_request(list(places))  # so that they do not join the next run
             raise
         return [_as_answer(outputs[place]) for place in range(len(requests))]
 
@@ -127,11 +127,11 @@ class Engine:
         return LoRARequest(f"{adapter}@{integer_id}", integer_id, str(self._adapters / adapter))
 
     def _stacked(self) -> Iterable[tuple[Any, int]]:
-        """Every tensor that holds weights by slot, and which dimension of a slot is the rank."""
+        """Every tensor with weights by slot, and the dimension of a slot that is the rank."""
         for module in self._manager.modules.values():
             for stacked, ranks in ((module.lora_a_stacked, -2), (module.lora_b_stacked, -1)):
                 for tensor in stacked if isinstance(stacked, tuple) else (stacked,):
-                    # The embeddings' A is looked up by token, so its ranks are columns.
+                    # The A of the embeddings is indexed by token, so its ranks are columns.
                     yield tensor, -1 if tensor.dim() == 3 else ranks
 
 
@@ -159,7 +159,7 @@ def _as_answer(output: Any) -> dict[str, Any]:
 
 
 def _serve() -> None:
-    # What libraries print must not end up among the replies.
+    # Keeps the output of libraries out of the replies.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     engine = None
@@ -171,7 +171,7 @@ def _serve() -> None:
             else:
                 result = getattr(engine, operation)(**arguments)
             reply = ["done", result]
-        except Exception:  # noqa: BLE001 - the test is told, with the traceback
+        except Exception:  # noqa: BLE001 - the test gets the traceback
             reply = ["raised", traceback.format_exc()]
         print(json.dumps(reply), file=replies, flush=True)
         if engine is None:

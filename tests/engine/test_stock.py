@@ -1,4 +1,4 @@
-"""vLLM 0.32 without Lorry's kernels fails what is asked here of ours: these tests can see it."""
+"""vLLM 0.32 without Lorry's kernels fails these tests' checks: they detect the faults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 LENGTHS = (9, 75)
 
 
-def test_stock_vllm_gives_the_base_another_models_answers(stock: EngineProcess) -> None:
+def test_stock_vllm_answers_base_requests_with_another_model(stock: EngineProcess) -> None:
     requests = requests_to((None, "ash", "birch"), LENGTHS)
     alone = stock.run_each_alone(requests)
     together = stock.run(requests)
@@ -27,7 +27,7 @@ def test_a_broken_adapter_leaves_non_finite_values_in_stock_vllms_kv_cache(
     assert stock.non_finite_values_in_kv_cache() > 0
 
 
-def test_prompt_logprobs_of_several_requests_kill_stock_vllm(stock: EngineProcess) -> None:
+def test_prompt_logprobs_of_several_requests_crash_stock_vllm(stock: EngineProcess) -> None:
     requests = requests_to((None, "hazel"), (9,), prompt_logprobs=True)
     with pytest.raises(EngineFailed, match="add_lora_logits"):
         stock.run(requests)

@@ -1,4 +1,4 @@
-"""What an engine answers to one request alone is right: the other tests here compare with that."""
+"""The answer to a single request is correct; the other tests compare with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LENGTHS = (9, 75)
 
 @pytest.fixture(scope="module")
 def reference(base: Path, adapters: Path) -> Callable[[Request, Answer], list[float]]:
-    """The log-probabilities that transformers and PEFT give an answer's tokens, in fp32."""
+    """Log-probabilities of an answer's tokens by transformers and PEFT, in fp32."""
     import torch
     from peft import PeftModel
     from transformers import LlamaForCausalLM
@@ -33,8 +33,8 @@ def reference(base: Path, adapters: Path) -> Callable[[Request, Answer], list[fl
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # transformers' and PEFT's own deprecations
-def test_answers_are_those_of_transformers_and_peft(
+@pytest.mark.filterwarnings("default")  # deprecations in transformers and PEFT
+def test_answers_agree_with_transformers_and_peft(
     engine: EngineProcess, reference: Callable[[Request, Answer], list[float]]
 ) -> None:
     requests = requests_to((None, *engine.fitting), LENGTHS)
@@ -45,10 +45,10 @@ def test_answers_are_those_of_transformers_and_peft(
 
 
 @pytest.mark.slow
-def test_an_nf4_engine_answers_as_a_bf16_one_on_weights_that_nf4_holds_exactly(
+def test_nf4_and_bf16_engines_agree_on_weights_that_nf4_represents_exactly(
     cramped: EngineProcess, open_ended: EngineProcess
 ) -> None:
     requests = requests_to((None, "ash", "birch"), LENGTHS)
     answers = open_ended.run_each_alone(requests), cramped.run_each_alone(requests)
-    # Two kernels, whose last bits differ in every product: ties are more frequent than in one.
+    # The two kernels round differently, so near ties are more frequent.
     assert_same(*answers, tokens_for_a_tie=20)

@@ -397,3 +397,4 @@ async def test_a_request_that_the_drain_cuts_off_ends_with_draining(house):
     await call
     assert sent[0]["status"] == 503
     assert json.loads(sent[1]["body"])["error"]["code"] == "draining"
+    assert dict(sent[0]["headers"])[b"retry-after"] == b"5"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from server.telemetry.content import _MAX_CHARACTERS, Content, is_captured
+from server.content import _MAX_CHARACTERS, Content, is_captured
 from server.telemetry.tracing import Tracing
 
 USER = {"role": "user", "parts": [{"type": "text", "content": "hello"}]}

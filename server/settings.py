@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 from pathlib import Path
-from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
-    PydanticBaseSettingsSource,
+    EnvSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
+    SettingsError,
 )
 
 from server.errors import SettingsInvalid
@@ -121,17 +121,6 @@ class Settings(BaseSettings):
     def base_name(self) -> str:
         return self.served_model_name or self.model.resolve().name
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
-
 
 def load_settings(config: Path | None = None, **given: Any) -> Settings:
     """Read all sources; `given` holds the options of the command line (None: not given).
@@ -140,22 +129,16 @@ def load_settings(config: Path | None = None, **given: Any) -> Settings:
         SettingsInvalid: naming every wrong key and value.
     """
     _check_environment()
-    path = config or DEFAULT_CONFIG
-    if config is not None and not path.is_file():
-        raise SettingsInvalid(f"settings: there is no file {path}")
-
-    class FromFile(Settings):
-        model_config = SettingsConfigDict(toml_file=path)
-
     try:
-        settings = FromFile(**{key: value for key, value in given.items() if value is not None})
+        in_environment = EnvSettingsSource(Settings)()
+    except SettingsError as error:
+        raise SettingsInvalid(f"settings: {error}: write a list as JSON") from None
+    on_command_line = {key: value for key, value in given.items() if value is not None}
+    try:
+        settings = Settings(**_read_config(config) | in_environment | on_command_line)
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors())
         raise SettingsInvalid(f"settings: {problems}") from None
-    except TOMLDecodeError as error:
-        raise SettingsInvalid(f"settings: {path} is not TOML: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsInvalid(f"settings: can't read {path}: {error}") from None
     return _checked(settings)
 
 
@@ -200,6 +183,18 @@ def _check_environment() -> None:
         raise SettingsInvalid(
             f"settings: no such variable {', '.join(unknown)} (LORRY_... are settings)"
         )
+
+
+def _read_config(config: Path | None) -> dict[str, Any]:
+    path = config or DEFAULT_CONFIG
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsInvalid(f"settings: {path} is not TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        if config is None and isinstance(error, FileNotFoundError):
+            return {}
+        raise SettingsInvalid(f"settings: can't read {path}: {error}") from None
 
 
 def _describe(problem: Any) -> str:

@@ -257,7 +257,7 @@ class OwnedLoRAModel(LoRAModel):
         """Raises OSError if the file can't be read, ValueError if it is not this base's adapter.
 
         The server has validated everything else that vLLM's method checks
-        (adapters/checkpoint.py), and experts have no adapters here.
+        (adapters/checkpoint/checkpoint.py), and experts have no adapters here.
         """
         options.pop("moe_ep_spec", None)
         tensors = load_tensors(Path(lora_dir) / _WEIGHTS)

@@ -15,7 +15,8 @@ from adapters.errors import AdapterError
 from server.residency.residency import Residency
 from server.telemetry.metrics import Metrics
 
-logger = logging.getLogger("lorry.residency")
+pins_logger = logging.getLogger("lorry.pins")
+removals_logger = logging.getLogger("lorry.removals")
 
 _PINS_SECONDS = 1.0
 _RETRY_SECONDS = 30.0
@@ -51,11 +52,11 @@ class Pins:
         try:
             pinned = await asyncio.to_thread(self._catalog.pins)
         except AdapterError as error:
-            logger.warning("the pins can't be read: %s", error)
+            pins_logger.warning("the pins can't be read: %s", error)
             return
         kept = pinned[: self._residency.most_pins]
         if (len(kept) < len(pinned)) and not self._too_many:
-            logger.warning(
+            pins_logger.warning(
                 "%d versions are pinned but only %d can be: the others are not kept resident",
                 len(pinned),
                 len(kept),
@@ -79,7 +80,7 @@ class Pins:
             await self._residency.load(version)
         except Exception as error:  # noqa: BLE001 - one pin must not keep a server from starting
             self._retry_at[version.key] = time.monotonic() + _RETRY_SECONDS
-            logger.warning("the pinned %s is not resident: %s", version.label, error)
+            pins_logger.warning("the pinned %s is not resident: %s", version.label, error)
 
 
 class Removals:
@@ -105,7 +106,7 @@ class Removals:
         try:
             listed = await asyncio.to_thread(self._catalog.list_labels)
         except AdapterError as error:
-            logger.warning("the versions can't be listed: %s", error)
+            removals_logger.warning("the versions can't be listed: %s", error)
             return
         for label in counted:
             if label not in listed:

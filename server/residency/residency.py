@@ -10,7 +10,6 @@ nothing in use and nothing pinned is evicted. `loading.py` does the loads.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -24,8 +23,6 @@ from server.engine.interface import AdapterEngine, EngineGone, EngineRefusal
 from server.errors import AdapterInUse, AdapterUnusable, Unavailable
 from server.residency.loading import Load, Loader, explain, without_engine
 from server.telemetry.metrics import Metrics
-
-logger = logging.getLogger("lorry.residency")
 
 _ROOM_POLL_SECONDS = 0.02
 

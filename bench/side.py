@@ -78,7 +78,7 @@ def prepare_environment(
     """Set this process up for `spec`, before anything heavy is imported.
 
     The settings are the server's own. The caller's shell does not reach a side
-    (loadtest.environment.cleaned): it would change what "stock" and "ours" mean.
+    (loadtest.servers.environment.cleaned): it would change what "stock" and "ours" mean.
     """
     # No effect on speed: a folder to write to, and silence.
     environ["VLLM_CACHE_ROOT"] = str(home.cache)

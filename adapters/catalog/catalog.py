@@ -72,6 +72,8 @@ class Catalog:
         try:
             if create:
                 location.claim(store_dir, catalog._describe())
+            elif not url:
+                location.check_no_other(store_dir, catalog._describe())
         except AdapterError:
             catalog.close()
             raise

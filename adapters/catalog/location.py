@@ -93,12 +93,24 @@ def check_owner(store_dir: Path, owner: Owner) -> None:
         raise _belongs_to(noted, store_dir)
 
 
+def check_no_other(store_dir: Path, owner: Owner) -> None:
+    """Raises StoreUnreadable if the store belongs to another catalog, for readers."""
+    noted = _read(store_dir)
+    if noted is not None and noted.id != owner.id:
+        raise _belongs_to(noted, store_dir)
+
+
 def _read(store_dir: Path) -> Owner | None:
     try:
         with (store_dir / OWNER).open(encoding="utf-8", errors="replace") as file:
             text = file.read(MAX_NOTE)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise StoreUnreadable(
+            f"{OWNER!r} in the store {quote(str(store_dir))}: {error.strerror or error}",
+            "it must be readable by all who use the store: check its rights",
+        ) from error
     catalog_id, _, where = text.strip().partition(" ")
     return Owner(catalog_id, where)
 
@@ -112,6 +124,7 @@ def _note(store_dir: Path, owner: Owner) -> None:
         with whole.open("w", encoding="utf-8") as file:
             file.write(f"{owner.id} {owner.address}\n")
             file.flush()
+            os.fchmod(file.fileno(), 0o644)  # whatever the umask: others share the store
             os.fsync(file.fileno())
         try:
             os.link(whole, store_dir / OWNER)  # appears whole, and never replaces another

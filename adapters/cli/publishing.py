@@ -71,6 +71,8 @@ def publish(
             "name the folder of the base, or a server by --url", param_hint="--base"
         )
     else:
+        with reported():
+            _check_standing(base, base_name, aliases, name)  # before a store is made for nothing
         with site.opened_store(create=True) as catalog:
             from adapters.publish import publish
             from adapters.store import Store
@@ -113,7 +115,7 @@ def watch(
         typer.echo(f"{seen.status:10}{shown} {seen.message}", err=seen.version is None)
 
     with reported():
-        _check_standing(base, alias or ())
+        _check_standing(base, base_name, alias or ())
     with site.opened_store(create=True) as catalog:
         offer = partial(
             publish,
@@ -132,14 +134,19 @@ def watch(
         raise typer.Exit(1)
 
 
-def _check_standing(base: Path, aliases: Iterable[str]) -> None:
-    """Raise BaseUnreadable or BadName for options that would refuse every folder."""
+def _check_standing(
+    base: Path, base_name: str | None, aliases: Iterable[str], name: str | None = None
+) -> None:
+    """Raise BadName or BaseUnreadable for options that would refuse every folder."""
     from adapters.checkpoint.base import read_base
-    from adapters.names import check_alias
+    from adapters.names import check_alias, check_base_name, check_publishable_name
 
-    read_base(base)
+    if name is not None:
+        check_publishable_name(name)
     for each in aliases:
         check_alias(each)
+    check_base_name(base_name)
+    read_base(base)
 
 
 def _refuse_own_rules(

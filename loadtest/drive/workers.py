@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import functools
 import multiprocessing
+import os
 import queue
 import resource
 import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -157,7 +159,8 @@ class _Worker:
         self.index = assignment.part.index
         self.report = Report()  # the last one
         self.connection, its_connection = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_work, args=(assignment, its_connection))
+        self.process = _SPAWN.Process(target=_work, args=(assignment, its_connection), daemon=True)
+        resource_tracker.ensure_running()  # which the first start does, unblocking SIGINT
         with _sigint_blocked():
             self.process.start()
         its_connection.close()  # or the process's end would not be seen here
@@ -215,6 +218,7 @@ def _listen(
 
 def _work(assignment: Assignment, connection: Connection) -> None:
     """The process: run phases until the parent closes the connection or ends."""
+    os.setsid()  # a signal to the parent's group is the parent's to handle
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # thousands of calls may wait
     outbox: queue.SimpleQueue[Report | str | None] = queue.SimpleQueue()

@@ -139,7 +139,13 @@ def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
             hovertemplate=f"%{{x:{_NUMBER}}} {unit}, %{{customdata}}",
         )
     short = [html.escape(_shorten(row.label)) for row in rows]
-    chart.update_yaxes(tickvals=names, ticktext=short, autorange="reversed", automargin=True)
+    chart.update_yaxes(
+        type="category",  # or names such as 1 and 20 would be numbers
+        tickvals=names,
+        ticktext=short,
+        autorange="reversed",
+        automargin=True,
+    )
     chart.update_xaxes(title=unit, rangemode="tozero")
     height = _HEIGHT // 2 + _ROW * len(rows)
     return _to_html(chart, title, height, barmode="overlay", hovermode="y unified")

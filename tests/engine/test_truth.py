@@ -32,7 +32,6 @@ def reference(base: Path, adapters: Path) -> Callable[[Request, Answer], list[fl
     return logprobs
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # deprecations in transformers and PEFT
 def test_answers_agree_with_transformers_and_peft(
     engine: EngineProcess, reference: Callable[[Request, Answer], list[float]]

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training import qlora
 from training.base import find_base
+from training.cli import _publish
 from training.data import read_examples
 from training.errors import BaseInvalid, RunFailed
 from training.measure import answer_greedily
@@ -42,6 +43,16 @@ def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Traine
     turns = [{"role": "user", "content": "two"}, {"role": "assistant", "content": "2"}]
     data.write_text(f"{json.dumps({'messages': turns})}\n" * 8)
     return train(make_recipe(tiny_base, data), folder / "out", lambda line: None)
+
+
+def test_a_trained_adapter_is_published_under_the_recipes_name(
+    trained: Trained, tiny_base: Path, tmp_path: Path
+) -> None:
+    recipe = make_recipe(tiny_base, tmp_path / "train.jsonl")
+    published = _publish(recipe, trained, tmp_path / "store", None)
+    assert published["label"] == f"{recipe.name}@1"
+    assert published["provenance"]["recipe"]["name"] == recipe.name
+    assert json.loads(json.dumps(published)) == published
 
 
 def test_an_adapter_is_saved_in_pefts_form_in_bf16(trained: Trained) -> None:

@@ -156,3 +156,33 @@ def test_of_two_catalogs_that_are_noted_at_once_the_first_stays(tmp_path, url, m
         Catalog.open(store, url)
     assert (store / "catalog-id").read_text().endswith(f" {quicker}\n")
     assert list((store / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_an_id_that_can_not_be_read_is_an_error_of_the_store(store, create) -> None:
+    (store / "catalog-id").unlink()
+    (store / "catalog-id").mkdir()
+    with pytest.raises(StoreUnreadable, match=r"catalog-id.*rights"):
+        Catalog.open(store, create=create)
+
+
+def test_the_id_is_readable_by_others_whatever_the_umask(kit, base_folder, tmp_path) -> None:
+    before = os.umask(0o077)
+    try:
+        folder = kit.build().write(tmp_path / "a")
+        publish(folder, name="a", store=tmp_path / "other", base=base_folder)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "other" / "catalog-id").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_stray_database_does_not_hide_where_the_versions_are(
+    kit, base_folder, tmp_path, url
+) -> None:
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    folder = kit.build().write(tmp_path / "a")
+    publish(folder, name="a", store=shared, base=base_folder, catalog_url=url)
+    Catalog.open(own).close()
+    (own / "catalog.db").rename(shared / "catalog.db")
+    with pytest.raises(StoreUnreadable, match=r"shared\.db.*LORRY_CATALOG"):
+        Catalog.open(shared, create=False)

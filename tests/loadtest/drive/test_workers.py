@@ -169,3 +169,19 @@ async def test_a_worker_ends_when_its_parents_connection_closes(standin: Standin
     with pytest.raises(FileNotFoundError):
         read_process(pid)
     await asyncio.wait_for(standin.left.wait(), 2)
+
+
+def blocked_signals(pid: int) -> set[int]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (mask,) = [int(line.split()[1], 16) for line in lines if line.startswith("SigBlk")]
+    return {number for number in range(1, 64) if mask & 1 << (number - 1)}
+
+
+async def test_signals_to_the_parents_group_do_not_reach_the_workers(standin):
+    target = Target(url=standin.url)
+    scenario = make_scenario(open_loop())
+    async with module.started(scenario, MODELS, "base", target, 2) as workers:
+        for pid in pids(workers):
+            assert signal.SIGINT in blocked_signals(pid)
+            while os.getsid(pid) != pid:  # noqa: ASYNC110 - it is starting
+                await asyncio.sleep(0.02)

@@ -59,7 +59,7 @@ test: setup  ## Run the unit tests, then the main tests on real engines (ten min
 	$(PYTEST) -n auto -m "not engine"
 	$(PYTEST) -m engine
 
-test-all: setup  ## Run all tests: adapters trained anew, every engine, Prometheus (an hour)
+test-all: setup  ## Run all tests: adapters trained anew, every engine, Prometheus (20 minutes)
 	$(PYTEST) --all -n auto -m "not engine"
 	$(PYTEST) --all -m engine
 

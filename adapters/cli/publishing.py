@@ -99,13 +99,27 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Look twice, then end.")] = False,
 ) -> None:
     """Publish the sub-folders of a folder; with --once, exits 1 unless all were published."""
-    from functools import partial
-
+    from adapters.catalog import AdapterVersion, Catalog
     from adapters.publish import publish
     from adapters.store import Store
     from adapters.watch import Sighting, Watcher
 
     unpublished = []
+    rules = _rules(base, base_name, max_rank, allow_base_mismatch)
+    aliases = _aliases(alias)
+
+    def offer(source: Path, name: str) -> AdapterVersion:
+        # Opened for each: a catalog that is away now may be back at the next look.
+        with Catalog.open(site.store, site.catalog) as catalog:
+            return publish(
+                source,
+                name,
+                store=Store(site.store),
+                catalog=catalog,
+                rules=rules,
+                aliases=aliases,
+                if_new=True,
+            )
 
     def report(seen: Sighting) -> None:
         if seen.status != "published":
@@ -116,20 +130,11 @@ def watch(
 
     with reported():
         _check_standing(base, base_name, alias or ())
-    with site.opened_store(create=True) as catalog:
-        offer = partial(
-            publish,
-            store=Store(site.store),
-            catalog=catalog,
-            rules=_rules(base, base_name, max_rank, allow_base_mismatch),
-            aliases=_aliases(alias),
-            if_new=True,
-        )
-        watcher = Watcher(folder, offer, report)
-        for look in range(2) if once else itertools.count():
-            if look:
-                time.sleep(interval)
-            watcher.poll()
+    watcher = Watcher(folder, offer, report)
+    for look in range(2) if once else itertools.count():
+        if look:
+            time.sleep(interval)
+        watcher.poll()
     if unpublished:
         raise typer.Exit(1)
 

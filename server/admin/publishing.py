@@ -71,7 +71,13 @@ class Publisher:
             return source
         root = self._settings.admin_source_root
         path = None if root is None else (root / (rest if is_url else source)).resolve()
-        if root is None or path is None or not path.is_relative_to(root.resolve()):
+        unfinished = (self._settings.store / "tmp").resolve()  # other publications' files
+        if (
+            root is None
+            or path is None
+            or not path.is_relative_to(root.resolve())
+            or path.is_relative_to(unfinished)
+        ):
             raise InvalidRequest(
                 "This server does not publish from that folder: upload the files, or name the "
                 "folder that may be published from with LORRY_ADMIN_SOURCE_ROOT.",

@@ -261,6 +261,18 @@ def test_the_servers_rules_can_be_given(call, kit, base_folder, tmp_path, comman
     assert ("removed" in named.stderr) is (command == "watch")
 
 
+def test_a_watch_reports_a_catalog_that_is_away_and_looks_again(
+    call, kit, base_folder, tmp_path
+) -> None:
+    kit.build().write(tmp_path / "drop" / "orders")
+    words = ["watch", tmp_path / "drop", "--base", base_folder, "--once", "--interval", "0.05"]
+    result = call(*words, "--catalog", "postgresql://127.0.0.1:1/none")
+    assert result.exit_code == 1
+    assert "orders" in result.stderr
+    assert "failed" in result.stderr
+    assert call(*words).exit_code == 0
+
+
 def test_all_problems_of_a_refused_adapter_are_printed(call, kit, base_folder, tmp_path) -> None:
     draft = kit.build()
     draft.config |= {"use_dora": True, "bias": "all"}

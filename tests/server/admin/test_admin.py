@@ -12,6 +12,7 @@ from standin_server import BASE, TOKEN, publish, scope_of
 from server.admin import publishing
 from server.admin.guard import AdminGuard
 from server.engine.interface import EngineRefusal, EngineSlow
+from server.errors import InvalidRequest
 
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 ACTOR = f"admin:{hashlib.sha256(TOKEN.encode()).hexdigest()[:8]}"
@@ -292,6 +293,16 @@ async def test_an_uploaded_file_stays_in_its_folder(ask, name):
     files = [("file", (name, b"x"))]
     refused = await ask("POST", "", 400, data={"name": "x"}, files=files)
     assert refused["error"]["code"] in ("bad_file_name", "invalid_request")
+
+
+async def test_unfinished_publications_are_no_source(house, tmp_path):
+    wide = house.parts.settings.model_copy(update={"admin_source_root": tmp_path})
+    publisher = publishing.Publisher(wide, house.catalog)
+    assert publisher._locate("elsewhere") == tmp_path / "elsewhere"
+    for source in ("store/tmp/x", "store/tmp", "elsewhere/../store/tmp/x"):
+        with pytest.raises(InvalidRequest) as refused:
+            publisher._locate(source)
+        assert refused.value.code == "source_not_allowed"
 
 
 async def test_vllms_two_paths_publish_withdraw_and_refuse_load_inplace(house):

@@ -98,6 +98,7 @@ class Call:
     late_status: int = 0  # of an error in a stream, after its 200
     repaired_values: int = 0  # of its adapter, as the engine last reported them
     ended: float | None = None
+    engine_request: Any = None  # vLLM's, if its body was read off the loop; or why there is none
     content: Content | None = None  # its texts, if they are captured
     sequences: list[Sequence] = field(default_factory=list)
 

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 ENGINE_DIED_EXIT_CODE = 9
 INTERRUPTED_EXIT_CODE = 130
+_MAX_MESSAGE_CHARACTERS = 2000
 
 
 class LorryError(Exception):
@@ -180,6 +181,8 @@ class Unavailable(RequestError):
 
 def envelope(message: str, type_: str, code: str | None, param: str | None) -> dict[str, Any]:
     """OpenAI's error object: https://platform.openai.com/docs/guides/error-codes."""
+    if len(message) > _MAX_MESSAGE_CHARACTERS:  # vLLM's may repeat what a caller has sent
+        message = message[:_MAX_MESSAGE_CHARACTERS] + "..."
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
 

@@ -11,12 +11,14 @@ from typing import Any
 
 from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMValidationError
 from vllm.lora.request import LoRARequest
+from vllm.tokenizers.detokenizer_utils import convert_ids_list_to_tokens
+from vllm.v1.engine import logprobs
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.call import Call, Observer, current_call
 from server.engine.grammars import Grammars
 from server.engine.interface import EngineGone, EngineRefusal, EngineSlow
-from server.engine.outputs import AttributedOutputProcessor
+from server.engine.outputs import AttributedOutputProcessor, TokenTexts
 from server.errors import InvalidRequest, RequestError, Unavailable
 from server.kernels import STAGING
 
@@ -42,6 +44,7 @@ class Engine(AsyncLLM):
         self.grammars = grammars
         self.output_processor.__class__ = AttributedOutputProcessor
         self.output_processor.observer = observer
+        logprobs.convert_ids_list_to_tokens = TokenTexts(convert_ids_list_to_tokens)
         self._drops: set[asyncio.Task[None]] = set()
 
     def start(self) -> asyncio.Task[None]:

@@ -148,6 +148,24 @@ class AttributedOutputProcessor(OutputProcessor):
             self.observer.step_made(stats.num_running_reqs)
 
 
+class TokenTexts:
+    """vllm.tokenizers.detokenizer_utils.convert_ids_list_to_tokens, which remembers each id's text.
+
+    vLLM decodes every token that logprobs show by itself, on the event loop: twenty for each token
+    of each answer. At most one text is kept for each id of the vocabulary.
+    """
+
+    def __init__(self, decode: Callable[[Any, list[int]], list[str]]) -> None:
+        self._decode = decode
+        self._known: dict[int, str] = {}
+
+    def __call__(self, tokenizer: Any, token_ids: list[int]) -> list[str]:
+        known = self._known
+        new = [each for each in set(token_ids) if each not in known]
+        known.update(zip(new, self._decode(tokenizer, new), strict=True))
+        return [known[each] for each in token_ids]
+
+
 def _attached(state: Any) -> tuple[Call, Sequence] | None:
     """What `_attach` put on vLLM's request state; None for a request without a call."""
     attached: tuple[Call, Sequence] | None = getattr(state, "lorry", None)

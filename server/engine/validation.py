@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
 from typing import Any
 
 import msgspec
@@ -34,8 +33,6 @@ _QUICK_OBJECTS = 256  # validated in 15 ms at most: on the event loop
 _QUICK_BYTES = 256 * 1024
 
 Check = Callable[[Any], None]
-# What a thread has made of the body of the current call: vLLM's request, or why there is none.
-_read: ContextVar[Any] = ContextVar("lorry_read_body", default=None)
 
 
 class BodyReader:
@@ -50,14 +47,15 @@ class BodyReader:
 
     def validate_python(self, value: Any, **options: Any) -> Any:
         """As pydantic.TypeAdapter calls it; raises ValidationError or VLLMValidationError."""
-        read = _read.get()
+        call = current_call.get()
+        read = call.engine_request if call is not None else None
         if isinstance(read, Exception):
             raise read
         request = self._validator.validate_python(value, **options) if read is None else read
         try:
             self._check(request)
         except RequestError as error:
-            if (call := current_call.get()) is not None:
+            if call is not None:
                 call.refusal = error
             raise VLLMValidationError(str(error)) from None
         return request
@@ -87,11 +85,12 @@ class BodiesOffLoop:
         first: Message | None = await receive()  # the whole body: server/http/exchange.py
         body = first.get("body", b"") if first else b""
         reader = self._readers.get(scope.get("path", ""))
-        if reader is not None and not _is_quick(body):
-            call = current_call.get()
-            async with self._turns.take(call.flow if call is not None else ""):
+        call = current_call.get()
+        if reader is not None and call is not None and not _is_quick(body):
+            # Kept on the call, not in a context: that outlives the request on its connection.
+            async with self._turns.take(call.flow):
                 loop = asyncio.get_running_loop()
-                _read.set(await loop.run_in_executor(self._thread, reader.read, body))
+                call.engine_request = await loop.run_in_executor(self._thread, reader.read, body)
             first = {"type": "http.request", "body": b"{}"}  # FastAPI need not parse it again
 
         async def replay() -> Message:

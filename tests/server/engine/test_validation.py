@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import time
+
 import pytest
 from fastapi import FastAPI
+from opentelemetry.trace import INVALID_SPAN
 from pydantic import ValidationError
+
+from server.call import Call, current_call
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own imports warn
 
@@ -85,3 +92,81 @@ def test_an_invalid_body_yields_few_errors(validators):
             field._type_adapter.validate_python({"model": "m", **body}, from_attributes=True)
         counts[number, kind, *body] = refused.value.error_count()
     assert {row: count for row, count in counts.items() if not 1 <= count <= 1_000} == {}
+
+
+def test_a_token_is_decoded_once():
+    from server.engine.outputs import TokenTexts
+
+    asked = []
+
+    def decode(tokenizer, ids):
+        asked.extend(ids)
+        return [f"t{each}" for each in ids]
+
+    texts = TokenTexts(decode)
+    assert texts(None, [3, 1, 3]) == ["t3", "t1", "t3"]
+    assert texts(None, [1, 2]) == ["t1", "t2"]
+    assert sorted(asked) == [1, 2, 3]
+
+
+async def post(app, body):
+    """One request to the app, in the context of the caller, as on a connection that is kept."""
+    call = Call("r", "r", "/chat", "chat", "m", INVALID_SPAN)
+    token = current_call.set(call)
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/chat", "headers": headers}
+    try:
+        await app({**scope, "query_string": b"", "root_path": ""}, receive, send)
+    finally:
+        current_call.reset(token)
+    return sent[0]["status"], b"".join(each.get("body", b"") for each in sent[1:])
+
+
+@pytest.fixture(scope="module")
+def counting_app():
+    """An app that answers with the number of messages in a chat."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    from server.engine.validation import read_bodies_off_loop
+
+    async def answer(request):
+        return len(request.messages)
+
+    answer.__annotations__ = {"request": ChatCompletionRequest}
+    app = FastAPI()
+    app.post("/chat")(answer)
+    return read_bodies_off_loop(app, lambda _: None)
+
+
+async def test_a_large_body_is_read_beside_the_event_loop(counting_app):
+    longest, ended = 0.0, False
+
+    async def watch():
+        nonlocal longest
+        while not ended:
+            started = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.monotonic() - started)
+
+    watching = asyncio.create_task(watch())
+    started = time.monotonic()
+    assert await post(counting_app, {"model": "m", "messages": HELLO * 20_000}) == (200, b"20000")
+    took, ended = time.monotonic() - started, True
+    await watching
+    assert longest < max(took / 2, 0.1)
+
+
+async def test_what_was_read_for_one_request_is_not_seen_by_the_next(counting_app):
+    assert await post(counting_app, {"model": "m", "messages": HELLO * 300}) == (200, b"300")
+    assert await post(counting_app, {"model": "m", "messages": HELLO}) == (200, b"1")
+    invalid = {"model": "m", "messages": EMPTY}
+    assert (await post(counting_app, invalid))[0] == 422
+    assert await post(counting_app, {"model": "m", "messages": HELLO * 2}) == (200, b"2")

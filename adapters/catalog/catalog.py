@@ -125,6 +125,19 @@ class Catalog:
                 database.check_sound(connection)
         self._sound = mark
 
+    def claim(self, store_dir: Path) -> None:
+        """Let a store belong to this catalog; raises StoreUnreadable if it has another one."""
+        location.claim(store_dir, self._describe())
+
+    def copy_to(self, file: Path) -> None:
+        """Write a copy of the catalog as it is now, durably; only for one in a file."""
+        path = failures.sqlite_path(self._engine)
+        assert path is not None
+        try:
+            database.copy_sqlite(path, file)
+        except sqlite3.Error as error:
+            raise failures.unwritten(self._engine, error) from error
+
     def check_collectable(self, store_dir: Path) -> None:
         """Raises StoreUnreadable where versions of the store's objects may be unknown here: the
         store is not known to belong to this catalog, or this one never had a version."""

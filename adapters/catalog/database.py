@@ -11,7 +11,7 @@ this process may open the file: closing it would release SQLite's locks on it.
 
 import os
 import sqlite3
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,12 @@ def connect_sqlite(path: Path, seconds: float | None = None) -> sqlite3.Connecti
         # It has a write-ahead log's header, but no log: it is whole, and nobody here can change it.
         connection = sqlite3.connect(f"{where}?immutable=1", **options)
     return connection
+
+
+def copy_sqlite(path: Path, copy: Path) -> None:
+    """Copy a database that may be in use, as one state of it; raises sqlite3.Error."""
+    with closing(connect_sqlite(path)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)  # durable: SQLite syncs at its end
 
 
 def _can_have_log(path: Path) -> bool:

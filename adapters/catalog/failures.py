@@ -117,7 +117,7 @@ def unwritten(engine: Engine, error: Exception) -> AdapterError:
     can't make its journal from other faults, so the folder is tried."""
     found = unreadable(engine, error)
     path = sqlite_path(engine)
-    if not isinstance(found, CatalogUnreadable) or path is None or _is_missing(path):
+    if not isinstance(found, CatalogUnreadable) or path is None:
         return found
     cause = getattr(error, "orig", None) or error
     code = getattr(cause, "sqlite_errorcode", 0)
@@ -128,5 +128,6 @@ def unwritten(engine: Engine, error: Exception) -> AdapterError:
             file.write(bytes(TRIED_BYTES))
     except OSError as refused:
         said = f"the catalog {quote(address(engine))} cannot be written"
-        return unwritable(said, refused, "nothing was changed: check its folder's rights and space")
+        reason = unwritable(said, refused, "nothing was changed: check its folder, then try again")
+        return reason if isinstance(reason, StoreReadOnly | StoreFull) else found
     return found

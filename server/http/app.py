@@ -110,8 +110,8 @@ def _add_models(app: FastAPI, names: ModelNames, started_at: int) -> None:
         nonlocal listed
         published = await names.published()
         if listed is None or listed[0] is not published:
-            cards = [_published_card(each, names.base) for each in published]
-            listed = published, msgspec.json.encode({"object": "list", "data": [base, *cards]})
+            # In a thread: with ten thousand adapters it takes a tenth of a second.
+            listed = published, await asyncio.to_thread(_encode_models, base, published)
         return Response(listed[1], media_type="application/json")
 
     @app.get("/v1/models/{model:path}")
@@ -131,6 +131,11 @@ def _card(model: str, version: AdapterVersion | Published, base: str) -> dict[st
         "parent": base,
         "version": version.version,
     }
+
+
+def _encode_models(base: dict[str, Any], published: tuple[Published, ...]) -> bytes:
+    cards = [_published_card(each, base["id"]) for each in published]
+    return msgspec.json.encode({"object": "list", "data": [base, *cards]})
 
 
 def _published_card(published: Published, base: str) -> dict[str, Any]:

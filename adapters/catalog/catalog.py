@@ -6,8 +6,9 @@ are cached until any process changes the database. Knows nothing of files.
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
@@ -30,7 +31,13 @@ from adapters.catalog.versions import (
     select_published,
     select_versions,
 )
-from adapters.errors import AdapterError, StoreUnreadable, quote
+from adapters.errors import (
+    AdapterError,
+    AdapterNotFound,
+    AmbiguousDigest,
+    StoreUnreadable,
+    quote,
+)
 from adapters.names import STABLE, Reference, check_alias, nearest
 
 if TYPE_CHECKING:
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
 
 REMEMBERED = 10_000
 MOST_NAMES = 100_000
+REFRESH_SECONDS = 0.05
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -86,6 +94,7 @@ class Catalog:
         self._lock = threading.Lock()
         self._mark: object = None
         self._known = _Known()
+        self._forgotten: dict[Reference, None] = {}  # known before the last change
 
     @classmethod
     def open(cls, store_dir: Path, url: str | None = None, create: bool = True) -> Self:
@@ -117,13 +126,25 @@ class Catalog:
 
     def check(self) -> None:
         """Raises an AdapterError unless the catalog can be used now, is the one that was opened,
-        and, where it is a file that changed, is undamaged. May take seconds."""
+        and, where it is a file that changed, is undamaged. May take seconds. To be called again
+        and again by who serves from it: it also renews what is known."""
         with self._lock:
             mark = self._freshness.mark()
         with self._reading() as connection:
             if mark != self._sound:
                 database.check_sound(connection)
         self._sound = mark
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Look up again what was known before the last change, for REFRESH_SECONDS: should the
+        catalog be lost, it is still answered."""
+        self._current()
+        until = time.monotonic() + REFRESH_SECONDS
+        while self._forgotten and time.monotonic() < until:
+            reference, _ = self._forgotten.popitem()
+            with suppress(AdapterNotFound, AmbiguousDigest):
+                self._find(reference)
 
     def claim(self, store_dir: Path) -> None:
         """Let a store belong to this catalog; raises StoreUnreadable if it has another one."""
@@ -357,6 +378,9 @@ class Catalog:
         with self._lock:
             mark = self._freshness.mark()
             if mark != self._mark:
+                self._forgotten.update(dict.fromkeys(self._known.meanings))
+                while len(self._forgotten) > REMEMBERED:
+                    del self._forgotten[next(iter(self._forgotten))]
                 self._mark, self._known = mark, _Known()
             return self._known
 

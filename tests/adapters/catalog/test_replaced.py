@@ -101,7 +101,7 @@ WAYS = [move, copy_over, copy_with_times, delete_first]
 def test_a_restored_file_is_answered_from_at_once(catalog, backup, file, enter, way) -> None:
     way(backup, file)
     catalog.check()
-    assert catalog.remembered(ORDERS) is None
+    assert catalog.remembered(ORDERS).version == 1
     assert catalog.resolve(ORDERS).version == 1
     with pytest.raises(AdapterNotFound):
         catalog.resolve(SECOND)
@@ -175,6 +175,16 @@ def test_a_lost_or_damaged_file_is_an_error_until_it_is_back(
     catalog.check()
     assert catalog.resolve(ORDERS).version == 2
     assert enter(catalog, number=3).version == 3
+
+
+def test_what_was_known_before_a_change_is_looked_up_again_for_worse_days(
+    catalog, file, enter
+) -> None:
+    catalog.rollback("orders", "stable", actor="ann")
+    catalog.check()
+    file.unlink()
+    assert catalog.remembered(ORDERS).version == 1, "as of the last change, not before"
+    assert catalog.remembered(SECOND).version == 2
 
 
 def test_a_deleted_file_is_not_made_again_and_what_is_known_is_answered(

@@ -18,6 +18,7 @@ from server.admin.router import create_router
 from server.admin.shelf import Shelf
 from server.http.error_handlers import add_error_handlers
 from server.http.middleware import INFERENCE_PATHS, InferenceMiddleware
+from server.http.shape import Shape
 from server.lifecycle import Lifecycle, Phase
 from server.naming import ModelNames
 from server.settings import Settings
@@ -46,6 +47,7 @@ def create_app(
             names=names,
             recorder=recorder,
             max_body_bytes=settings.max_body_bytes,
+            shape=Shape(settings.max_body_objects, settings.max_body_values),
         ),
     ]
     app = FastAPI(title="Lorry", docs_url=None, redoc_url=None, middleware=middleware)

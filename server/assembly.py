@@ -23,7 +23,7 @@ from server.engine.interface import AdapterEngine
 from server.http.app import create_app
 from server.lifecycle import Lifecycle
 from server.naming import ModelNames
-from server.residency.catalog_sync import Pins, Removals
+from server.residency.catalog_sync import CatalogWatch, Pins, Removals
 from server.residency.loading import Loader
 from server.residency.occupancy import Occupancy
 from server.residency.residency import Residency, Servable
@@ -59,6 +59,13 @@ class Assembly:
             (),
             lambda: [((), self.lifecycle.is_up)],
         )
+        self.catalog_watch = CatalogWatch(catalog, self.lifecycle)
+        self.metrics.derive(
+            "catalog_up",
+            "1 while the catalog of adapters can be used.",
+            (),
+            lambda: [((), self.catalog_watch.problem is None)],
+        )
         self.publisher = Publisher(settings, catalog)
         self.app = create_app(
             settings,
@@ -91,7 +98,8 @@ class Assembly:
         await pins.settle()
         removals = Removals(self.catalog, residency, self.metrics)
         self._followers = [
-            asyncio.create_task(follower.run()) for follower in (pins, occupancy, removals)
+            asyncio.create_task(follower.run())
+            for follower in (self.catalog_watch, pins, occupancy, removals)
         ]
         self.lifecycle.attach(app, residency)
 

@@ -6,10 +6,12 @@ Imports neither torch nor vLLM; reads files, the processor's flags and package m
 from __future__ import annotations
 
 import json
+import os
 import platform
 import socket
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ from server.errors import (
     PlatformUnsupported,
     PortInUse,
     QuantizationMissing,
+    SettingsInvalid,
     StoreUnreadable,
 )
 from server.kernels import KNOWN_VLLM
@@ -103,6 +106,21 @@ def check_quantization(quantization: str) -> None:
             )
 
 
+def check_cache(cache: Path, environ: Mapping[str, str] = os.environ) -> None:
+    """Raises SettingsInvalid unless vLLM can write what it keeps between starts."""
+    if environ.get("VLLM_CACHE_ROOT"):  # the operator's own place
+        return
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        raise SettingsInvalid(
+            f"settings: the cache {cache} can't be written ({error.strerror or error}): give a "
+            "folder that can with --cache"
+        ) from None
+
+
 def open_catalog(store: Path, url: str = "") -> Catalog:
     """Raises StoreUnreadable if the store, or the catalog at `url`, can't be read or created."""
     from adapters.catalog import Catalog
@@ -134,7 +152,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def check(settings: Settings) -> None:
-    """Check platform, model and quantization; raises StartupError."""
+    """Check platform, model, quantization and cache; raises StartupError."""
     check_platform(platform.machine(), read_cpu_flags)
     check_model(settings.model)
     check_quantization(settings.quantization)
+    check_cache(settings.cache)

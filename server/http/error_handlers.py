@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from adapters.errors import AdapterError, CatalogError, CheckpointInvalid, StoreError
+from adapters.errors import AdapterError, CatalogError, CheckpointInvalid, StoreError, StoreFull
 from server.errors import (
     InvalidRequest,
     MethodNotAllowed,
@@ -21,7 +21,7 @@ from server.errors import (
 )
 
 _MAX_PROBLEMS = 100
-# Any other code is a 400, or a 503 for an error of the store or the catalog.
+# Any other code is a 400, or a 503 (507 when it is full) for an error of store or catalog.
 _STATUS_BY_CODE = {
     "adapter_not_found": 404,
     "alias_not_found": 404,
@@ -51,6 +51,8 @@ async def _answer_request_error(_: Request, error: Exception) -> JSONResponse:
 async def _answer_adapter_error(_: Request, error: Exception) -> JSONResponse:
     """For a refused adapter the envelope has the first problem, and `problems` has them all."""
     assert isinstance(error, AdapterError)
+    if isinstance(error, StoreFull):
+        return JSONResponse(envelope(str(error), "server_error", error.code, None), 507)
     if isinstance(error, StoreError | CatalogError):
         body = envelope(str(error), "server_error", error.code, None)
         return JSONResponse(body, 503, {"retry-after": "5"})

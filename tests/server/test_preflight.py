@@ -15,6 +15,7 @@ from server.errors import (
     PlatformUnsupported,
     PortInUse,
     QuantizationMissing,
+    SettingsInvalid,
     StartupError,
 )
 
@@ -118,3 +119,11 @@ def test_a_failed_start_prints_one_line_and_has_its_own_exit_code(case, code, mo
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert "Traceback" not in line
+
+
+def test_a_cache_that_can_not_be_written_is_refused(tmp_path) -> None:
+    preflight.check_cache(tmp_path / "new" / "cache", {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsInvalid, match="--cache"):
+        preflight.check_cache(tmp_path / "file" / "cache", {})
+    preflight.check_cache(tmp_path / "file" / "cache", {"VLLM_CACHE_ROOT": "/elsewhere"})

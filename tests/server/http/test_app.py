@@ -25,6 +25,26 @@ async def test_livez_and_readyz_answer_by_phase(house):
     assert await codes() == [503, 503]
 
 
+async def test_a_hindrance_makes_a_ready_server_unready_but_its_calls_are_answered(house):
+    house.lifecycle.impair("catalog_unreadable", "the catalog is gone")
+    house.lifecycle.impair("engine_stalled", "no step for 20 s")
+    answer = await house.client.get("/readyz")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json() == {
+        "status": "impaired",
+        "stage": "the catalog is gone; no step for 20 s",
+        "reason": "catalog_unreadable",
+        "in_flight": 0,
+    }
+    assert (await house.client.get("/livez")).status_code == 200
+    assert (await house.chat()).status_code == 200
+    house.lifecycle.restore("catalog_unreadable")
+    assert (await house.client.get("/readyz")).json()["reason"] == "engine_stalled"
+    house.lifecycle.restore("engine_stalled")
+    house.lifecycle.restore("never_there")
+    assert (await house.client.get("/readyz")).json()["status"] == "ready"
+
+
 async def test_models_list_the_base_and_each_adapter_with_digest_and_parent(house):
     newer = publish(house.catalog, "red", content="newer")
     cards = (await house.client.get("/v1/models")).json()["data"]
@@ -65,6 +85,24 @@ async def test_an_unknown_model_is_openais_404(house):
         for model, answer in zip(models, answers, strict=True)
     }
     assert found == dict.fromkeys(models, (404, "model_not_found"))
+
+
+async def test_a_misspelt_model_is_a_404_that_names_the_nearest_one(house):
+    publish(house.catalog, "support-tone")
+    for model, meant in {
+        "support-tnoe": "support-tone",
+        "tiny:Support_Tone@2": "support-tone",
+        "tinny": "tiny",
+        "gren": "green",
+        "red@7": None,
+        "nothing-like-it": None,
+        "x" * 400: None,
+    }.items():
+        answer = await house.chat(model)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (404, "model_not_found")
+        assert (f"Did you mean `{meant}`?" in error["message"]) == (meant is not None), error
+        assert ("Did you mean" in error["message"]) == (meant is not None), error
 
 
 async def test_metrics_come_as_text_or_as_openmetrics_with_trace_exemplars(house):

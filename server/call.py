@@ -18,6 +18,7 @@ from opentelemetry.trace import Span
 
 from adapters.catalog.versions import AdapterVersion
 from server.content import Content
+from server.errors import RequestError
 
 Outcome = Literal["ok", "client_error", "rejected", "aborted", "error"]
 
@@ -79,6 +80,7 @@ class Call:
     operation: str
     base: str
     span: Span
+    caller: str = ""  # whose turn it is, where callers take turns: the address it comes from
     started: float = field(default_factory=time.monotonic)
     requested_model: str | None = None
     stream: bool = False
@@ -91,6 +93,7 @@ class Call:
     response_complete: bool = False
     disconnected: bool = False
     error_code: str | None = None
+    refusal: RequestError | None = None  # by our code below vLLM's, which hides it
     engine_error: str | None = None
     late_status: int = 0  # of an error in a stream, after its 200
     repaired_values: int = 0  # of its adapter, as the engine last reported them
@@ -108,6 +111,11 @@ class Call:
     def account(self) -> str:
         """The key of its account in server/telemetry/ledger.py."""
         return self.version.label if self.version is not None else self.adapter_label
+
+    @property
+    def flow(self) -> str:
+        """Whose turn it is, where calls take turns: one caller's use of one adapter."""
+        return f"{self.caller} {self.account}"
 
     @property
     def response_model(self) -> str | None:

@@ -6,12 +6,13 @@ LorryError
 │   └── QuantizationMissing 6 · PlatformUnsupported 7 · EngineStartFailed 8
 └── RequestError          one call ends: OpenAI's envelope, a status and a stable code
     ├── InvalidRequest 400 · RequestTooLarge 413 · UnknownPath 404 · MethodNotAllowed 405
+    ├── GrammarTooLarge 400 · GrammarRefused 400 · GrammarTooComplex 400
     ├── RequestTooSlow 408 · UploadTooSlow 408 · HeadTooLarge 431
     ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
     ├── AdminDisabled 403 · NotAuthorized 401 · AdapterInUse 409 · PinsExceedCapacity 409
     └── Unavailable 503 (starting, draining, engine_dead, engine_slow, adapters_busy,
                          adapter_loading, adapter_load_failed, catalog_unreadable, publishing_busy,
-                         too_many_connections, too_many_bodies)
+                         grammars_busy, bodies_busy, too_many_connections, too_many_bodies)
 """
 
 from __future__ import annotations
@@ -116,6 +117,24 @@ class RequestTooLarge(InvalidRequest):
 class HeadTooLarge(InvalidRequest):
     status = 431
     code = "head_too_large"
+
+
+class GrammarTooLarge(InvalidRequest):
+    """A bound on grammars is met, before any library reads it."""
+
+    code = "grammar_too_large"
+
+
+class GrammarRefused(InvalidRequest):
+    """It is no grammar, or the backend does not support it."""
+
+    code = "invalid_grammar"
+
+
+class GrammarTooComplex(InvalidRequest):
+    """Compiling it met a limit, or crashed the library."""
+
+    code = "grammar_too_complex"
 
 
 class UnknownPath(InvalidRequest):

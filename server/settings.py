@@ -105,6 +105,37 @@ class Settings(BaseSettings):
         default=(),
         description="Origins of the web pages that may call the models, such as https://a.example.",
     )
+    max_body_objects: int = Field(
+        default=16_384, ge=64, description="Objects and lists in a request body."
+    )
+    max_body_values: int = Field(
+        default=262_144, ge=1024, description="Values in a request body, such as token ids."
+    )
+    max_sequences: int = Field(
+        default=32, ge=1, le=16384, description="Answers that one call may ask for: prompts by n."
+    )
+    grammar_backend: Literal["guidance", "xgrammar"] = Field(
+        default="guidance", description="Library that constrains answers to a schema or grammar."
+    )
+    max_grammar_bytes: int = Field(
+        default=128 * 1024, ge=64, description="Largest schema, pattern or other grammar, bytes."
+    )
+    max_grammar_depth: int = Field(
+        default=64, ge=1, le=512, description="Levels that a grammar may nest, in patterns too."
+    )
+    max_grammar_alternatives: int = Field(
+        default=10_000, ge=1, description="Choices, enum values and alternatives in a grammar."
+    )
+    max_grammar_repeats: int = Field(
+        default=100_000, ge=1, description="Largest repetition or length that a grammar names."
+    )
+    max_grammar_number: int = Field(default=2**64, ge=1, description="Largest number in a schema.")
+    max_grammar_seconds: float = Field(
+        default=0.5, gt=0, le=60, description="Processor time to compile one grammar, seconds."
+    )
+    max_grammar_mib: int = Field(
+        default=512, ge=16, description="Memory to compile one grammar, MiB."
+    )
     adapter_wait_seconds: float = Field(
         default=30.0, gt=0, description="Longest wait for an adapter to load or for a free place."
     )

@@ -84,6 +84,8 @@ def build_arguments(settings: Settings, extra: Sequence[str] = ()) -> Namespace:
     except (SystemExit, ValueError, TypeError) as error:
         raise SettingsInvalid(f"vLLM does not take {' '.join(extra)}: {error}") from None
     _check_unchanged(arguments, parser.parse_args(_own_arguments(settings)))
+    if arguments.structured_outputs_config.backend != settings.grammar_backend:
+        raise SettingsInvalid("the backend of structured outputs is chosen by --grammar-backend")
     return arguments  # type: ignore[no-any-return]
 
 
@@ -113,6 +115,8 @@ def _own_arguments(settings: Settings) -> list[str]:
         # Without this vLLM wraps lm_head and the embeddings too, and their LoRA code runs in every
         # step, even for the base (vllm.lora.layers.logits_processor).
         *("--lora-target-modules", *sorted(SERVED_MODULES)),
+        # vLLM's choice would be made by the first grammar, for all that follow.
+        *("--structured-outputs-config.backend", settings.grammar_backend),
         *("--dtype", "bfloat16"),  # NF4 layers compute in bf16, whatever the model's own type
         # A signal to the whole process group reaches the engine too: it must wait as we do.
         *("--shutdown-timeout", str(settings.drain_seconds)),

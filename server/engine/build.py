@@ -18,10 +18,12 @@ from vllm.usage.usage_lib import UsageContext
 
 from server.call import Observer
 from server.engine.arguments import build_arguments
+from server.engine.bounds import RequestBounds
 from server.engine.client import Engine
+from server.engine.grammars import Grammars, leave_to_checks
 from server.engine.models import CallModels
 from server.engine.stats import PublicLoraInfo
-from server.engine.validation import stop_at_first_errors
+from server.engine.validation import read_bodies_off_loop
 from server.errors import EngineStartFailed
 from server.settings import Settings
 
@@ -44,9 +46,12 @@ class RunningEngine:
         self.app = app
         self.death = death
         self._lifespan = lifespan
+        self._warm_up = asyncio.create_task(engine.grammars.checks.warm_up())
 
     async def close(self) -> None:
         """Stop the app, then the engine. No call may run: the app loses its state first."""
+        self._warm_up.cancel()
+        self.engine.grammars.checks.close()
         await self._lifespan.aclose()
         await asyncio.to_thread(self.engine.shutdown, timeout=_STOP_SECONDS)
 
@@ -66,10 +71,12 @@ async def start_engine(
         engine = await asyncio.to_thread(_build, arguments)
     except Exception as error:
         raise EngineStartFailed(f"the engine did not start: {error}") from error
-    engine.attach(observer)
+    leave_to_checks()
+    grammars = Grammars(settings, engine.get_tokenizer(), engine.model_config.get_vocab_size())
+    engine.attach(observer, grammars)
     death = engine.start()
     try:
-        app, lifespan = await _build_app(engine, arguments)
+        app, lifespan = await _build_app(engine, arguments, settings)
     except Exception as error:
         await asyncio.to_thread(engine.shutdown, timeout=_STOP_SECONDS)
         raise EngineStartFailed(f"vLLM's app did not start: {error}") from error
@@ -89,12 +96,12 @@ def _build(arguments: Namespace) -> Engine:
 
 
 async def _build_app(
-    engine: Engine, arguments: Namespace
+    engine: Engine, arguments: Namespace, settings: Settings
 ) -> tuple[ASGIApp, contextlib.AsyncExitStack]:
     await engine.reset_mm_cache()
     tasks = await engine.get_supported_tasks()
     app = build_app(arguments, tasks, engine.model_config)
-    stop_at_first_errors(app)
+    bounded = read_bodies_off_loop(app, _bounds(settings, engine).check)
     await init_app_state(engine, app.state, arguments, tasks)
     models = app.state.openai_serving_models
     models.__class__ = CallModels
@@ -104,4 +111,10 @@ async def _build_app(
     # The outer app does not run the lifespan of this one.
     lifespan = contextlib.AsyncExitStack()
     await lifespan.enter_async_context(app.router.lifespan_context(app))
-    return app, lifespan
+    return bounded, lifespan
+
+
+def _bounds(settings: Settings, engine: Engine) -> RequestBounds:
+    context = engine.model_config.max_model_len
+    longest = engine.get_tokenizer().max_chars_per_token
+    return RequestBounds(settings.max_sequences, context, context * longest)

@@ -9,13 +9,15 @@ from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm.exceptions import GracefulHTTPError, VLLMClientError
+from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.call import Call, Observer, current_call
+from server.engine.grammars import Grammars
 from server.engine.interface import EngineGone, EngineRefusal, EngineSlow
 from server.engine.outputs import AttributedOutputProcessor
+from server.errors import InvalidRequest, RequestError, Unavailable
 from server.kernels import STAGING
 
 logger = logging.getLogger("lorry.engine")
@@ -35,8 +37,9 @@ class Engine(AsyncLLM):
     Construct it outside the event loop, then call `attach`, and `start` in the event loop.
     """
 
-    def attach(self, observer: Observer) -> None:
-        """Attribute outputs to calls, and report tokens and steps to `observer`."""
+    def attach(self, observer: Observer, grammars: Grammars) -> None:
+        """Attribute outputs to calls, report tokens and steps to `observer`, check grammars."""
+        self.grammars = grammars
         self.output_processor.__class__ = AttributedOutputProcessor
         self.output_processor.observer = observer
         self._drops: set[asyncio.Task[None]] = set()
@@ -47,14 +50,31 @@ class Engine(AsyncLLM):
         handler: asyncio.Task[None] = self.output_handler
         return handler
 
-    async def add_request(self, *args: Any, **kwargs: Any) -> Any:
-        """As in vLLM, which refuses some requests only here: in a stream, after its 200."""
+    async def add_request(
+        self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in vLLM, which refuses some requests only here; their grammars are settled first."""
         try:
-            return await super().add_request(*args, **kwargs)
+            await self._settle_grammar(params)
+            return await super().add_request(request_id, prompt, params, *args, **kwargs)
         except Exception as error:
             if (call := current_call.get()) is not None:
                 _note_refusal(call, error)
             raise
+
+    async def _settle_grammar(self, params: Any) -> None:
+        wanted = getattr(params, "structured_outputs", None)
+        if wanted is None:
+            return
+        call = current_call.get()
+        try:
+            params.structured_outputs = await self.grammars.settle(
+                wanted, call.flow if call else ""
+            )
+        except RequestError as error:
+            if call is not None:
+                call.refusal = error
+            raise VLLMValidationError(str(error)) from None
 
     def make_request(self, engine_name: str, integer_id: int, path: Path) -> LoRARequest:
         return LoRARequest(
@@ -178,14 +198,21 @@ class Engine(AsyncLLM):
 
 
 def _note_refusal(call: Call, error: Exception) -> None:
-    if isinstance(error, VLLMClientError | ValueError | TypeError):
-        call.late_status = 400
-        call.error_code = "invalid_request"
-    elif isinstance(error, GracefulHTTPError):
-        call.late_status = int(error.http_status)
-        call.error_code = "unavailable"
-    else:
+    """Keep why the engine did not take a request: vLLM tells it in a form of each endpoint."""
+    if call.refusal is None:
+        call.refusal = _as_refusal(error)
+    if call.refusal is None:
         call.engine_error = type(error).__name__
+    else:
+        call.late_status, call.error_code = call.refusal.status, call.refusal.code
+
+
+def _as_refusal(error: Exception) -> RequestError | None:
+    if isinstance(error, VLLMClientError | ValueError | TypeError):
+        return InvalidRequest(str(error), param=getattr(error, "parameter", None))
+    if isinstance(error, GracefulHTTPError):
+        return Unavailable(str(error), retry_after=1)
+    return None
 
 
 def _reason(error: Exception) -> str:

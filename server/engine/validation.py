@@ -1,30 +1,123 @@
-"""Stops the validation of a body at its first invalid elements.
+"""Bodies as vLLM's request objects: validated off the event loop, to the first error, and bounded.
 
 pydantic collects every error of every list, key and branch of a union, and FastAPI copies them all:
 a body of 12 KB (3,000 times `{}` as the input of /v1/responses) blocked the event loop for a minute
-and took 5 GB.
+and took 5 GB. A valid body of 10 MB takes seconds too. Here validation stops at the first error of
+a collection, and a body of many objects is read in a thread, before FastAPI asks for it.
 """
 
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from pydantic_core import PydanticCustomError, SchemaValidator
+from pydantic_core import PydanticCustomError, SchemaValidator, ValidationError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.exceptions import VLLMValidationError
+
+from server.call import current_call
+from server.errors import RequestError
+from server.turns import Turns
 
 MAX_KEYS = 256  # of an object with named fields
 _COLLECTIONS = frozenset({"list", "tuple", "set", "frozenset", "dict"})
 _OBJECTS = frozenset({"typed-dict", "model"})
 _NO_SCHEMAS = frozenset({"default", "metadata", "serialization"})
 
+_QUICK_OBJECTS = 256  # validated in 15 ms at most: on the event loop
+_QUICK_BYTES = 256 * 1024
 
-def stop_at_first_errors(app: FastAPI) -> None:
-    """Give every route's body a validator that stops at a collection's first error."""
+Check = Callable[[Any], None]
+# What a thread has made of the body of the current call: vLLM's request, or why there is none.
+_read: ContextVar[Any] = ContextVar("lorry_read_body", default=None)
+
+
+class BodyReader:
+    """Takes the place of a route's own validator: returns what was read before, if it was.
+
+    `check` raises a RequestError for a request that is valid and asks for too much.
+    """
+
+    def __init__(self, schema: Any, check: Check) -> None:
+        self._validator = SchemaValidator(_bounded(schema), None, False)
+        self._check = check
+
+    def validate_python(self, value: Any, **options: Any) -> Any:
+        """As pydantic.TypeAdapter calls it; raises ValidationError or VLLMValidationError."""
+        read = _read.get()
+        if isinstance(read, Exception):
+            raise read
+        request = self._validator.validate_python(value, **options) if read is None else read
+        try:
+            self._check(request)
+        except RequestError as error:
+            if (call := current_call.get()) is not None:
+                call.refusal = error
+            raise VLLMValidationError(str(error)) from None
+        return request
+
+    def read(self, body: bytes) -> Any:
+        """The request in a JSON body, or why there is none; takes seconds for a large one."""
+        try:
+            value = msgspec.json.decode(body)
+            return self._validator.validate_python(value, from_attributes=True)
+        except (ValidationError, VLLMValidationError) as error:
+            return error
+
+
+class BodiesOffLoop:
+    """vLLM's app, whose large bodies are validated in one thread, for one caller after the other.
+
+    More threads would only share Python's lock, and the event loop with them.
+    """
+
+    def __init__(self, app: ASGIApp, readers: dict[str, BodyReader]) -> None:
+        self._app = app
+        self._readers = readers
+        self._turns = Turns(1, code="bodies_busy")
+        self._thread = ThreadPoolExecutor(1, "lorry-bodies")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        first: Message | None = await receive()  # the whole body: server/http/exchange.py
+        body = first.get("body", b"") if first else b""
+        reader = self._readers.get(scope.get("path", ""))
+        if reader is not None and not _is_quick(body):
+            call = current_call.get()
+            async with self._turns.take(call.flow if call is not None else ""):
+                loop = asyncio.get_running_loop()
+                _read.set(await loop.run_in_executor(self._thread, reader.read, body))
+            first = {"type": "http.request", "body": b"{}"}  # FastAPI need not parse it again
+
+        async def replay() -> Message:
+            nonlocal first
+            message, first = first, None
+            return await receive() if message is None else message
+
+        await self._app(scope, replay, send)
+
+
+def _is_quick(body: bytes) -> bool:
+    return len(body) <= _QUICK_BYTES and body.count(b"{") + body.count(b"[") <= _QUICK_OBJECTS
+
+
+def read_bodies_off_loop(app: FastAPI, check: Check) -> BodiesOffLoop:
+    """Give every route that takes a body a reader of ours."""
+    readers: dict[str, BodyReader] = {}
     for route in app.routes:
         if isinstance(route, APIRoute):
             for field in route.dependant.body_params:
                 adapter = field._type_adapter  # as fastapi._compat.ModelField.validate uses it
                 # A copy: other models may nest the model's own validator.
-                adapter.validator = SchemaValidator(_bounded(adapter.core_schema), None, False)
+                reader = BodyReader(adapter.core_schema, check)
+                adapter.validator = reader  # type: ignore[assignment]
+                readers[route.path] = reader
+    return BodiesOffLoop(app, readers)
 
 
 def _bounded(schema: Any) -> Any:

@@ -24,6 +24,7 @@ from server.http.cors import Cors
 from server.http.error_handlers import add_error_handlers
 from server.http.middleware import INFERENCE_PATHS, InferenceMiddleware
 from server.http.plain_routes import PlainRoutes
+from server.http.shape import Shape
 from server.lifecycle import Lifecycle, Phase
 from server.naming import ModelNames
 from server.settings import Settings
@@ -62,6 +63,7 @@ def create_app(
                 max_sum=settings.max_bodies_bytes,
                 seconds=settings.body_seconds,
             ),
+            shape=Shape(settings.max_body_objects, settings.max_body_values),
         ),
         Middleware(PlainRoutes, max_body_bytes=settings.max_body_bytes),
     ]

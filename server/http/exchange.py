@@ -74,11 +74,18 @@ async def send_error(send: Send, call: Call, error: RequestError) -> None:
 
 
 class Exchange:
+    """Hands the body to vLLM's app and its answer to the caller.
+
+    A stream begins with a 200, which vLLM sends before the engine has seen the request. It is held
+    back until the engine has taken it, so that a refusal has its own status.
+    """
+
     def __init__(self, call: Call, body: bytes, receive: Receive, send: Send) -> None:
         self._call = call
         self._body: bytes | None = body
         self._receive = receive
         self._send = send
+        self._held: list[Message] = []  # the answer so far, until the engine has taken the request
         self._start: Message | None = None  # of an error, held back while its body is collected
         self._error_body = bytearray()
 
@@ -92,8 +99,15 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
+        if self._call.refusal is not None and not self._call.status:
+            await send_error(self._send, self._call, self._call.refusal)
+        if self._call.response_complete:
+            return
         if message["type"] == "http.response.start":
-            await self._begin(message)
+            if message["status"] >= 400:
+                self._start = message
+            else:
+                self._held.append(message)
         elif message["type"] == "http.response.body":
             if self._start is not None:
                 await self._collect_error(message)
@@ -109,35 +123,59 @@ class Exchange:
             self._call.response_complete = False
             raise Disconnected from None
 
-    async def _begin(self, message: Message) -> None:
-        self._call.status = message["status"]
-        if message["status"] >= 400:
-            self._start = message
-            return
-        ours = response_headers(self._call)
-        message["headers"] = [
-            *((k, v) for k, v in message.get("headers", []) if k.lower() != b"x-request-id"),
-            *ours,
-        ]
-        await self._deliver(message)
-
     async def _pass_on(self, message: Message) -> None:
         body = message.get("body", b"")
-        if self._call.content is not None:
-            self._call.content.add(body)
+        is_last = not message.get("more_body", False)
         if body.startswith(_STREAMED_ERROR):
+            if self._held and (status := _status_of_event(body)):
+                await self._answer_error(status, body)
+                return
             message = {**message, "body": self._translated_event(body)}
-        if not message.get("more_body", False) and not self._call.disconnected:
+        if self._held:
+            if not self._call.sequences and not is_last:
+                self._held.append(message)
+                return
+            await self._begin()
+        if is_last and not self._call.disconnected:
             # Before the send: a caller that has read all of its answer may hang up at once.
             self._call.response_complete = True
+        await self._pass_piece(message)
+
+    async def _begin(self) -> None:
+        """Send what was held back."""
+        start, *pieces = self._held
+        self._held = []
+        self._call.status = start["status"]
+        start["headers"] = [
+            *((k, v) for k, v in start.get("headers", []) if k.lower() != b"x-request-id"),
+            *response_headers(self._call),
+        ]
+        await self._deliver(start)
+        for piece in pieces:
+            await self._pass_piece(piece)
+
+    async def _pass_piece(self, message: Message) -> None:
+        if self._call.content is not None:
+            self._call.content.add(message.get("body", b""))
         await self._deliver(message)
+
+    async def _answer_error(self, status: int, event: bytes) -> None:
+        """Answer the error that a stream would begin with as if it were no stream."""
+        self._held = []
+        self._start = {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(b"content-type", b"application/json")],
+        }
+        await self._collect_error({"body": _document(event)})
 
     async def _collect_error(self, message: Message) -> None:
         self._error_body += message.get("body", b"")
         if message.get("more_body", False):
             return
         assert self._start is not None
-        body = self._translated(self._start["status"])
+        self._call.status = self._start["status"]
+        body = self._translated(self._call.status)
         kept = [(k, v) for k, v in self._start.get("headers", []) if k.lower() not in _OURS]
         self._start["headers"] = [
             *kept,
@@ -161,15 +199,25 @@ class Exchange:
 
     def _translated_event(self, event: bytes) -> bytes:
         """vLLM's error event in a stream, after its 200, as OpenAI's envelope."""
-        line, end, rest = event.partition(b"\n\n")
-        try:
-            parsed = json.loads(line.removeprefix(b"data: "))
-            status = int(parsed["error"].get("code") or 500)
-        except (ValueError, TypeError, AttributeError):
+        if not (status := _status_of_event(event)):
             return event
+        _, end, rest = event.partition(b"\n\n")
+        parsed = json.loads(_document(event))
         error = translate_vllm_error(status, parsed, _code_of(self._call))
         self._call.error_code = self._call.error_code or error["error"]["code"]
         return b"data: " + json.dumps(error).encode() + end + rest
+
+
+def _document(event: bytes) -> bytes:
+    return event.partition(b"\n\n")[0].removeprefix(b"data: ")
+
+
+def _status_of_event(event: bytes) -> int:
+    """The status that vLLM writes into an error event; 0 if it is no such event."""
+    try:
+        return int(json.loads(_document(event))["error"].get("code") or 500)
+    except (ValueError, TypeError, AttributeError):
+        return 0
 
 
 def _code_of(call: Call) -> str | None:

@@ -19,6 +19,7 @@ from server.call import Call, current_call
 from server.errors import InvalidRequest, MethodNotAllowed, RequestError
 from server.http.bodies import Bodies
 from server.http.exchange import Disconnected, Exchange, send_error, unless_disconnected
+from server.http.shape import Shape
 from server.lifecycle import Lifecycle, Phase, refusal
 from server.naming import ModelNames
 from server.telemetry.recorder import Recorder
@@ -88,12 +89,14 @@ class InferenceMiddleware:
         names: ModelNames,
         recorder: Recorder,
         bodies: Bodies,
+        shape: Shape,
     ) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._names = names
         self._recorder = recorder
         self._bodies = bodies
+        self._shape = shape
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in INFERENCE_PATHS:
@@ -115,6 +118,7 @@ class InferenceMiddleware:
             endpoint=scope["path"],
             operation=INFERENCE_PATHS[scope["path"]],
             headers=headers,
+            caller=(scope.get("client") or ("",))[0],
         )
 
     async def _answer(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,6 +128,7 @@ class InferenceMiddleware:
             self._lifecycle.check_ready()
             # Before the call counts as in flight: a body that never comes must not delay a drain.
             body = await self._bodies.read(Headers(scope=scope), receive)
+            self._shape.check(body)
             with self._lifecycle.admit():
                 await self._serve(call, body, scope, receive, send)
         except RequestError as error:
@@ -137,7 +142,10 @@ class InferenceMiddleware:
                 raise
             await send_error(send, call, refusal(Phase.DRAINING))
         except Exception as error:  # noqa: BLE001 - the caller gets a clean 500, the log the cause
-            await self._fail(call, send, error)
+            if call.refusal is not None and not call.status:
+                await send_error(send, call, call.refusal)
+            else:
+                await self._fail(call, send, error)
 
     async def _serve(
         self, call: Call, body: bytes, scope: Scope, receive: Receive, send: Send

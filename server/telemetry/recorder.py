@@ -75,7 +75,13 @@ class Recorder:
         self._tracing = tracing
 
     def start(
-        self, *, request_id: str, endpoint: str, operation: str, headers: Mapping[str, str]
+        self,
+        *,
+        request_id: str,
+        endpoint: str,
+        operation: str,
+        headers: Mapping[str, str],
+        caller: str = "",
     ) -> Call:
         """A call has arrived; its span continues the caller's trace."""
         engine_id = uuid.uuid4().hex
@@ -85,6 +91,7 @@ class Recorder:
             endpoint=endpoint,
             operation=operation,
             base=self._base,
+            caller=caller,
             span=self._tracing.start(operation, headers),
         )
 

@@ -27,6 +27,7 @@ def call():
         resolved=True,
         sequences=[],
         late_status=0,
+        refusal=None,
         engine_error=None,
         error_code=None,
     )
@@ -153,7 +154,7 @@ async def test_a_load_does_not_wait_until_the_evicted_adapter_has_left(caplog):
 
     engine = Alive.__new__(Alive)
     engine.output_processor = OutputProcessor(None, log_stats=True)
-    engine.attach(None)
+    engine.attach(None, None)
     engine.vllm_config = SimpleNamespace(
         parallel_config=SimpleNamespace(worker_extension_cls=STAGING),
         lora_config=SimpleNamespace(max_cpu_loras=8),
@@ -181,17 +182,28 @@ async def test_a_load_does_not_wait_until_the_evicted_adapter_has_left(caplog):
     engine.output_handler.cancel()
 
 
-def test_a_late_refusal_by_vllm_is_recorded_on_its_call(call):
-    from vllm.exceptions import QueueOverflowError, VLLMValidationError
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (lambda vllm: vllm.VLLMValidationError("bad", parameter="n"), 400, "invalid_request"),
+        (lambda vllm: vllm.QueueOverflowError(), 503, "unavailable"),
+    ],
+)
+def test_a_refusal_by_the_engine_is_kept_on_its_call(call, error, status, code):
+    from vllm import exceptions
 
     from server.engine.client import _note_refusal
 
-    _note_refusal(call, VLLMValidationError("bad"))
-    assert (call.late_status, call.engine_error) == (400, None)
-    _note_refusal(call, QueueOverflowError())
-    assert (call.late_status, call.error_code, call.engine_error) == (503, "unavailable", None)
+    _note_refusal(call, error(exceptions))
+    assert (call.refusal.status, call.refusal.code) == (status, code)
+    assert (call.late_status, call.error_code, call.engine_error) == (status, code, None)
+
+
+def test_a_failure_of_the_engine_is_no_refusal(call):
+    from server.engine.client import _note_refusal
+
     _note_refusal(call, RuntimeError("odd"))
-    assert call.engine_error == "RuntimeError"
+    assert (call.refusal, call.engine_error) == (None, "RuntimeError")
 
 
 async def test_a_request_of_a_broken_adapter_ends_with_an_error_that_names_it(call):

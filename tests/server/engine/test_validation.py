@@ -41,7 +41,7 @@ def validators():
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
-    from server.engine.validation import stop_at_first_errors
+    from server.engine.validation import read_bodies_off_loop
 
     models = {
         "chat": ChatCompletionRequest,
@@ -57,7 +57,7 @@ def validators():
 
         answer.__annotations__ = {"request": model}
         app.post(f"/{name}", response_model=None)(answer)
-    stop_at_first_errors(app)
+    read_bodies_off_loop(app, lambda _: None)
     fields = {
         route.path.strip("/"): route.dependant.body_params[0]
         for route in app.routes

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from opentelemetry.trace import format_trace_id
-from standin_server import send_json
+from standin_server import Stats, send_json
 
-from server.call import current_call
+from server.call import Sequence, current_call
 from server.engine.interface import EngineGone, EngineRefusal
+from server.errors import Unavailable
 from server.http.middleware import INFERENCE_PATHS, select
 from server.lifecycle import Phase
 
@@ -125,22 +126,84 @@ async def test_fields_that_run_outside_the_call_are_refused(house, field):
     assert house.inner.seen == []
 
 
-@pytest.mark.parametrize(("status", "outcome"), [(400, "client_error"), (503, "rejected")])
-async def test_an_error_inside_a_stream_is_in_openais_form_and_recorded(house, status, outcome):
+ERROR_EVENT = b'data: {"error": {"message": "no", "type": "BadRequestError", "code": 400}}\n\n'
+
+
+def stream(house, *, begun, late_status=0, refusal=None):
+    """vLLM's app sends an error event, after a first piece or instead of it."""
+
     async def answer(scope, receive, send):
-        current_call.get().late_status = status
+        call = current_call.get()
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        event = b'data: {"error": {"message": "no", "type": "BadRequestError", "code": 400}}\n\n'
-        await send({"type": "http.response.body", "body": event, "more_body": True})
+        if begun:
+            call.sequences.append(Sequence("r", 1, Stats()))
+            await send({"type": "http.response.body", "body": b"data: a\n\n", "more_body": True})
+        call.late_status, call.refusal = late_status, refusal
+        await send({"type": "http.response.body", "body": ERROR_EVENT, "more_body": True})
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     house.inner.answer = answer
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(400, "client_error"), (503, "rejected")])
+async def test_an_error_inside_a_stream_is_in_openais_form_and_recorded(house, status, outcome):
+    stream(house, begun=True, late_status=status)
     response = await house.chat("red")
-    event, done = response.text.strip().split("\n\n")
+
+    assert response.status_code == 200
+    _, event, done = response.text.strip().split("\n\n")
     error = json.loads(event.removeprefix("data: "))["error"]
     assert (error["code"], error["type"]) == ("invalid_request", "invalid_request_error")
     assert done == "data: [DONE]"
     assert house.log[0]["outcome"] == outcome
+
+
+async def test_a_stream_that_would_begin_with_an_error_is_a_plain_error(house):
+    stream(house, begun=False)
+    response = await house.chat("red")
+
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == "no"
+    assert (house.log[0]["status"], house.log[0]["outcome"]) == (400, "client_error")
+
+
+async def test_a_refusal_below_vllm_answers_instead_of_what_vllm_makes_of_it(house):
+    refusal = Unavailable("Not now.", code="grammars_busy", retry_after=7)
+    stream(house, begun=False, refusal=refusal)
+    response = await house.chat("red")
+
+    assert (response.status_code, response.headers["retry-after"]) == (503, "7")
+    assert error_of(response)["code"] == "grammars_busy"
+    assert house.log[0]["error_code"] == "grammars_busy"
+
+
+async def test_a_stream_begins_once_the_engine_has_taken_it(house):
+    seen = []
+
+    async def answer(scope, receive, send):
+        call = current_call.get()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"data: a\n\n", "more_body": True})
+        seen.append(call.status)
+        call.sequences.append(Sequence("r", 1, Stats()))
+        await send({"type": "http.response.body", "body": b"data: b\n\n", "more_body": True})
+        seen.append(call.status)
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    house.inner.answer = answer
+    response = await house.chat("red")
+    assert seen == [0, 200]
+    assert response.text == "data: a\n\ndata: b\n\ndata: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/tokenize"])
+async def test_a_body_of_too_many_objects_is_refused_before_it_is_parsed(house, path):
+    many = [{}] * 7_000
+    response = await house.client.post(path, json={"model": "red", "input": many})
+
+    assert response.status_code == 413
+    assert "max_body_objects" in error_of(response)["message"]
+    assert house.inner.seen == []
 
 
 def test_select_reads_the_last_of_duplicate_keys_as_vllm_does():

@@ -1,0 +1,1 @@
+"""Grammars that constrain an answer: bounded here, then compiled in a process that may crash."""

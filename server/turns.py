@@ -1,0 +1,74 @@
+"""Places that callers take in turn: one with many requests waits behind its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from server.errors import Unavailable
+
+
+class Turns:
+    """`places` are held at once; at most `each` requests of a caller, and `most` in all, wait."""
+
+    def __init__(self, places: int, *, code: str, each: int = 32, most: int = 256) -> None:
+        self._free = places
+        self._code = code
+        self._each = each
+        self._most = most
+        # The caller whose turn is next comes first; none has an empty queue.
+        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a place."""
+        return sum(map(len, self._queues.values()))
+
+    @asynccontextmanager
+    async def take(self, caller: str) -> AsyncIterator[None]:
+        """Hold a place for the length of the block.
+
+        Raises:
+            Unavailable: too many requests wait.
+        """
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(caller)
+        try:
+            yield
+        finally:
+            self._release()
+
+    async def _wait(self, caller: str) -> None:
+        if len(self._queues.get(caller, ())) >= self._each or self.waiting >= self._most:
+            raise Unavailable(
+                "Too many requests like this one wait already.", code=self._code, retry_after=1
+            )
+        turn = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(caller, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._release()  # it had its turn just now
+            else:
+                self._leave(caller, turn)
+            raise
+
+    def _leave(self, caller: str, turn: asyncio.Future[None]) -> None:
+        queue = self._queues[caller]
+        queue.remove(turn)
+        if not queue:
+            del self._queues[caller]
+
+    def _release(self) -> None:
+        if not self._queues:
+            self._free += 1
+            return
+        caller, queue = self._queues.popitem(last=False)
+        queue.popleft().set_result(None)
+        if queue:
+            self._queues[caller] = queue  # at the end: the others come first

@@ -1,0 +1,87 @@
+"""Callers take turns: who sends much waits behind its own requests."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from server.errors import Unavailable
+from server.turns import Turns
+
+
+class Work:
+    """Requests that hold a place until they are let go, and the order in which they got one."""
+
+    def __init__(self, turns):
+        self.turns = turns
+        self.order = []
+        self.tasks = {}
+        self.gates = {}
+
+    async def ask(self, name, caller):
+        self.gates[name] = asyncio.Event()
+        self.tasks[name] = asyncio.create_task(self._hold(name, caller))
+        await asyncio.sleep(0)
+
+    async def _hold(self, name, caller):
+        async with self.turns.take(caller):
+            self.order.append(name)
+            await self.gates[name].wait()
+
+    async def end(self, name):
+        self.gates[name].set()
+        await self.tasks[name]
+        await asyncio.sleep(0)
+
+
+async def test_a_caller_with_many_requests_waits_behind_its_own():
+    work = Work(Turns(1, code="busy"))
+    for number in range(4):
+        await work.ask(f"flood{number}", "flood")
+    await work.ask("other", "other")
+    for name in ("flood0", "flood1", "other", "flood2", "flood3"):
+        await work.end(name)
+    assert work.order == ["flood0", "flood1", "other", "flood2", "flood3"]
+
+
+async def test_one_who_leaves_while_waiting_takes_no_place():
+    work = Work(Turns(1, code="busy"))
+    for name in ("first", "leaves", "last"):
+        await work.ask(name, name)
+    work.tasks["leaves"].cancel()
+    await asyncio.sleep(0)
+    await work.end("first")
+    await work.end("last")
+    assert work.order == ["first", "last"]
+    assert work.turns.waiting == 0
+
+
+async def test_one_who_leaves_as_its_turn_comes_passes_it_on():
+    work = Work(Turns(1, code="busy"))
+    for name in ("first", "leaves", "last"):
+        await work.ask(name, "one")
+    work.gates["first"].set()
+    await work.tasks["first"]  # has given the place to "leaves", which has not run since
+    work.tasks["leaves"].cancel()
+    await asyncio.sleep(0)
+    await work.end("last")
+    assert "last" in work.order
+    async with asyncio.timeout(1), work.turns.take("again"):
+        pass
+
+
+async def test_too_many_who_wait_are_refused():
+    work = Work(Turns(1, code="busy", each=2, most=3))
+    for number in range(3):
+        await work.ask(f"a{number}", "a")
+    with pytest.raises(Unavailable) as of_one:
+        async with work.turns.take("a"):
+            pass
+    assert (of_one.value.code, of_one.value.retry_after) == ("busy", 1)
+    await work.ask("b", "b")
+    with pytest.raises(Unavailable):
+        async with work.turns.take("c"):
+            pass
+    for name in ("a0", "a1", "b", "a2"):
+        await work.end(name)

@@ -18,6 +18,10 @@ _BYTES_PER_GIB = 1024**3
 # Flags that are settings of ours, or that would break a guarantee of the server.
 _RESERVED = frozenset(
     {
+        "--allow-credentials",
+        "--allowed-headers",
+        "--allowed-methods",
+        "--allowed-origins",
         "--api-key",
         "--api-server-count",
         "--data-parallel-size",

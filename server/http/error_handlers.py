@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from adapters.errors import AdapterError, CatalogError, CheckpointInvalid, StoreError, StoreFull
 from server.errors import (
@@ -16,6 +17,7 @@ from server.errors import (
     MethodNotAllowed,
     RequestError,
     RequestTooLarge,
+    RequestTooSlow,
     UnknownPath,
     envelope,
 )
@@ -83,13 +85,25 @@ async def _answer_http_error(request: Request, error: Exception) -> JSONResponse
     assert isinstance(error, HTTPException)
     path = request.url.path[:128]
     if error.status_code == 405:
-        return _as_response(MethodNotAllowed(f"{path} does not take this method."))
+        answer = _as_response(MethodNotAllowed(f"{path} does not take this method."))
+        answer.headers["allow"] = ", ".join(sorted(_methods(request)))
+        return answer
     if error.status_code == 404:
         return _as_response(UnknownPath(f"There is nothing at {path}."))
+    if error.status_code == 408:
+        return _as_response(RequestTooSlow(str(error.detail)))
     if error.status_code == 413:
         return _as_response(RequestTooLarge(str(error.detail)))
     body = envelope(str(error.detail), "invalid_request_error", "invalid_request", None)
     return JSONResponse(body, error.status_code)
+
+
+def _methods(request: Request) -> set[str]:
+    """All methods of the path; the exception has those of one of its routes only."""
+    routes = [each for each in request.app.routes if isinstance(each, Route)]
+    matching = (each for each in routes if each.matches(request.scope)[0] is not Match.NONE)
+    methods = {method for each in matching for method in each.methods or ()}
+    return methods | {"HEAD"} if "GET" in methods else methods
 
 
 def _as_response(error: RequestError) -> JSONResponse:

@@ -10,6 +10,7 @@ from otlp_receiver import OtlpReceiver
 from server_process import ServerProcess
 from shop import BASE_NAME, Shop, keep_shop, train_shop
 
+
 @pytest.fixture(scope="session")
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """Publishes the kept adapters; with --all, trains them with this checkout."""

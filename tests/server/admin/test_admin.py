@@ -74,7 +74,7 @@ async def test_a_server_without_a_token_refuses_every_admin_request():
             sent.append(message)
 
         scope = {"type": "http", "method": method, "path": path, "headers": []}
-        await AdminGuard(None, token=None, max_upload_bytes=1)(scope, None, send)
+        await AdminGuard(None, token=None, max_upload_bytes=1, body_seconds=1)(scope, None, send)
         error = json.loads(sent[1]["body"])["error"]
         names_variable = "LORRY_ADMIN_TOKEN" in error["message"]
         found[method, path] = (sent[0]["status"], error["code"], names_variable)

@@ -9,6 +9,7 @@ a collection, and a body of many objects is read in a thread, before FastAPI ask
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,8 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.exceptions import VLLMValidationError
 
 from server.call import current_call
-from server.errors import RequestError
+from server.errors import InvalidJson, RequestError
 from server.turns import Turns
+
+logger = logging.getLogger("lorry.validation")
 
 MAX_KEYS = 256  # of an object with named fields
 _COLLECTIONS = frozenset({"list", "tuple", "set", "frozenset", "dict"})
@@ -51,7 +54,7 @@ class BodyReader:
         read = call.engine_request if call is not None else None
         if isinstance(read, Exception):
             raise read
-        request = self._validator.validate_python(value, **options) if read is None else read
+        request = self._validate(value, **options) if read is None else read
         try:
             self._check(request)
         except RequestError as error:
@@ -61,12 +64,27 @@ class BodyReader:
         return request
 
     def read(self, body: bytes) -> Any:
-        """The request in a JSON body, or why there is none; takes seconds for a large one."""
+        """The request in a JSON body, or why there is none; takes seconds for a large one.
+
+        Raises InvalidJson: http/middleware.py reads no value but those that choose the adapter.
+        """
         try:
             value = msgspec.json.decode(body)
-            return self._validator.validate_python(value, from_attributes=True)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidJson(f"The request body is not valid JSON: {error}.") from None
+        try:
+            return self._validate(value, from_attributes=True)
         except (ValidationError, VLLMValidationError) as error:
             return error
+
+    def _validate(self, value: Any, **options: Any) -> Any:
+        try:
+            return self._validator.validate_python(value, **options)
+        except (ValidationError, VLLMValidationError):
+            raise
+        except Exception as error:  # noqa: BLE001 - some of vLLM's checks assume a field's type
+            logger.warning("the checks of a request failed: %r", error)
+            raise VLLMValidationError("A field of the request has a wrong type.") from None
 
 
 class BodiesOffLoop:

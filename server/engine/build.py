@@ -72,7 +72,12 @@ async def start_engine(
     except Exception as error:
         raise EngineStartFailed(f"the engine did not start: {error}") from error
     leave_to_checks()
-    grammars = Grammars(settings, engine.get_tokenizer(), engine.model_config.get_vocab_size())
+    grammars = Grammars(
+        settings,
+        engine.get_tokenizer(),
+        engine.model_config.get_vocab_size(),
+        whitespace=not engine.vllm_config.structured_outputs_config.disable_any_whitespace,
+    )
     engine.attach(observer, grammars)
     death = engine.start()
     try:

@@ -1,7 +1,9 @@
 """The server's phase, the engine behind it, and the number of calls in flight.
 
 starting -> ready -> draining, and from each of them -> dead when the engine ends. Calls are
-accepted only in `ready`. Other modules report events; nothing here observes HTTP or the engine.
+accepted only in `ready`. A hindrance makes a ready server unready for balancers (/readyz), but
+calls that still arrive are accepted. Other modules report events; nothing here observes HTTP or the
+engine.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class Lifecycle:
         self.phase = Phase.STARTING
         self.stage = "starting"  # of the start, for people
         self.in_flight = 0
+        self.hindrances: dict[str, str] = {}  # reason (a stable code) -> words
         self._engine: tuple[ASGIApp, Residency] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -66,8 +69,21 @@ class Lifecycle:
             self.phase = phase
             self.stage = phase.value
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a balancer should send calls here: the phase is `ready`, and nothing hinders."""
+        return self.phase is Phase.READY and not self.hindrances
+
+    def impair(self, reason: str, words: str) -> None:
+        """Make the server unready until `restore(reason)`; `reason` is a stable code."""
+        self.hindrances[reason] = words
+
+    def restore(self, reason: str) -> None:
+        """The reason is gone; it need not have been there."""
+        self.hindrances.pop(reason, None)
+
     def check_ready(self) -> None:
-        """Raises Unavailable: the server is not ready."""
+        """Raises Unavailable: the server is not in the phase `ready`."""
         if self.phase is not Phase.READY:
             raise refusal(self.phase)
 

@@ -70,14 +70,19 @@ def _add_health(app: FastAPI, lifecycle: Lifecycle) -> None:
     @app.get("/readyz")
     @app.get("/health", include_in_schema=False)
     async def readyz() -> JSONResponse:
-        """200 when the server accepts calls; else 503, with the phase and stage it is in."""
-        ready = lifecycle.phase is Phase.READY
-        body = {
+        """200 when the server should get calls; else 503, with the phase or what hinders it."""
+        body: dict[str, Any] = {
             "status": lifecycle.phase,
             "stage": lifecycle.stage,
             "in_flight": lifecycle.in_flight,
         }
-        return JSONResponse(body, 200 if ready else 503, {} if ready else {"retry-after": "5"})
+        if lifecycle.is_ready:
+            return JSONResponse(body)
+        if lifecycle.phase is Phase.READY:
+            reasons = dict(lifecycle.hindrances)
+            words = "; ".join(reasons.values())
+            body |= {"status": "impaired", "stage": words, "reason": next(iter(reasons), None)}
+        return JSONResponse(body, 503, {"retry-after": "5"})
 
 
 def _add_metrics(app: FastAPI, registry: CollectorRegistry) -> None:

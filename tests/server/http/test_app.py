@@ -25,6 +25,26 @@ async def test_livez_and_readyz_answer_by_phase(house):
     assert await codes() == [503, 503]
 
 
+async def test_a_hindrance_makes_a_ready_server_unready_but_its_calls_are_answered(house):
+    house.lifecycle.impair("catalog_unreadable", "the catalog is gone")
+    house.lifecycle.impair("engine_stalled", "no step for 20 s")
+    answer = await house.client.get("/readyz")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json() == {
+        "status": "impaired",
+        "stage": "the catalog is gone; no step for 20 s",
+        "reason": "catalog_unreadable",
+        "in_flight": 0,
+    }
+    assert (await house.client.get("/livez")).status_code == 200
+    assert (await house.chat()).status_code == 200
+    house.lifecycle.restore("catalog_unreadable")
+    assert (await house.client.get("/readyz")).json()["reason"] == "engine_stalled"
+    house.lifecycle.restore("engine_stalled")
+    house.lifecycle.restore("never_there")
+    assert (await house.client.get("/readyz")).json()["status"] == "ready"
+
+
 async def test_models_list_the_base_and_each_adapter_with_digest_and_parent(house):
     newer = publish(house.catalog, "red", content="newer")
     cards = (await house.client.get("/v1/models")).json()["data"]

@@ -17,6 +17,7 @@ from server.admin.publishing import Publisher
 from server.admin.router import create_router
 from server.admin.shelf import Shelf
 from server.http.error_handlers import add_error_handlers
+from server.http.faults import FaultMiddleware
 from server.http.middleware import INFERENCE_PATHS, InferenceMiddleware
 from server.http.shape import Shape
 from server.lifecycle import Lifecycle, Phase
@@ -40,6 +41,7 @@ def create_app(
     """`started_at`: Unix seconds, the base model's `created` in /v1/models."""
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
     middleware = [  # the outermost first
+        Middleware(FaultMiddleware),
         Middleware(AdminGuard, token=token, max_upload_bytes=settings.max_upload_bytes),
         Middleware(
             InferenceMiddleware,

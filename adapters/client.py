@@ -43,6 +43,7 @@ QUICK_SECONDS = 30.0
 SLOW_SECONDS = 900.0  # to judge a large adapter, or to load it after others
 MAX_ANSWER_BYTES = 64 << 20
 SHOWN_ANSWER = 2_000
+PAGE = 100  # adapters
 MOST_EVENTS = 1_000  # the most that a server returns at once
 
 SET_TOKEN = (
@@ -66,8 +67,10 @@ class _Adapter(msgspec.Struct):
     versions: list[AdapterVersion]
 
 
-class _Listing(msgspec.Struct):
+class _Page(msgspec.Struct):
     data: list[_Adapter]
+    last_id: str | None = None
+    has_more: bool = False
 
 
 class _Events(msgspec.Struct):
@@ -329,13 +332,25 @@ class RemoteCatalog:
     def _list(self, name: str | None = None) -> list[_Adapter]:
         """All adapters, or the one of that name, if it exists."""
         if name is None:
-            return self._server.ask("GET", "/admin/adapters", _Listing).data
+            return list(self._pages())
         try:
             return [self._server.ask("GET", _path(name), _Adapter)]
         except ServerRefused as refused:
             if refused.code == "adapter_not_found":
                 return []
             raise
+
+    def _pages(self) -> Iterator[_Adapter]:
+        """All adapters, by name. What is published meanwhile may be missing."""
+        asked: dict[str, Any] = {"limit": PAGE}
+        while True:
+            page = self._server.ask("GET", "/admin/adapters", _Page, params=asked)
+            yield from page.data
+            if not page.has_more:
+                return
+            if page.last_id in (None, asked.get("after")):
+                raise AnswerUnclear("the server's list of adapters has no end", "check the address")
+            asked["after"] = page.last_id
 
     def _publish(self, **options: Any) -> AdapterVersion:
         path = "/admin/adapters"

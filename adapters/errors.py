@@ -21,11 +21,14 @@ AdapterError
 ├── StoreError
 │   ├── StoreUnreadable  the store's folder is missing or not readable
 │   ├── StoreUnwritable  writing an object failed; nothing was published
+│   │   ├── StoreReadOnly  the store, or its catalog, can't be written: a read-only mount, rights
+│   │   └── StoreFull      no space, or no quota, is left
 │   ├── StoreBusy        another process held the store's lock for too long
 │   ├── ObjectMissing    a digest that has no object
 │   └── ObjectDamaged    an object whose bytes do not match its digest
 ├── CatalogError
 │   ├── CatalogUnreadable  the database cannot be opened, read or written
+│   ├── CatalogReplaced    the database is another one than the one that was opened
 │   └── SchemaMismatch     the database has the schema of another Lorry version
 └── ServerError          a running server and its admin API
     ├── BadServerAddress   a text that is not the address of a server
@@ -35,6 +38,7 @@ AdapterError
     └── ServerRefused      it refused the request; carries its code and status
 """
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -148,6 +152,24 @@ class StoreUnwritable(StoreError):
     code = "store_unwritable"
 
 
+class StoreReadOnly(StoreUnwritable):
+    code = "store_read_only"
+
+
+class StoreFull(StoreUnwritable):
+    code = "store_full"
+
+
+def unwritable(said: str, error: OSError, hint: str) -> StoreUnwritable:
+    """The error for a failed write: StoreReadOnly or StoreFull where the system says so."""
+    kind = StoreUnwritable
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        kind = StoreReadOnly
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        kind = StoreFull
+    return kind(f"{said}: {error.strerror or error}", hint)
+
+
 class StoreBusy(StoreError):
     code = "store_busy"
 
@@ -166,6 +188,10 @@ class CatalogError(AdapterError):
 
 class CatalogUnreadable(CatalogError):
     code = "catalog_unreadable"
+
+
+class CatalogReplaced(CatalogError):
+    code = "catalog_replaced"
 
 
 class SchemaMismatch(CatalogError):

@@ -4,7 +4,10 @@ Knows nothing of which names exist. The length of a caller's text is checked bef
 runs on it, and every pattern here runs in linear time.
 """
 
+import itertools
 import re
+import string
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 from adapters.errors import BadName, BadReference, quote
@@ -15,6 +18,9 @@ MAX_ALIAS = 64
 MAX_BASE = 512
 MAX_VERSION = 999_999_999
 MAX_REFERENCE = MAX_NAME + 1 + len("sha256:") + 64
+
+MAX_MISSPELT = 64
+LETTERS = string.ascii_lowercase + string.digits + "-_." + string.ascii_uppercase
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -103,6 +109,36 @@ def _parse_selector(text: str, rest: str) -> Selector:
     if ALIAS.fullmatch(rest) and not rest.isdigit():
         return rest
     raise BadReference(f"{quote(text)} names no version, alias or digest after the @", GRAMMAR)
+
+
+def nearest(name: str, names: Set[str]) -> str | None:
+    """One of `names` that differs from `name` by one typing error, or in case or separators.
+
+    Takes under a millisecond for a name of usual length, however many names there are.
+    """
+    if len(name) > MAX_MISSPELT:
+        return None
+    lower = name.lower()
+    spelt = dict.fromkeys((lower, lower.replace("_", "-"), lower.replace("-", "_")))
+    for candidate in itertools.chain(spelt, _edits(name), _edits(lower)):
+        if candidate != name and candidate in names:
+            return candidate
+    return None
+
+
+def _edits(name: str) -> Iterator[str]:
+    """Every text at one typing error's distance: two letters swapped, one lost, wrong or added."""
+    splits = [(name[:at], name[at:]) for at in range(len(name) + 1)]
+    for head, tail in splits:
+        if len(tail) > 1:
+            yield head + tail[1] + tail[0] + tail[2:]
+        if tail:
+            yield head + tail[1:]
+    for letter in LETTERS:
+        for head, tail in splits:
+            yield head + letter + tail
+            if tail:
+                yield head + letter + tail[1:]
 
 
 def check_publishable_name(name: str) -> None:

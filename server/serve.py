@@ -30,8 +30,9 @@ from server.admin.publishing import Publisher, watching
 from server.assembly import Assembly
 from server.engine import environment
 from server.errors import ENGINE_DIED_EXIT_CODE, ModelNotFound
-from server.http.head_limit import BoundedHeads
+from server.http.connections import ACCEPTED_AT_ONCE, Connections, Limits, Listener
 from server.lifecycle import Phase
+from server.preflight import take_descriptors
 from server.settings import Settings
 from server.telemetry.logs import FORMAT_VARIABLE
 from server.telemetry.tracing import take_exporter
@@ -75,17 +76,26 @@ class Server:
     ) -> None:
         self._settings = settings
         self._extra = extra
-        self._listener = listener
+        self._listener = Listener(fileno=listener.detach())
         self._catalog = catalog
         disable_created_metrics()  # they would double the number of series
         self._parts = Assembly(settings, catalog, REGISTRY, take_exporter(os.environ))
         self._lifecycle = self._parts.lifecycle
         self._stop = asyncio.Event()
         self._console = Console(stderr=True, highlight=False)
+        self._connections = Connections(
+            Limits(
+                connections=take_descriptors(settings.max_connections),
+                head_seconds=settings.head_seconds,
+                keep_alive_seconds=settings.keep_alive_seconds,
+            )
+        )
         self._http = HttpServer(
             uvicorn.Config(
                 self._parts.app,
-                http=BoundedHeads,
+                http=self._connections,  # type: ignore[arg-type]  # makes the protocols
+                ws="none",
+                backlog=ACCEPTED_AT_ONCE,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -100,6 +110,7 @@ class Server:
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
         signals.on_stop(partial(self._stop_soon, loop))
+        loop.set_exception_handler(self._connections.on_loop_exception)
         # Python's default has 6 on two cores: a locked catalog would block loads and metrics.
         loop.set_default_executor(ThreadPoolExecutor(_THREADS, "lorry"))
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))

@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, StringConstraints, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -37,6 +37,10 @@ MaxLoraRank = Annotated[
     Literal[1, 8, 16, 32, 64, 128, 256, 320, 512],
     BeforeValidator(lambda value: int(value) if str(value).isdecimal() else value),
 ]
+
+
+# As a browser sends it: without a path, and without the scheme's own port.
+CorsOrigin = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s?#]+)$")]
 
 
 class Settings(BaseSettings):
@@ -72,6 +76,34 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(
         default=16 * 1024 * 1024, ge=1024, description="Largest request body."
+    )
+    max_bodies_bytes: int = Field(
+        default=256 * 1024 * 1024,
+        ge=1024,
+        description="Largest sum of the request bodies that arrive at once.",
+    )
+    body_seconds: float = Field(
+        default=120.0, gt=0, description="Longest time that a request body may take to arrive."
+    )
+    head_seconds: float = Field(
+        default=15.0, gt=0, description="Longest time that a request's head may take to arrive."
+    )
+    keep_alive_seconds: float = Field(
+        default=75.0,
+        gt=0,
+        description="How long an idle connection stays open; longer than a balancer keeps it.",
+    )
+    max_connections: int = Field(
+        default=0,
+        ge=0,
+        description=(
+            "Open connections; 0 takes what the limit of file descriptors leaves after 256 for "
+            "everything else, at most 8192."
+        ),
+    )
+    cors_origins: tuple[CorsOrigin, ...] = Field(
+        default=(),
+        description="Origins of the web pages that may call the models, such as https://a.example.",
     )
     max_body_objects: int = Field(
         default=16_384, ge=64, description="Objects and lists in a request body."
@@ -189,6 +221,11 @@ def _checked(settings: Settings) -> Settings:
         raise SettingsInvalid(
             f"settings: max_cpu_loras ({settings.max_cpu_loras}) must be at least max_loras "
             f"({settings.max_loras}): every adapter of a batch is resident"
+        )
+    if settings.max_bodies_bytes < settings.max_body_bytes:
+        raise SettingsInvalid(
+            f"settings: max_bodies_bytes ({settings.max_bodies_bytes}) must be at least "
+            f"max_body_bytes ({settings.max_body_bytes}): it holds one body at least"
         )
     if settings.admin_token_file is not None:
         return settings.model_copy(update={"admin_token": _read_token(settings)})

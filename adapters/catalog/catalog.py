@@ -6,19 +6,20 @@ are cached until any process changes the database. Knows nothing of files.
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from adapters.catalog import changes, database, location, schema
+from adapters.catalog import changes, database, failures, location, schema
 from adapters.catalog.aliases import Alias, check_split, select_aliases
-from adapters.catalog.freshness import Freshness, watch
-from adapters.catalog.history import Event, select_events
+from adapters.catalog.freshness import watch
+from adapters.catalog.history import Event, Mark, has_event, read_newest, select_events
 from adapters.catalog.versions import (
     AdapterVersion,
     Meaning,
@@ -26,35 +27,74 @@ from adapters.catalog.versions import (
     interpret,
     select_digests,
     select_labels,
+    select_names,
     select_published,
     select_versions,
 )
-from adapters.errors import AdapterError, StoreUnreadable, quote
-from adapters.names import STABLE, Reference, check_alias
+from adapters.errors import (
+    AdapterError,
+    AdapterNotFound,
+    AmbiguousDigest,
+    StoreUnreadable,
+    quote,
+)
+from adapters.names import STABLE, Reference, check_alias, nearest
 
 if TYPE_CHECKING:
     from adapters.checkpoint import Checkpoint  # imports numpy, which takes half a second
 
 REMEMBERED = 10_000
+MOST_NAMES = 100_000
+REFRESH_SECONDS = 0.05
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Shelf(NamedTuple):
+    """All that can be said of one name: digests by number, and aliases. Both are empty for none."""
+
+    digests: Mapping[int, str]
+    aliases: Sequence[Alias]
 
 
 @dataclass(slots=True)
 class _Known:
-    """Cached answers, valid until the catalog changes."""
+    """Cached answers, valid until the catalog changes.
+
+    An unknown reference is answered from memory too: from its name's shelf, or, for an unknown
+    name, from the set of all names, which one query fills.
+    """
 
     meanings: dict[Reference, Meaning] = field(default_factory=dict)
+    shelves: dict[str, _Shelf] = field(default_factory=dict)
+    names: frozenset[str] | None = None
     published: tuple[Published, ...] | None = None
+
+    def find(self, reference: Reference) -> Meaning | None:
+        """None where only a query can tell; raises AdapterNotFound or AmbiguousDigest."""
+        if found := self.meanings.get(reference):
+            return found
+        shelf = self.shelves.get(reference.name)
+        if shelf is None and self.names is not None and reference.name not in self.names:
+            shelf = _Shelf({}, ())
+        if shelf is not None:
+            interpret(reference, *shelf)
+        return None
 
 
 class Catalog:
     """The index of one store; safe to use from several threads and processes."""
 
-    def __init__(self, engine: Engine, freshness: Freshness) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._freshness = freshness
+        self._id = database.identify(engine)
+        self._freshness = watch(engine, self._id)
+        self._sound: object = None  # the mark of the last state that was found undamaged
         self._lock = threading.Lock()
         self._mark: object = None
         self._known = _Known()
+        self._forgotten: dict[Reference, None] = {}  # known before the last change
 
     @classmethod
     def open(cls, store_dir: Path, url: str | None = None, create: bool = True) -> Self:
@@ -68,7 +108,7 @@ class Catalog:
             location.check_own(store_dir, create=create)
         where = url or database.sqlite_url(store_dir / location.DATABASE)
         engine = database.open_engine(where, create=create)
-        catalog = cls(engine, watch(engine))
+        catalog = cls(engine)
         try:
             if create:
                 location.claim(store_dir, catalog._describe())
@@ -78,6 +118,46 @@ class Catalog:
             catalog.close()
             raise
         return catalog
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is on a database server, which other servers may use too."""
+        return failures.sqlite_path(self._engine) is None
+
+    def check(self) -> None:
+        """Raises an AdapterError unless the catalog can be used now, is the one that was opened,
+        and, where it is a file that changed, is undamaged. May take seconds. To be called again
+        and again by who serves from it: it also renews what is known."""
+        with self._lock:
+            mark = self._freshness.mark()
+        with self._reading() as connection:
+            if mark != self._sound:
+                database.check_sound(connection)
+        self._sound = mark
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Look up again what was known before the last change, for REFRESH_SECONDS: should the
+        catalog be lost, it is still answered."""
+        self._current()
+        until = time.monotonic() + REFRESH_SECONDS
+        while self._forgotten and time.monotonic() < until:
+            reference, _ = self._forgotten.popitem()
+            with suppress(AdapterNotFound, AmbiguousDigest):
+                self._find(reference)
+
+    def claim(self, store_dir: Path) -> None:
+        """Let a store belong to this catalog; raises StoreUnreadable if it has another one."""
+        location.claim(store_dir, self._describe())
+
+    def copy_to(self, file: Path) -> None:
+        """Write a copy of the catalog as it is now, durably; only for one in a file."""
+        path = failures.sqlite_path(self._engine)
+        assert path is not None
+        try:
+            database.copy_sqlite(path, file)
+        except sqlite3.Error as error:
+            raise failures.unwritten(self._engine, error) from error
 
     def check_collectable(self, store_dir: Path) -> None:
         """Raises StoreUnreadable where versions of the store's objects may be unknown here: the
@@ -117,15 +197,21 @@ class Catalog:
         return list(self._find(reference).versions)
 
     def remembered(self, reference: Reference, key: str | None = None) -> AdapterVersion | None:
-        """Like `resolve`, but None where it would have to query a database."""
-        with self._translated():
-            meaning = self._current().meanings.get(reference)
+        """Like `resolve`, but None where it would have to query a database.
+
+        Raises AdapterNotFound or AmbiguousDigest where that is known already.
+        """
+        meaning = self._current().find(reference)
         return None if meaning is None else meaning.choose(key)
+
+    def nearest(self, name: str) -> str | None:
+        """The name that a misspelt one may have meant, among those in memory."""
+        names = self._current().names
+        return nearest(name, names) if names else None
 
     def list_published(self) -> tuple[Published, ...]:
         """The meaning of every bare name now; one cached tuple until the catalog changes."""
-        with self._translated():
-            known = self._current()
+        known = self._current()
         if known.published is None:
             with self._reading() as connection:
                 known.published = tuple(select_published(connection))
@@ -135,6 +221,22 @@ class Catalog:
         """All versions, or those of one name, by name and number."""
         with self._reading() as connection:
             return select_versions(connection, *_of(schema.versions, name))
+
+    def list_page(
+        self, after: str | None, limit: int
+    ) -> tuple[list[AdapterVersion], list[Alias], bool]:
+        """The versions and aliases of `limit` names after one, and whether there are more names."""
+        with self._reading() as connection:
+            names = select_names(connection, after=after, limit=limit + 1)
+            page = names[:limit]
+            if not page:
+                return [], [], False
+            versions, targets = (
+                table.c.name.between(page[0], page[-1])
+                for table in (schema.versions, schema.targets)
+            )
+            found = select_versions(connection, versions), select_aliases(connection, targets)
+        return *found, len(names) > limit
 
     def list_labels(self) -> set[str]:
         """NAME@VERSION of every version: cheaper than `list_versions`."""
@@ -235,27 +337,37 @@ class Catalog:
             changes.remove(connection, name, version, actor)
 
     def _describe(self) -> location.Owner:
-        with self._reading() as connection:
-            catalog_id = connection.scalar(select(schema.identity.c.id))
-        return location.Owner(str(catalog_id), location.address(self._engine.url))
+        return location.Owner(self._id, location.address(self._engine.url))
 
     def _find(self, reference: Reference) -> Meaning:
-        with self._translated():
-            known = self._current().meanings
-        found = known.get(reference)
-        if found is None:
-            name = reference.name
-            with self._reading() as connection:
-                digests = select_digests(connection, name)
-                aliases = select_aliases(connection, *_of(schema.targets, name))
-                weights = interpret(reference, digests, aliases)
-                wanted = (*_of(schema.versions, name), schema.versions.c.number.in_(weights))
-                found = Meaning(reference, tuple(select_versions(connection, *wanted)), weights)
-            with self._lock:
-                while len(known) >= REMEMBERED:
-                    del known[next(iter(known))]
-                known[reference] = found
+        known = self._current()
+        if found := known.find(reference):
+            return found
+        with self._reading() as connection:
+            shelf = self._look_up(connection, known, reference.name)
+            weights = interpret(reference, *shelf)
+            wanted = schema.versions.c.number.in_(weights)
+            of_name = _of(schema.versions, reference.name)
+            versions = select_versions(connection, *of_name, wanted)
+        found = Meaning(reference, tuple(versions), weights)
+        self._remember(known.meanings, reference, found)
         return found
+
+    def _look_up(self, connection: Connection, known: _Known, name: str) -> _Shelf:
+        aliases = select_aliases(connection, *_of(schema.targets, name))
+        shelf = _Shelf(select_digests(connection, name), aliases)
+        if not shelf.digests and known.names is None:
+            names = select_names(connection, limit=MOST_NAMES + 1)
+            known.names = frozenset(names) if len(names) <= MOST_NAMES else None
+        if shelf.digests or known.names is None:
+            self._remember(known.shelves, name, shelf)
+        return shelf
+
+    def _remember(self, answers: dict[K, V], key: K, value: V) -> None:
+        with self._lock:
+            while len(answers) >= REMEMBERED:
+                del answers[next(iter(answers))]
+            answers[key] = value
 
     def _current(self) -> _Known:
         """The cache for the present state of the catalog.
@@ -266,26 +378,47 @@ class Catalog:
         with self._lock:
             mark = self._freshness.mark()
             if mark != self._mark:
+                self._forgotten.update(dict.fromkeys(self._known.meanings))
+                while len(self._forgotten) > REMEMBERED:
+                    del self._forgotten[next(iter(self._forgotten))]
                 self._mark, self._known = mark, _Known()
             return self._known
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with self._translated(), self._engine.connect() as connection:
-            yield connection
+        if problem := self._freshness.problem():
+            raise problem
+        try:
+            with self._engine.connect() as connection:
+                database.check_id(connection, self._id)
+                yield connection
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            raise failures.unreadable(self._engine, error) from error
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
-        with self._translated(), database.writing(self._engine).begin() as connection:
-            yield connection
-        self._freshness.wrote()
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
+        if problem := self._freshness.problem():
+            raise problem
         try:
-            yield
+            with database.writing(self._engine).begin() as connection:
+                database.check_id(connection, self._id)
+                yield connection
+                newest = read_newest(connection)
         except (SQLAlchemyError, sqlite3.Error) as error:
-            raise database.unreadable(self._engine, error) from error
+            raise failures.unwritten(self._engine, error) from error
+        self._freshness.wrote()
+        self._confirm(newest)
+
+    def _confirm(self, newest: Mark | None) -> None:
+        """Raises CatalogReplaced if a change is not in the file that is there now.
+
+        A commit to a file that was replaced meanwhile succeeds, and is lost.
+        """
+        if self.is_shared or newest is None:
+            return
+        with self._reading() as connection:
+            if not has_event(connection, newest):
+                raise failures.lost_change(self._engine)
 
 
 def _of(table: Any, name: str | None) -> list[Any]:

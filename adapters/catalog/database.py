@@ -1,20 +1,38 @@
 """Connects to the catalog's database: SQLite by default, PostgreSQL by URL.
 
-On both, readers see one snapshot and never wait, and writers queue: a version number is given once,
-and events are numbered in the order of their commits. Knows nothing of what the tables mean.
+On both, readers see one snapshot, and writers queue: a version number is given once, and events are
+numbered in the order of their commits. Knows nothing of what the tables mean.
+
+A SQLite file may be replaced, and its disk may be full or read-only. So each use opens it anew, by
+its path, and changes are protected by a rollback journal, not by a write-ahead log: reading creates
+no file beside it, and no log of an earlier file is taken for that of a later one. Nothing else in
+this process may open the file: closing it would release SQLite's locks on it.
 """
 
+import os
 import sqlite3
-import time
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote as percent_encode
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from adapters.catalog import schema
-from adapters.errors import CatalogUnreadable, SchemaMismatch, quote
+from adapters.catalog.failures import (
+    damaged,
+    no_catalog,
+    other_schema,
+    replaced,
+    sqlite_path,
+    unreadable,
+    unwritten,
+)
+from adapters.errors import CatalogUnreadable, SchemaMismatch
 
 BUSY_SECONDS = 10.0
 STATEMENT_SECONDS = 5.0
@@ -47,7 +65,7 @@ def open_engine(url: str | URL, *, create: bool) -> Engine:
         _prepare(engine, create=create)
     except (SQLAlchemyError, sqlite3.Error) as error:
         engine.dispose()
-        raise unreadable(engine, error) from error
+        raise (unwritten if create else unreadable)(engine, error) from error
     except SchemaMismatch:
         engine.dispose()
         raise
@@ -59,17 +77,44 @@ def writing(engine: Engine) -> Engine:
     return engine.execution_options(is_writing=True)
 
 
-def address(engine: Engine) -> str:
-    """The database's address without secrets: the query of a URL may hold a password too."""
-    return engine.url.set(query={}).render_as_string(hide_password=True)
+def identify(engine: Engine) -> str:
+    """The id of the catalog in a database, which is left if it has none.
+
+    Raises CatalogUnreadable or SchemaMismatch.
+    """
+    try:
+        with engine.connect() as connection:
+            return read_id(connection)
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        engine.dispose()
+        raise unreadable(engine, error) from error
 
 
-def unreadable(engine: Engine, error: Exception) -> CatalogUnreadable:
-    cause = getattr(error, "orig", None) or error
-    return CatalogUnreadable(
-        f"the catalog {quote(address(engine))} cannot be used: {quote(str(cause))}",
-        "check the address, its rights, that there is free space and that no one holds it locked",
-    )
+def read_id(connection: Connection) -> str:
+    """The catalog's id; raises SchemaMismatch for a database of another schema."""
+    revision = select(schema.revision.c.version_num).scalar_subquery()
+    query = select(schema.identity.c.id, revision.label("version_num"))
+    found = connection.execute(query).first()
+    if found is None:
+        raise no_catalog(connection.engine)
+    if found.version_num != schema.HEAD:
+        raise other_schema(connection.engine, found.version_num)
+    return str(found.id)
+
+
+def check_id(connection: Connection, expected: str) -> None:
+    """Raises CatalogReplaced for another catalog than the expected one, or SchemaMismatch."""
+    if read_id(connection) != expected:
+        raise replaced(connection.engine)
+
+
+def check_sound(connection: Connection) -> None:
+    """Raises CatalogUnreadable for a SQLite file that is damaged; looks at all of it."""
+    if connection.dialect.name != "sqlite":
+        return
+    said = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    if said != "ok":
+        raise damaged(connection.engine, str(said))
 
 
 def _make_engine(url: str | URL) -> Engine:
@@ -88,7 +133,9 @@ def _make_engine(url: str | URL) -> Engine:
             case "sqlite" if where.database in (None, "", ":memory:"):
                 raise _no_address("names no file")
             case "sqlite":
-                engine = create_engine(where)
+                where = where.set(database=str(Path(where.database or "").absolute()))
+                connect = partial(connect_sqlite, Path(where.database or ""))
+                engine = create_engine(where, creator=connect, poolclass=NullPool)
                 event.listen(engine, "connect", _configure_sqlite)
                 event.listen(engine, "begin", _begin_sqlite)
             case "postgresql+psycopg":
@@ -119,6 +166,46 @@ def _no_address(said: str) -> CatalogUnreadable:
     )
 
 
+def connect_sqlite(path: Path, seconds: float | None = None) -> sqlite3.Connection:
+    """A connection to the file that is at this path now; one that is not there is not made.
+
+    `seconds`: how long its statements wait for a lock. Raises sqlite3.Error.
+    """
+    where = f"file:{percent_encode(str(path))}"
+    options: dict[str, Any] = {
+        "uri": True,
+        "check_same_thread": False,
+        "timeout": BUSY_SECONDS if seconds is None else seconds,
+    }
+    connection: sqlite3.Connection = sqlite3.connect(f"{where}?mode=rw", **options)
+    try:
+        connection.execute("PRAGMA schema_version").fetchall()
+    except sqlite3.Error as error:
+        connection.close()
+        if error.sqlite_errorcode != sqlite3.SQLITE_CANTOPEN or _can_have_log(path):
+            raise
+        # It has a write-ahead log's header, but no log: it is whole, and nobody here can change it.
+        connection = sqlite3.connect(f"{where}?immutable=1", **options)
+    return connection
+
+
+def copy_sqlite(path: Path, copy: Path) -> None:
+    """Copy a database that may be in use, as one state of it; raises sqlite3.Error."""
+    with closing(connect_sqlite(path)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)  # durable: SQLite syncs at its end
+
+
+def _can_have_log(path: Path) -> bool:
+    log = path.with_name(f"{path.name}-wal")
+    return os.access(path.parent, os.W_OK) or (log.exists() and log.stat().st_size > 0)
+
+
+def leave_wal(connection: sqlite3.Connection) -> None:
+    """Take a file out of SQLite's write-ahead logging, unless others use it or it is read-only."""
+    with suppress(sqlite3.OperationalError):
+        connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+
+
 def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
@@ -147,22 +234,16 @@ def _is_writing(connection: Connection) -> bool:
 
 
 def _prepare(engine: Engine, *, create: bool) -> None:
+    path = sqlite_path(engine)
+    if create and path is not None and not path.exists():
+        sqlite3.connect(path).close()  # it makes an empty file
     found = _find_schema(engine)
     if found is None and not create:
-        raise SchemaMismatch(
-            f"the database {quote(address(engine))} is not a catalog",
-            "check the store's path or the catalog's address",
-        )
+        raise no_catalog(engine)
     if found is None:
-        if engine.dialect.name == "sqlite":
-            _enter_wal(engine)
         _create_tables(engine)
     elif found != schema.HEAD:
-        raise SchemaMismatch(
-            f"the catalog {quote(address(engine))} has schema {found},"
-            f" this program reads schema {schema.HEAD}",
-            "use the version of Lorry that wrote it or a newer one, or another store",
-        )
+        raise other_schema(engine, found)
 
 
 def _create_tables(engine: Engine) -> None:
@@ -178,20 +259,3 @@ def _find_schema(engine: Engine) -> str | None:
         if not inspect(connection).has_table(schema.revision.name):
             return None
         return str(connection.scalar(select(schema.revision.c.version_num)))
-
-
-def _enter_wal(engine: Engine) -> None:
-    # SQLite refuses concurrent switches to WAL at once, whatever the busy timeout.
-    deadline = time.monotonic() + BUSY_SECONDS
-    raw = engine.raw_connection()
-    try:
-        while True:
-            try:
-                raw.cursor().execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-    finally:
-        raw.close()

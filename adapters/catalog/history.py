@@ -26,6 +26,9 @@ REMOVED = "removed"
 ALIAS_ACTIONS = (ALIAS_MOVED, ALIAS_ROLLED_BACK, ALIAS_DROPPED)
 
 
+Mark = tuple[int, datetime]
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One recorded change."""
@@ -76,6 +79,21 @@ def select_events(
         Event(as_utc(row.happened_at), row.actor, row.action, row.name, row.detail)
         for row in reversed(rows)
     ]
+
+
+def read_newest(connection: Connection) -> Mark | None:
+    """Identifies the newest event, and so the state of the catalog; None before the first."""
+    table = schema.events
+    query = select(table.c.id, table.c.happened_at).order_by(table.c.id.desc()).limit(1)
+    row = connection.execute(query).first()
+    return None if row is None else (row.id, as_utc(row.happened_at))
+
+
+def has_event(connection: Connection, mark: Mark) -> bool:
+    number, moment = mark
+    query = select(schema.events.c.happened_at).where(schema.events.c.id == number)
+    found = connection.scalar(query)
+    return found is not None and as_utc(found) == moment
 
 
 def write_targets(weights: Weights) -> int | dict[str, int] | None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sqlalchemy.engine import URL
 
-from adapters.errors import StoreUnreadable, StoreUnwritable, quote
+from adapters.errors import StoreUnreadable, quote, unwritable
 
 DATABASE = "catalog.db"
 OWNER = "catalog-id"
@@ -48,11 +48,10 @@ def check_own(store_dir: Path, *, create: bool) -> None:
         is_there = (store_dir / DATABASE).exists()
         owner = None if is_there else _read(store_dir)
     except OSError as error:
-        kind = StoreUnwritable if create else StoreUnreadable
-        reason = error.strerror or error
-        raise kind(
-            f"the store {quote(str(store_dir))}: {reason}", "check the path and its rights"
-        ) from error
+        said, hint = f"the store {quote(str(store_dir))}", "check the path and its rights"
+        if create:
+            raise unwritable(said, error, hint) from error
+        raise StoreUnreadable(f"{said}: {error.strerror or error}", hint) from error
     if owner:
         raise _belongs_to(owner, store_dir)
     if not is_there and not create:
@@ -74,8 +73,9 @@ def claim(store_dir: Path, owner: Owner) -> None:
     except OSError as error:
         if error.errno in _CLOSED:
             return
-        raise StoreUnwritable(
-            f"{OWNER!r} in the store {quote(str(store_dir))}: {error.strerror or error}",
+        raise unwritable(
+            f"{OWNER!r} in the store {quote(str(store_dir))}",
+            error,
             "nothing was published: free space in the store, then try again",
         ) from error
     check_owner(store_dir, owner)

@@ -131,6 +131,15 @@ def select_digests(connection: Connection, name: str) -> dict[int, str]:
     return {row.number: row.digest for row in rows}
 
 
+def select_names(
+    connection: Connection, *, after: str | None = None, limit: int | None = None
+) -> list[str]:
+    """The names that have a version, in the database's order, from the one after `after` on."""
+    column = schema.versions.c.name
+    query = select(column).distinct().order_by(column).limit(limit)
+    return list(connection.scalars(query if after is None else query.where(column > after)))
+
+
 def select_versions(connection: Connection, *wanted: ColumnElement[bool]) -> list[AdapterVersion]:
     """Versions by name and number, each with its aliases."""
     table, pin, target = schema.versions, schema.pins, schema.targets
@@ -140,9 +149,8 @@ def select_versions(connection: Connection, *wanted: ColumnElement[bool]) -> lis
     rows = connection.execute(query).all()
     if not rows:
         return []
-    pointing = select(target).order_by(target.c.alias)
-    if rows[0].name == rows[-1].name:
-        pointing = pointing.where(target.c.name == rows[0].name)
+    first, last = rows[0].name, rows[-1].name
+    pointing = select(target).where(target.c.name.between(first, last)).order_by(target.c.alias)
     return _with_aliases(rows, connection.execute(pointing).all())
 
 

@@ -36,6 +36,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "unload": rollout.unload,
     "verify": upkeep.verify,
     "gc": upkeep.gc,
+    "backup": upkeep.backup,
+    "restore": upkeep.restore,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -1,12 +1,13 @@
-"""`lorry adapters verify|gc`: check the store, and remove garbage from it."""
+"""`lorry adapters verify|gc|backup|restore`: check the store, clean it, copy it as a whole."""
 
 import re
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapters.cli.options import JSON, STORE, Site, acts_on
+from adapters.cli.options import JSON, STORE, Site, acts_on, reported
 
 if TYPE_CHECKING:
     from adapters.upkeep import Finding
@@ -57,6 +58,43 @@ def gc(
     spared = f"; {found.too_young} too young" if found.too_young else ""
     total = f"{would} {decimal(found.freed_bytes)} of {len(removed)}{spared}"
     site.print(asdict(found) | {"dry_run": dry_run}, *removed, total)
+
+
+@acts_on(STORE, JSON)
+def backup(
+    site: Site,
+    target: Annotated[Path, typer.Argument(help="Folder of the backup, which is a store too.")],
+) -> None:
+    """Copy the catalog and its objects to a folder, while servers use the store."""
+    _copy(site, site.store, target)
+
+
+@acts_on(STORE, JSON)
+def restore(
+    site: Site,
+    source: Annotated[Path, typer.Argument(help="The folder that `backup` wrote.")],
+) -> None:
+    """Bring back the catalog and objects of a backup; running servers follow within a second."""
+    _copy(site, source, site.store)
+
+
+def _copy(site: Site, source: Path, target: Path) -> None:
+    if site.catalog:
+        raise typer.BadParameter(
+            "back up a catalog in PostgreSQL with pg_dump, then copy the store's folder `objects`",
+            param_hint="--catalog",
+        )
+    with reported():
+        from dataclasses import asdict
+
+        from adapters.backup import copy_store
+
+        done = copy_store(source, target)
+    total = f"copied the catalog and {len(done.objects)} objects to {target}"
+    there = f"; {done.already_there} were there already"
+    site.print(asdict(done), *done.absent, total + there)
+    if done.absent:
+        raise typer.Exit(1)
 
 
 def _parse_age(text: str) -> timedelta:

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -29,6 +30,7 @@ from adapters.errors import (
     StoreUnreadable,
     StoreUnwritable,
     quote,
+    unwritable,
 )
 from adapters.store.files import (
     CONFIG,
@@ -186,9 +188,12 @@ class Store:
         return sorted(self._tmp.iterdir()) if self._tmp.exists() else []
 
     def put_aside(self, folder: Path) -> Path:
-        """Move an object to `tmp` in one step, so that half an object is never visible."""
+        """Move an object to `tmp` in one step, so that half an object is never visible.
+
+        No new folder is made: on a full disk there may be no room for one.
+        """
         self._tmp.mkdir(exist_ok=True)
-        return folder.rename(Path(tempfile.mkdtemp(dir=self._tmp)) / folder.name).parent
+        return folder.rename(self._tmp / f"{folder.name}.{secrets.token_hex(8)}")
 
     def _unreadable(self, error: OSError) -> StoreUnreadable:
         return StoreUnreadable(
@@ -201,8 +206,9 @@ class Store:
         try:
             yield
         except OSError as error:
-            raise StoreUnwritable(
-                f"writing to the store {quote(str(self.root))} failed: {error.strerror or error}",
+            raise unwritable(
+                f"writing to the store {quote(str(self.root))} failed",
+                error,
                 "nothing was published: check its rights and free space, then try again",
             ) from error
 
@@ -271,7 +277,7 @@ def hold(path: Path, *, alone: bool, within: float = WAIT_SECONDS) -> Iterator[N
         mode = os.O_RDWR if alone else os.O_RDONLY
         descriptor = os.open(path, mode | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _not_lockable(path, error) from error
     try:
         _take(descriptor, path, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, within)
         yield
@@ -292,11 +298,12 @@ def _take(descriptor: int, path: Path, kind: int, within: float) -> None:
                 ) from None
             time.sleep(POLL_SECONDS)
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise _not_lockable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> StoreUnwritable:
-    return StoreUnwritable(
-        f"the store {quote(str(path.parent))} cannot be locked: {error.strerror or error}",
+def _not_lockable(path: Path, error: OSError) -> StoreUnwritable:
+    return unwritable(
+        f"the store {quote(str(path.parent))} cannot be locked",
+        error,
         "nothing was published: check its rights, and that its file system supports locks (flock)",
     )

@@ -16,7 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import AdminDisabled, NotAuthorized, RequestError, RequestTooLarge
+from server.errors import AdminDisabled, NotAuthorized, RequestError
+from server.http.bodies import check_announced
 from server.lifecycle import Phase, refusal
 
 logger = logging.getLogger("lorry.admin")
@@ -32,20 +33,25 @@ _HOW_TO_ENABLE = (
 
 
 class AdminGuard:
-    def __init__(self, app: ASGIApp, *, token: str | None, max_upload_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, token: str | None, max_upload_bytes: int, body_seconds: float
+    ) -> None:
         self._app = app
         self._digest = _digest(token) if token else None
         self._max_upload_bytes = max_upload_bytes
+        self._body_seconds = body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not _is_admin(scope["path"]):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        limit = self._limit(scope["path"], headers)
+        is_upload = scope["path"] == UPLOAD_PATH and is_form(headers)
+        limit = self._max_upload_bytes if is_upload else _MAX_JSON_BYTES
+        seconds = None if is_upload else self._body_seconds  # uploads.py has limits of its own
         try:
             actor = self._identify(headers.get("authorization", ""))
-            _check_length(headers.get("content-length", ""), limit)
+            check_announced(headers, limit)
         except RequestError as error:
             logger.warning("%s %.128s refused: %s", scope["method"], scope["path"], error.code)
             challenge = {"www-authenticate": "Bearer"} if error.status == 401 else {}
@@ -53,17 +59,13 @@ class AdminGuard:
             return
         scope.setdefault("state", {})["actor"] = actor
         try:
-            await self._app(scope, _bounded(receive, limit), send)
+            await self._app(scope, _bounded(receive, limit, seconds), send)
         except asyncio.CancelledError:  # by the server, at the end of its drain
             logger.warning("%s %.128s was cut off", scope["method"], scope["path"])
             draining = refusal(Phase.DRAINING)
             with suppress(RuntimeError):  # the answer has begun
                 answer = JSONResponse(draining.envelope(), draining.status, draining.headers())
                 await answer(scope, receive, send)
-
-    def _limit(self, path: str, headers: Headers) -> int:
-        is_upload = path == UPLOAD_PATH and is_form(headers)
-        return self._max_upload_bytes if is_upload else _MAX_JSON_BYTES
 
     def _identify(self, authorization: str) -> str:
         """The actor for the catalog's history: `admin:` and a short digest of the token."""
@@ -89,22 +91,28 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def _check_length(announced: str, limit: int) -> None:
-    """Raises RequestTooLarge for an announced length above `limit`, before any byte is read."""
-    if announced.isdecimal() and (len(announced) > len(str(limit)) or int(announced) > limit):
-        raise RequestTooLarge(f"The request body is larger than {limit} bytes.")
+def _bounded(receive: Receive, limit: int, seconds: float | None) -> Receive:
+    """`receive` for a body of at most `limit` bytes that arrives within `seconds`.
 
-
-def _bounded(receive: Receive, limit: int) -> Receive:
+    Raises HTTPException, not a RequestError: FastAPI turns all others into a 400 here.
+    """
     size = 0
+    deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
 
     async def counted() -> Message:
-        nonlocal size
-        message = await receive()
+        nonlocal size, deadline
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(
+                408, f"The request body took longer than {seconds:g} seconds."
+            ) from None
         size += len(message.get("body", b""))
         if size > limit:
-            # Not a RequestTooLarge: FastAPI turns all but an HTTPException into a 400 here.
             raise HTTPException(413, f"The request body is larger than {limit} bytes.")
+        if not message.get("more_body", False):
+            deadline = None  # what follows is the caller's hanging up
         return message
 
     return counted

@@ -15,7 +15,7 @@ from pathlib import Path
 from starlette.requests import Request
 
 from adapters.catalog import AdapterVersion, Catalog
-from adapters.errors import BadName, StoreUnwritable
+from adapters.errors import BadName, unwritable
 from adapters.names import STABLE
 from adapters.publish import Rules, publish
 from adapters.store import Store
@@ -112,8 +112,9 @@ class Publisher:
                 wanted = take_upload(content_type, body, folder)
                 return self._publish_now(folder, wanted.name, wanted.aliases, actor)
         except OSError as error:
-            raise StoreUnwritable(
-                f"the upload can't be written: {error.strerror or error}",
+            raise unwritable(
+                "the upload can't be written",
+                error,
                 "nothing was published: free space in the store, then try again",
             ) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect
@@ -36,6 +36,7 @@ def read_actor(request: Request) -> str:
 
 Actor = Annotated[str, Depends(read_actor)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+After = Annotated[Name | None, Query(description="The `last_id` of the page before.")]
 _BEARER = HTTPBearer(auto_error=False, description="The admin token.")
 _UPLOAD = {
     "type": "object",
@@ -74,10 +75,10 @@ def create_router(shelf: Shelf, publisher: Publisher) -> APIRouter:
 
 
 def _add_adapters(router: APIRouter, shelf: Shelf, publisher: Publisher) -> None:
-    @router.get("")
-    async def list_adapters() -> dict[str, Any]:
-        """Every adapter: versions, aliases, and what the engine holds of them."""
-        return {"object": "list", "data": await shelf.describe()}
+    @router.get("", response_model=dict[str, Any])
+    async def list_adapters(after: After = None, limit: Limit = 100) -> Response:
+        """Adapters by name: versions, aliases, and what the engine holds of them."""
+        return Response(await shelf.list_page(after, limit), media_type="application/json")
 
     @router.post("", status_code=201, openapi_extra=_PUBLISH_BODY)
     async def publish_adapter(request: Request, actor: Actor) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def _add_adapters(router: APIRouter, shelf: Shelf, publisher: Publisher) -> None
     @router.get("/{name}")
     async def show_adapter(name: Name) -> dict[str, Any]:
         """One adapter."""
-        return (await shelf.describe(name))[0]
+        return await shelf.describe(name)
 
     @router.get("/{name}/history")
     async def show_history(name: Name, limit: Limit = 100) -> dict[str, Any]:

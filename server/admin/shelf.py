@@ -20,13 +20,18 @@ class Shelf:
         self._lifecycle = lifecycle
         self._pinning = asyncio.Lock()  # or two pins could both take the last place
 
-    async def describe(self, name: str | None = None) -> list[dict[str, Any]]:
-        """All adapters, or the one of that name; raises AdapterNotFound."""
+    async def list_page(self, after: str | None, limit: int) -> bytes:
+        """Up to `limit` adapters by name, those after one name, as OpenAI's lists in JSON."""
+        page = await asyncio.to_thread(self._catalog.list_page, after, limit)
+        return await asyncio.to_thread(views.encode_page, *page, await self._snapshot())
+
+    async def describe(self, name: str) -> dict[str, Any]:
+        """The adapter of that name; raises AdapterNotFound."""
         versions = await asyncio.to_thread(self._catalog.list_versions, name)
-        if name is not None and not versions:
+        if not versions:
             raise no_such_adapter(name)
         aliases = await asyncio.to_thread(self._catalog.list_aliases, name)
-        return views.describe_adapters(versions, aliases, await self._snapshot())
+        return views.describe_adapters(versions, aliases, await self._snapshot())[0]
 
     async def describe_version(self, version: AdapterVersion) -> dict[str, Any]:
         """One version after a change, which stands even if the engine does not answer now."""

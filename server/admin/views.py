@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import groupby
@@ -76,6 +77,16 @@ def describe_adapters(
         }
         for name, group in groupby(versions, key=lambda version: version.name)
     ]
+
+
+def encode_page(
+    versions: Iterable[AdapterVersion], aliases: Iterable[Alias], has_more: bool, engine: Engine
+) -> bytes:
+    """One page of adapters as OpenAI's lists: the next page is the one after `last_id`."""
+    data = describe_adapters(versions, aliases, engine)
+    first, last = (data[0]["name"], data[-1]["name"]) if data else (None, None)
+    page = {"object": "list", "data": data, "first_id": first, "last_id": last}
+    return json.dumps(page | {"has_more": has_more}).encode()
 
 
 def describe_event(event: Event) -> dict[str, Any]:

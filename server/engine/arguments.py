@@ -18,6 +18,10 @@ _BYTES_PER_GIB = 1024**3
 # Flags that are settings of ours, or that would break a guarantee of the server.
 _RESERVED = frozenset(
     {
+        "--allow-credentials",
+        "--allowed-headers",
+        "--allowed-methods",
+        "--allowed-origins",
         "--api-key",
         "--api-server-count",
         "--data-parallel-size",
@@ -61,6 +65,15 @@ def check_extra(extra: Sequence[str]) -> None:
             f"{', '.join(clash)} can't be given after `--`: `lorry serve` sets it itself, or it "
             "would break a guarantee (see `lorry serve --help`)"
         )
+    _check_backend(extra)
+
+
+def _check_backend(extra: Sequence[str]) -> None:
+    """Raises SettingsInvalid if `extra` chooses vLLM's backend of structured outputs."""
+    config = [word.replace("_", "-") for word in extra]
+    given = [word for word in config if word.startswith("--structured-outputs-config")]
+    if given and any(".backend" in word or '"backend"' in word for word in config):
+        raise SettingsInvalid("choose the backend of structured outputs with --grammar-backend")
 
 
 def build_arguments(settings: Settings, extra: Sequence[str] = ()) -> Namespace:
@@ -80,8 +93,6 @@ def build_arguments(settings: Settings, extra: Sequence[str] = ()) -> Namespace:
     except (SystemExit, ValueError, TypeError) as error:
         raise SettingsInvalid(f"vLLM does not take {' '.join(extra)}: {error}") from None
     _check_unchanged(arguments, parser.parse_args(_own_arguments(settings)))
-    if arguments.structured_outputs_config.backend != settings.grammar_backend:
-        raise SettingsInvalid("the backend of structured outputs is chosen by --grammar-backend")
     return arguments  # type: ignore[no-any-return]
 
 

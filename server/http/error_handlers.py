@@ -9,19 +9,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
-from adapters.errors import AdapterError, CatalogError, CheckpointInvalid, StoreError
+from adapters.errors import AdapterError, CatalogError, CheckpointInvalid, StoreError, StoreFull
 from server.errors import (
     InvalidRequest,
     MethodNotAllowed,
     RequestError,
     RequestTooLarge,
+    RequestTooSlow,
     UnknownPath,
     envelope,
 )
 
 _MAX_PROBLEMS = 100
-# Any other code is a 400, or a 503 for an error of the store or the catalog.
+# Any other code is a 400, or a 503 (507 when it is full) for an error of store or catalog.
 _STATUS_BY_CODE = {
     "adapter_not_found": 404,
     "alias_not_found": 404,
@@ -51,6 +53,8 @@ async def _answer_request_error(_: Request, error: Exception) -> JSONResponse:
 async def _answer_adapter_error(_: Request, error: Exception) -> JSONResponse:
     """For a refused adapter the envelope has the first problem, and `problems` has them all."""
     assert isinstance(error, AdapterError)
+    if isinstance(error, StoreFull):
+        return JSONResponse(envelope(str(error), "server_error", error.code, None), 507)
     if isinstance(error, StoreError | CatalogError):
         body = envelope(str(error), "server_error", error.code, None)
         return JSONResponse(body, 503, {"retry-after": "5"})
@@ -81,13 +85,25 @@ async def _answer_http_error(request: Request, error: Exception) -> JSONResponse
     assert isinstance(error, HTTPException)
     path = request.url.path[:128]
     if error.status_code == 405:
-        return _as_response(MethodNotAllowed(f"{path} does not take this method."))
+        answer = _as_response(MethodNotAllowed(f"{path} does not take this method."))
+        answer.headers["allow"] = ", ".join(sorted(_methods(request)))
+        return answer
     if error.status_code == 404:
         return _as_response(UnknownPath(f"There is nothing at {path}."))
+    if error.status_code == 408:
+        return _as_response(RequestTooSlow(str(error.detail)))
     if error.status_code == 413:
         return _as_response(RequestTooLarge(str(error.detail)))
     body = envelope(str(error.detail), "invalid_request_error", "invalid_request", None)
     return JSONResponse(body, error.status_code)
+
+
+def _methods(request: Request) -> set[str]:
+    """All methods of the path; the exception has those of one of its routes only."""
+    routes = [each for each in request.app.routes if isinstance(each, Route)]
+    matching = (each for each in routes if each.matches(request.scope)[0] is not Match.NONE)
+    methods = {method for each in matching for method in each.methods or ()}
+    return methods | {"HEAD"} if "GET" in methods else methods
 
 
 def _as_response(error: RequestError) -> JSONResponse:

@@ -1,7 +1,7 @@
 """One HTTP exchange with vLLM's app, seen from outside: the body in, the response out.
 
-`read_body` bounds what a caller may send; `Exchange` hands that body on, watches for a caller
-that hangs up, puts our headers on the answer and turns vLLM's error bodies into OpenAI's.
+`Exchange` hands the body on that bodies.py has read, watches for a caller that hangs up, puts our
+headers on the answer and turns vLLM's error bodies into OpenAI's.
 """
 
 from __future__ import annotations
@@ -14,12 +14,7 @@ from typing import Any, TypeVar
 from starlette.types import Message, Receive, Send
 
 from server.call import Call
-from server.errors import (
-    RequestError,
-    RequestTooLarge,
-    RequestTooSlow,
-    translate_vllm_error,
-)
+from server.errors import RequestError, translate_vllm_error
 from server.telemetry.recorder import response_headers
 
 _STREAMED_ERROR = b'data: {"error"'
@@ -30,34 +25,6 @@ _OURS = frozenset({b"x-request-id", b"content-length"})
 
 class Disconnected(Exception):
     """The caller hung up before it could be answered, or stopped reading the answer."""
-
-
-async def read_body(receive: Receive, limit: int) -> bytes:
-    """The request's body.
-
-    Raises:
-        RequestTooLarge: it is longer than `limit` bytes.
-        RequestTooSlow: no part of it arrived for SILENCE_SECONDS.
-        Disconnected: the caller hung up.
-    """
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        try:
-            message = await asyncio.wait_for(receive(), SILENCE_SECONDS)
-        except TimeoutError:
-            raise RequestTooSlow(
-                f"No part of the request body arrived for {SILENCE_SECONDS} seconds."
-            ) from None
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limit:
-            raise RequestTooLarge(f"The request body is larger than {limit} bytes.")
-        parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)
 
 
 async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T:

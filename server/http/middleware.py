@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.call import Call, current_call
 from server.errors import EXITS, InvalidRequest, MethodNotAllowed, RequestError
-from server.http.exchange import Disconnected, Exchange, read_body, send_error, unless_disconnected
+from server.http.bodies import Bodies
+from server.http.exchange import Disconnected, Exchange, send_error, unless_disconnected
 from server.http.shape import Shape
 from server.lifecycle import Lifecycle, Phase, refusal
 from server.naming import ModelNames
@@ -39,9 +40,11 @@ INFERENCE_PATHS = {
 }
 
 # Headers with which a caller could choose vLLM's adapter, priority, replica or session itself, and
-# those that we set: the trace parent (our span) and the request id (a unique one).
+# those that we set: the trace parent (our span) and the request id (a unique one). By `origin` vLLM
+# would allow every browser's page; http/cors.py decides.
 STRIPPED_HEADERS = frozenset(
     {
+        b"origin",
         b"x-amzn-sagemaker-adapter-identifier",
         b"x-amzn-sagemaker-adapter-alias",
         b"x-vllm-priority",
@@ -85,14 +88,14 @@ class InferenceMiddleware:
         lifecycle: Lifecycle,
         names: ModelNames,
         recorder: Recorder,
-        max_body_bytes: int,
+        bodies: Bodies,
         shape: Shape,
     ) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._names = names
         self._recorder = recorder
-        self._max_body_bytes = max_body_bytes
+        self._bodies = bodies
         self._shape = shape
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,7 +128,7 @@ class InferenceMiddleware:
                 raise MethodNotAllowed(f"{call.endpoint} takes POST only.")
             self._lifecycle.check_ready()
             # Before the call counts as in flight: a body that never comes must not delay a drain.
-            body = await read_body(receive, self._max_body_bytes)
+            body = await self._bodies.read(Headers(scope=scope), receive)
             self._shape.check(body)
             with self._lifecycle.admit():
                 await self._serve(call, body, scope, receive, send)

@@ -1,7 +1,7 @@
 """Brings the engine in line with the catalog: pins stay resident, removed versions go.
 
 Pins and removals may come from another server or from the command line, so the catalog is polled,
-in a thread.
+in a thread. `CatalogWatch` reports whether it can be used at all.
 """
 
 from __future__ import annotations
@@ -11,16 +11,74 @@ import logging
 import time
 
 from adapters.catalog import AdapterVersion, Catalog, VersionKey
-from adapters.errors import AdapterError
+from adapters.errors import AdapterError, CatalogUnreadable
+from server.lifecycle import Lifecycle
 from server.residency.residency import Residency
 from server.telemetry.metrics import Metrics
 
+logger = logging.getLogger("lorry.catalog")
 pins_logger = logging.getLogger("lorry.pins")
 removals_logger = logging.getLogger("lorry.removals")
 
+_WATCH_SECONDS = 0.5
+_ANSWER_SECONDS = 5.0
 _PINS_SECONDS = 1.0
 _RETRY_SECONDS = 30.0
 _REMOVALS_SECONDS = 30.0
+
+
+class CatalogWatch:
+    """Notices that the catalog is gone, damaged or another one, and that it is right again.
+
+    Then the server is unready (/readyz gives the reason), but still answers for the names that it
+    has resolved before. A database that is away is not a reason: all servers that share it would be
+    unready at once, although each can answer.
+    """
+
+    def __init__(self, catalog: Catalog, lifecycle: Lifecycle) -> None:
+        self._catalog = catalog
+        self._lifecycle = lifecycle
+        self._check: asyncio.Task[None] | None = None
+        self._hindrance: str | None = None
+        self.problem: AdapterError | None = None
+
+    async def run(self) -> None:
+        """Watch the catalog until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    async def look(self) -> None:
+        # One check at a time: on a disk that hangs, each would hold a thread for good.
+        if self._check is None:
+            self._check = asyncio.create_task(asyncio.to_thread(self._catalog.check))
+        done, _ = await asyncio.wait({self._check}, timeout=_ANSWER_SECONDS)
+        if not done:
+            said = f"the catalog has not answered for {_ANSWER_SECONDS:.0f} s"
+            self._report(CatalogUnreadable(said, "check its disk, and who holds it locked"))
+            return
+        error, self._check = self._check.exception(), None
+        if error is not None and not isinstance(error, AdapterError):
+            error = CatalogUnreadable(f"the catalog can't be checked: {error!r}", "check its disk")
+        self._report(error)
+
+    def _report(self, problem: AdapterError | None) -> None:
+        before = self.problem and self.problem.code
+        self.problem = problem
+        if problem is not None and problem.code != before:
+            logger.error("%s; names that were resolved before are still answered", problem)
+        elif problem is None and before is not None:
+            logger.warning("the catalog can be used again")
+        is_away = self._catalog.is_shared and isinstance(problem, CatalogUnreadable)
+        self._impair(None if is_away else problem)
+
+    def _impair(self, problem: AdapterError | None) -> None:
+        if self._hindrance is not None and (problem is None or problem.code != self._hindrance):
+            self._lifecycle.restore(self._hindrance)
+            self._hindrance = None
+        if problem is not None:
+            self._hindrance = problem.code
+            self._lifecycle.impair(problem.code, str(problem))
 
 
 class Pins:
@@ -35,6 +93,7 @@ class Pins:
         self._loads: dict[VersionKey, asyncio.Task[None]] = {}
         self._retry_at: dict[VersionKey, float] = {}
         self._too_many = False
+        self._unreadable: str | None = None
 
     async def run(self) -> None:
         """Follow the catalog until cancelled."""
@@ -52,8 +111,11 @@ class Pins:
         try:
             pinned = await asyncio.to_thread(self._catalog.pins)
         except AdapterError as error:
-            pins_logger.warning("the pins can't be read: %s", error)
+            if error.code != self._unreadable:  # not every second
+                pins_logger.warning("the pins can't be read: %s", error)
+            self._unreadable = error.code
             return
+        self._unreadable = None
         kept = pinned[: self._residency.most_pins]
         if (len(kept) < len(pinned)) and not self._too_many:
             pins_logger.warning(

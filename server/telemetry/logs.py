@@ -105,15 +105,16 @@ class RateLimit(logging.Filter):
     each, always pass, and what an answer hides (`always`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lines: int = _LINES_A_MINUTE) -> None:
         super().__init__()
+        self._lines = lines
         self._minutes: dict[Any, _Minute] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         if hasattr(record, "call") or getattr(record, "always", False):
             return True
         place: Any = (record.pathname, record.lineno)
-        limit = _LINES_A_MINUTE
+        limit = self._lines
         for name in _ONE_LINE_A_MINUTE:
             if record.name.startswith(name):
                 place, limit = name, 1

@@ -13,6 +13,7 @@ from running_server import RunningServer, running_server, serving
 from standin_server import TOKEN
 from typer.testing import CliRunner, Result
 
+from adapters import client
 from adapters.catalog import Catalog
 from adapters.cli import app
 
@@ -388,3 +389,29 @@ def test_the_store_of_this_machine_is_not_touched(online: Call, published, tmp_p
     assert not (tmp_path / ".lorry").exists()
     with Catalog.open(tmp_path / "served" / "store", create=False) as catalog:
         assert [version.label for version in catalog.list_versions()] == ["orders@1"]
+
+
+def test_list_shows_all_adapters_of_a_server_that_lists_by_pages(
+    online: Call, server: RunningServer, enter, monkeypatch
+) -> None:
+    monkeypatch.setattr(client, "PAGE", 2)
+    with Catalog.open(server.store) as catalog:
+        for number in range(5):
+            enter(catalog, f"adapter{number}", number)
+    listed = json.loads(online("list", "--json").stdout)
+    assert [each["label"] for each in listed] == [f"adapter{number}@1" for number in range(5)]
+    assert all(each["shares"] == {"stable": 1.0} for each in listed)
+
+
+def test_a_list_without_an_end_is_an_error() -> None:
+    page = {"object": "list", "data": [], "last_id": "a", "has_more": True}
+
+    async def app(scope, receive, send) -> None:
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps(page).encode()})
+
+    with serving(app) as url:
+        said = call("list", "--url", url)
+    assert said.exit_code == 1
+    assert "answer_unclear" in said.output

@@ -15,6 +15,7 @@ from adapters.names import (
     Reference,
     check_alias,
     check_publishable_name,
+    nearest,
     parse_reference,
 )
 
@@ -139,3 +140,22 @@ def test_an_alias_cannot_be_mistaken_for_a_version_or_a_digest() -> None:
 def test_ordinary_aliases_are_allowed() -> None:
     for alias in ("stable", "canary", "v1", "2026-08"):
         check_alias(alias)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("support-tnoe", "support-tone"),
+        ("suport-tone", "support-tone"),
+        ("support-tone2", "support-tone"),
+        ("zupport-tone", "support-tone"),
+        ("Support_Tone", "support-tone"),
+        ("ORDERS.JSON", "orders.json"),
+        ("support-tone", None),
+        ("something-else", None),
+        ("", None),
+        ("x" * 100_000, None),
+    ],
+)
+def test_a_misspelt_name_finds_the_nearest_one(written, meant) -> None:
+    assert nearest(written, {"support-tone", "orders.json"}) == meant

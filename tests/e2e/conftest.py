@@ -10,8 +10,6 @@ from otlp_receiver import OtlpReceiver
 from server_process import ServerProcess
 from shop import BASE_NAME, Shop, keep_shop, train_shop
 
-WITHOUT_SPACE = '{"backend": "xgrammar", "disable_any_whitespace": true}'
-
 
 @pytest.fixture(scope="session")
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shop:
@@ -39,7 +37,7 @@ def server(
         *("--served-model-name", BASE_NAME, "--max-loras", "2", "--max-cpu-loras", "3"),
         *("--", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         # A model this small may fill a schema with white space up to max_tokens.
-        *("--structured-outputs-config", WITHOUT_SPACE),
+        *("--structured-outputs-config.disable_any_whitespace", "true"),
         env={
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}",
             "LORRY_ADMIN_TOKEN": TOKEN,

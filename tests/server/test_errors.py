@@ -7,7 +7,7 @@ import pytest
 from server import errors
 from server.engine import arguments
 from server.engine.arguments import check_extra
-from server.errors import LorryError, RequestError, translate_vllm_error
+from server.errors import LorryError, RequestError, SettingsInvalid, translate_vllm_error
 
 
 def subclasses(kind):
@@ -70,3 +70,17 @@ def test_the_dtype_is_reserved_on_a_processor_and_free_on_a_gpu(monkeypatch):
                     check_extra([flag, "float16"])
             else:
                 check_extra([flag, "float16"])
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--structured-outputs-config.backend", "auto"],
+        ["--structured_outputs_config.backend=outlines"],
+        ["--structured-outputs-config", '{"backend": "xgrammar"}'],
+    ],
+)
+def test_the_backend_of_grammars_is_our_setting(extra):
+    with pytest.raises(SettingsInvalid, match="--grammar-backend"):
+        check_extra(extra)
+    check_extra(["--structured-outputs-config.disable_any_whitespace", "true"])

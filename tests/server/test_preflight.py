@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from server.errors import (
     PlatformUnsupported,
     PortInUse,
     QuantizationMissing,
+    SettingsInvalid,
     StartupError,
 )
 
@@ -82,6 +84,29 @@ def test_a_port_in_use_is_an_error_and_port_0_takes_a_free_one():
             preflight.bind("127.0.0.1", port)
 
 
+def test_the_soft_limit_of_descriptors_is_raised_to_the_hard_one():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before[1] // 2, before[1]))
+        most = preflight.take_descriptors()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+        assert most == min(before[1] - 256, 8192)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_number_of_connections_leaves_descriptors_for_everything_else(monkeypatch):
+    fits = {64: 32, 512: 256, 1024: 768, 65536: 8192}
+    for limit, expected in fits.items():
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        assert preflight.take_descriptors() == expected
+    assert preflight.take_descriptors(20_000) == 20_000
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    assert preflight.take_descriptors(768) == 768
+    with pytest.raises(SettingsInvalid, match=r"1024 file descriptors: .* set 768 at most"):
+        preflight.take_descriptors(769)
+
+
 def test_every_startup_error_has_its_own_exit_code():
     codes = [kind.exit_code for kind in StartupError.__subclasses__()]
     assert sorted(codes) == [2, 3, 4, 5, 6, 7, 8]
@@ -129,3 +154,11 @@ def test_a_wrong_option_is_reported_in_the_logs_format():
     assert (done.returncode, line["exit_code"]) == (2, 2)
     assert "--no-such-option" in line["message"]
     assert run_serve("--log-format", "text", "--no-such-option").stderr.startswith("Usage: ")
+
+
+def test_a_cache_that_can_not_be_written_is_refused(tmp_path) -> None:
+    preflight.check_cache(tmp_path / "new" / "cache", {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsInvalid, match="--cache"):
+        preflight.check_cache(tmp_path / "file" / "cache", {})
+    preflight.check_cache(tmp_path / "file" / "cache", {"VLLM_CACHE_ROOT": "/elsewhere"})

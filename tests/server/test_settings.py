@@ -78,3 +78,16 @@ def test_a_base_name_that_would_make_references_ambiguous_is_refused():
 
 def test_every_setting_has_a_description():
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_the_sum_of_bodies_holds_one_body_at_least():
+    with pytest.raises(SettingsInvalid, match="max_bodies_bytes"):
+        load_settings(model="m", max_body_bytes=5000, max_bodies_bytes=4999)
+
+
+def test_an_origin_is_written_as_a_browser_sends_it():
+    origins = ["*", "https://a.example", "http://localhost:3000", "chrome-extension://abc"]
+    assert load_settings(model="m", cors_origins=origins).cors_origins == tuple(origins)
+    for wrong in ("a.example", "https://a.example/", "https://a.example/x", "", "https://"):
+        with pytest.raises(SettingsInvalid, match="cors_origins"):
+            load_settings(model="m", cors_origins=[wrong])

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import time
+from contextlib import suppress
 
 import pytest
+from sqlalchemy import event
 
 from adapters.catalog import Catalog
 from adapters.catalog import catalog as catalog_module
@@ -49,6 +51,77 @@ def test_only_earlier_answers_are_cached(enter, in_sqlite) -> None:
     assert in_sqlite.resolve(reference) == in_sqlite.remembered(reference)
     enter(in_sqlite, number=2)
     assert in_sqlite.remembered(reference) is None
+
+
+def count_queries(catalog: Catalog) -> list[str]:
+    asked: list[str] = []
+    event.listen(catalog._engine, "before_cursor_execute", lambda *of: asked.append(of[2]))
+    return asked
+
+
+UNKNOWN = ["orders@999999", "orders@nothing", f"orders@sha256:{'e' * 12}", "nobody", "nobody@1"]
+
+
+def test_what_does_not_exist_is_answered_from_memory(enter, catalog) -> None:
+    enter(catalog)
+    for text in ("orders", "orders@1", "nobody"):
+        with suppress(AdapterNotFound):
+            catalog.resolve(parse_reference(text))
+    settle(catalog)
+    asked = count_queries(catalog)
+    for text in [*UNKNOWN, *(f"orders@{n}" for n in range(5, 50)), *(f"x{n}" for n in range(50))]:
+        with pytest.raises(AdapterNotFound):
+            catalog.remembered(parse_reference(text))
+        with pytest.raises(AdapterNotFound):
+            catalog.resolve(parse_reference(text))
+    assert [
+        query for query in asked if "max(events" not in query and "FROM versions" in query
+    ] == []
+
+
+def settle(catalog: Catalog) -> None:
+    """Let a catalog in PostgreSQL poll once, which empties its cache, and ask again."""
+    deadline = time.monotonic() + 10
+    while getattr(catalog._freshness, "_newest", True) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for text in ("orders", "nobody"):
+        with suppress(AdapterNotFound):
+            catalog.resolve(parse_reference(text))
+
+
+def test_what_did_not_exist_is_found_once_it_is_published(enter, catalog) -> None:
+    enter(catalog)
+    for number in (2, 3):
+        reference = parse_reference(f"orders@{number}")
+        with pytest.raises(AdapterNotFound):
+            catalog.resolve(reference)
+        enter(catalog, number=number)
+        assert catalog.resolve(reference).version == number
+    with pytest.raises(AdapterNotFound):
+        catalog.resolve(parse_reference("new"))
+    enter(catalog, "new")
+    assert catalog.resolve(parse_reference("new")).label == "new@1"
+    assert catalog.remembered(parse_reference("new")).label == "new@1"
+
+
+def test_unknown_names_of_a_huge_catalog_do_not_fill_the_memory(
+    enter, in_sqlite, monkeypatch
+) -> None:
+    monkeypatch.setattr(catalog_module, "MOST_NAMES", 1)
+    monkeypatch.setattr(catalog_module, "REMEMBERED", 5)
+    enter(in_sqlite)
+    enter(in_sqlite, "second")
+    for number in range(50):
+        for _ in range(2):
+            with pytest.raises(AdapterNotFound):
+                in_sqlite.resolve(parse_reference(f"unknown{number}"))
+    assert in_sqlite._known.names is None
+    assert len(in_sqlite._known.shelves) == 5
+    asked = count_queries(in_sqlite)
+    with pytest.raises(AdapterNotFound):
+        in_sqlite.remembered(parse_reference("unknown49"))
+    assert asked == []
 
 
 def turn(folder, url, orders, answers) -> None:

@@ -10,8 +10,8 @@ import pytest
 from postgres_process import PASSWORD
 from publishing import publish
 
-from adapters.catalog import Catalog, database
-from adapters.errors import CatalogUnreadable, SchemaMismatch
+from adapters.catalog import Catalog, database, failures
+from adapters.errors import CatalogReplaced, CatalogUnreadable, SchemaMismatch, StoreReadOnly
 from adapters.names import parse_reference
 from adapters.store import Store
 from adapters.upkeep import audit
@@ -29,7 +29,7 @@ def wait_until(what: Callable[[], object], seconds: float = 10) -> None:
 def remember(catalog: Catalog) -> None:
     """Cache an answer after the first poll, which empties the cache."""
     catalog.resolve(ORDERS)
-    wait_until(lambda: isinstance(catalog._freshness._newest, int))
+    wait_until(lambda: catalog._freshness._newest is not None)
     catalog.resolve(ORDERS)
     assert catalog.remembered(ORDERS) is not None
 
@@ -102,7 +102,7 @@ def test_a_database_that_is_not_there_is_a_clear_error_without_the_password(
 
 def test_a_password_in_the_query_is_not_shown_either(postgres) -> None:
     engine = database._make_engine("postgresql://ann@host/name?password=secret")
-    assert "secret" not in str(database.unreadable(engine, Exception("down")))
+    assert "secret" not in str(failures.unreadable(engine, Exception("down")))
     engine.dispose()
 
 
@@ -153,3 +153,76 @@ def test_a_catalog_for_several_servers_beside_a_store(kit, base_folder, postgres
     assert not (store / "catalog.db").exists()
     with Catalog.open(store, postgres.url, create=False) as catalog:
         assert [finding.status for finding in audit(Store(store), catalog)] == ["ok"]
+
+
+def test_a_database_restored_from_an_older_dump_is_answered_from(enter, postgres, tmp_path) -> None:
+    with Catalog.open(tmp_path, postgres.url) as catalog:
+        enter(catalog)
+        enter(catalog, number=2)
+        remember(catalog)
+        with psycopg.connect(postgres.url) as restore:  # the same number of events as before
+            restore.execute("UPDATE targets SET version = 1")
+            restore.execute("UPDATE events SET happened_at = happened_at - interval '1 day'")
+        wait_until(lambda: catalog.resolve(ORDERS).version == 1, seconds=1)
+        catalog.check()
+
+
+def test_another_catalog_at_the_address_is_refused_and_what_is_known_is_answered(
+    enter, postgres, tmp_path
+) -> None:
+    with Catalog.open(tmp_path, postgres.url) as catalog:
+        enter(catalog)
+        remember(catalog)
+        with psycopg.connect(postgres.url) as other:
+            (right,) = other.execute("SELECT id FROM catalog_id").fetchone()
+            other.execute("UPDATE catalog_id SET id = 'of-another-store'")
+        wait_until(lambda: catalog._freshness.problem() is not None)
+        for ask in (catalog.check, catalog.list_versions, lambda: enter(catalog, number=2)):
+            with pytest.raises(CatalogReplaced):
+                ask()
+        assert catalog.resolve(ORDERS).version == 1
+        with psycopg.connect(postgres.url) as other:
+            other.execute("UPDATE catalog_id SET id = %s", [right])
+        wait_until(lambda: catalog._freshness.problem() is None)
+        catalog.check()
+
+
+def test_a_database_that_is_away_is_not_waited_for_twice(
+    enter, postgres, tmp_path, monkeypatch
+) -> None:
+    with Catalog.open(tmp_path, postgres.url) as catalog:
+        enter(catalog)
+        remember(catalog)
+        try:
+            postgres.stop()
+            wait_until(lambda: catalog._freshness.problem() is not None)
+            connect, asked_by = catalog._engine.connect, set()
+            monkeypatch.setattr(
+                catalog._engine,
+                "connect",
+                lambda: asked_by.add(threading.current_thread().name) or connect(),
+            )
+            for number in range(200):
+                with pytest.raises(CatalogUnreadable, match="cannot be used"):
+                    catalog.resolve(parse_reference(f"unknown{number}"))
+            with pytest.raises(CatalogUnreadable):
+                enter(catalog, number=2)
+            assert asked_by <= {"catalog"}
+        finally:
+            postgres.start()
+
+
+def test_a_database_that_only_reads_says_so(enter, postgres, tmp_path) -> None:
+    with Catalog.open(tmp_path, postgres.url) as catalog:
+        enter(catalog)
+        with psycopg.connect(postgres.url, autocommit=True) as admin:
+            admin.execute("ALTER DATABASE postgres SET default_transaction_read_only = on")
+        try:
+            with Catalog.open(tmp_path, postgres.url) as standby:
+                assert standby.resolve(ORDERS).version == 1
+                with pytest.raises(StoreReadOnly):
+                    enter(standby, number=2)
+        finally:
+            with psycopg.connect(postgres.url, autocommit=True) as admin:
+                admin.execute("SET default_transaction_read_only = off")
+                admin.execute("ALTER DATABASE postgres RESET default_transaction_read_only")

@@ -74,7 +74,7 @@ async def test_a_server_without_a_token_refuses_every_admin_request():
             sent.append(message)
 
         scope = {"type": "http", "method": method, "path": path, "headers": []}
-        await AdminGuard(None, token=None, max_upload_bytes=1)(scope, None, send)
+        await AdminGuard(None, token=None, max_upload_bytes=1, body_seconds=1)(scope, None, send)
         error = json.loads(sent[1]["body"])["error"]
         names_variable = "LORRY_ADMIN_TOKEN" in error["message"]
         found[method, path] = (sent[0]["status"], error["code"], names_variable)
@@ -409,3 +409,43 @@ async def test_a_request_that_the_drain_cuts_off_ends_with_draining(house):
     assert sent[0]["status"] == 503
     assert json.loads(sent[1]["body"])["error"]["code"] == "draining"
     assert dict(sent[0]["headers"])[b"retry-after"] == b"5"
+
+
+async def test_adapters_are_listed_by_pages(house, ask):
+    for number in range(7):
+        publish(house.catalog, f"a{number}")
+    publish(house.catalog, "a3", content="newer", aliases=("canary",))
+    names, after = [], ""
+    while True:
+        page = await ask("GET", f"?limit=3{after}")
+        assert page["object"] == "list"
+        found = [each["name"] for each in page["data"]]
+        assert (page["first_id"], page["last_id"]) == (found[0], found[-1])
+        names += found
+        if not page["has_more"]:
+            break
+        after = f"&after={page['last_id']}"
+    assert names == [*(f"a{number}" for number in range(7)), "blue", "green", "red"]
+    (page,) = [(await ask("GET", "?limit=1&after=a2"))["data"]]
+    assert [each["version"] for each in page[0]["versions"]] == [1, 2]
+    assert {each["alias"] for each in page[0]["aliases"]} == {"stable", "canary"}
+    assert page[0] == await ask("GET", "/a3")
+
+
+async def test_a_page_after_the_last_adapter_is_empty(ask):
+    page = await ask("GET", "?after=zzz")
+    assert page == {
+        "object": "list",
+        "data": [],
+        "first_id": None,
+        "last_id": None,
+        "has_more": False,
+    }
+    assert len((await ask("GET", "?limit=1000"))["data"]) == 3
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=1001", "limit=x", "after=", f"after={'x' * 200}"]
+)
+async def test_a_page_that_makes_no_sense_is_a_400(ask, query):
+    await ask("GET", f"?{query}", 400, "invalid_request")

@@ -204,12 +204,12 @@ def test_an_upload_that_waits_for_its_turn_is_not_read(server, adapter) -> None:
     assert [upload.finish() for upload in (first, third, second)] == [201, 201, 201]
 
 
-def test_a_full_disk_is_a_503_with_its_reason(server, client, adapter, monkeypatch) -> None:
+def test_a_full_disk_is_a_507_with_its_reason(server, client, adapter, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(uploads, "copy_bounded", full)
     refused = client.post("/admin/adapters", data={"name": "orders"}, files=form(adapter))
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unwritable")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (507, "store_full")
     assert "No space left" in refused.json()["error"]["message"]
     assert_nothing_is_left(server)

@@ -87,6 +87,24 @@ async def test_an_unknown_model_is_openais_404(house):
     assert found == dict.fromkeys(models, (404, "model_not_found"))
 
 
+async def test_a_misspelt_model_is_a_404_that_names_the_nearest_one(house):
+    publish(house.catalog, "support-tone")
+    for model, meant in {
+        "support-tnoe": "support-tone",
+        "tiny:Support_Tone@2": "support-tone",
+        "tinny": "tiny",
+        "gren": "green",
+        "red@7": None,
+        "nothing-like-it": None,
+        "x" * 400: None,
+    }.items():
+        answer = await house.chat(model)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (404, "model_not_found")
+        assert (f"Did you mean `{meant}`?" in error["message"]) == (meant is not None), error
+        assert ("Did you mean" in error["message"]) == (meant is not None), error
+
+
 async def test_metrics_come_as_text_or_as_openmetrics_with_trace_exemplars(house):
     await house.chat("red")
     plain = await house.client.get("/metrics")

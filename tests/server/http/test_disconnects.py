@@ -9,7 +9,7 @@ import pytest
 from standin_server import scope_of
 from starlette.responses import StreamingResponse
 
-from server.http import exchange
+from server.http import bodies, exchange
 
 
 class HangingUp:
@@ -65,7 +65,7 @@ async def test_a_caller_that_stops_reading_loses_its_lease(house, monkeypatch):
 
 
 async def test_a_body_that_stalls_is_a_408_and_never_in_flight(house, monkeypatch):
-    monkeypatch.setattr(exchange, "SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(bodies, "SILENCE_SECONDS", 0.05)
     counted = []
 
     async def slow():

@@ -1,0 +1,108 @@
+"""Backups are whole, come back while a server serves, and never mix two stores."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from publishing import publish
+from typer.testing import CliRunner
+
+from adapters.backup import Copied, copy_store
+from adapters.catalog import Catalog
+from adapters.cli import app
+from adapters.errors import BadName, StoreUnreadable
+from adapters.names import parse_reference
+from adapters.store import Store
+from adapters.upkeep import audit
+
+ORDERS = parse_reference("orders")
+
+
+@pytest.fixture
+def store(store_with_orders: Path) -> Path:
+    return store_with_orders
+
+
+def labels(store: Path) -> list[str]:
+    with Catalog.open(store, create=False) as catalog:
+        assert {finding.status for finding in audit(Store(store), catalog)} <= {"ok", "orphan"}
+        return [version.label for version in catalog.list_versions()]
+
+
+def test_a_backup_is_a_store_and_is_brought_up_to_date(store, kit, base_folder, tmp_path) -> None:
+    target = tmp_path / "backup"
+    assert len(copy_store(store, target).objects) == 1
+    assert labels(target) == ["orders@1"]
+    publish(kit.build(seed=2).write(tmp_path / "b"), name="orders", store=store, base=base_folder)
+    done = copy_store(store, target)
+    assert (len(done.objects), done.already_there, done.absent) == (1, 1, ())
+    assert labels(target) == ["orders@1", "orders@2"]
+    assert list((target / "tmp").iterdir()) == []
+
+
+def test_a_backup_comes_back_under_an_open_catalog(store, kit, base_folder, tmp_path) -> None:
+    target = tmp_path / "backup"
+    copy_store(store, target)
+    with Catalog.open(store) as catalog:
+        publish(
+            kit.build(seed=2).write(tmp_path / "b"), name="orders", store=store, base=base_folder
+        )
+        assert catalog.resolve(ORDERS).version == 2
+        (store / "catalog.db-journal").write_bytes(b"of a writer that was killed")
+        assert copy_store(target, store) == Copied((), 1, ())
+        assert not (store / "catalog.db-journal").exists()
+        catalog.check()
+        assert catalog.resolve(ORDERS).version == 1
+    shutil.rmtree(store / "objects")
+    (store / "catalog.db").unlink()
+    copy_store(target, store)
+    assert labels(store) == ["orders@1"]
+
+
+def test_a_store_that_is_gone_comes_back_whole(store, tmp_path) -> None:
+    copy_store(store, tmp_path / "backup")
+    shutil.rmtree(store)
+    copy_store(tmp_path / "backup", store)
+    assert labels(store) == ["orders@1"]
+    Catalog.open(store).close()
+
+
+def test_an_object_that_is_damaged_is_reported_and_left_out(store, tmp_path) -> None:
+    (digest,) = Store(store).digests()
+    weights = Store(store).path(digest) / "adapter_model.safetensors"
+    weights.chmod(0o644)
+    weights.write_bytes(b"damaged")
+    said = CliRunner().invoke(app, ["backup", str(tmp_path / "b"), "--store", str(store)])
+    assert said.exit_code == 1
+    assert digest in said.output
+    assert list(Store(tmp_path / "b").digests()) == []
+
+
+def test_another_stores_backup_is_refused(store, kit, base_folder, tmp_path) -> None:
+    folder = kit.build(seed=5).write(tmp_path / "a")
+    publish(folder, name="a", store=tmp_path / "other", base=base_folder)
+    with pytest.raises(StoreUnreadable, match="are in the catalog"):
+        copy_store(tmp_path / "other", store)
+    with pytest.raises(StoreUnreadable, match="no adapter store"):
+        copy_store(tmp_path / "nothing", store)
+    for inside in (store, store / "objects" / "b"):
+        with pytest.raises(BadName):
+            copy_store(store, inside)
+    assert labels(store) == ["orders@1"]
+
+
+def test_the_commands_that_the_docs_show(store, tmp_path, monkeypatch) -> None:
+    """The block of docs/operations.md, word by word."""
+    page = Path(__file__).parents[2] / "docs" / "operations.md"
+    block = page.read_text().split("## Back up and restore", 1)[1].split("```")[1]
+    lines = [line.partition("#")[0].split() for line in block.splitlines()[1:]]
+    commands = [line[2:] for line in lines if line[:2] == [".venv/bin/lorry", "adapters"]]
+    assert [command[0] for command in commands] == ["backup", "verify", "restore"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LORRY_STORE", raising=False)
+    (tmp_path / ".lorry").mkdir()
+    store.rename(tmp_path / ".lorry" / "store")
+    for command in commands:
+        words = [word.replace("/backups/", f"{tmp_path}/") for word in command]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output

@@ -105,15 +105,16 @@ class RateLimit(logging.Filter):
     each, always pass, and what an answer hides (`always`).
     """
 
-    def __init__(self, lines: int = _LINES_A_MINUTE) -> None:
+    def __init__(self, lines: int = _LINES_A_MINUTE, by_place: bool = True) -> None:
         super().__init__()
         self._lines = lines
+        self._by_place = by_place
         self._minutes: dict[Any, _Minute] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         if hasattr(record, "call") or getattr(record, "always", False):
             return True
-        place: Any = (record.pathname, record.lineno)
+        place: Any = (record.pathname, record.lineno) if self._by_place else record.name
         limit = self._lines
         for name in _ONE_LINE_A_MINUTE:
             if record.name.startswith(name):

@@ -17,6 +17,7 @@ from server.call import Call
 from server.errors import RequestError, translate_vllm_error
 from server.telemetry.recorder import response_headers
 
+_MOST_HELD = 8  # messages before the engine has taken a request; vLLM's streams begin with three
 _STREAMED_ERROR = b'data: {"error"'
 SILENCE_SECONDS = 60  # longest pause in which a caller sends or reads nothing
 T = TypeVar("T")
@@ -132,7 +133,8 @@ class Exchange:
                 return
             message = {**message, "body": self._translated_event(body)}
         if self._held:
-            if not self._call.sequences and not is_last:
+            is_early = not self._call.sequences and len(self._held) <= _MOST_HELD
+            if is_early and not is_last:
                 self._held.append(message)
                 return
             await self._begin()

@@ -15,7 +15,8 @@ TYPE = {"type": "string", "pattern": DEEP}
 USER = [{"role": "user", "content": "x"}]
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, COUNT, TOKENIZE = "/v1/messages", "/v1/messages/count_tokens", "/tokenize"
-FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {"x": TYPE}}}
+SMALL = {"type": "string", "pattern": "(" * 70 + "a" + ")" * 70}  # a tool is in the prompt
+FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {"x": SMALL}}}
 
 
 def tag(schema: Any) -> dict[str, Any]:

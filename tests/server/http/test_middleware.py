@@ -313,7 +313,8 @@ async def test_a_call_during_which_the_engine_dies_ends_with_engine_dead(house):
 
     house.inner.answer = answer
     response = await house.chat("red")
-    assert (response.status_code, error_of(response)["code"]) == (500, "engine_dead")
+    assert (response.status_code, error_of(response)["code"]) == (503, "engine_dead")
+    assert int(response.headers["retry-after"]) > 0
     assert (house.log[0]["error_code"], house.log[0]["outcome"]) == ("engine_dead", "error")
 
 

@@ -152,6 +152,29 @@ async def test_an_upgrade_is_answered_as_the_request_that_it_is():
         caller.writer.close()
 
 
+@pytest.mark.parametrize("pieces", [(b"hello",), (b"", b"hello"), (b"he", b"llo")])
+async def test_the_body_of_an_upgrade_is_read_and_is_not_the_next_request(pieces):
+    head = POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 5\r\n\r\n"
+    async with served(size_of_body) as server:
+        caller = await server.connect()
+        for _ in range(2):
+            caller.writer.write(head + pieces[0])
+            for piece in pieces[1:]:
+                await settle()
+                caller.writer.write(piece)
+            assert (await caller.answer()).body == b"5"
+        caller.writer.write((head + b"hello") * 2)  # pipelined
+        assert [(await caller.answer()).body for _ in range(2)] == [b"5", b"5"]
+        caller.writer.close()
+
+
+async def test_there_is_no_tunnel():
+    async with served(size_of_body) as server:
+        caller = await server.connect(b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n" + GET)
+        assert (await caller.answer()).status == 400
+        assert await caller.is_closed()
+
+
 async def test_pipelined_requests_are_answered_up_to_a_limit_then_the_connection_closes():
     async with served(answer_at_once) as server:
         caller = await server.connect(GET * 5000)

@@ -225,7 +225,11 @@ class Connection(HttpToolsProtocol):
         self._connections.unblock(self)
 
     def timeout_keep_alive_handler(self) -> None:
-        self.drop()
+        if self.unread_bytes:  # the answer is not read yet, and has a limit of its own
+            self._limit_unread()
+            self._wait_for_next()
+        else:
+            self.drop()
 
     @property
     def unread_bytes(self) -> int:

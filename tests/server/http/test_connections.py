@@ -422,12 +422,14 @@ async def test_an_unread_answer_is_cut_off_on_a_connection_that_closes(monkeypat
 
 async def test_a_slow_reader_that_goes_on_reading_gets_all_of_its_answer(monkeypatch):
     monkeypatch.setattr(protocol, "STALL_SECONDS", 0.2)
-    async with served(endless) as server:
+    async with served(endless, keep_alive_seconds=0.1) as server:
         caller = await server.connect(GET.replace(b"/", b"/whole", 1))
         size = 0
         while size < 5_000_000:
             await asyncio.sleep(0.01)
-            size += len(await caller.reader.read(65536))
+            piece = await caller.reader.read(65536)
+            assert piece
+            size += len(piece)
         caller.writer.close()
 
 

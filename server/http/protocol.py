@@ -17,7 +17,11 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from server.errors import (
     HeadTooLarge,
@@ -60,6 +64,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(**given)
         self._connections = connections
         self.timeout_keep_alive = cast(int, connections.limits.keep_alive_seconds)
+        self._running: RequestResponseCycle | None = None  # `cycle` is the last that arrived
         self._awaited = _Part.BEGIN
         self._head_bytes = 0
         self._unparsed = 0  # bytes since the last complete head or piece of a body
@@ -79,8 +84,11 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._unset_keepalive_if_required()  # uvicorn does so for an orderly end only
-        if self.cycle is not None:
-            self.cycle.transport = self.transport  # no circle of references is left
+        for each in filter(None, (self._running, self.cycle)):
+            each.transport = self.transport  # no circle of references is left
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True  # uvicorn tells `cycle` only
+            self._running.message_event.set()
         self._cancel_deadline()
         self._cancel_stall()
         self._connections.remove(self)
@@ -182,6 +190,10 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         # Its `close` is ours: see there.
         self.cycle.transport = cast(asyncio.Transport, _ClosedBy(self))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0

@@ -185,6 +185,22 @@ async def test_pipelined_requests_are_answered_up_to_a_limit_then_the_connection
         assert server.server.server_state.total_requests <= MAX_PIPELINED + 1
 
 
+@pytest.mark.parametrize("more", [b"", GET, GET + POST + b"Content-Length: 1\r\n\r\n"])
+async def test_a_call_hears_that_its_caller_has_gone_whatever_was_pipelined(more):
+    heard = asyncio.Event()
+
+    async def app(scope, receive, send):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        heard.set()
+
+    async with served(app) as server:
+        caller = await server.connect(GET + more)
+        await settle()
+        caller.writer.transport.abort()
+        await asyncio.wait_for(heard.wait(), 2)
+
+
 async def test_nonsense_after_a_request_does_not_spoil_its_answer():
     app = Held()
     async with served(app) as server:
@@ -451,7 +467,7 @@ def test_what_is_used_of_uvicorn_is_still_there():
         HttpToolsProtocol: """connection_made connection_lost data_received eof_received on_url
             on_header on_headers_complete on_body on_message_begin on_message_complete
             on_response_complete pause_writing resume_writing timeout_keep_alive_handler
-            _unset_keepalive_if_required""",
+            _start_asgi_task _unset_keepalive_if_required""",
         RequestResponseCycle: "send receive run_asgi",
     }
     for kind, each in names.items():

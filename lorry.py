@@ -6,8 +6,26 @@ must not wait for torch.
 
 from __future__ import annotations
 
-import importlib
 import os
+import sys
+
+if "LORRY_PARENT_PID" in os.environ:
+    # A child process of a server, which imports this module first. The watchdog must run before
+    # vLLM loads its plugins: a server killed during its start must leave no engine behind.
+    from server import signals
+    from server.kernels import watchdog
+    from server.telemetry.logs import follow_server
+
+    if watchdog.arm():
+        signals.leave_to_server()
+        follow_server()
+elif sys.argv[1:2] == ["serve"]:
+    # Before the slow imports: a server that is told to stop in its first second ends with 0, too.
+    from server import signals
+
+    signals.install()
+
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,13 +58,6 @@ class LazyGroup(TyperGroup):
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_) for name, (_, help_) in COMMANDS.items()])
 
-
-if "LORRY_PARENT_PID" in os.environ:
-    # A child process of a server, which imports this module first. The watchdog must run before
-    # vLLM loads its plugins: a server killed during its start must leave no engine behind.
-    from server.kernels import watchdog
-
-    watchdog.arm()
 
 app = typer.Typer(
     cls=LazyGroup,

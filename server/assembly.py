@@ -20,6 +20,7 @@ from adapters.checkpoint.base import Base
 from adapters.store import Store
 from server.admin.publishing import Publisher
 from server.engine.interface import AdapterEngine
+from server.heartbeat import Heartbeat
 from server.http.app import create_app
 from server.lifecycle import Lifecycle
 from server.naming import ModelNames
@@ -59,6 +60,13 @@ class Assembly:
             (),
             lambda: [((), self.lifecycle.is_up)],
         )
+        self._heartbeat: Heartbeat | None = None
+        self.metrics.derive(
+            "engine_silent_seconds",
+            "Time that the engine has owed an answer; 0 when it owes none.",
+            (),
+            lambda: [((), self._heartbeat.silent_seconds if self._heartbeat else 0.0)],
+        )
         self.catalog_watch = CatalogWatch(catalog, self.lifecycle)
         self.metrics.derive(
             "catalog_up",
@@ -97,10 +105,9 @@ class Assembly:
         pins = Pins(self.catalog, residency)
         await pins.settle()
         removals = Removals(self.catalog, residency, self.metrics)
-        self._followers = [
-            asyncio.create_task(follower.run())
-            for follower in (self.catalog_watch, pins, occupancy, removals)
-        ]
+        self._heartbeat = Heartbeat(engine, self.lifecycle, self.settings.engine_stall_seconds)
+        followers = (self.catalog_watch, pins, occupancy, removals, self._heartbeat)
+        self._followers = [asyncio.create_task(follower.run()) for follower in followers]
         self.lifecycle.attach(app, residency)
 
     def disconnect(self) -> None:

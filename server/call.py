@@ -95,6 +95,7 @@ class Call:
     error_code: str | None = None
     refusal: RequestError | None = None  # by our code below vLLM's, which hides it
     engine_error: str | None = None
+    fault: BaseException | str | None = None  # what an answer of 500 hides, for the log
     late_status: int = 0  # of an error in a stream, after its 200
     repaired_values: int = 0  # of its adapter, as the engine last reported them
     ended: float | None = None

@@ -6,13 +6,19 @@ Slow imports wait until the settings and the machine have been checked.
 from __future__ import annotations
 
 import inspect
+import logging
+import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
 
+from server.errors import SettingsInvalid, StartupError
 from server.settings import Settings, describe_default, describe_type
+from server.telemetry.logs import FORMAT_VARIABLE, choose_format, configure_logging, start_log
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -72,8 +78,23 @@ def _take_options_from_settings() -> None:
     )
 
 
+class ServeCommand(TyperCommand):
+    """Reports a wrong option in the log's form, too."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **more: Any) -> Any:
+        form = next((b for a, b in pairwise(args) if a == "--log-format"), None)
+        try:
+            return super().make_context(info_name, args, *rest, **more)
+        except Exception as error:
+            words = getattr(error, "format_message", None)  # of a UsageError, which typer hides
+            if words is None or choose_format(form or _asked_format()) == "text":
+                raise
+            _report(SettingsInvalid(words()), "json")
+            raise typer.Exit(SettingsInvalid.exit_code) from None
+
+
 _take_options_from_settings()
-app.command(epilog=_EPILOG)(serve)
+app.command(epilog=_EPILOG, cls=ServeCommand)(serve)
 
 
 def _run(config: Path | None, given: dict[str, Any], engine_flags: list[str]) -> int:
@@ -81,21 +102,38 @@ def _run(config: Path | None, given: dict[str, Any], engine_flags: list[str]) ->
 
     from server import preflight
     from server.engine.arguments import check_extra
-    from server.errors import StartupError
     from server.settings import load_settings
 
+    form = given.get("log_format") or _asked_format()
     try:
         settings = load_settings(config, **given)
+        form = settings.log_format
         check_extra(engine_flags)
         preflight.check(settings)
         with (
             closing(preflight.bind(settings.host, settings.port)) as listener,
             closing(preflight.open_catalog(settings.store, settings.catalog)) as catalog,
         ):
+            start_log(form)
             # Imported late: it takes seconds.
             from server.serve import serve as run
 
             return run(settings, engine_flags, listener, catalog)
     except StartupError as error:
-        typer.echo(f"error: {error}", err=True)
+        _report(error, form)
         return error.exit_code
+
+
+def _asked_format() -> str:
+    """The log's format, as far as it is known without valid settings."""
+    return os.environ.get(FORMAT_VARIABLE) or "auto"
+
+
+def _report(error: StartupError, form: str) -> None:
+    if choose_format(form) == "text":
+        typer.echo(f"error: {error}", err=True)
+        return
+    if not logging.getLogger().handlers:
+        configure_logging("json")
+    fields = {"exit_code": error.exit_code}
+    logging.getLogger("lorry.cli").error("%s", error, extra={"fields": fields})

@@ -17,11 +17,14 @@ LorryError
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, ClassVar
 
 ENGINE_DIED_EXIT_CODE = 9
-INTERRUPTED_EXIT_CODE = 130
 _MAX_MESSAGE_CHARACTERS = 2000
+# Whoever raises these ends a task or the process. Any other BaseException is a fault: a panic of
+# Rust code (tokenizers, grammars) is not an Exception.
+EXITS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 
 
 class LorryError(Exception):

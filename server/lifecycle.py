@@ -1,9 +1,9 @@
 """The server's phase, the engine behind it, and the number of calls in flight.
 
 starting -> ready -> draining, and from each of them -> dead when the engine ends. Calls are
-accepted only in `ready`. A hindrance makes a ready server unready for balancers (/readyz), but
-calls that still arrive are accepted. Other modules report events; nothing here observes HTTP or the
-engine.
+accepted only in `ready`. A hindrance makes a ready server unready for balancers (/readyz); calls
+that still arrive are accepted unless it says otherwise. Other modules report events; nothing here
+observes HTTP or the engine.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Lifecycle:
         self.stage = "starting"  # of the start, for people
         self.in_flight = 0
         self.hindrances: dict[str, str] = {}  # reason (a stable code) -> words
+        self._refusing: dict[str, int] = {}  # those that refuse calls -> Retry-After, seconds
         self._engine: tuple[ASGIApp, Residency] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -46,7 +47,7 @@ class Lifecycle:
     @property
     def is_up(self) -> bool:
         """Whether there is an engine that answers calls."""
-        return self.phase in (Phase.READY, Phase.DRAINING)
+        return self.phase in (Phase.READY, Phase.DRAINING) and not self._refusing
 
     def attach(self, app: ASGIApp, residency: Residency) -> None:
         """Take an engine (vLLM's app and its residency) into use: calls are accepted."""
@@ -74,18 +75,29 @@ class Lifecycle:
         """Whether a balancer should send calls here: the phase is `ready`, and nothing hinders."""
         return self.phase is Phase.READY and not self.hindrances
 
-    def impair(self, reason: str, words: str) -> None:
-        """Make the server unready until `restore(reason)`; `reason` is a stable code."""
+    def impair(self, reason: str, words: str, refuse_for: int | None = None) -> None:
+        """Make the server unready until `restore(reason)`; `reason` is a stable code.
+
+        With `refuse_for`, calls meanwhile are refused with `reason` and this Retry-After (seconds).
+        """
         self.hindrances[reason] = words
+        if refuse_for is not None:
+            self._refusing[reason] = refuse_for
 
     def restore(self, reason: str) -> None:
         """The reason is gone; it need not have been there."""
         self.hindrances.pop(reason, None)
+        self._refusing.pop(reason, None)
 
     def check_ready(self) -> None:
-        """Raises Unavailable: the server is not in the phase `ready`."""
+        """Raises Unavailable: the phase is not `ready`, or a hindrance refuses calls."""
         if self.phase is not Phase.READY:
             raise refusal(self.phase)
+        for reason, seconds in self._refusing.items():
+            words = self.hindrances[reason]
+            raise Unavailable(
+                f"The server can't answer now: {words}.", code=reason, retry_after=seconds
+            )
 
     @contextmanager
     def admit(self) -> Iterator[None]:

@@ -38,12 +38,12 @@ work as usual ([observability.md](observability.md)).
 
 ## Exit codes
 
-SIGTERM and Ctrl-C let running answers finish, for `drain_seconds` at most; a second one ends the
-server at once.
+SIGTERM, SIGHUP and Ctrl-C let running answers finish, for `drain_seconds` at most; Ctrl-C while the
+server stops ends it at once ([operations.md](operations.md#readiness-and-signals)).
 
 | code | meaning |
 |---|---|
-| 0 | stopped by SIGTERM or Ctrl-C |
+| 0 | stopped by SIGTERM, SIGHUP or Ctrl-C |
 | 2 | a setting is wrong |
 | 3 | there is no such model folder, or no adapters can be served on it |
 | 4 | the port is taken, or the address is not this machine's |
@@ -52,7 +52,7 @@ server at once.
 | 7 | this Python, processor or vLLM can't serve |
 | 8 | the engine did not start |
 | 9 | the engine died |
-| 130 | a second signal while stopping |
+| 130 | Ctrl-C while stopping |
 """
 
 

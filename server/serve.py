@@ -1,7 +1,7 @@
 """The server's process: start, serve, drain, end. Every way it ends has its own exit code.
 
 HTTP is up from the start (/livez, /readyz and 503 for calls), while the engine starts beside it.
-SIGTERM or Ctrl-C lets running answers finish, up to a limit; a second one ends the process at once.
+A signal lets running answers finish, up to a limit (server/signals.py).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +25,16 @@ from rich.console import Console
 from adapters.catalog import Catalog
 from adapters.checkpoint.base import Base, read_base
 from adapters.errors import AdapterError
+from server import signals
 from server.admin.publishing import Publisher, watching
 from server.assembly import Assembly
 from server.engine import environment
-from server.errors import ENGINE_DIED_EXIT_CODE, INTERRUPTED_EXIT_CODE, ModelNotFound
+from server.errors import ENGINE_DIED_EXIT_CODE, ModelNotFound
 from server.http.connections import ACCEPTED_AT_ONCE, Connections, Limits, Listener
 from server.lifecycle import Phase
 from server.preflight import take_descriptors
 from server.settings import Settings
-from server.telemetry.logs import configure_logging
+from server.telemetry.logs import FORMAT_VARIABLE
 from server.telemetry.tracing import take_exporter
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lorry.serve")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNAL_SECONDS = 0.3  # for a signal that has ended the engine to arrive here too
 _CUT_OFF_SECONDS = 2  # for connections to close after the drain
 _DEAD_ANSWERS_SECONDS = 2  # for which a server with a dead engine still answers, with 503
@@ -58,10 +58,12 @@ def serve(
         StartupError: the engine did not start.
     """
     environment.prepare(settings)
-    configure_logging(settings.log_format)
     server = Server(settings, extra, listener, catalog)
-    with watching(settings.watch, server.publisher):
-        return asyncio.run(server.run())
+    try:
+        with watching(settings.watch, server.publisher):
+            return asyncio.run(server.run())
+    finally:
+        signals.ignore()
 
 
 class Server:
@@ -106,10 +108,11 @@ class Server:
         return self._parts.publisher
 
     async def run(self) -> int:
-        self._listen_to_signals()
-        asyncio.get_running_loop().set_exception_handler(self._connections.on_loop_exception)
+        loop = asyncio.get_running_loop()
+        signals.on_stop(partial(self._stop_soon, loop))
+        loop.set_exception_handler(self._connections.on_loop_exception)
         # Python's default has 6 on two cores: a locked catalog would block loads and metrics.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "lorry"))
+        loop.set_default_executor(ThreadPoolExecutor(_THREADS, "lorry"))
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         stop = asyncio.create_task(self._stop.wait())
         running: RunningEngine | None = None
@@ -122,7 +125,7 @@ class Server:
             if not stop.done():
                 # A signal to the process group may end an idle engine before it arrives here.
                 await asyncio.wait({stop}, timeout=_SIGNAL_SECONDS)
-            return await self._drain() if stop.done() else await self._end_after_engine_death()
+            return await (self._drain() if stop.done() else self._end_after_engine_death(stop))
         finally:
             stop.cancel()
             self._parts.disconnect()
@@ -133,10 +136,17 @@ class Server:
                 await running.close()
             await asyncio.to_thread(self._parts.tracing.close)
 
+    def _stop_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends anyway
+            loop.call_soon_threadsafe(self._stop.set)
+
     async def _start_unless(self, stop: asyncio.Task[Any]) -> RunningEngine:
         start = asyncio.create_task(self._start_engine())
         await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if not start.done():
+        if start.done() and start.exception() is not None:
+            # A signal to the process group may end a starting engine before it arrives here.
+            await asyncio.wait({stop}, timeout=_SIGNAL_SECONDS)
+        if stop.done() and (not start.done() or start.exception() is not None):
             # vLLM's start can't be cancelled; the engine process watches this one and ends too.
             self._say("stopped while starting")
             os._exit(0)
@@ -181,30 +191,25 @@ class Server:
             logger.warning("%d call(s) were cut off", self._lifecycle.in_flight)
         return 0
 
-    async def _end_after_engine_death(self) -> int:
+    async def _end_after_engine_death(self, stop: asyncio.Task[Any]) -> int:
         self._lifecycle.advance(Phase.DEAD)
         logger.error("the engine has died; the server shuts down")
         # New calls get a 503 with `engine_dead` rather than a closed port.
-        await asyncio.sleep(_DEAD_ANSWERS_SECONDS)
+        await asyncio.wait({stop}, timeout=_DEAD_ANSWERS_SECONDS)
         await self._lifecycle.wait_idle(_FAILED_CALLS_SECONDS)
-        return ENGINE_DIED_EXIT_CODE
-
-    def _listen_to_signals(self) -> None:
-        def stop() -> None:
-            if self._stop.is_set():
-                self._say("stopped at once")
-                os._exit(INTERRUPTED_EXIT_CODE)
-            self._stop.set()
-
-        for number in _SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, stop)
+        return 0 if stop.done() else ENGINE_DIED_EXIT_CODE
 
     def _stage(self, words: str) -> None:
         self._lifecycle.stage = words
         self._say(words)
 
     def _say(self, words: str) -> None:
-        self._console.print(f"lorry: {words}", soft_wrap=True, markup=False)
+        if os.environ.get(FORMAT_VARIABLE) == "json":
+            fields = {"event": "lifecycle", "phase": self._lifecycle.phase}
+            logger.info(words, extra={"fields": fields})
+        else:
+            with contextlib.suppress(OSError):  # the terminal is closed, which is why it stops
+                self._console.print(f"lorry: {words}", soft_wrap=True, markup=False)
 
 
 class HttpServer(uvicorn.Server):

@@ -139,6 +139,11 @@ class Settings(BaseSettings):
     adapter_wait_seconds: float = Field(
         default=30.0, gt=0, description="Longest wait for an adapter to load or for a free place."
     )
+    engine_stall_seconds: float = Field(
+        default=15.0,
+        gt=0,
+        description="Silence of the engine after which the server is not ready; more than a step.",
+    )
     drain_seconds: int = Field(
         default=30, ge=0, description="How long running answers may finish after SIGTERM."
     )

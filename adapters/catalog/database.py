@@ -210,8 +210,9 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
     connection.execute("PRAGMA foreign_keys = ON")
-    # A publish that was reported as done survives a power cut.
-    connection.execute("PRAGMA synchronous = FULL")
+    # A publish that was reported as done survives a power cut. FULL would not do: it does not sync
+    # the folder after the journal is deleted, and a journal that comes back undoes the commit.
+    connection.execute("PRAGMA synchronous = EXTRA")
 
 
 def _begin_sqlite(connection: Connection) -> None:

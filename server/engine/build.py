@@ -20,6 +20,7 @@ from server.call import Observer
 from server.engine.arguments import build_arguments
 from server.engine.bounds import RequestBounds
 from server.engine.client import Engine
+from server.engine.faults import keep_faults
 from server.engine.grammars import Grammars, leave_to_checks
 from server.engine.models import CallModels
 from server.engine.stats import PublicLoraInfo
@@ -107,6 +108,7 @@ async def _build_app(
     tasks = await engine.get_supported_tasks()
     app = build_app(arguments, tasks, engine.model_config)
     bounded = read_bodies_off_loop(app, _bounds(settings, engine).check)
+    keep_faults(app)
     await init_app_state(engine, app.state, arguments, tasks)
     models = app.state.openai_serving_models
     models.__class__ = CallModels

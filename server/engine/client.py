@@ -162,6 +162,13 @@ class Engine(AsyncLLM):
             raise EngineGone(str(error)) from None
         return changes[0]
 
+    async def ping(self) -> None:
+        """Raises EngineGone. However long it takes: the caller watches the time."""
+        try:
+            await self._ask(self.is_paused(), None)
+        except EngineRefusal as error:
+            raise EngineGone(str(error)) from None
+
     @property
     def _stages(self) -> bool:
         """Whether the workers have server/kernels/staging.py as their extension."""

@@ -45,6 +45,9 @@ class AdapterEngine(Protocol):
         last time this was asked ("displaced"); None where the engine can't say. Raises EngineGone.
         """
 
+    async def ping(self) -> None:
+        """Return when the engine's loop, between two steps, has answered; raises EngineGone."""
+
     def is_using(self, engine_name: str) -> bool:
         """Whether a request that runs or waits in the engine carries this adapter."""
 

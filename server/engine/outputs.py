@@ -18,12 +18,14 @@ from vllm.v1.engine.async_llm import InputStreamError
 from vllm.v1.engine.output_processor import OutputProcessor
 
 from server.call import Call, Observer, Sequence, current_call
+from server.errors import EXITS
 
 logger = logging.getLogger("lorry.engine.outputs")
 _BROKEN = (
     "The adapter {} computes values that are not finite or far too large, so it can't answer: "
     "publish a repaired version."
 )
+_NO_TEXT = "The answer's tokens can't be decoded."
 _UNFIT = HTTPStatus.UNPROCESSABLE_ENTITY
 
 
@@ -36,6 +38,29 @@ def harmless(record: Callable[..., None]) -> Callable[..., None]:
             record(*args, **kwargs)
         except Exception:
             logger.exception("what the engine did could not be attributed")
+
+    return guarded
+
+
+def ending_the_call(call: Call, state: Any, update: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap what makes text of a sequence's tokens: what it raises ends the call, not the engine.
+
+    Rust code (tokenizers) panics with a BaseException, at which vLLM's output loop would just end.
+    """
+
+    @wraps(update)
+    def guarded(*args: Any) -> Any:
+        try:
+            return update(*args)
+        except EXITS:
+            raise
+        except BaseException as error:  # noqa: BLE001
+            call.fault = call.fault or error
+            call.engine_error = type(error).__name__
+            if state.queue is not None:
+                # Wrapped like this, vLLM's generate() aborts the request and raises the inner one.
+                state.queue.put(InputStreamError(RuntimeError(_NO_TEXT)))
+            return None  # no stop string
 
     return guarded
 
@@ -72,6 +97,8 @@ class AttributedOutputProcessor(OutputProcessor):
         )
         call.sequences.append(sequence)
         state.lorry = (call, sequence)
+        if state.detokenizer is not None:
+            state.detokenizer.update = ending_the_call(call, state, state.detokenizer.update)
 
     def _update_stats_from_output(
         self, req_state: Any, engine_core_output: Any, timestamp: float | None, stats: Any

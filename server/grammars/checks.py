@@ -57,7 +57,7 @@ class GrammarChecks:
         self._known_bytes = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._starting = asyncio.Lock()
+        self._launching: asyncio.Task[socket.socket] | None = None
 
     @property
     def waiting(self) -> int:
@@ -92,8 +92,7 @@ class GrammarChecks:
     async def warm_up(self) -> None:
         """Start the process before the first grammar comes."""
         try:
-            async with self._starting:
-                await self._ready()
+            await self._ready()
         except (OSError, Unavailable) as error:
             logger.error("the grammar process did not start: %s", error)
 
@@ -135,17 +134,7 @@ class GrammarChecks:
             self._known_bytes -= gone
 
     async def _compile(self, grammar: Grammar) -> Verdict | InvalidRequest:
-        async with self._starting:
-            control = await self._ready()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                socket.send_fds(control, [b"1"], [theirs.fileno()])
-            except OSError:
-                ours.close()
-                self.close()  # it has ended: the next grammar starts another
-                raise
-        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 26)
+        reader, writer = await self._connect()
         pid = 0
         try:
             async with asyncio.timeout(_WALL_SECONDS):
@@ -165,36 +154,60 @@ class GrammarChecks:
             writer.close()
         return _read_answer(answer)
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A new child of the process, at the other end."""
+        control = await self._ready()
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                socket.send_fds(control, [b"1"], [theirs.fileno()])
+            return await asyncio.open_connection(sock=ours)
+        except OSError:
+            self.close()  # it has ended: the next grammar starts another
+            ours.close()
+            raise
+
     async def _ready(self) -> socket.socket:
         """The control socket of a running process."""
         if self._control is not None and self._process is not None:
             if self._process.poll() is None:
                 return self._control
-            logger.error(
-                "the grammar process ended with %d: it is started again", self._process.returncode
-            )
+            status = self._process.returncode
+            logger.error("the grammar process ended with %d: it is started again", status)
             self.close()
-        self._process, control = await asyncio.to_thread(self._launch)
+        if self._launching is None:
+            # A task of its own: the caller that waits for it may leave.
+            self._launching = asyncio.create_task(self._launch())
+            self._launching.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(self._launching)
+
+    async def _launch(self) -> socket.socket:
+        try:
+            self._process, control = await asyncio.to_thread(_launch, self._start)
+        finally:
+            self._launching = None
         self._control = control
         return control
 
-    def _launch(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        start = self._start()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "server.grammars.process", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=os.environ | _ENVIRONMENT,
-            )
-        try:
-            _greet(ours, start)
-        except Unavailable:
-            process.kill()
-            process.wait()
-            raise
-        return process, ours
+
+def _launch(describe: Callable[[], Start]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    start = describe()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "server.grammars.process", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=os.environ | _ENVIRONMENT,
+        )
+    try:
+        _greet(ours, start)
+    except Unavailable:
+        ours.close()
+        process.kill()
+        process.wait()
+        raise
+    return process, ours
 
 
 # One thread only: a fork takes no other one along.

@@ -22,6 +22,7 @@ from server.admin.shelf import Shelf
 from server.http.bodies import Bodies
 from server.http.cors import Cors
 from server.http.error_handlers import add_error_handlers
+from server.http.faults import FaultMiddleware
 from server.http.middleware import INFERENCE_PATHS, InferenceMiddleware
 from server.http.plain_routes import PlainRoutes
 from server.http.shape import Shape
@@ -47,6 +48,7 @@ def create_app(
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
     middleware = [  # the outermost first
         Middleware(Cors, origins=settings.cors_origins),
+        Middleware(FaultMiddleware),
         Middleware(
             AdminGuard,
             token=token,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.http.protocol import Connection
-from server.telemetry.logs import OncePerMinute
+from server.telemetry.logs import RateLimit
 
 logger = logging.getLogger("lorry.connections")
 _full, _out_of_descriptors, _invalid = map(logger.getChild, ("full", "descriptors", "invalid"))
@@ -49,7 +49,7 @@ class Connections:
         self._uploading: dict[Connection, float] = {}  # calls without all of their body, since when
         self._unread: set[Connection] = set()  # their answer waits for its reader
         for each in (_full, _out_of_descriptors, _invalid):
-            each.filters[:] = [OncePerMinute()]
+            each.filters[:] = [RateLimit(lines=1, by_place=False)]
 
     def __call__(self, **given: Any) -> Connection:
         return Connection(self, **given)

@@ -17,6 +17,7 @@ from server.call import Call
 from server.errors import RequestError, translate_vllm_error
 from server.telemetry.recorder import response_headers
 
+_MOST_HELD = 8  # messages before the engine has taken a request; vLLM's streams begin with three
 _STREAMED_ERROR = b'data: {"error"'
 SILENCE_SECONDS = 60  # longest pause in which a caller sends or reads nothing
 T = TypeVar("T")
@@ -132,7 +133,8 @@ class Exchange:
                 return
             message = {**message, "body": self._translated_event(body)}
         if self._held:
-            if not self._call.sequences and not is_last:
+            is_early = not self._call.sequences and len(self._held) <= _MOST_HELD
+            if is_early and not is_last:
                 self._held.append(message)
                 return
             await self._begin()
@@ -174,6 +176,8 @@ class Exchange:
         if message.get("more_body", False):
             return
         assert self._start is not None
+        if _code_of(self._call) == "engine_dead":  # vLLM says 500
+            self._start["status"] = 503
         self._call.status = self._start["status"]
         body = self._translated(self._call.status)
         kept = [(k, v) for k, v in self._start.get("headers", []) if k.lower() not in _OURS]
@@ -183,7 +187,8 @@ class Exchange:
             *response_headers(self._call),
         ]
         if self._start["status"] in (429, 503):
-            self._start["headers"].append((b"retry-after", b"1"))
+            seconds = b"10" if self._call.error_code == "engine_dead" else b"1"
+            self._start["headers"].append((b"retry-after", seconds))
         self._call.response_complete = True
         await self._deliver(self._start)
         await self._deliver({"type": "http.response.body", "body": body})
@@ -195,6 +200,7 @@ class Exchange:
             parsed = None
         error = translate_vllm_error(status, parsed, _code_of(self._call))
         self._call.error_code = error["error"]["code"]
+        self._call.fault = self._call.fault or error["error"]["message"]
         return json.dumps(error).encode()
 
     def _translated_event(self, event: bytes) -> bytes:
@@ -205,6 +211,8 @@ class Exchange:
         parsed = json.loads(_document(event))
         error = translate_vllm_error(status, parsed, _code_of(self._call))
         self._call.error_code = self._call.error_code or error["error"]["code"]
+        self._call.late_status = self._call.late_status or status
+        self._call.fault = self._call.fault or error["error"]["message"]
         return b"data: " + json.dumps(error).encode() + end + rest
 
 

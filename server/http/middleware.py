@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.call import Call, current_call
-from server.errors import InvalidJson, InvalidRequest, MethodNotAllowed, RequestError
+from server.errors import EXITS, InvalidJson, InvalidRequest, MethodNotAllowed, RequestError
 from server.http.bodies import Bodies
 from server.http.exchange import Disconnected, Exchange, send_error, unless_disconnected
 from server.http.shape import Shape
@@ -108,6 +108,7 @@ class InferenceMiddleware:
             await self._answer(call, scope, receive, send)
         finally:
             current_call.reset(token)
+            log_fault(call)
             self._recorder.end(call)
 
     def _start(self, scope: Scope) -> Call:
@@ -141,7 +142,9 @@ class InferenceMiddleware:
                 call.disconnected = True
                 raise
             await send_error(send, call, refusal(Phase.DRAINING))
-        except Exception as error:  # noqa: BLE001 - the caller gets a clean 500, the log the cause
+        except EXITS:
+            raise
+        except BaseException as error:  # noqa: BLE001
             if call.refusal is not None and not call.status:
                 await send_error(send, call, call.refusal)
             else:
@@ -167,15 +170,28 @@ class InferenceMiddleware:
                 call.lease = await unless_disconnected(receive, stack.enter_async_context(lease))
             await app(_inner_scope(scope, call), exchange.receive, exchange.send)
 
-    async def _fail(self, call: Call, send: Send, error: Exception) -> None:
+    async def _fail(self, call: Call, send: Send, error: BaseException) -> None:
+        """Answer with a clean 500; `log_fault` has the cause."""
+        call.fault = call.fault or error
         if call.response_complete:
-            # vLLM's app answers an exception, then raises it again for its server's log.
-            logger.warning("%s %s: %r", call.endpoint, call.request_id, error)
-            return
-        logger.error("%s %s failed", call.endpoint, call.request_id, exc_info=error)
+            return  # vLLM's app answers an exception, then raises it again for its server's log
         call.engine_error = type(error).__name__
         if not call.status:
             await send_error(send, call, InternalError("The server failed to answer this call."))
+
+
+def log_fault(call: Call) -> None:
+    """Log what the answer hides, once: not what the caller was told, or the engine's death."""
+    status = call.late_status or call.status
+    is_told = 400 <= status < 500 or status in (501, 503) or call.error_code == "engine_dead"
+    if call.fault is None or is_told:
+        return
+    if isinstance(call.fault, str):
+        words, error = call.fault, None
+    else:
+        words, error = type(call.fault).__name__, call.fault
+    where = (call.endpoint, call.request_id)
+    logger.error("%s %s failed: %s", *where, words, exc_info=error, extra={"always": True})
 
 
 def select(body: bytes) -> Selection:

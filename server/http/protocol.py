@@ -13,11 +13,15 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any, cast
 
-from httptools import HttpParserError, HttpParserUpgrade
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from server.errors import (
     HeadTooLarge,
@@ -60,6 +64,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(**given)
         self._connections = connections
         self.timeout_keep_alive = cast(int, connections.limits.keep_alive_seconds)
+        self._running: RequestResponseCycle | None = None  # `cycle` is the last that arrived
         self._awaited = _Part.BEGIN
         self._head_bytes = 0
         self._unparsed = 0  # bytes since the last complete head or piece of a body
@@ -79,8 +84,11 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._unset_keepalive_if_required()  # uvicorn does so for an orderly end only
-        if self.cycle is not None:
-            self.cycle.transport = self.transport  # no circle of references is left
+        for each in filter(None, (self._running, self.cycle)):
+            each.transport = self.transport  # no circle of references is left
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True  # uvicorn tells `cycle` only
+            self._running.message_event.set()
         self._cancel_deadline()
         self._cancel_stall()
         self._connections.remove(self)
@@ -125,9 +133,7 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._unparsed += len(data)
         try:
-            self.parser.feed_data(data)
-        except HttpParserUpgrade:
-            pass  # only HTTP/1.1 is spoken here: the request is answered as it is
+            self._feed(data)
         except HttpParserError as error:
             self._refuse(self._refusal or _refusal_of(error))
             return
@@ -135,6 +141,23 @@ class Connection(HttpToolsProtocol):
             self._refuse(_head_too_large())
         elif not self._has_call and self.timeout_keep_alive_task is None:
             self._expect_within(self._connections.limits.head_seconds)
+
+    def _feed(self, data: bytes) -> None:
+        """Only HTTP/1.1 is spoken here: a request that asks for more is answered as it is.
+
+        The parser skips its body, which would then pass for the next request (Java's client asks
+        with each first request). So another parser gets the request without its `Upgrade`.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                line = (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+                headers = [b"%s: %s\r\n" % each for each in self.headers if each[0] != b"upgrade"]
+                self.parser = _make_parser(self)
+                self.parser.feed_data(b"%s %s HTTP/%s\r\n%s\r\n" % (*line, b"".join(headers)))
 
     def on_message_begin(self) -> None:
         self._awaited, self._head_bytes = _Part.HEAD, 0
@@ -153,6 +176,10 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():  # `_feed` begins it again
+            if self.parser.get_method() == b"CONNECT":
+                self._stop_parsing(InvalidRequest("This server is no proxy."))
+            return
         self._awaited, self._unparsed = _Part.BODY, 0
         if len(self.pipeline) == MAX_PIPELINED:
             self._stop_parsing(InvalidRequest("Too many pipelined requests."))
@@ -164,11 +191,17 @@ class Connection(HttpToolsProtocol):
         # Its `close` is ours: see there.
         self.cycle.transport = cast(asyncio.Transport, _ClosedBy(self))
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._awaited, self._unparsed = _Part.BEGIN, 0
         self._connections.received(self)
         super().on_message_complete()
@@ -204,7 +237,11 @@ class Connection(HttpToolsProtocol):
         self._connections.unblock(self)
 
     def timeout_keep_alive_handler(self) -> None:
-        self.drop()
+        if self.unread_bytes:  # the answer is not read yet, and has a limit of its own
+            self._limit_unread()
+            self._wait_for_next()
+        else:
+            self.drop()
 
     @property
     def unread_bytes(self) -> int:
@@ -315,6 +352,13 @@ class _ClosedBy:
         self.write = connection.transport.write
         self.is_closing = connection.transport.is_closing
         self.close = connection.close
+
+
+def _make_parser(connection: Connection) -> HttpRequestParser:
+    parser = HttpRequestParser(connection)
+    # As uvicorn does: what follows a request that closes is ignored, and does not spoil its answer.
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
 
 
 def _refusal_of(error: HttpParserError) -> RequestError:

@@ -16,6 +16,7 @@ from shop import BASE_NAME
 
 BODY: dict[str, Any] = {"model": "orders-json", "prompt": "x", "max_tokens": 900, "stream": True}
 BODY |= {"ignore_eos": True}
+IN_FLIGHT = 'lorry_requests_in_flight{adapter="orders-json",version="1"}'
 
 
 @pytest.fixture
@@ -62,14 +63,49 @@ def call_cold(server: ServerProcess) -> httpx2.Response:
     return httpx2.post(f"{server.url}/v1/completions", json=body, timeout=120)
 
 
+def post(server: ServerProcess, **given: Any) -> httpx2.Response:
+    return httpx2.post(f"{server.url}/v1/completions", json=BODY | given, timeout=120)
+
+
+async def ready(server: ServerProcess, status: int) -> dict[str, Any]:
+    """Waits until /readyz has this status; returns its body."""
+    async with asyncio.timeout(30):
+        while (answer := httpx2.get(f"{server.url}/readyz", timeout=5)).status_code != status:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    return answer.json()
+
+
+async def stall_and_resume(server: ServerProcess) -> None:
+    """An idle engine that is stopped makes the server unready; it is ready again by itself."""
+    os.kill(server.engine(), signal.SIGSTOP)
+    assert (await ready(server, 503))["reason"] == "engine_stalled"
+    assert server.metrics()["lorry_engine_up"] == 0
+    assert server.metrics()["lorry_engine_silent_seconds"] >= 2
+    refused = post(server)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_stalled")
+    assert int(refused.headers["retry-after"]) > 0
+    os.kill(server.engine(), signal.SIGCONT)
+    await ready(server, 200)
+    assert server.metrics()["lorry_engine_up"] == 1
+    messages = [line["message"] for line in server.lines() if line["event"] == "log"]
+    assert [sum(words in each for each in messages) for words in ("not answered", "again")] == [
+        1,
+        1,
+    ]
+
+
 async def test_engine_death_fails_its_calls_and_ends_the_server_with_exit_code_9(start):
-    server = start().wait_ready()
+    server = start("--engine-stall-seconds", "2").wait_ready()
+    await stall_and_resume(server)
     task = await running_stream(server)
+    plain = asyncio.create_task(asyncio.to_thread(post, server, stream=False))
+    while server.metrics().get(IN_FLIGHT) != 2:  # noqa: ASYNC110
+        await asyncio.sleep(0.1)
     # A call that waits for a load: the stopped engine cannot finish it.
     engine = server.engine()
     os.kill(engine, signal.SIGSTOP)
     cold = asyncio.create_task(asyncio.to_thread(call_cold, server))
-    in_flight = 'lorry_requests_in_flight{adapter="orders-sql",version="1"}'
+    in_flight = IN_FLIGHT.replace("orders-json", "orders-sql")
     while server.metrics().get(in_flight) != 1:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
     assert server.metrics()[in_flight.replace("in_flight", "waiting")] == 1
@@ -80,14 +116,17 @@ async def test_engine_death_fails_its_calls_and_ends_the_server_with_exit_code_9
     lines = await asyncio.wait_for(task, 10)
     assert '"code": "engine_dead"' in "".join(lines[-2:])
     assert len(lines) < BODY["max_tokens"]
-    refused = httpx2.post(f"{server.url}/v1/completions", json=BODY, timeout=5)
-    assert refused.status_code == 503
-    assert refused.json()["error"]["code"] == "engine_dead"
-    assert int(refused.headers["retry-after"]) > 0
+    for refused in (await asyncio.wait_for(plain, 10), post(server)):
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "engine_dead"
+        assert int(refused.headers["retry-after"]) > 0
     assert server.process.wait(timeout=20) == 9
     assert server.wait_gone(5) == []
     outcomes = sorted(call["outcome"] for call in server.calls())
-    assert outcomes == ["error", "rejected", "rejected"]
+    assert outcomes == ["error", "error", "rejected", "rejected", "rejected"]
+    # Each line is JSON, the last ones of native libraries too; the engine's death is logged once.
+    faults = [line for line in server.lines() if "exception" in line]
+    assert ["EngineDeadError" in fault["exception"] for fault in faults] == [True]
 
 
 @pytest.mark.slow

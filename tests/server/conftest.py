@@ -31,7 +31,8 @@ from server.telemetry.metrics import Metrics
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
     """A log stream; restores the process's loggers, which `configure_logging` changes."""
-    loggers = [logging.getLogger(name) for name in ("lorry", "uvicorn", "opentelemetry")]
+    names = ("", "lorry", "server", "uvicorn", "opentelemetry", "bitsandbytes", "vllm")
+    loggers = [logging.getLogger(name) for name in names]
     kept = [(each, each.handlers[:], each.propagate, each.level) for each in loggers]
     yield io.StringIO()
     for logger, handlers, propagate, level in kept:

@@ -136,13 +136,24 @@ def test_a_failed_start_prints_one_line_and_has_its_own_exit_code(case, code, mo
             "setting": [model, "--max-loras", 0],
             "flag": [model, "--", "--api-key", "x"],
         }[case]
-        done = run_serve(*arguments)
+        text, json_ = (run_serve("--log-format", form, *arguments) for form in ("text", "json"))
 
-    assert done.returncode == code
-    assert done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
+    for done in (text, json_):
+        assert (done.returncode, done.stdout) == (code, "")
+        assert "Traceback" not in done.stderr
+    (line,) = text.stderr.strip().splitlines()
     assert line.startswith("error: ")
-    assert "Traceback" not in line
+    (line_in_json,) = map(json.loads, json_.stderr.splitlines())
+    assert (line_in_json["level"], line_in_json["exit_code"]) == ("error", code)
+    assert line == f"error: {line_in_json['message']}"
+
+
+def test_a_wrong_option_is_reported_in_the_logs_format():
+    done = run_serve("--log-format", "json", "--no-such-option")
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert (done.returncode, line["exit_code"]) == (2, 2)
+    assert "--no-such-option" in line["message"]
+    assert run_serve("--log-format", "text", "--no-such-option").stderr.startswith("Usage: ")
 
 
 def test_a_cache_that_can_not_be_written_is_refused(tmp_path) -> None:

@@ -304,3 +304,32 @@ def test_flags_after_the_dashes_cannot_change_reserved_ones(tmp_path, extra, cap
     assert build_arguments(settings, ["--max-num-seqs", "4"]).max_num_seqs == 4
     with pytest.raises(SettingsInvalid):
         build_arguments(settings, extra)
+
+
+class PanicException(BaseException):
+    """As pyo3's, which derives from BaseException."""
+
+
+@pytest.mark.parametrize("error", [PanicException("index out of bounds"), KeyError(7)])
+def test_tokens_that_cannot_be_decoded_end_their_call_and_not_the_engine(call, error):
+    from vllm.v1.engine.async_llm import InputStreamError
+
+    from server.engine.outputs import ending_the_call
+
+    def update(tokens, stopped):
+        if tokens == [7]:
+            raise error
+        return "stop"
+
+    put = []
+    state = SimpleNamespace(queue=SimpleNamespace(put=put.append))
+    call.fault = None
+    guarded = ending_the_call(call, state, update)
+    assert guarded([1], False) == "stop"
+    assert guarded([7], False) is None
+    assert call.fault is error
+    (ended,) = put
+    assert isinstance(ended, InputStreamError)
+    assert isinstance(ended.cause, RuntimeError)
+    with pytest.raises(KeyboardInterrupt):
+        ending_the_call(call, state, lambda: (_ for _ in ()).throw(KeyboardInterrupt))()

@@ -207,3 +207,14 @@ async def test_the_process_ends_with_the_server(checks):
     process = checks._process
     checks._control.close()
     assert process.wait(5) == 0
+
+
+async def test_a_caller_that_leaves_while_the_process_starts_leaves_it_to_the_next(checks):
+    first = asyncio.create_task(check(checks, "json", SCHEMA))
+    await asyncio.sleep(0.05)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    starting = checks._launching
+    assert starting is not None
+    await check(checks, "regex", "[0-9]")
+    assert checks._control is starting.result()

@@ -152,6 +152,29 @@ async def test_an_upgrade_is_answered_as_the_request_that_it_is():
         caller.writer.close()
 
 
+@pytest.mark.parametrize("pieces", [(b"hello",), (b"", b"hello"), (b"he", b"llo")])
+async def test_the_body_of_an_upgrade_is_read_and_is_not_the_next_request(pieces):
+    head = POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 5\r\n\r\n"
+    async with served(size_of_body) as server:
+        caller = await server.connect()
+        for _ in range(2):
+            caller.writer.write(head + pieces[0])
+            for piece in pieces[1:]:
+                await settle()
+                caller.writer.write(piece)
+            assert (await caller.answer()).body == b"5"
+        caller.writer.write((head + b"hello") * 2)  # pipelined
+        assert [(await caller.answer()).body for _ in range(2)] == [b"5", b"5"]
+        caller.writer.close()
+
+
+async def test_there_is_no_tunnel():
+    async with served(size_of_body) as server:
+        caller = await server.connect(b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n" + GET)
+        assert (await caller.answer()).status == 400
+        assert await caller.is_closed()
+
+
 async def test_pipelined_requests_are_answered_up_to_a_limit_then_the_connection_closes():
     async with served(answer_at_once) as server:
         caller = await server.connect(GET * 5000)
@@ -160,6 +183,22 @@ async def test_pipelined_requests_are_answered_up_to_a_limit_then_the_connection
         assert answers[-1].headers["connection"] == "close"
         assert await caller.is_closed()
         assert server.server.server_state.total_requests <= MAX_PIPELINED + 1
+
+
+@pytest.mark.parametrize("more", [b"", GET, GET + POST + b"Content-Length: 1\r\n\r\n"])
+async def test_a_call_hears_that_its_caller_has_gone_whatever_was_pipelined(more):
+    heard = asyncio.Event()
+
+    async def app(scope, receive, send):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        heard.set()
+
+    async with served(app) as server:
+        caller = await server.connect(GET + more)
+        await settle()
+        caller.writer.transport.abort()
+        await asyncio.wait_for(heard.wait(), 2)
 
 
 async def test_nonsense_after_a_request_does_not_spoil_its_answer():
@@ -399,12 +438,14 @@ async def test_an_unread_answer_is_cut_off_on_a_connection_that_closes(monkeypat
 
 async def test_a_slow_reader_that_goes_on_reading_gets_all_of_its_answer(monkeypatch):
     monkeypatch.setattr(protocol, "STALL_SECONDS", 0.2)
-    async with served(endless) as server:
+    async with served(endless, keep_alive_seconds=0.1) as server:
         caller = await server.connect(GET.replace(b"/", b"/whole", 1))
         size = 0
         while size < 5_000_000:
             await asyncio.sleep(0.01)
-            size += len(await caller.reader.read(65536))
+            piece = await caller.reader.read(65536)
+            assert piece
+            size += len(piece)
         caller.writer.close()
 
 
@@ -426,7 +467,7 @@ def test_what_is_used_of_uvicorn_is_still_there():
         HttpToolsProtocol: """connection_made connection_lost data_received eof_received on_url
             on_header on_headers_complete on_body on_message_begin on_message_complete
             on_response_complete pause_writing resume_writing timeout_keep_alive_handler
-            _unset_keepalive_if_required""",
+            _start_asgi_task _unset_keepalive_if_required""",
         RequestResponseCycle: "send receive run_asgi",
     }
     for kind, each in names.items():

@@ -313,7 +313,8 @@ async def test_a_call_during_which_the_engine_dies_ends_with_engine_dead(house):
 
     house.inner.answer = answer
     response = await house.chat("red")
-    assert (response.status_code, error_of(response)["code"]) == (500, "engine_dead")
+    assert (response.status_code, error_of(response)["code"]) == (503, "engine_dead")
+    assert int(response.headers["retry-after"]) > 0
     assert (house.log[0]["error_code"], house.log[0]["outcome"]) == ("engine_dead", "error")
 
 
@@ -336,3 +337,18 @@ async def test_other_paths_of_vllms_app_are_not_served(house):
 
     assert found == dict.fromkeys(paths, (404, "unknown_url"))
     assert house.inner.seen == []
+
+
+async def test_what_is_held_back_is_bounded(house):
+    async def answer(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(20):
+            await send({"type": "http.response.body", "body": b"data: a\n\n", "more_body": True})
+        began.append(current_call.get().status)
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    began = []
+    house.inner.answer = answer
+    response = await house.chat("red")
+    assert began == [200]
+    assert response.text == "data: a\n\n" * 20 + "data: [DONE]\n\n"

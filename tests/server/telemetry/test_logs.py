@@ -9,7 +9,7 @@ import logging
 import pytest
 from standin_server import TOKEN
 
-from server.telemetry.logs import OncePerMinute, configure_logging
+from server.telemetry.logs import configure_logging
 
 SECRET = "sk-the-secret-of-a-caller"
 
@@ -86,4 +86,55 @@ def test_an_unreachable_collector_is_logged_once_a_minute(stream, monkeypatch):
     first, second = (json.loads(line)["message"] for line in stream.getvalue().splitlines())
     assert first == "Transient error UNAVAILABLE"
     assert second == "Failed to export (earlier messages suppressed: 4)"
-    assert OncePerMinute().filter(logging.makeLogRecord({"msg": "x"}))
+
+
+def test_one_place_in_the_code_fills_no_log_but_every_fault_is_in_it(stream, monkeypatch):
+    configure_logging("json", stream)
+    now = 100.0
+    monkeypatch.setattr("server.telemetry.logs.time.monotonic", lambda: now)
+
+    def repeat(times: int) -> None:
+        for number in range(times):
+            logging.getLogger("asyncio").error("out of descriptors %d: %s", number, "x" * number)
+            logging.getLogger("lorry.middleware").error("failed", extra={"always": True})
+
+    repeat(300)
+    now += 61
+    repeat(1)
+    messages = [json.loads(line)["message"] for line in stream.getvalue().splitlines()]
+    assert messages.count("failed") == 301
+    others = [each for each in messages if each != "failed"]
+    assert len(others) == 21
+    assert others[-1].endswith("(earlier messages suppressed: 280)")
+
+
+@pytest.mark.parametrize(
+    "character", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\r", "\ud800", "é"]
+)
+async def test_a_callers_text_cannot_break_a_line(house, stream, character):
+    configure_logging("json", stream)
+    name = f"a{character}b"
+    await house.client.post("/v1/completions", content=json.dumps({"model": name}))
+    logging.getLogger("lorry.x").warning("no such %s", name)
+    call, *_ = lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    assert stream.getvalue().isascii()
+    assert json.loads(call)["outcome"] == "client_error"
+    assert json.loads(lines[1])["message"] == f"no such {name}"
+
+
+def test_other_libraries_speak_in_the_same_form(stream):
+    configure_logging("json", stream)
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        logging.getLogger("vllm.v1.engine").exception("it failed")
+        logging.getLogger("some.library").error("too")
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert (first["logger"], first["level"]) == ("vllm.v1.engine", "error")
+    assert first["exception"].endswith("ValueError: two\nlines")
+    assert second["message"] == "too"
+    # What it recommends at each start would download kernels that ours replace.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").warning("pip install kernels")
+    logging.getLogger("vllm").warning("a word about tuning")
+    assert len(stream.getvalue().splitlines()) == 2

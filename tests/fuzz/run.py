@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,6 +41,21 @@ _MOST_STALLS = 6  # that are repeated, the longest first
 _MOST_SUSPECTS = 24
 
 
+@dataclass(frozen=True)
+class Played:
+    """A case that was played, and when; bodies are too large to be kept."""
+
+    began: float
+    ended: float
+    name: str
+    title: str
+    case: Case | None = None  # of schemathesis, if it was conspicuous
+
+    def make(self, seed: int) -> Case | None:
+        kind, _, number = self.name.partition(":")
+        return MAKERS[kind](seed, int(number)) if kind in MAKERS else self.case
+
+
 class Run:
     """`out` gets the server's log, the watcher's lines and the cases that failed."""
 
@@ -54,7 +70,7 @@ class Run:
         self._statuses: Counter[str] = Counter()
         self._checked = 0
         self._faults: list[dict[str, str]] = []
-        self._times: list[tuple[float, float, str, str, Case | None]] = []
+        self._played: list[Played] = []
         self._rounds: list[tuple[float, float]] = []
 
     async def run(self) -> Record:
@@ -133,7 +149,7 @@ class Run:
         case = outcome.case
         self._cases[case.kind] += 1
         self._statuses.update(str(answer.status) for answer in outcome.complete)
-        self._times.append((outcome.began, outcome.ended, case.name, case.title, case))
+        self._played.append(Played(outcome.began, outcome.ended, case.name, case.title))
         self._checked += is_checked(outcome)
         for fault in faults(outcome):
             self._fail(case, fault)
@@ -177,7 +193,8 @@ class Run:
         case = Case.from_json(json.dumps(line["case"])) if line["case"] else None
         self._cases[kind] += 1
         self._statuses[str(line["status"])] += 1
-        self._times.append((line["began"], line["ended"], line["name"], line["title"], case))
+        played = Played(line["began"], line["ended"], line["name"], line["title"], case)
+        self._played.append(played)
         for fault in line["faults"] if case else ():
             self._fail(case, fault)  # type: ignore[arg-type]
 
@@ -213,13 +230,10 @@ class Run:
         return self._server.process.poll() is None
 
     def _ended(self, before: dict[str, dict[str, int]]) -> list[str]:
-        """Processes that are not those of the start; the grammar process may be started again."""
-        now = sample(self._server.process.pid)
-        return [
-            name
-            for name in ("server", "engine", "grammars")
-            if before[name]["pid"] != now.get(name, {}).get("pid")
-        ]
+        """Server or engine, if it is not that of the start; the grammar process, if it is gone."""
+        now = {name: held["pid"] for name, held in sample(self._server.process.pid).items()}
+        lost = [name for name in ("server", "engine") if before[name]["pid"] != now.get(name)]
+        return lost if "grammars" in now else [*lost, "grammars"]
 
     def _growth(self) -> dict[str, list[int]]:
         """Medians of the second round and the last, if there are enough rounds to tell."""
@@ -245,9 +259,10 @@ class Run:
         found = []
         for probe in long[:_MOST_STALLS]:
             began, ended = probe["at"], probe["at"] + probe["took"]
-            suspects = [each for each in self._times if each[0] < ended and each[1] > began]
-            suspects.sort(key=lambda each: each[1] - each[0])
-            cases = [each[4] for each in suspects if each[4] is not None][:_MOST_SUSPECTS]
+            suspects = [p for p in self._played if p.began < ended and p.ended > began]
+            suspects.sort(key=lambda played: played.ended - played.began)
+            made = (played.make(self._seed) for played in suspects[:_MOST_SUSPECTS])
+            cases = [case for case in made if case is not None]
             guilty, worst = await self._repeat(cases)
             shown = guilty or (cases[0] if cases else None)
             if guilty is not None:

@@ -21,7 +21,7 @@ from loadtest.servers.processes import members
 EVERY_SECONDS = 0.02
 _SAMPLE_SECONDS = 1.0
 _PROC = Path("/proc")
-_PROCESSES = {"lorry": "server", "EngineCore": "engine", "server.grammars.process": "grammars"}
+_CHILDREN = {"EngineCore": "engine", "server.grammars.process": "grammars"}
 
 
 def main() -> None:
@@ -64,13 +64,11 @@ def sample(session: int) -> dict[str, dict[str, int]]:
     for pid in members(session):  # sorted: the children of the grammar process come later
         with contextlib.suppress(OSError, ValueError):
             command = (_PROC / f"{pid}/cmdline").read_text().replace("\0", " ")
-            name = next((n for part, n in _NAMES if part in command), None)
+            named = (name for part, name in _CHILDREN.items() if part in command)
+            name = "server" if pid == session else next(named, None)
             if name is not None and name not in found:
                 found[name] = _held(pid)
     return found
-
-
-_NAMES = sorted(_PROCESSES.items(), key=lambda item: -len(item[0]))
 
 
 def _held(pid: int) -> dict[str, int]:

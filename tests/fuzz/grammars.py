@@ -176,7 +176,7 @@ def _hostile(rng: random.Random) -> Grammar:
 # Places
 
 
-def _place(rng: random.Random, grammar: Grammar) -> tuple[str, dict[str, Any]]:
+def _place(rng: random.Random, grammar: Grammar, is_valid: bool) -> tuple[str, dict[str, Any]]:
     kind, value = grammar
     path = rng.choice(("/v1/chat/completions", "/v1/completions"))
     prompt = {"messages": _USER} if "chat" in path else {"prompt": "two blue lamps"}
@@ -192,7 +192,10 @@ def _place(rng: random.Random, grammar: Grammar) -> tuple[str, dict[str, Any]]:
             else {"disable_any_whitespace": True, "whitespace_pattern": regex(rng)}
         )
         return path, body | {"structured_outputs": {kind: value} | options}
-    return rng.choice(_PLACES_OF_SCHEMAS)(path, body, value)
+    is_object = isinstance(value, dict) and value.get("type") == "object"
+    # The parameters of a tool are an object; hostile ones need not be.
+    places = _PLACES_OF_SCHEMAS if is_object or not is_valid else _PLACES_OF_ANSWERS
+    return rng.choice(places)(path, body, value)
 
 
 def _as_response_format(path: str, body: dict[str, Any], schema: Any) -> tuple[str, dict[str, Any]]:
@@ -246,11 +249,9 @@ def _as_responses_tool(path: str, body: dict[str, Any], schema: Any) -> tuple[st
     return "/v1/responses", body | {"tool_choice": {"type": "function", "name": "ship"}}
 
 
+_PLACES_OF_ANSWERS = (_as_response_format, _as_text_format, _as_output_config)
 _PLACES_OF_SCHEMAS = (
-    _as_response_format,
-    _as_response_format,
-    _as_text_format,
-    _as_output_config,
+    *_PLACES_OF_ANSWERS,
     _as_tool,
     _as_required_tool,
     _as_messages_tool,
@@ -265,7 +266,7 @@ def make(seed: int, number: int) -> Case:
         grammar, language = _valid(rng)
     else:
         grammar = _hostile(rng)
-    path, body = _place(rng, grammar)
+    path, body = _place(rng, grammar, bool(language))
     body["model"] = rng.choice(MODELS)
     if rng.random() < 0.1:
         body |= {"stream": True, "n": rng.randrange(1, 5), "temperature": 1}

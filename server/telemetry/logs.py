@@ -162,7 +162,12 @@ def start_log(form: str) -> None:
         return
     from server.telemetry.collector import capture
 
-    configure_logging(chosen, capture())
+    real = capture()
+    configure_logging(chosen, real)
+    if os.getppid() == 1:
+        # An init process ends all others with the server, the collector too: what a crash of
+        # native code leaves goes out as it is.
+        faulthandler.enable(file=real)
     _log_what_is_unhandled()
 
 

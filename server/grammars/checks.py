@@ -18,6 +18,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -246,7 +247,7 @@ def _read_answer(answer: bytes) -> Verdict | InvalidRequest:
 def _taken(result: Verdict | InvalidRequest) -> Grammar:
     if isinstance(result, Verdict):
         return Grammar(result.kind, result.text)  # type: ignore[arg-type]
-    raise result.with_traceback(None)  # the one that is remembered
+    raise copy(result)  # a traceback on the one that is remembered would keep its call in memory
 
 
 def _unanswered() -> Unavailable:

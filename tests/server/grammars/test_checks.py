@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,21 @@ async def test_what_the_library_refuses_is_an_error_with_its_reason(checks, kind
     assert len(str(refused.value)) < 600
     with pytest.raises(GrammarRefused, match=says):
         await check(checks, kind, value)
+
+
+async def test_a_refusal_that_is_remembered_does_not_keep_its_call(checks):
+    class Body:
+        """What a call holds."""
+
+    async def refused():
+        body = Body()
+        with pytest.raises(GrammarRefused):
+            await check(checks, "regex", "(a")
+        return weakref.ref(body)
+
+    bodies = [await refused(), await refused()]
+    gc.collect()
+    assert [body() for body in bodies] == [None, None]
 
 
 @pytest.mark.parametrize("value", [SLOW, GIANT])

@@ -146,7 +146,9 @@ class GrammarChecks:
             pid = 0  # it has ended by itself
         except TimeoutError:
             raise _unanswered() from None
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except asyncio.IncompleteReadError:
+            raise _unanswered() from None  # no child has begun: the process has ended
+        except ConnectionError:
             answer, pid = b"", 0
         finally:
             if pid:

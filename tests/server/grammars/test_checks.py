@@ -193,6 +193,18 @@ async def test_a_process_that_was_killed_is_started_again(checks):
     assert await check(checks, "regex", "[0-9]") == Grammar("regex", "[0-9]")
 
 
+async def test_a_grammar_that_no_child_has_seen_is_not_remembered_as_too_complex(checks):
+    await check(checks, "json", SCHEMA)
+    os.kill(checks._process.pid, signal.SIGSTOP)
+    waits = asyncio.create_task(check(checks, "regex", "[0-9]"))
+    await asyncio.sleep(0.1)
+    os.kill(checks._process.pid, signal.SIGKILL)
+    with pytest.raises(Unavailable):
+        await waits
+    checks._process.wait()
+    assert await check(checks, "regex", "[0-9]") == Grammar("regex", "[0-9]")
+
+
 async def test_a_process_that_does_not_start_is_a_503():
     checks = GrammarChecks(lambda: Start("nope", "", 1, [], 1.0, 1))
     with pytest.raises(Unavailable) as raised:

@@ -12,6 +12,7 @@ import json
 from copy import copy
 from typing import Any
 
+from vllm.parser import abstract_parser
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.structured_output import backend_guidance, backend_xgrammar
 from vllm.v1.structured_output.utils import choice_as_grammar, grammar_is_likely_lark
@@ -40,13 +41,29 @@ _OPEN = frozenset(
 
 
 def leave_to_checks() -> None:
-    """Take vLLM's checks of grammars out of this process; they import these by name when called."""
+    """Take vLLM's uses of grammar libraries out of this process; it looks these up when called."""
     backend_xgrammar.validate_xgrammar_grammar = _skip
     backend_guidance.validate_guidance_grammar = _skip
+    # vLLM may join the grammar of a call with one for its tools. It translates Lark for that.
+    abstract_parser._xgrammar_supports = _can_join_tools
+    abstract_parser.Grammar = _NoLark
 
 
 def _skip(*_arguments: Any, **_options: Any) -> None:
     return None
+
+
+def _can_join_tools(wanted: StructuredOutputsParams) -> bool:
+    """Whether vLLM needs no library, and parses no text of any length, to join it with tools."""
+    return wanted.grammar is None and not isinstance(wanted.json, str)
+
+
+class _NoLark:
+    """In the place of xgrammar.Grammar."""
+
+    @staticmethod
+    def from_lark(_: str) -> None:
+        raise ValueError("only the grammar process reads Lark")
 
 
 class Grammars:

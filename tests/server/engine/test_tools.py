@@ -1,0 +1,73 @@
+"""Tools beside a grammar: no grammar library runs in this process, and each backend takes them."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoTokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own imports warn
+
+LARK = 'start: %json {"type": "nope"}'  # a deep pattern here ends the process
+
+
+@pytest.fixture
+def adjusted(monkeypatch):
+    """What vLLM makes of a chat request that may call a strict tool."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.parser import abstract_parser
+    from vllm.parser.parser_manager import ParserManager
+    from vllm.v1.structured_output import backend_guidance, backend_xgrammar
+
+    from server.engine.grammars import leave_to_checks
+
+    for module, name in (
+        (backend_xgrammar, "validate_xgrammar_grammar"),
+        (backend_guidance, "validate_guidance_grammar"),
+        (abstract_parser, "_xgrammar_supports"),
+        (abstract_parser, "Grammar"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back after the test
+    leave_to_checks()
+    tokenizer = AutoTokenizer.from_pretrained("examples/shop/base")
+    parser = ParserManager.get_parser(tool_parser_name="hermes", enable_auto_tools=True)
+
+    def adjust(**fields):
+        function = {"name": "f", "parameters": {"type": "object"}, "strict": True}
+        request = ChatCompletionRequest(
+            model="m",
+            messages=[{"role": "user", "content": "hi"}],
+            tools=[{"type": "function", "function": function}],
+            **fields,
+        )
+        return parser(tokenizer, request.tools).adjust_request(request)
+
+    return adjust
+
+
+@pytest.mark.parametrize("enforced", ["0", "1"])
+def test_a_grammar_beside_a_strict_tool_is_left_to_the_checks(adjusted, monkeypatch, enforced):
+    monkeypatch.setenv("VLLM_ENFORCE_STRICT_TOOL_CALLING", enforced)
+    request = adjusted(structured_outputs={"grammar": LARK})
+    assert request.structured_outputs.grammar == LARK
+
+
+def test_lark_is_never_read_here(adjusted):
+    from vllm.exceptions import VLLMValidationError
+    from vllm.parser.abstract_parser import structured_outputs_to_format
+    from vllm.sampling_params import StructuredOutputsParams
+
+    with pytest.raises(VLLMValidationError, match="Invalid grammar"):
+        structured_outputs_to_format(StructuredOutputsParams(grammar='start: "a"'))
+
+
+def test_with_guidance_no_tool_is_a_structural_tag_of_xgrammar(adjusted, monkeypatch):
+    from server.engine.environment import prepare
+    from server.settings import Settings
+
+    for backend, is_tag in (("guidance", False), ("xgrammar", True)):
+        environ = {}
+        prepare(Settings.model_construct(grammar_backend=backend), environ)
+        name = "VLLM_ENFORCE_STRICT_TOOL_CALLING"
+        monkeypatch.setenv(name, environ.get(name, "1"))
+        wanted = adjusted(tool_choice="auto").extract_structured_outputs()
+        assert (wanted is not None and wanted.structural_tag is not None) is is_tag

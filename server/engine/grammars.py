@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 from copy import copy
+from functools import wraps
 from typing import Any
 
+from vllm import sampling_params
 from vllm.parser import abstract_parser
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.structured_output import backend_guidance, backend_xgrammar
@@ -40,8 +42,20 @@ _OPEN = frozenset(
 )
 
 
-def leave_to_checks() -> None:
-    """Take vLLM's uses of grammar libraries out of this process; it looks these up when called."""
+def leave_to_checks(bounds: Bounds) -> None:
+    """Take vLLM's uses of grammar libraries out of this process; it looks these up when called.
+
+    What is left parses the JSON of a structural tag with the body, which holds Python's lock.
+    """
+    original = sampling_params.check_json_nesting
+
+    @wraps(original)
+    def check_json_nesting(spec: Any, **options: Any) -> None:
+        if isinstance(spec, str):
+            bounds.check_length(spec)
+        original(spec, **options)
+
+    sampling_params.check_json_nesting = check_json_nesting
     backend_xgrammar.validate_xgrammar_grammar = _skip
     backend_guidance.validate_guidance_grammar = _skip
     # vLLM may join the grammar of a call with one for its tools. It translates Lark for that.
@@ -71,7 +85,7 @@ class Grammars:
 
     def __init__(self, settings: Settings, tokenizer: Any, vocabulary: int) -> None:
         self._backend = settings.grammar_backend
-        self._bounds = Bounds(
+        self.bounds = Bounds(
             bytes=settings.max_grammar_bytes,
             depth=settings.max_grammar_depth,
             alternatives=settings.max_grammar_alternatives,
@@ -105,7 +119,7 @@ class Grammars:
 
     def _prepare(self, grammar: Grammar) -> Grammar:
         """The grammar, within the bounds, as this backend takes it."""
-        self._bounds.check(grammar)
+        self.bounds.check(grammar)
         kind, text = grammar.kind, grammar.text
         if kind == "json":
             schema = json.loads(text)

@@ -51,8 +51,8 @@ class BodyReader:
         read = call.engine_request if call is not None else None
         if isinstance(read, Exception):
             raise read
-        request = self._validator.validate_python(value, **options) if read is None else read
         try:
+            request = self._validator.validate_python(value, **options) if read is None else read
             self._check(request)
         except RequestError as error:
             if call is not None:

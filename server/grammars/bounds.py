@@ -60,7 +60,7 @@ class Bounds:
 
     def check(self, grammar: Grammar) -> None:
         """Raises GrammarTooLarge, naming the bound; GrammarRefused: it is not JSON."""
-        self._hold("bytes", len(grammar.text.encode(errors="replace")), "is {} bytes long")
+        self.check_length(grammar.text)
         alternatives = 0
         if grammar.kind in ("json", "choice", "structural_tag"):
             document = _parse(grammar.text)
@@ -70,6 +70,10 @@ class Bounds:
                 self._hold("alternatives", alternatives, "has {} alternatives")
         else:
             self._hold("alternatives", self._measure(grammar.text), "has {} alternatives")
+
+    def check_length(self, text: str) -> None:
+        """Raises GrammarTooLarge: it has too many bytes even to be parsed."""
+        self._hold("bytes", len(text.encode(errors="replace")), "is {} bytes long")
 
     def _measure(self, value: Any) -> int:
         """Check one value of a document; returns how many alternatives it adds."""

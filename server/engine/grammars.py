@@ -103,7 +103,7 @@ class Grammars:
         Raises RequestError: it is too large, refused, too complex, or could not be checked now.
         """
         kind = next((each for each in _KINDS if getattr(wanted, each) is not None), None)
-        if kind is None or (kind == "json_object" and not wanted.json_object):
+        if kind is None or (kind in ("json_object", "choice") and not getattr(wanted, kind)):
             return wanted  # vLLM refuses it by itself
         grammar = Grammar.of(kind, getattr(wanted, kind))
         is_large = len(grammar.text) > _LARGE_BYTES

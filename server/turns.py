@@ -59,16 +59,20 @@ class Turns:
             raise
 
     def _leave(self, caller: str, turn: asyncio.Future[None]) -> None:
-        queue = self._queues[caller]
+        queue = self._queues.get(caller)
+        if queue is None or turn not in queue:
+            return  # `_release` has passed over it
         queue.remove(turn)
         if not queue:
             del self._queues[caller]
 
     def _release(self) -> None:
-        if not self._queues:
-            self._free += 1
-            return
-        caller, queue = self._queues.popitem(last=False)
-        queue.popleft().set_result(None)
-        if queue:
-            self._queues[caller] = queue  # at the end: the others come first
+        while self._queues:
+            caller, queue = self._queues.popitem(last=False)
+            turn = queue.popleft()
+            if queue:
+                self._queues[caller] = queue  # at the end: the others come first
+            if not turn.cancelled():  # else it leaves, but has not run since
+                turn.set_result(None)
+                return
+        self._free += 1

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.exceptions import VLLMValidationError
 
 from server.call import current_call
-from server.errors import RequestError
+from server.errors import InvalidRequest, RequestError
 from server.turns import Turns
 
 MAX_KEYS = 256  # of an object with named fields
@@ -51,8 +51,8 @@ class BodyReader:
         read = call.engine_request if call is not None else None
         if isinstance(read, Exception):
             raise read
-        request = self._validator.validate_python(value, **options) if read is None else read
         try:
+            request = self._validator.validate_python(value, **options) if read is None else read
             self._check(request)
         except RequestError as error:
             if call is not None:
@@ -61,9 +61,17 @@ class BodyReader:
         return request
 
     def read(self, body: bytes) -> Any:
-        """The request in a JSON body, or why there is none; takes seconds for a large one."""
+        """The request in a JSON body, or why there is none; takes seconds for a large one.
+
+        Raises InvalidRequest: what server/http/middleware.py has not read of it is no JSON.
+        """
         try:
             value = msgspec.json.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidRequest(
+                f"The request body is not valid JSON: {error}.", code="invalid_json"
+            ) from None
+        try:
             return self._validator.validate_python(value, from_attributes=True)
         except (ValidationError, VLLMValidationError) as error:
             return error

@@ -71,6 +71,22 @@ async def test_one_who_leaves_as_its_turn_comes_passes_it_on():
         pass
 
 
+async def test_a_holder_and_one_who_waits_leave_at_once_and_the_place_is_free():
+    work = Work(Turns(1, code="busy"))
+    for name in ("holds", "waits", "last"):
+        await work.ask(name, name)
+    leaving = [work.tasks["holds"], work.tasks["waits"]]
+    for task in leaving:
+        task.cancel()
+    results = await asyncio.gather(*leaving, return_exceptions=True)
+    assert [type(each) for each in results] == [asyncio.CancelledError] * 2
+    async with asyncio.timeout(1):
+        await work.end("last")
+        async with work.turns.take("again"):
+            pass
+    assert work.turns.waiting == 0
+
+
 async def test_too_many_who_wait_are_refused():
     work = Work(Turns(1, code="busy", each=2, most=3))
     for number in range(3):

@@ -26,6 +26,7 @@ ORDINARY = [
     ("json", nested(19, {"type": "string"})),
     ("json", {"enum": list(range(90))}),
     ("json", {"type": "number", "minimum": -1.5, "description": "(see [1] and {x}) | or not"}),
+    ("json", {"type": "integer", "description": "inhabitants, ~1500 in a village"}),
     ("regex", r"\p{L}{1,1000}"),
     ("regex", r"\(" * 500),
     ("regex", "(a)" * 500),

@@ -28,7 +28,11 @@ INSTALL := $(UV) install --python $(BIN)/python --quiet --no-deps --no-build-iso
 PYTEST := $(BIN)/python -m pytest --durations=15
 KERNELS := $(wildcard server/kernels/native/*) $(addprefix server/kernels/,operators.py plan.py stamp.py)
 
-.PHONY: help setup demo serve test test-all loadtest bench check format lint types docs lock clean
+# Of `make fuzz`. Not ?=: bash may export a SECONDS of its own.
+SECONDS := 600
+SEED :=
+
+.PHONY: help setup demo serve test test-all fuzz loadtest bench check format lint types docs lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -62,6 +66,9 @@ test: setup  ## Run the unit tests, then the main tests on real engines (ten min
 test-all: setup  ## Run all tests: adapters trained anew, every engine, Prometheus (20 minutes)
 	$(PYTEST) --all -n auto -m "not engine"
 	$(PYTEST) --all -m engine
+
+fuzz: setup  ## Send hostile calls to a real server for ten minutes (SECONDS=60 SEED=7)
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 loadtest: setup  ## Load-test a server with 32 adapters: results per adapter and a verdict
 	$(BIN)/lorry loadtest default --serve examples/shop/base

@@ -6,7 +6,7 @@ LorryError
 │   └── QuantizationMissing 6 · PlatformUnsupported 7 · EngineStartFailed 8
 └── RequestError          one call ends: OpenAI's envelope, a status and a stable code
     ├── InvalidRequest 400 · RequestTooLarge 413 · UnknownPath 404 · MethodNotAllowed 405
-    ├── GrammarTooLarge 400 · GrammarRefused 400 · GrammarTooComplex 400
+    ├── InvalidJson 400 · GrammarTooLarge 400 · GrammarRefused 400 · GrammarTooComplex 400
     ├── RequestTooSlow 408 · UploadTooSlow 408 · HeadTooLarge 431
     ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
     ├── AdminDisabled 403 · NotAuthorized 401 · AdapterInUse 409 · PinsExceedCapacity 409
@@ -121,6 +121,10 @@ class RequestTooLarge(InvalidRequest):
 class HeadTooLarge(InvalidRequest):
     status = 431
     code = "head_too_large"
+
+
+class InvalidJson(InvalidRequest):
+    code = "invalid_json"
 
 
 class GrammarTooLarge(InvalidRequest):

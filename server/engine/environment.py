@@ -51,6 +51,10 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
         environ["VLLM_ENFORCE_STRICT_TOOL_CALLING"] = "0"
     # The second model runner separates adapters in another way, which is not tested here.
     environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    if settings.grammar_backend == "guidance":
+        # vLLM's strict tool calling writes structural tags that only xgrammar compiles. Without it
+        # a forced call is a JSON schema.
+        environ["VLLM_ENFORCE_STRICT_TOOL_CALLING"] = "0"
     if is_cpu_build():
         _prepare_cpu(settings, environ)
 

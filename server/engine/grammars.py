@@ -81,9 +81,14 @@ class _NoLark:
 
 
 class Grammars:
-    """`tokenizer` is the base's; `vocabulary` is how many ids the model knows."""
+    """`tokenizer` is the base's; `vocabulary` is how many ids the model knows.
 
-    def __init__(self, settings: Settings, tokenizer: Any, vocabulary: int) -> None:
+    `whitespace`: answers may have white space wherever JSON allows it.
+    """
+
+    def __init__(
+        self, settings: Settings, tokenizer: Any, vocabulary: int, whitespace: bool
+    ) -> None:
         self._backend = settings.grammar_backend
         self.bounds = Bounds(
             bytes=settings.max_grammar_bytes,
@@ -95,6 +100,7 @@ class Grammars:
         self._settings = settings
         self._tokenizer = tokenizer
         self._vocabulary = max(vocabulary, len(tokenizer))
+        self._whitespace = whitespace
         self.checks = GrammarChecks(self._describe)
 
     async def settle(self, wanted: StructuredOutputsParams, caller: str) -> StructuredOutputsParams:
@@ -146,6 +152,7 @@ class Grammars:
             end_tokens=[] if end is None else [int(end)],
             seconds=self._settings.max_grammar_seconds,
             memory_bytes=self._settings.max_grammar_mib * _BYTES_PER_MIB,
+            whitespace=self._whitespace,
         )
 
     def _serialized(self) -> str:

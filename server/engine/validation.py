@@ -9,6 +9,7 @@ a collection, and a body of many objects is read in a thread, before FastAPI ask
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,8 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.exceptions import VLLMValidationError
 
 from server.call import current_call
-from server.errors import InvalidRequest, RequestError
+from server.errors import InvalidJson, RequestError
 from server.turns import Turns
+
+logger = logging.getLogger("lorry.validation")
 
 MAX_KEYS = 256  # of an object with named fields
 _COLLECTIONS = frozenset({"list", "tuple", "set", "frozenset", "dict"})
@@ -52,7 +55,7 @@ class BodyReader:
         if isinstance(read, Exception):
             raise read
         try:
-            request = self._validator.validate_python(value, **options) if read is None else read
+            request = self._validate(value, **options) if read is None else read
             self._check(request)
         except RequestError as error:
             if call is not None:
@@ -63,18 +66,25 @@ class BodyReader:
     def read(self, body: bytes) -> Any:
         """The request in a JSON body, or why there is none; takes seconds for a large one.
 
-        Raises InvalidRequest: what server/http/middleware.py has not read of it is no JSON.
+        Raises InvalidJson: http/middleware.py reads no value but those that choose the adapter.
         """
         try:
             value = msgspec.json.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidRequest(
-                f"The request body is not valid JSON: {error}.", code="invalid_json"
-            ) from None
+            raise InvalidJson(f"The request body is not valid JSON: {error}.") from None
         try:
-            return self._validator.validate_python(value, from_attributes=True)
+            return self._validate(value, from_attributes=True)
         except (ValidationError, VLLMValidationError) as error:
             return error
+
+    def _validate(self, value: Any, **options: Any) -> Any:
+        try:
+            return self._validator.validate_python(value, **options)
+        except (ValidationError, VLLMValidationError, RequestError):
+            raise
+        except Exception as error:  # noqa: BLE001 - some of vLLM's checks assume a field's type
+            logger.warning("the checks of a request failed: %r", error)
+            raise VLLMValidationError("A field of the request has a wrong type.") from None
 
 
 class BodiesOffLoop:

@@ -22,6 +22,7 @@ _STRUCTURE = re.compile(r"\\.|[()\[\]{}|]", re.DOTALL)
 _REPEATS = re.compile(r"\{\s*(?:\d*\s*,\s*)?(\d+)")  # a{3,10}, a{,10}
 _LARK_REPEATS = re.compile(r"~\s*(?:\d+\s*\.\.\s*)?(\d+)")  # a~3..10; elsewhere "about 3"
 _OPENING, _CLOSING = "([{", ")]}"
+_PROSE = frozenset({"description", "title", "$comment"})  # for people, where it is a text
 _TOO_DEEP = "The grammar is nested too deeply."
 _COUNTS = frozenset(
     f"{bound}{what}"
@@ -135,12 +136,14 @@ def _parse(text: str) -> Any:
 
 
 def _values(document: Any) -> Iterator[tuple[Any, int]]:
-    """Every value of a document with its depth, without recursion."""
+    """Every value of a document but its prose, with its depth, without recursion."""
     rest = [(document, 0)]
     while rest:
         value, depth = rest.pop()
         yield value, depth
         if isinstance(value, dict):
-            rest.extend((each, depth + 1) for each in value.values())
+            for key, each in value.items():
+                if not (key in _PROSE and isinstance(each, str)):
+                    rest.append((each, depth + 1))
         elif isinstance(value, list):
             rest.extend((each, depth + 1) for each in value)

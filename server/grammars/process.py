@@ -42,6 +42,7 @@ class Start:
     """What the process is told at its start.
 
     `tokenizer` is the JSON of a `tokenizers` tokenizer (guidance) or of an xgrammar TokenizerInfo.
+    `whitespace`: an answer may have white space wherever JSON allows it.
     """
 
     backend: str
@@ -50,6 +51,7 @@ class Start:
     end_tokens: list[int]
     seconds: float
     memory_bytes: int
+    whitespace: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +149,16 @@ def _guidance(start: Start) -> Compile:
 
     tokenizer = LLTokenizer(start.tokenizer, start.vocabulary, start.end_tokens or None)
 
+    def of_schema(text: str) -> str:
+        options: Any = {"whitespace_flexible": start.whitespace}
+        return str(LLMatcher.grammar_from_json_schema(text, defaults=options))
+
     def serialize(kind: str, text: str) -> str:
         # As vllm.v1.structured_output.backend_guidance.serialize_guidance_grammar does.
         if kind in ("json", "json_object"):
-            return str(LLMatcher.grammar_from_json_schema(text or '{"type": "object"}'))
+            return of_schema(text or '{"type": "object"}')
         if kind == "structural_tag":
-            return _structural_tags(text)
+            return _structural_tags(text, of_schema)
         return str(llguidance.grammar_from(kind, text))  # type: ignore[arg-type]
 
     def compile_(kind: str, text: str) -> tuple[str, str]:
@@ -173,7 +179,7 @@ def _guidance(start: Start) -> Compile:
     return compile_
 
 
-def _structural_tags(text: str) -> str:
+def _structural_tags(text: str, of_schema: Callable[[str], str]) -> str:
     import llguidance
 
     document = json.loads(text)
@@ -184,7 +190,7 @@ def _structural_tags(text: str) -> str:
         trigger = next((t for t in document["triggers"] if each["begin"].startswith(t)), None)
         if trigger is None:
             raise Refused(f"no trigger begins {each['begin']!r}")
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(each["schema"]))
+        grammar = of_schema(json.dumps(each["schema"]))
         tag = llguidance.StructTag(
             trigger=trigger, begin=each["begin"], grammar=grammar, end=each["end"]
         )
@@ -205,7 +211,8 @@ def _xgrammar(start: Start) -> Compile:
     def compile_one(kind: str, text: str) -> Any:
         # As vllm.v1.structured_output.backend_xgrammar.XgrammarBackend.compile_grammar does.
         if kind in ("json", "json_object"):
-            return compiler.compile_json_schema(text or '{"type": "object"}')
+            schema = text or '{"type": "object"}'
+            return compiler.compile_json_schema(schema, any_whitespace=start.whitespace)
         if kind == "regex":
             return compiler.compile_regex(text)
         if kind == "structural_tag":

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.call import Call, current_call
-from server.errors import EXITS, InvalidRequest, MethodNotAllowed, RequestError
+from server.errors import EXITS, InvalidJson, InvalidRequest, MethodNotAllowed, RequestError
 from server.http.bodies import Bodies
 from server.http.exchange import Disconnected, Exchange, send_error, unless_disconnected
 from server.http.shape import Shape
@@ -205,9 +205,7 @@ def select(body: bytes) -> Selection:
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"The request body is not valid: {error}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(
-            f"The request body is not valid JSON: {error}.", code="invalid_json"
-        ) from None
+        raise InvalidJson(f"The request body is not valid JSON: {error}.") from None
     if not selection.model:
         raise InvalidRequest(
             "The request must name a `model`: the base or an adapter (GET /v1/models lists them).",

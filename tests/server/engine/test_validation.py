@@ -12,7 +12,7 @@ from opentelemetry.trace import INVALID_SPAN
 from pydantic import ValidationError
 
 from server.call import Call, current_call
-from server.errors import InvalidRequest
+from server.errors import InvalidJson
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own imports warn
 
@@ -110,15 +110,28 @@ def test_a_token_is_decoded_once():
     assert sorted(asked) == [1, 2, 3]
 
 
+def test_what_a_check_of_vllm_cant_read_is_invalid(validators):
+    from vllm.exceptions import VLLMValidationError
+
+    for kind, prompt in (("completion", {"prompt": "x"}), ("chat", {"messages": HELLO})):
+        _, field = validators[kind]
+        body = {"model": "m", "structured_outputs": [""], **prompt}
+        with pytest.raises(VLLMValidationError, match="wrong type"):
+            field._type_adapter.validate_python(body, from_attributes=True)
+
+
 async def post(app, body):
-    """One request to the app, in the context of the caller, as on a connection that is kept."""
+    """One request to the app, in the context of the caller, as on a connection that is kept.
+
+    `body` is encoded unless it is bytes.
+    """
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
     call = Call("r", "r", "/chat", "chat", "m", INVALID_SPAN)
     token = current_call.set(call)
     sent = []
 
     async def receive():
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return {"type": "http.request", "body": raw, "more_body": False}
+        return {"type": "http.request", "body": data, "more_body": False}
 
     async def send(message):
         sent.append(message)
@@ -166,6 +179,13 @@ async def test_a_large_body_is_read_beside_the_event_loop(counting_app):
     assert longest < max(took / 2, 0.1)
 
 
+@pytest.mark.parametrize("value", ["1e400", '"\\ud800"', "[" * 5_000 + "]" * 5_000, "[1,]"])
+async def test_a_large_body_with_what_is_no_json_is_invalid(counting_app, value):
+    body = json.dumps({"model": "m", "messages": HELLO * 300})[:-1] + f', "x": {value}}}'
+    with pytest.raises(InvalidJson):
+        await post(counting_app, body.encode())
+
+
 async def test_what_was_read_for_one_request_is_not_seen_by_the_next(counting_app):
     assert await post(counting_app, {"model": "m", "messages": HELLO * 300}) == (200, b"300")
     assert await post(counting_app, {"model": "m", "messages": HELLO}) == (200, b"1")
@@ -179,6 +199,6 @@ async def test_a_large_body_that_is_no_json_where_only_vllm_reads_it_is_refused(
     counting_app, value
 ):
     body = b'{"model": "m", "messages": [' + b"{}," * 300 + b'{}], "x": ' + value + b"}"
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidJson) as refused:
         await post(counting_app, body)
     assert refused.value.code == "invalid_json"

@@ -26,10 +26,11 @@ GIANT = {"type": "array", "items": {"type": "integer"}, "minItems": 100_000, "ma
 DEEP = {"type": "string", "pattern": "(" * 50_000 + "a" + ")" * 50_000}
 
 
-def guidance(seconds=2.0, mib=512):
+def guidance(seconds=2.0, mib=512, whitespace=True):
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
     vocabulary = tokenizer.get_vocab_size()
-    return Start("guidance", tokenizer.to_str(), vocabulary, [1], seconds, mib * 1024 * 1024)
+    memory = mib * 1024 * 1024
+    return Start("guidance", tokenizer.to_str(), vocabulary, [1], seconds, memory, whitespace)
 
 
 def xgrammar():
@@ -43,6 +44,13 @@ def xgrammar():
 @pytest_asyncio.fixture
 async def checks():
     checks = GrammarChecks(guidance)
+    yield checks
+    checks.close()
+
+
+@pytest_asyncio.fixture
+async def checks_without_whitespace():
+    checks = GrammarChecks(lambda: guidance(whitespace=False))
     yield checks
     checks.close()
 
@@ -71,6 +79,17 @@ async def check(checks, kind, value, caller="me"):
 async def test_a_good_grammar_passes_unchanged(checks, kind, value):
     grammar = Grammar.of(kind, value)
     assert await checks.check(grammar, "me") == grammar
+
+
+async def test_a_schema_is_compiled_with_white_space_or_without_as_by_the_engine(
+    checks, checks_without_whitespace
+):
+    """Without it all that a schema forces comes at once, here without end."""
+    endless = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+    endless["additionalProperties"] = False
+    await check(checks, "json", endless)
+    with pytest.raises(GrammarRefused, match="Too many items"):
+        await check(checks_without_whitespace, "json", endless)
 
 
 async def test_choices_become_one_pattern_that_means_each_of_them_literally(checks):

@@ -65,7 +65,7 @@ class Selection(msgspec.Struct):
 
     model: str | None = None
     stream: bool | None = None
-    user: Any = None
+    user: msgspec.Raw = msgspec.Raw()  # anything; decoding numbers such as 1e300 takes long
     # Refused: vLLM would run these outside the call (after its lease, under an id of the caller's
     # choice, or as one engine request for each beam and token).
     background: bool | None = None
@@ -205,7 +205,7 @@ def select(body: bytes) -> Selection:
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"The request body is not valid: {error}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidJson(f"The request body is not valid JSON: {error}.") from None
+        raise _invalid_json(error) from None
     if not selection.model:
         raise InvalidRequest(
             "The request must name a `model`: the base or an adapter (GET /v1/models lists them).",
@@ -221,10 +221,21 @@ def select(body: bytes) -> Selection:
 
 
 def split_key(selection: Selection, scope: Scope, call: Call) -> str:
-    """Key for traffic splitting: the `user` field, else the session id, else the request id."""
-    if isinstance(selection.user, str) and selection.user:
-        return selection.user
+    """Key for traffic splitting: the `user` field, else the session id, else the request id.
+
+    Raises InvalidJson: the `user` is no text that JSON knows.
+    """
+    user = bytes(selection.user)
+    if user.startswith(b'"') and user != b'""':
+        try:
+            return msgspec.json.decode(user, type=str)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _invalid_json(error) from None
     return Headers(scope=scope).get("x-session-id") or call.request_id
+
+
+def _invalid_json(error: Exception) -> InvalidJson:
+    return InvalidJson(f"The request body is not valid JSON: {error}.")
 
 
 def _inner_scope(scope: Scope, call: Call) -> Scope:

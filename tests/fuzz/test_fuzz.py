@@ -11,7 +11,7 @@ import pytest
 from tests.fuzz import bodies, callers, grammars
 from tests.fuzz.case import Case, Step
 from tests.fuzz.drive import Answer, Outcome
-from tests.fuzz.judge import documented_unavailable, faults, is_checked
+from tests.fuzz.judge import documented_unavailable, faults, is_checked, known
 from tests.fuzz.verdict import failures, livez, report
 
 PROBES = [{"at": n / 50, "took": 0.002, "status": 200, "no_core": 0.0} for n in range(100)]
@@ -22,6 +22,7 @@ GOOD: dict[str, Any] = {
     "statuses": {"200": 5, "400": 5},
     "checked": 1,
     "faults": [],
+    "known": {"a cut tool call": 2},
     "livez": livez(PROBES),
     "stalls": [],
     "memory_mib": {"server": [500, 510]},
@@ -98,6 +99,13 @@ def test_answers_are_judged():
     assert faults(outcome(200, b"{"))
     assert faults(outcome(200, {"x": "Traceback (most recent call last)"}))
     assert faults(Outcome(outcome(200, {}).case, 0.0, 1.0, []))
+
+
+def test_an_open_fault_is_told_from_others():
+    refused = 'a valid grammar is refused: 400 b\'{"error": {"message": "Expecting value: line 1'
+    assert known('/v1/messages json valid ["model", "tools"]', refused)
+    assert not known('/v1/messages json valid ["model", "output_config"]', refused)
+    assert not known('/v1/messages json valid ["model", "tools"]', "500 internal_error: x")
 
 
 def test_a_finished_answer_must_be_in_its_language():

@@ -71,6 +71,7 @@ def report(record: Record) -> str:
             f"stall of {each['seconds']:.2f} s (no core for {each['no_core']:.2f} s), {word}: "
             f"{each['name']} {each['title'][:80]}"
         )
+    lines += [f"known: {count} x {name}" for name, count in record["known"].items()]
     found = failures(record)
     lines += [f"FAILED {each}" for each in found]
     lines.append(f"{'failed' if found else 'passed'}: {len(found)} failures")

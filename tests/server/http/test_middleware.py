@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -209,6 +210,15 @@ async def test_a_body_of_too_many_objects_is_refused_before_it_is_parsed(house, 
 def test_select_reads_the_last_of_duplicate_keys_as_vllm_does():
     body = b'{"model": "a", "mod\\u0065l": "b"}'
     assert select(body).model == json.loads(body)["model"] == "b"
+
+
+def test_select_decodes_no_user_that_is_no_text():
+    """msgspec takes 13 us for each of these numbers, on the event loop."""
+    body = json.dumps({"model": "a", "user": [1e300] * 200_000}).encode()
+    started = time.perf_counter()
+    selection = select(body)
+    assert time.perf_counter() - started < 1
+    assert selection.model == "a"
 
 
 async def test_a_body_over_the_limit_is_refused_before_it_is_read_whole(house):

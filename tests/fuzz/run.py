@@ -101,8 +101,8 @@ class Run:
             await asking
         await asyncio.sleep(_SETTLE_SECONDS)
         after = sample(self._server.process.pid)
-        for known in ordinary.known:
-            await ordinary.ask(known)
+        for each in ordinary.known:
+            await ordinary.ask(each)
         probes = self._watched("took")
         return {
             "seed": self._seed,

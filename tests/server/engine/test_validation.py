@@ -201,7 +201,7 @@ async def test_what_was_read_for_one_request_is_not_seen_by_the_next(counting_ap
     assert await post(counting_app, {"model": "m", "messages": HELLO * 2}) == (200, b"2")
 
 
-@pytest.mark.parametrize("value", [b"1e999", b'"\xff"', b"9" * 5_000])
+@pytest.mark.parametrize("value", [b'"\xff"', b"9" * 5_000])
 async def test_a_large_body_that_is_no_json_where_only_vllm_reads_it_is_refused(
     counting_app, value
 ):

@@ -121,7 +121,7 @@ class Settings(BaseSettings):
         default=128 * 1024, ge=64, description="Largest schema, pattern or other grammar, bytes."
     )
     max_grammar_depth: int = Field(
-        default=64, ge=1, le=512, description="Levels that a grammar may nest, in patterns too."
+        default=64, ge=1, le=128, description="Levels that a grammar may nest, in patterns too."
     )
     max_grammar_alternatives: int = Field(
         default=10_000, ge=1, description="Choices, enum values and alternatives in a grammar."

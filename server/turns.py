@@ -31,7 +31,7 @@ class Turns:
         """Hold a place for the length of the block.
 
         Raises:
-            Unavailable: too many requests wait.
+            Unavailable: too many requests wait; also later, to make room for a caller with fewer.
         """
         if self._free:
             self._free -= 1
@@ -43,10 +43,9 @@ class Turns:
             self._release()
 
     async def _wait(self, caller: str) -> None:
-        if len(self._queues.get(caller, ())) >= self._each or self.waiting >= self._most:
-            raise Unavailable(
-                "Too many requests like this one wait already.", code=self._code, retry_after=1
-            )
+        own = len(self._queues.get(caller, ()))
+        if own >= self._each or (self.waiting >= self._most and not self._make_room(own)):
+            raise self._full()
         turn = asyncio.get_running_loop().create_future()
         self._queues.setdefault(caller, deque()).append(turn)
         try:
@@ -58,17 +57,34 @@ class Turns:
                 self._leave(caller, turn)
             raise
 
+    def _full(self) -> Unavailable:
+        message = "Too many requests like this one wait already."
+        return Unavailable(message, code=self._code, retry_after=1)
+
+    def _make_room(self, own: int) -> bool:
+        """Refuse the last request of the longest queue, if that is longer than the caller's own."""
+        longest = max(self._queues.values(), key=len)
+        if len(longest) <= own + 1:
+            return False
+        if not (last := longest.pop()).done():
+            last.set_exception(self._full())
+        return True
+
     def _leave(self, caller: str, turn: asyncio.Future[None]) -> None:
-        queue = self._queues[caller]
+        queue = self._queues.get(caller)
+        if queue is None or turn not in queue:
+            return  # `_release` has passed over it
         queue.remove(turn)
         if not queue:
             del self._queues[caller]
 
     def _release(self) -> None:
-        if not self._queues:
-            self._free += 1
-            return
-        caller, queue = self._queues.popitem(last=False)
-        queue.popleft().set_result(None)
-        if queue:
-            self._queues[caller] = queue  # at the end: the others come first
+        while self._queues:
+            caller, queue = self._queues.popitem(last=False)
+            turn = queue.popleft()
+            if queue:
+                self._queues[caller] = queue  # at the end: the others come first
+            if not turn.cancelled():  # else it leaves, but has not run since
+                turn.set_result(None)
+                return
+        self._free += 1

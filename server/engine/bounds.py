@@ -60,10 +60,12 @@ class RequestBounds:
 
     def _check_logprobs(self, request: Any, sequences: int) -> None:
         shown = _first(request, "top_logprobs", "logprobs")
+        shown = max(shown, len(getattr(request, "logprob_token_ids", None) or ()))
         of_prompt = _first(request, "prompt_logprobs")
         if getattr(request, "echo", False):
             of_prompt = max(of_prompt, shown)
-        tokens = _first(request, "max_tokens", "max_completion_tokens", "max_output_tokens")
+        # In vLLM's order: with both, a chat goes by the first.
+        tokens = _first(request, "max_completion_tokens", "max_tokens", "max_output_tokens")
         answer = 0 if getattr(request, "stream", False) else tokens or _ASSUMED_TOKENS
         found = sequences * min(answer, self.context) * (shown + 1 if shown else 0)
         found += min(_length(request), self.context * _prompts(request)) * (

@@ -72,13 +72,13 @@ async def start_engine(
         engine = await asyncio.to_thread(_build, arguments)
     except Exception as error:
         raise EngineStartFailed(f"the engine did not start: {error}") from error
-    leave_to_checks()
     grammars = Grammars(
         settings,
         engine.get_tokenizer(),
         engine.model_config.get_vocab_size(),
         whitespace=not engine.vllm_config.structured_outputs_config.disable_any_whitespace,
     )
+    leave_to_checks(grammars.bounds)
     engine.attach(observer, grammars)
     death = engine.start()
     try:

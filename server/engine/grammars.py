@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 from copy import copy
+from functools import wraps
 from typing import Any
 
+from vllm import sampling_params
+from vllm.parser import abstract_parser
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.structured_output import backend_guidance, backend_xgrammar
 from vllm.v1.structured_output.utils import choice_as_grammar, grammar_is_likely_lark
@@ -39,14 +42,42 @@ _OPEN = frozenset(
 )
 
 
-def leave_to_checks() -> None:
-    """Take vLLM's checks of grammars out of this process; they import these by name when called."""
+def leave_to_checks(bounds: Bounds) -> None:
+    """Take vLLM's uses of grammar libraries out of this process; it looks these up when called.
+
+    What is left parses the JSON of a structural tag with the body, which holds Python's lock.
+    """
+    original = sampling_params.check_json_nesting
+
+    @wraps(original)
+    def check_json_nesting(spec: Any, **options: Any) -> None:
+        if isinstance(spec, str):
+            bounds.check_length(spec)
+        original(spec, **options)
+
+    sampling_params.check_json_nesting = check_json_nesting
     backend_xgrammar.validate_xgrammar_grammar = _skip
     backend_guidance.validate_guidance_grammar = _skip
+    # vLLM may join the grammar of a call with one for its tools. It translates Lark for that.
+    abstract_parser._xgrammar_supports = _can_join_tools
+    abstract_parser.Grammar = _NoLark
 
 
 def _skip(*_arguments: Any, **_options: Any) -> None:
     return None
+
+
+def _can_join_tools(wanted: StructuredOutputsParams) -> bool:
+    """Whether vLLM needs no library, and parses no text of any length, to join it with tools."""
+    return wanted.grammar is None and not isinstance(wanted.json, str)
+
+
+class _NoLark:
+    """In the place of xgrammar.Grammar."""
+
+    @staticmethod
+    def from_lark(_: str) -> None:
+        raise ValueError("only the grammar process reads Lark")
 
 
 class Grammars:
@@ -59,7 +90,7 @@ class Grammars:
         self, settings: Settings, tokenizer: Any, vocabulary: int, whitespace: bool
     ) -> None:
         self._backend = settings.grammar_backend
-        self._bounds = Bounds(
+        self.bounds = Bounds(
             bytes=settings.max_grammar_bytes,
             depth=settings.max_grammar_depth,
             alternatives=settings.max_grammar_alternatives,
@@ -78,7 +109,7 @@ class Grammars:
         Raises RequestError: it is too large, refused, too complex, or could not be checked now.
         """
         kind = next((each for each in _KINDS if getattr(wanted, each) is not None), None)
-        if kind is None or (kind == "json_object" and not wanted.json_object):
+        if kind is None or (kind in ("json_object", "choice") and not getattr(wanted, kind)):
             return wanted  # vLLM refuses it by itself
         grammar = Grammar.of(kind, getattr(wanted, kind))
         is_large = len(grammar.text) > _LARGE_BYTES
@@ -94,7 +125,7 @@ class Grammars:
 
     def _prepare(self, grammar: Grammar) -> Grammar:
         """The grammar, within the bounds, as this backend takes it."""
-        self._bounds.check(grammar)
+        self.bounds.check(grammar)
         kind, text = grammar.kind, grammar.text
         if kind == "json":
             schema = json.loads(text)

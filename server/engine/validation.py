@@ -53,8 +53,8 @@ class BodyReader:
         read = call.engine_request if call is not None else None
         if isinstance(read, Exception):
             raise read
-        request = self._validate(value, **options) if read is None else read
         try:
+            request = self._validate(value, **options) if read is None else read
             self._check(request)
         except RequestError as error:
             if call is not None:
@@ -80,7 +80,7 @@ class BodyReader:
     def _validate(self, value: Any, **options: Any) -> Any:
         try:
             return self._validator.validate_python(value, **options)
-        except (ValidationError, VLLMValidationError):
+        except (ValidationError, VLLMValidationError, RequestError):
             raise
         except Exception as error:  # noqa: BLE001 - some of vLLM's checks assume a field's type
             logger.warning("the checks of a request failed: %r", error)

@@ -19,9 +19,10 @@ Kind = Literal["json", "json_object", "regex", "choice", "grammar", "lark", "str
 
 # An escaped character, which means itself; or one that nests or separates.
 _STRUCTURE = re.compile(r"\\.|[()\[\]{}|]", re.DOTALL)
-# a{3,10}, a{,10}; in Lark also a~3..10.
-_REPEATS = re.compile(r"(?:\{\s*(?:\d*\s*,\s*)?|~\s*(?:\d+\s*\.\.\s*)?)(\d+)")
+_REPEATS = re.compile(r"\{\s*(?:\d*\s*,\s*)?(\d+)")  # a{3,10}, a{,10}
+_LARK_REPEATS = re.compile(r"~\s*(?:\d+\s*\.\.\s*)?(\d+)")  # a~3..10; elsewhere "about 3"
 _OPENING, _CLOSING = "([{", ")]}"
+_PROSE = frozenset({"description", "title", "$comment"})  # for people, where it is a text
 _TOO_DEEP = "The grammar is nested too deeply."
 _COUNTS = frozenset(
     f"{bound}{what}"
@@ -60,7 +61,7 @@ class Bounds:
 
     def check(self, grammar: Grammar) -> None:
         """Raises GrammarTooLarge, naming the bound; GrammarRefused: it is not JSON."""
-        self._hold("bytes", len(grammar.text.encode(errors="replace")), "is {} bytes long")
+        self.check_length(grammar.text)
         alternatives = 0
         if grammar.kind in ("json", "choice", "structural_tag"):
             document = _parse(grammar.text)
@@ -70,6 +71,12 @@ class Bounds:
                 self._hold("alternatives", alternatives, "has {} alternatives")
         else:
             self._hold("alternatives", self._measure(grammar.text), "has {} alternatives")
+        if grammar.kind == "grammar":
+            self._check_repeats(_LARK_REPEATS, grammar.text)
+
+    def check_length(self, text: str) -> None:
+        """Raises GrammarTooLarge: it has too many bytes even to be parsed."""
+        self._hold("bytes", len(text.encode(errors="replace")), "is {} bytes long")
 
     def _measure(self, value: Any) -> int:
         """Check one value of a document; returns how many alternatives it adds."""
@@ -97,10 +104,13 @@ class Bounds:
                 depth = max(depth - 1, 0)
             alternatives += character == "|"
         self._hold("depth", deepest, "is nested {} levels deep")
-        for match in _REPEATS.finditer(text):
+        self._check_repeats(_REPEATS, text)
+        return alternatives
+
+    def _check_repeats(self, pattern: re.Pattern[str], text: str) -> None:
+        for match in pattern.finditer(text):
             digits = match.group(1).lstrip("0")
             self._hold("repeats", int(digits[:18] or "0"), "repeats {} times")
-        return alternatives
 
     def _hold(self, bound: str, found: float, what: str) -> None:
         limit = getattr(self, bound)
@@ -126,12 +136,14 @@ def _parse(text: str) -> Any:
 
 
 def _values(document: Any) -> Iterator[tuple[Any, int]]:
-    """Every value of a document with its depth, without recursion."""
+    """Every value of a document but its prose, with its depth, without recursion."""
     rest = [(document, 0)]
     while rest:
         value, depth = rest.pop()
         yield value, depth
         if isinstance(value, dict):
-            rest.extend((each, depth + 1) for each in value.values())
+            for key, each in value.items():
+                if not (key in _PROSE and isinstance(each, str)):
+                    rest.append((each, depth + 1))
         elif isinstance(value, list):
             rest.extend((each, depth + 1) for each in value)

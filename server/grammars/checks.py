@@ -18,6 +18,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -145,7 +146,9 @@ class GrammarChecks:
             pid = 0  # it has ended by itself
         except TimeoutError:
             raise _unanswered() from None
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except asyncio.IncompleteReadError:
+            raise _unanswered() from None  # no child has begun: the process has ended
+        except ConnectionError:
             answer, pid = b"", 0
         finally:
             if pid:
@@ -246,7 +249,7 @@ def _read_answer(answer: bytes) -> Verdict | InvalidRequest:
 def _taken(result: Verdict | InvalidRequest) -> Grammar:
     if isinstance(result, Verdict):
         return Grammar(result.kind, result.text)  # type: ignore[arg-type]
-    raise result.with_traceback(None)  # the one that is remembered
+    raise copy(result)  # a traceback on the one that is remembered would keep its call in memory
 
 
 def _unanswered() -> Unavailable:

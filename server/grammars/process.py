@@ -72,13 +72,13 @@ Compile = Callable[[str, str], tuple[str, str]]
 
 
 def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the server's to answer: this ends with its socket
     control = socket.socket(fileno=int(sys.argv[1]))
     with control.makefile("rb") as lines:
         start = Start(**json.loads(lines.readline()))
     compile_ = _BACKENDS[start.backend](start)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the server's to answer: this ends with its socket
     control.sendall(b"1")
     while True:
         message, sockets, _, _ = socket.recv_fds(control, 1, 1)

@@ -78,7 +78,7 @@ class Exchange:
     """Hands the body to vLLM's app and its answer to the caller.
 
     A stream begins with a 200, which vLLM sends before the engine has seen the request. It is held
-    back until the engine has taken it, so that a refusal has its own status.
+    back until the first piece after the engine has taken it, so that a refusal has its own status.
     """
 
     def __init__(self, call: Call, body: bytes, receive: Receive, send: Send) -> None:

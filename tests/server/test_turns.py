@@ -71,6 +71,22 @@ async def test_one_who_leaves_as_its_turn_comes_passes_it_on():
         pass
 
 
+async def test_a_holder_and_one_who_waits_leave_at_once_and_the_place_is_free():
+    work = Work(Turns(1, code="busy"))
+    for name in ("holds", "waits", "last"):
+        await work.ask(name, name)
+    leaving = [work.tasks["holds"], work.tasks["waits"]]
+    for task in leaving:
+        task.cancel()
+    results = await asyncio.gather(*leaving, return_exceptions=True)
+    assert [type(each) for each in results] == [asyncio.CancelledError] * 2
+    async with asyncio.timeout(1):
+        await work.end("last")
+        async with work.turns.take("again"):
+            pass
+    assert work.turns.waiting == 0
+
+
 async def test_too_many_who_wait_are_refused():
     work = Work(Turns(1, code="busy", each=2, most=3))
     for number in range(3):
@@ -79,9 +95,21 @@ async def test_too_many_who_wait_are_refused():
         async with work.turns.take("a"):
             pass
     assert (of_one.value.code, of_one.value.retry_after) == ("busy", 1)
-    await work.ask("b", "b")
-    with pytest.raises(Unavailable):
-        async with work.turns.take("c"):
-            pass
-    for name in ("a0", "a1", "b", "a2"):
+    for name in ("a0", "a1", "a2"):
         await work.end(name)
+
+
+async def test_when_all_is_full_one_with_fewer_displaces_the_last_of_the_one_with_most():
+    work = Work(Turns(1, code="busy", each=2, most=3))
+    for name, caller in (("a0", "a"), ("a1", "a"), ("a2", "a"), ("b", "b"), ("c", "c")):
+        await work.ask(name, caller)
+    with pytest.raises(Unavailable):
+        await work.tasks["a2"]
+    with pytest.raises(Unavailable):  # now each has one
+        async with work.turns.take("d"):
+            pass
+    for name in ("a0", "a1", "b", "c"):
+        await work.end(name)
+    assert work.order == ["a0", "a1", "b", "c"]
+    async with asyncio.timeout(1), work.turns.take("again"):
+        pass

@@ -88,6 +88,19 @@ def test_an_ordinary_request_passes(kind, fields):
         ),
         (
             "too_many_logprobs",
+            "chat",
+            {
+                **{"messages": HELLO, "n": 8, "logprobs": True, "top_logprobs": 20},
+                **{"max_tokens": 1, "max_completion_tokens": 1_000},
+            },
+        ),
+        (
+            "too_many_logprobs",
+            "completion",
+            {"prompt": "a", "max_tokens": 1_000, "logprobs": 1, "logprob_token_ids": [1] * 60},
+        ),
+        (
+            "too_many_logprobs",
             "completion",
             {"prompt": ["a" * 900] * 20, "prompt_logprobs": 2},
         ),

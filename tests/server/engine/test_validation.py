@@ -199,3 +199,13 @@ async def test_what_was_read_for_one_request_is_not_seen_by_the_next(counting_ap
     invalid = {"model": "m", "messages": EMPTY}
     assert (await post(counting_app, invalid))[0] == 422
     assert await post(counting_app, {"model": "m", "messages": HELLO * 2}) == (200, b"2")
+
+
+@pytest.mark.parametrize("value", [b'"\xff"', b"9" * 5_000])
+async def test_a_large_body_that_is_no_json_where_only_vllm_reads_it_is_refused(
+    counting_app, value
+):
+    body = b'{"model": "m", "messages": [' + b"{}," * 300 + b'{}], "x": ' + value + b"}"
+    with pytest.raises(InvalidJson) as refused:
+        await post(counting_app, body)
+    assert refused.value.code == "invalid_json"

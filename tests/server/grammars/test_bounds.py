@@ -26,6 +26,8 @@ ORDINARY = [
     ("json", nested(19, {"type": "string"})),
     ("json", {"enum": list(range(90))}),
     ("json", {"type": "number", "minimum": -1.5, "description": "(see [1] and {x}) | or not"}),
+    ("json", {"type": "integer", "description": "inhabitants, ~1500 in a village"}),
+    ("json", {"type": "string", "description": "of {123456} (" + "(" * 30}),
     ("regex", r"\p{L}{1,1000}"),
     ("regex", r"\(" * 500),
     ("regex", "(a)" * 500),
@@ -36,6 +38,7 @@ ORDINARY = [
 BEYOND = [
     ("depth", "json", {"type": "string", "pattern": DEEP}),
     ("depth", "json", {"patternProperties": {DEEP: {"type": "string"}}}),
+    ("depth", "json", {"properties": {"description": {"pattern": DEEP}}}),
     ("depth", "json", {"allOf": [{"properties": {"x": {"propertyNames": {"pattern": DEEP}}}}]}),
     ("depth", "json", nested(21, {"type": "string"})),
     ("depth", "regex", DEEP),

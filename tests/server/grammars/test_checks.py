@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,21 @@ async def test_what_the_library_refuses_is_an_error_with_its_reason(checks, kind
         await check(checks, kind, value)
 
 
+async def test_a_refusal_that_is_remembered_does_not_keep_its_call(checks):
+    class Body:
+        """What a call holds."""
+
+    async def refused():
+        body = Body()
+        with pytest.raises(GrammarRefused):
+            await check(checks, "regex", "(a")
+        return weakref.ref(body)
+
+    bodies = [await refused(), await refused()]
+    gc.collect()
+    assert [body() for body in bodies] == [None, None]
+
+
 @pytest.mark.parametrize("value", [SLOW, GIANT])
 async def test_a_slow_grammar_is_ended_and_the_next_one_compiles(value):
     checks = GrammarChecks(lambda: guidance(seconds=0.2))
@@ -191,6 +208,18 @@ async def test_others_do_not_wait_for_a_caller_with_many_slow_grammars():
 async def test_a_process_that_was_killed_is_started_again(checks):
     await check(checks, "json", SCHEMA)
     os.kill(checks._process.pid, signal.SIGKILL)
+    checks._process.wait()
+    assert await check(checks, "regex", "[0-9]") == Grammar("regex", "[0-9]")
+
+
+async def test_a_grammar_that_no_child_has_seen_is_not_remembered_as_too_complex(checks):
+    await check(checks, "json", SCHEMA)
+    os.kill(checks._process.pid, signal.SIGSTOP)
+    waits = asyncio.create_task(check(checks, "regex", "[0-9]"))
+    await asyncio.sleep(0.1)
+    os.kill(checks._process.pid, signal.SIGKILL)
+    with pytest.raises(Unavailable):
+        await waits
     checks._process.wait()
     assert await check(checks, "regex", "[0-9]") == Grammar("regex", "[0-9]")
 

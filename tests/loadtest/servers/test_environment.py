@@ -11,7 +11,7 @@ from server.settings import Settings
 # Variables of the server without effect on speed or memory, or for our kernels only.
 _OTHER = {"VLLM_LOGGING_LEVEL", "VLLM_CACHE_ROOT", "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE"}
 _OTHER |= {"VLLM_PLUGINS", "VLLM_COMPUTE_NANS_IN_LOGITS", "VLLM_MAX_N_SEQUENCES"}
-_OTHER |= {"VLLM_MAX_COMPLETION_PROMPTS"}
+_OTHER |= {"VLLM_MAX_COMPLETION_PROMPTS", "VLLM_ENFORCE_STRICT_TOOL_CALLING"}
 _OTHER |= {"PYTHONWARNINGS"}
 
 

@@ -20,7 +20,7 @@ if "LORRY_PARENT_PID" in os.environ:
         signals.leave_to_server()
         follow_server()
 elif sys.argv[1:2] == ["serve"]:
-    # Before the slow imports: a server that is told to stop in its first second ends with 0, too.
+    # Before the slow imports, so that SIGTERM in the first second ends the server with 0.
     from server import signals
 
     signals.install()

@@ -9,9 +9,8 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,6 +19,7 @@ from adapters.catalog import changes, database, failures, location, schema
 from adapters.catalog.aliases import Alias, check_split, select_aliases
 from adapters.catalog.freshness import watch
 from adapters.catalog.history import Event, Mark, has_event, read_newest, select_events
+from adapters.catalog.memory import Known, Shelf
 from adapters.catalog.versions import (
     AdapterVersion,
     Meaning,
@@ -51,38 +51,6 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class _Shelf(NamedTuple):
-    """All that can be said of one name: digests by number, and aliases. Both are empty for none."""
-
-    digests: Mapping[int, str]
-    aliases: Sequence[Alias]
-
-
-@dataclass(slots=True)
-class _Known:
-    """Cached answers, valid until the catalog changes.
-
-    An unknown reference is answered from memory too: from its name's shelf, or, for an unknown
-    name, from the set of all names, which one query fills.
-    """
-
-    meanings: dict[Reference, Meaning] = field(default_factory=dict)
-    shelves: dict[str, _Shelf] = field(default_factory=dict)
-    names: frozenset[str] | None = None
-    published: tuple[Published, ...] | None = None
-
-    def find(self, reference: Reference) -> Meaning | None:
-        """None where only a query can tell; raises AdapterNotFound or AmbiguousDigest."""
-        if found := self.meanings.get(reference):
-            return found
-        shelf = self.shelves.get(reference.name)
-        if shelf is None and self.names is not None and reference.name not in self.names:
-            shelf = _Shelf({}, ())
-        if shelf is not None:
-            interpret(reference, *shelf)
-        return None
-
-
 class Catalog:
     """The index of one store; safe to use from several threads and processes."""
 
@@ -93,7 +61,7 @@ class Catalog:
         self._sound: object = None  # the mark of the last state that was found undamaged
         self._lock = threading.Lock()
         self._mark: object = None
-        self._known = _Known()
+        self._known = Known()
         self._forgotten: dict[Reference, None] = {}  # known before the last change
 
     @classmethod
@@ -353,9 +321,9 @@ class Catalog:
         self._remember(known.meanings, reference, found)
         return found
 
-    def _look_up(self, connection: Connection, known: _Known, name: str) -> _Shelf:
+    def _look_up(self, connection: Connection, known: Known, name: str) -> Shelf:
         aliases = select_aliases(connection, *_of(schema.targets, name))
-        shelf = _Shelf(select_digests(connection, name), aliases)
+        shelf = Shelf(select_digests(connection, name), aliases)
         if not shelf.digests and known.names is None:
             names = select_names(connection, limit=MOST_NAMES + 1)
             known.names = frozenset(names) if len(names) <= MOST_NAMES else None
@@ -369,7 +337,7 @@ class Catalog:
                 del answers[next(iter(answers))]
             answers[key] = value
 
-    def _current(self) -> _Known:
+    def _current(self) -> Known:
         """The cache for the present state of the catalog.
 
         A reader takes the cache before it reads, and stores its answer there: an answer that comes
@@ -381,7 +349,7 @@ class Catalog:
                 self._forgotten.update(dict.fromkeys(self._known.meanings))
                 while len(self._forgotten) > REMEMBERED:
                     del self._forgotten[next(iter(self._forgotten))]
-                self._mark, self._known = mark, _Known()
+                self._mark, self._known = mark, Known()
             return self._known
 
     @contextmanager

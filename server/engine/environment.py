@@ -46,9 +46,6 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
     # vLLM's defaults allow 16,384 answers to each of 1,024 prompts in one call.
     environ.setdefault("VLLM_MAX_N_SEQUENCES", "128")
     environ.setdefault("VLLM_MAX_COMPLETION_PROMPTS", "128")
-    if settings.grammar_backend == "guidance":
-        # Else a required, named or strict tool is a structural tag in a format of xgrammar's own.
-        environ["VLLM_ENFORCE_STRICT_TOOL_CALLING"] = "0"
     # The second model runner separates adapters in another way, which is not tested here.
     environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     if settings.grammar_backend == "guidance":

@@ -2,7 +2,7 @@
 
 vLLM turns an exception into an answer in two ways: its exception handlers log nothing of a 500, and
 other places log a traceback even of a bad body. Both are kept on the call, and
-server/http/middleware.py logs once what a caller can't be told.
+server/http/middleware.py logs the cause of a 500 once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Handler = Callable[..., Awaitable[Any]]
 
 
 def keep_faults(app: FastAPI) -> None:
-    """Keep what vLLM's exception handlers get, and what its loggers are told within a call."""
+    """Keep each exception that vLLM answers or logs within a call."""
     for kind, handler in app.exception_handlers.items():
         app.exception_handlers[kind] = _keeping(handler)
     app.middleware_stack = None  # vLLM builds it early; the next request builds it with these

@@ -5,6 +5,8 @@ Marks tests by their folder and puts those that need an engine after all others.
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import settings
 
@@ -22,6 +24,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("full" if config.option.all else "quick")
+    _give_children_their_signals()
+
+
+def _give_children_their_signals() -> None:
+    """Under nohup, or in the background of a shell, signals are ignored, and children inherit it.
+
+    What has a handler here is at its default in them.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -73,7 +73,11 @@ def run_until(step: int, *arguments: Any) -> int | None:
 
 @pytest.mark.parametrize(
     ("catalog_url", "is_first"),
-    [("sqlite", True), ("sqlite", False), ("postgresql", False)],
+    [
+        ("sqlite", False),
+        pytest.param("sqlite", True, marks=pytest.mark.slow),  # each kills twenty publishers
+        pytest.param("postgresql", False, marks=pytest.mark.slow),
+    ],
     indirect=["catalog_url"],
 )
 def test_killed_before_any_step_the_store_is_as_before_or_as_after(

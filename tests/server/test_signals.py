@@ -25,14 +25,9 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def serve(*wrapper: str, log_format: str = "json") -> subprocess.Popen[str]:
         command = [*wrapper, sys.executable, "-m", "lorry", "serve", str(BASE), "--port", "0"]
         command += ["--store", str(tmp_path / "store"), "--log-format", log_format]
-        # As from a terminal, also where the tests run under nohup: an ignored signal is inherited.
-        inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        try:
-            process = subprocess.Popen(
-                command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
-            )
-        finally:
-            signal.signal(signal.SIGHUP, inherited)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         started.append(process)
         return process
 

@@ -72,6 +72,7 @@ def test_vllm_finds_the_plugin_by_its_entry_point() -> None:
     assert entry_point.load() is register
 
 
+@pytest.mark.slow  # imports vLLM's engine anew; the engine tests use what it proves
 def test_an_engine_process_of_a_server_gets_every_patch() -> None:
     code = """
 import json, threading

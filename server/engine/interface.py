@@ -6,11 +6,14 @@ engine can be tested with another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from adapters.catalog import AdapterVersion
+from server.call import Call, Lease
 
 
 class EngineRefusal(Exception):
@@ -25,8 +28,19 @@ class EngineSlow(EngineGone):
     """The engine did not answer in time; it may still live."""
 
 
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How an engine has ended."""
+
+    cause: str  # for people
+    from_outside: bool  # someone has ended its process: no request is to blame
+    inside: tuple[Call, ...]  # the calls that had a request in it
+
+
 class AdapterEngine(Protocol):
     """Adapters in and out of an engine. `within` is a limit in seconds."""
+
+    leases: Callable[..., AbstractAsyncContextManager[Lease]]  # for requests that are asked again
 
     def make_request(self, engine_name: str, integer_id: int, path: Path) -> Any:
         """vLLM's LoRARequest for the adapter in the folder `path`."""
@@ -47,6 +61,9 @@ class AdapterEngine(Protocol):
 
     async def ping(self) -> None:
         """Return when the engine's loop, between two steps, has answered; raises EngineGone."""
+
+    def kill(self) -> None:
+        """End the engine's process, which hangs."""
 
     def is_using(self, engine_name: str) -> bool:
         """Whether a request that runs or waits in the engine carries this adapter."""

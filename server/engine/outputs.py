@@ -15,7 +15,9 @@ from typing import Any
 
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.v1.engine.async_llm import InputStreamError
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import OutputProcessor
+from vllm.v1.metrics.stats import LoRARequestStates
 
 from server.call import Call, Observer, Sequence, current_call
 from server.errors import EXITS
@@ -165,6 +167,19 @@ class AttributedOutputProcessor(OutputProcessor):
                 attached[0].engine_error = name
                 attached[1].finish_reason = "error"
 
+    def calls_inside(self) -> tuple[Call, ...]:
+        """The calls with a request in the engine, or in it when it ended."""
+        attached = map(_attached, self.request_states.values())
+        return tuple({each[0].engine_id: each[0] for each in attached if each}.values())
+
+    def forget(self, error: Exception) -> None:
+        """The engine has ended: drop its requests, which end with `error` if they have not yet."""
+        super().propagate_error(error)
+        self.request_states.clear()
+        self.parent_requests.clear()
+        self.external_req_ids.clear()
+        self.lora_states = LoRARequestStates(self.log_stats)
+
     def update_scheduler_stats(self, scheduler_stats: Any) -> None:
         super().update_scheduler_stats(scheduler_stats)
         self._record_step(scheduler_stats)
@@ -200,8 +215,13 @@ def _attached(state: Any) -> tuple[Call, Sequence] | None:
 
 
 def _check_agreement(call: Call, lora_request: Any) -> None:
-    """Raises if vLLM read another `model` from the body than we did, as from a duplicate key."""
+    """Raises if vLLM read another `model` from the body than we did, as from a duplicate key.
+
+    Or if the engine that the adapter was loaded into has ended meanwhile.
+    """
     wanted = call.lease.engine_name if call.lease is not None else None
     found = lora_request.lora_name if lora_request is not None else None
     if wanted != found:
         raise VLLMValidationError("The request names its `model` in two ways.", parameter="model")
+    if call.lease is not None and call.lease.lost:
+        raise EngineDeadError

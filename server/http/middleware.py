@@ -6,6 +6,7 @@ Pure ASGI, outside vLLM's app. However a call ends, the one `finally` here recor
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
 from contextlib import AsyncExitStack
@@ -22,6 +23,7 @@ from server.http.exchange import Disconnected, Exchange, send_error, unless_disc
 from server.http.shape import Shape
 from server.lifecycle import Lifecycle, Phase, refusal
 from server.naming import ModelNames
+from server.suspects import Suspects
 from server.telemetry.recorder import Recorder
 
 logger = logging.getLogger("lorry.middleware")
@@ -57,6 +59,7 @@ STRIPPED_HEADERS = frozenset(
 )
 
 _MAX_NAME_CHARACTERS = 512
+_QUICK_BYTES = 256 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -90,6 +93,7 @@ class InferenceMiddleware:
         recorder: Recorder,
         bodies: Bodies,
         shape: Shape,
+        suspects: Suspects,
     ) -> None:
         self._app = app
         self._lifecycle = lifecycle
@@ -97,6 +101,7 @@ class InferenceMiddleware:
         self._recorder = recorder
         self._bodies = bodies
         self._shape = shape
+        self._suspects = suspects
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in INFERENCE_PATHS:
@@ -161,6 +166,8 @@ class InferenceMiddleware:
             selection.model or "", split_key(selection, scope, call)
         )
         call.resolved = True
+        call.digest = await digest_of(body)
+        self._suspects.check(call.digest)
         exchange = Exchange(call, body, receive, send)
         app, residency = self._lifecycle.engine()
         self._recorder.begin(call, body)
@@ -192,6 +199,13 @@ def log_fault(call: Call) -> None:
         words, error = type(call.fault).__name__, call.fault
     where = (call.endpoint, call.request_id)
     logger.error("%s %s failed: %s", *where, words, exc_info=error, extra={"always": True})
+
+
+async def digest_of(body: bytes) -> str:
+    """SHA-256 as hexadecimal digits; in a thread if it takes long."""
+    if len(body) < _QUICK_BYTES:
+        return hashlib.sha256(body).hexdigest()
+    return (await asyncio.to_thread(hashlib.sha256, body)).hexdigest()
 
 
 def select(body: bytes) -> Selection:

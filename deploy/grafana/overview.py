@@ -125,7 +125,7 @@ QUEUE = [
         query(f"sum(lorry_requests_waiting{{{SERVER}}}) or vector(0)", "waiting"),
         query(f"sum(vllm:num_requests_running{{{SERVER}}})", "sequences in the batch"),
         unit="none",
-        text="Waiting for the turn, for a load or inside the engine. A call has 1 or more sequences.",
+        text="Waiting for the turn, a load or inside the engine. A call has 1 or more sequences.",
     ),
     graph(
         "Oldest waiting call",

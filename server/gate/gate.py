@@ -100,6 +100,7 @@ class FairAdmission:
         self._bringing: dict[VersionKey, Bringing] = {}
         self._held: dict[VersionKey, Resident] = {}
         self._dispatched: deque[float] = deque()
+        self._is_open = True
         limits.is_pinned = residency.is_pinned
         limits.unpinned = lambda: residency.most_unpinned
 
@@ -118,6 +119,20 @@ class FairAdmission:
     def step_made(self) -> None:
         if self._queue.calls:
             self._advance()
+
+    def engine_lost(self) -> None:
+        """The engine has ended, and its adapters with it: none enters until `engine_back`."""
+        self._is_open = False
+        for bringing in self._bringing.values():
+            bringing.task.cancel()
+        self._bringing.clear()
+        self._held.clear()
+        self._queue.clear_slots()
+
+    def engine_back(self) -> None:
+        """A new engine is there, and holds nothing yet."""
+        self._is_open = True
+        self._advance()
 
     # ---- waiting
 
@@ -199,7 +214,7 @@ class FairAdmission:
         now = time.monotonic()
         for entry in tuple(self._queue.inside):
             self._settle(self._places[entry])
-        while True:
+        while self._is_open:
             released = self._queue.release_idle()
             for key in released:
                 self._residency.release(self._held.pop(key))

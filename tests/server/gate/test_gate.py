@@ -179,6 +179,22 @@ async def test_a_failed_load_fails_every_call_that_waits_for_it(desk):
     await red.end()
 
 
+async def test_nobody_enters_while_the_engine_is_away_and_adapters_are_loaded_anew(desk):
+    before = desk.send(desk.call("red"))
+    await before.entered.wait()
+    waiting = [desk.send(desk.call(name)) for name in ("red", "green")]
+    await settled()
+    desk.gate.engine_lost()
+    before.task.cancel()
+    await settled()
+    assert not any(each.entered.is_set() for each in waiting)
+    desk.gate.engine_back()
+    for each in waiting:
+        await asyncio.wait_for(each.entered.wait(), 1)
+        await each.end()
+    assert waiting[0].call.lease.engine_name.startswith("red@1#")
+
+
 async def test_a_full_queue_says_when_to_come_again(house):
     desk = Desk(house, calls=2)
     async with AsyncExitStack() as stack:

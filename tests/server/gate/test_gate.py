@@ -179,7 +179,8 @@ async def test_a_failed_load_fails_every_call_that_waits_for_it(desk):
     await red.end()
 
 
-async def test_nobody_enters_while_the_engine_is_away_and_adapters_are_loaded_anew(desk):
+async def test_nobody_enters_while_the_engine_is_away_and_adapters_are_loaded_anew(house):
+    desk = Desk(house, sequences=1)
     before = desk.send(desk.call("red"))
     await before.entered.wait()
     waiting = [desk.send(desk.call(name)) for name in ("red", "green")]

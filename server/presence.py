@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from server.engine.interface import EngineGone
 
 
 class Presence:
-    """There from the beginning, until `leave`; after `end` for good away."""
+    """There from the beginning, until `leave`; after `end` for good away.
+
+    `on_leave` is called at once when the engine ends, before anything can ask the dead one.
+    """
 
     def __init__(self) -> None:
+        self.on_leave: Callable[[], None] = lambda: None
         self._changed = asyncio.Event()
         self._changed.set()
         self._is_over = False
@@ -28,6 +33,7 @@ class Presence:
         """The engine has ended; it may come back."""
         if not self._is_over:
             self._changed.clear()
+            self.on_leave()
 
     def come_back(self) -> None:
         """The engine can be asked again."""

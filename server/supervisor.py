@@ -11,11 +11,10 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
 from typing import Any, Protocol
 
 from adapters.catalog import AdapterVersion
-from server.engine.interface import Death
+from server.engine.interface import Admission, Death
 from server.errors import EngineStartFailed
 from server.lifecycle import RESTARTING, Lifecycle, Phase
 from server.presence import Presence
@@ -52,6 +51,7 @@ class Supervisor:
         self,
         engine: RestartableEngine,
         residency: Residency,
+        admission: Admission,
         lifecycle: Lifecycle,
         presence: Presence,
         suspects: Suspects,
@@ -62,6 +62,7 @@ class Supervisor:
         self.restarts = 0
         self._engine = engine
         self._residency = residency
+        self._admission = admission
         self._lifecycle = lifecycle
         self._presence = presence
         self._suspects = suspects
@@ -72,13 +73,12 @@ class Supervisor:
         self._began = time.monotonic()  # of the engine that lives, or lived last
         self._held: dict[Any, AdapterVersion] = {}  # what to load again, in this order
         self._restart: asyncio.Task[None] | None = None
+        presence.on_leave = self._forget
 
     async def run(self) -> None:
         """Restart the engine whenever it ends; returns when that is given up."""
         while True:
             await asyncio.wait({self._engine.death})
-            self._keep(self._residency.forget())  # at once: what it held can't be used any more
-            self._lifecycle.impair(RESTARTING, "the engine has ended and is started again")
             if not await self._outlive(await self._engine.autopsy()):
                 return
 
@@ -89,8 +89,12 @@ class Supervisor:
             with contextlib.suppress(EngineStartFailed):
                 await self._restart
 
-    def _keep(self, versions: Iterable[AdapterVersion]) -> None:
-        self._held = {each.key: each for each in (*versions, *self._held.values())}
+    def _forget(self) -> None:
+        """What the engine held can't be used any more, and nobody may enter it."""
+        self._lifecycle.impair(RESTARTING, "the engine has ended and is started again")
+        held = self._residency.forget()
+        self._held = {each.key: each for each in (*held, *self._held.values())}
+        self._admission.engine_lost()
 
     async def _outlive(self, death: Death) -> bool:
         """Returns whether the engine is there again."""
@@ -109,6 +113,7 @@ class Supervisor:
                 return True
             self._quick += 1
         self._presence.end()
+        self._admission.engine_ended()
         return False
 
     def _may_restart(self) -> bool:
@@ -144,6 +149,7 @@ class Supervisor:
         if not self._engine.death.done():  # else its death follows at once
             self._held = {}
             self._presence.come_back()
+            self._admission.engine_back()
             self._lifecycle.restore(RESTARTING)
             took = time.monotonic() - began
             logger.warning("the engine is back, after %.1f s (restart %d)", took, self.restarts)

@@ -1,17 +1,13 @@
-"""vLLM's engine client, extended: loads and removes adapters, and outlives the engine's process.
-
-An engine that has ended is replaced behind the same object, so vLLM's app and its requests keep it.
-"""
+"""vLLM's engine client, extended: admits requests, and loads and removes adapters."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import multiprocessing
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from copy import copy
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +15,20 @@ from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMValidationEr
 from vllm.lora.request import LoRARequest
 from vllm.tokenizers.detokenizer_utils import convert_ids_list_to_tokens
 from vllm.v1.engine import logprobs
-from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.executor import Executor
 
 from server.call import Call, Observer, current_call
-from server.engine import deaths
 from server.engine.grammars import Grammars
-from server.engine.interface import Death, EngineGone, EngineRefusal, EngineSlow
-from server.engine.outputs import AttributedOutputProcessor, TokenTexts
-from server.errors import EngineStartFailed, InvalidRequest, RequestError, Unavailable
+from server.engine.interface import (
+    Admission,
+    EngineGone,
+    EngineRefusal,
+    EngineSlow,
+    Work,
+)
+from server.engine.outputs import AttributedOutputProcessor, TokenTexts, check_agreement
+from server.engine.process import MortalEngine
+from server.errors import InvalidRequest, RequestError, Unavailable
 from server.kernels import STAGING
 from server.presence import Presence
 from server.suspects import Suspects
@@ -41,29 +40,21 @@ _MAX_LEAVING_SHARE = 1 / 4  # of the places: memory that evicted adapters may ta
 # How vLLM wraps a worker's message: EngineCore._invoke_utility_method and the executors.
 _WRAPPING = re.compile(r"^Call to \w+ method failed: (?:Worker failed with error '(.*?)'.*)?", re.S)
 
-_EXIT_SECONDS = 2  # for the process of an engine that has failed
-_KILL_SECONDS = 0.2
-
 _TOO_SLOW = "the engine did not answer in time"
 _SHUTTING_DOWN = "Server shutting down"  # EngineCore._reject_utility_in_shutdown
 
 
-class Engine(AsyncLLM):
+class Engine(MortalEngine):
     """The AdapterEngine of server/engine/interface.py on vLLM; attributes its work to calls.
 
-    Construct it outside the event loop, then call `attach`, and `start` in the event loop.
+    Construct it outside the event loop, then call `attach`, `start` in the event loop, and
+    `admit_by` before the first call.
     """
-
-    engine_core: Any
-    output_handler: Any  # the task that reads the engine's outputs; it ends with the engine
 
     def attach(
         self, observer: Observer, grammars: Grammars, presence: Presence, suspects: Suspects
     ) -> None:
-        """Attribute outputs to calls, report tokens and steps to `observer`, check grammars.
-
-        Tells `presence` when the engine ends; whoever restarts it says that it is back.
-        """
+        """Attribute outputs to calls, report tokens and steps to `observer`, check grammars."""
         self.grammars = grammars
         self.presence = presence
         self.suspects = suspects
@@ -72,167 +63,88 @@ class Engine(AsyncLLM):
         logprobs.convert_ids_list_to_tokens = TokenTexts(convert_ids_list_to_tokens)
         self._drops: set[asyncio.Task[None]] = set()
 
-    def start(self) -> None:
-        """Start reading the engine's outputs."""
-        self._oom_kills = deaths.count_oom_kills()
-        self._hangs = False
-        self._run_output_handler()
-        self.output_handler.add_done_callback(lambda _: self.presence.leave())
-
     @property
-    def death(self) -> asyncio.Task[None]:
-        """Ends when the engine's process does."""
-        handler: asyncio.Task[None] = self.output_handler
-        return handler
+    def max_sequences(self) -> int:
+        return int(self.scheduler_config.max_num_seqs)
 
-    def kill(self) -> None:
-        """End a process that hangs; it may be stopped, so that it would not end by itself."""
-        self._hangs = True
-        for process in self._processes:
-            process.kill()
-
-    async def autopsy(self) -> Death:
-        """How the engine has ended; waits a moment until its process has."""
-        for process in self._processes:
-            await asyncio.to_thread(process.join, _EXIT_SECONDS)
-        codes = [process.exitcode for process in self._processes]
-        code = next((each for each in codes if each), codes[0])
-        oom_kills = deaths.count_oom_kills() - self._oom_kills
-        hung = "it hung and was killed"
-        return Death(
-            cause=hung if self._hangs else deaths.describe(code, oom_kills),
-            from_outside=not self._hangs and deaths.is_from_outside(code, oom_kills),
-            inside=self.output_processor.calls_inside(),
-        )
-
-    async def restart(self) -> None:
-        """Put a new process in the place of the one that has ended; it holds no adapter.
-
-        Raises EngineStartFailed.
-        """
-        await asyncio.to_thread(self.engine_core.shutdown, timeout=0)
-        try:
-            core = await asyncio.to_thread(self._make_core)
-        except Exception as error:
-            raise EngineStartFailed(f"the engine did not start again: {error}") from error
-        self.output_processor.forget(EngineDeadError())
-        self.engine_core, self.output_handler = core, None
-        self.start()
-        try:
-            await self._ask(self.reset_mm_cache(), None)
-        except (EngineGone, EngineRefusal) as error:
-            raise EngineStartFailed(f"the engine ended as it started again: {error}") from None
-
-    def _make_core(self) -> Any:
-        """As in AsyncLLM.__init__."""
-        self.vllm_config.cache_config.num_gpu_blocks = None  # the new process's are added to it
-        return EngineCoreClient.make_async_mp_client(
-            vllm_config=self.vllm_config,
-            executor_class=Executor.get_class(self.vllm_config),
-            log_stats=self.log_stats,
-        )
-
-    async def abandon(self, restart: asyncio.Task[Any]) -> None:
-        """End a restart under way: a thread waits for the process, which can't be cancelled."""
-        while not restart.done():
-            for process in multiprocessing.active_children():
-                process.kill()
-            await asyncio.wait({restart}, timeout=_KILL_SECONDS)
-
-    @property
-    def _processes(self) -> list[Any]:
-        processes: list[Any] = self.engine_core.resources.engine_manager.processes
-        return processes
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether its process has ended; it may be started again."""
-        return bool(self.engine_core.resources.engine_dead or self.output_handler.done())
-
-    @property
-    def errored(self) -> bool:
-        """What vLLM's handlers ask before they begin: only whether there is no more engine."""
-        return self.presence.is_over
+    def admit_by(self, admission: Admission) -> None:
+        self._admission = admission
+        self.output_processor.admission = admission
 
     async def generate(
-        self, prompt: Any, sampling_params: Any, request_id: str, **options: Any
+        self,
+        prompt: Any,
+        sampling_params: Any,
+        request_id: str,
+        *,
+        lora_request: LoRARequest | None = None,
+        **options: Any,
     ) -> AsyncGenerator[Any, None]:
-        """As in vLLM; but while nothing of the answer has left, the engine's death is a pause.
+        """As in vLLM, once it is the request's turn and its adapter is there.
 
-        The request then waits for the engine to be back, and is asked again.
+        If the engine ends while nothing of the answer has left, the request is asked again.
         """
         call = current_call.get()
-        while True:
-            death, has_begun = self.death, False
-            try:
-                async with self._enter(call, options) as options:
-                    outputs = super().generate(prompt, sampling_params, request_id, **options)
-                    async with aclosing(outputs):
-                        async for output in outputs:
-                            has_begun = True
-                            yield output
-                return
-            except EngineDeadError:
-                if has_begun or call is None or call.status:
-                    raise
-            await asyncio.wait({death})  # it may not have been noticed yet
-            await self._wait_back()
-            _forget_attempt(call, request_id)
+        if call is None:
+            raise RuntimeError("the engine answers calls only")
+        check_agreement(call, lora_request)
+        try:
+            await self._settle_grammar(call, sampling_params)
+            work = self._work(request_id, prompt, sampling_params)
+            while True:
+                death, has_begun = self.death, False
+                try:
+                    async with self._enter(call, work) as request:
+                        outputs = super().generate(
+                            prompt, sampling_params, request_id, lora_request=request, **options
+                        )
+                        async with aclosing(outputs):
+                            async for output in outputs:
+                                has_begun = True
+                                yield output
+                    return
+                except EngineDeadError:
+                    if has_begun or call.status:
+                        raise
+                await asyncio.wait({death})  # it may not have been noticed yet
+                _forget_attempt(call, request_id)
+                work = replace(work, is_again=True)
+        except RequestError as error:
+            call.refusal = error
+            _note_refusal(call, error)
+            raise VLLMValidationError(str(error)) from None
 
     @asynccontextmanager
-    async def _enter(self, call: Call | None, options: Any) -> AsyncIterator[Any]:
-        """The options of a request that may go into the engine for the length of the block."""
-        if call is None:
-            yield options
-            return
-        async with AsyncExitStack() as stack:
-            if call.lease is not None and call.lease.lost:
-                lease = await stack.enter_async_context(self.leases(call.version, call))
-                call.lease = lease
-                options = options | {"lora_request": lease.request}
-            try:
-                await stack.enter_async_context(self.suspects.inside(call.digest))
-            except RequestError as error:
-                call.refusal = error
-                raise VLLMValidationError(str(error)) from None
-            yield options
+    async def _enter(self, call: Call, work: Work) -> AsyncIterator[LoRARequest | None]:
+        """Wait for the request's turn; the adapter that it runs with. Raises RequestError."""
+        async with self._admission.enter(call, work) as lease, self.suspects.inside(call.digest):
+            if lease is not None and lease.lost:  # the engine has ended since then
+                raise EngineDeadError
+            call.lease = lease
+            yield None if lease is None else lease.request
 
-    async def _wait_back(self) -> None:
-        try:
-            await self.presence.wait()
-        except EngineGone:
-            raise EngineDeadError from None
+    def _work(self, request_id: str, prompt: Any, params: Any) -> Work:
+        tokens = len(prompt.get("prompt_token_ids") or ())
+        longest = self.model_config.max_model_len - tokens
+        return Work(request_id, tokens, params.n, min(params.max_tokens or longest, longest))
 
-    async def add_request(
-        self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        """As in vLLM, which refuses some requests only here; their grammars are settled first."""
+    async def add_request(self, *args: Any, **kwargs: Any) -> Any:
+        """As in vLLM, which refuses some requests only here."""
         try:
-            params = await self._settle_grammar(params)
             if self.is_dead:
                 raise EngineDeadError
-            return await super().add_request(request_id, prompt, params, *args, **kwargs)
+            return await super().add_request(*args, **kwargs)
         except Exception as error:
             if (call := current_call.get()) is not None:
                 _note_refusal(call, error)
             raise
 
-    async def _settle_grammar(self, params: Any) -> Any:
-        """The parameters with a grammar that compiles; the given ones may be needed again."""
-        wanted = getattr(params, "structured_outputs", None)
-        if wanted is None:
-            return params
-        call = current_call.get()
-        params = copy(params)
-        try:
+    async def _settle_grammar(self, call: Call, params: Any) -> None:
+        """Raises RequestError."""
+        if params.structured_outputs is not None:
             params.structured_outputs = await self.grammars.settle(
-                wanted, call.flow if call else ""
+                params.structured_outputs, call.flow
             )
-            return params
-        except RequestError as error:
-            if call is not None:
-                call.refusal = error
-            raise VLLMValidationError(str(error)) from None
 
     def make_request(self, engine_name: str, integer_id: int, path: Path) -> LoRARequest:
         return LoRARequest(

@@ -6,7 +6,7 @@ engine can be tested with another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +37,51 @@ class Death:
     inside: tuple[Call, ...]  # the calls that had a request in it
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one request asks of the engine; `tokens` is the most that each answer may have."""
+
+    request_id: str  # vLLM's, which its sequences carry
+    prompt: int  # tokens
+    sequences: int
+    tokens: int
+    is_again: bool = False  # it was inside an engine that has ended: it is never refused
+
+
+class Admission(Protocol):
+    """In what order requests enter the engine."""
+
+    def enter(self, call: Call, work: Work) -> AbstractAsyncContextManager[Lease | None]:
+        """Wait for the turn, then hold the call's adapter (None: the base) for the block.
+
+        Raises RequestError: too many wait already, or its adapter can't be loaded.
+        """
+
+    def check_room(self, call: Call) -> None:
+        """Raises QueueIsFull if a request of this call would be refused at once."""
+
+    def step_made(self) -> None:
+        """The engine has made a step."""
+
+    def engine_lost(self) -> None:
+        """The engine has ended, and its adapters with it: none enters until `engine_back`."""
+
+    def engine_back(self) -> None:
+        """A new engine is there."""
+
+    def engine_ended(self) -> None:
+        """The engine does not come back: refuse all that wait."""
+
+
 class AdapterEngine(Protocol):
     """Adapters in and out of an engine. `within` is a limit in seconds."""
 
-    leases: Callable[..., AbstractAsyncContextManager[Lease]]  # for requests that are asked again
+    @property
+    def max_sequences(self) -> int:
+        """How many sequences it runs at once."""
+
+    def admit_by(self, admission: Admission) -> None:
+        """Let `admission` decide which request enters next."""
 
     def make_request(self, engine_name: str, integer_id: int, path: Path) -> Any:
         """vLLM's LoRARequest for the adapter in the folder `path`."""

@@ -125,6 +125,22 @@ class Residency:
         except EngineGone as error:
             raise without_engine(error) from None
 
+    @property
+    def most_unpinned(self) -> int:
+        """How many versions that are not pinned can be resident at once."""
+        return self._capacity - len(self._pinned)
+
+    def is_pinned(self, key: VersionKey) -> bool:
+        return key in self._pinned
+
+    def is_loaded(self, version: AdapterVersion) -> bool:
+        resident = self._residents.get(version.key)
+        return resident is not None and resident.is_loaded
+
+    def check(self, version: AdapterVersion) -> None:
+        """Raises AdapterUnusable: this server can't serve it."""
+        self._servable.check(version)
+
     def pin(self, versions: Iterable[AdapterVersion]) -> None:
         """Replace the set of versions that are never evicted; loads none of them."""
         self._pinned = frozenset(each.key for each in versions)
@@ -140,18 +156,26 @@ class Residency:
             AdapterUnusable: the engine can't serve this adapter.
             Unavailable: no room in time, or its files are not there, or no engine any more.
         """
-        self._servable.check(version)
-        resident = None
-        while resident is None:
-            try:
-                await self._presence.wait()
-            except EngineGone as error:
-                raise without_engine(error) from None
-            resident = await self._hold(version, call)
+        resident = await self.hold(version, call)
         try:
             yield resident.load.lease
         finally:
-            self._release(resident)
+            self.release(resident)
+
+    async def hold(self, version: AdapterVersion, call: Call | None = None) -> Resident:
+        """Like `lease`, until `release`."""
+        self.check(version)
+        while True:
+            await self.wait_engine()
+            if (resident := await self._hold(version, call)) is not None:
+                return resident
+
+    async def wait_engine(self) -> None:
+        """Return once the engine can be asked; raises Unavailable if it has ended for good."""
+        try:
+            await self._presence.wait()
+        except EngineGone as error:
+            raise without_engine(error) from None
 
     async def _hold(self, version: AdapterVersion, call: Call | None) -> Resident | None:
         """Take its place and wait until it is loaded; None if the engine ends meanwhile."""
@@ -159,14 +183,15 @@ class Residency:
         try:
             await self._wait_loaded(resident, call)
         except BaseException as error:
-            self._release(resident)
-            is_over = resident.load.lease.lost or not self._presence.is_there
-            if is_over and isinstance(error, Unavailable):
+            self.release(resident)
+            has_ended = resident.load.lease.lost or not self._presence.is_there
+            if has_ended and isinstance(error, Unavailable):
                 return None
             raise
         return resident
 
-    def _release(self, resident: Resident) -> None:
+    def release(self, resident: Resident) -> None:
+        """End one `hold` of it."""
         resident.users -= 1
         self._freed.set()
         resident.last_used = time.monotonic()
@@ -209,7 +234,7 @@ class Residency:
     async def _restore(self, version: AdapterVersion) -> None:
         with suppress(RequestError):  # the loader has logged it
             if (resident := await self._hold(version, None)) is not None:
-                self._release(resident)
+                self.release(resident)
 
     async def unload(self, version: AdapterVersion) -> bool:
         """Free the version on device and host once no call uses it; returns whether it was there.

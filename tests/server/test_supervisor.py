@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 from residency_stage import Stage
+from standin_server import StandInApp
 
 from server import supervisor as module
 from server.engine.interface import Death, EngineGone
 from server.errors import EngineStartFailed, Unavailable
-from server.lifecycle import Lifecycle, Phase
+from server.gate.gate import FairAdmission
+from server.gate.queue import Limits
+from server.lifecycle import Attached, Lifecycle, Phase
 from server.presence import Presence
 from server.supervisor import Supervisor
 from server.suspects import Suspects
@@ -65,6 +68,7 @@ class Mortal:
 class Theatre(SimpleNamespace):
     stage: Stage
     engine: Mortal
+    gate: FairAdmission
     lifecycle: Lifecycle
     presence: Presence
     suspects: Suspects
@@ -83,14 +87,16 @@ async def theatre(
         monkeypatch.setattr(module, "_STEADY_SECONDS", steady)
         presence, lifecycle, suspects = stage.presence, Lifecycle(), Suspects()
         engine = Mortal(stage, presence)
-        lifecycle.attach(None, stage.residency)  # type: ignore[arg-type]
+        gate = FairAdmission(Limits(4, 2, 512), stage.residency, stage.metrics)
+        lifecycle.attach(Attached(StandInApp(), stage.residency, gate))
         supervisor = Supervisor(
-            engine, stage.residency, lifecycle, presence, suspects, most=most, window=60
+            engine, stage.residency, gate, lifecycle, presence, suspects, most=most, window=60
         )
         runs.append(asyncio.create_task(supervisor.run()))
         return Theatre(
             stage=stage,
             engine=engine,
+            gate=gate,
             lifecycle=lifecycle,
             presence=presence,
             suspects=suspects,

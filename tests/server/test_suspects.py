@@ -34,6 +34,12 @@ async def run(suspects: Suspects, digest: str, inside: set[str], seconds: float 
     return met
 
 
+async def die(suspects: Suspects, digest: str) -> None:
+    async with suspects.inside(digest):
+        suspects.blame([call(digest)])
+        raise Died
+
+
 async def test_innocent_requests_run_together_after_one_death() -> None:
     suspects = Suspects()
     suspects.blame([call("a"), call("b")])
@@ -61,9 +67,7 @@ async def test_one_that_ends_the_engine_alone_is_refused_and_the_others_are_free
     for _ in range(2):
         suspects.blame([call("poison"), call("a"), call("b")])
     with pytest.raises(Died):
-        async with suspects.inside("poison"):
-            suspects.blame([call("poison")])
-            raise Died
+        await die(suspects, "poison")
     with pytest.raises(PoisonRequest) as refused:
         suspects.check("poison")
     assert (refused.value.status, refused.value.code) == (422, "poison_request")

@@ -123,6 +123,8 @@ class Server:
             supervision = asyncio.create_task(supervisor.run())
             ends = {supervision, stop, http}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if supervision.done() and (fault := supervision.exception()) is not None:
+                logger.error("the engine can't be started again", exc_info=fault)
             return await (self._drain() if stop.done() else self._end_after_engine_death(stop))
         finally:
             stop.cancel()

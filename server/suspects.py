@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
@@ -29,6 +29,7 @@ class Suspects:
     def __init__(self) -> None:
         self._deaths: OrderedDict[str, int] = OrderedDict()  # digest -> with it inside, so far
         self._poison: OrderedDict[str, float] = OrderedDict()  # digest -> monotonic, refused until
+        self._asked: Counter[str] = Counter()  # digest -> requests that are inside or wait
         self._inside = 0
         self._is_alone = False  # whether the one that is inside is a suspect
         self._waiting: deque[object] = deque()  # suspects, in their order
@@ -49,15 +50,22 @@ class Suspects:
 
         Raises PoisonRequest, also after a wait.
         """
-        await self._enter(digest)
+        self._asked[digest] += 1
         try:
-            self.check(digest)
-            yield
-            self._deaths.pop(digest, None)
+            await self._enter(digest)
+            try:
+                self.check(digest)
+                yield
+            finally:
+                self._inside -= 1
+                self._is_alone = False
+                self._changed.set()
+            if self._asked[digest] == 1:  # its other prompts have passed too
+                self._deaths.pop(digest, None)
         finally:
-            self._inside -= 1
-            self._is_alone = False
-            self._changed.set()
+            self._asked[digest] -= 1
+            if not self._asked[digest]:
+                del self._asked[digest]
 
     async def _enter(self, digest: str) -> None:
         if self._deaths.get(digest, 0) >= _DEATHS:

@@ -181,6 +181,7 @@ class AttributedOutputProcessor(OutputProcessor):
         self.parent_requests.clear()
         self.external_req_ids.clear()
         self.lora_states = LoRARequestStates(self.log_stats)
+        self.observer.step_made(0)
 
     def update_scheduler_stats(self, scheduler_stats: Any) -> None:
         super().update_scheduler_stats(scheduler_stats)

@@ -94,7 +94,7 @@ class MortalEngine(AsyncLLM):
         self.start()
         reset = asyncio.create_task(self.reset_mm_cache())  # never ends if the process does
         await asyncio.wait({reset, self.death}, return_when=asyncio.FIRST_COMPLETED)
-        if not reset.done():
+        if not reset.done() or reset.exception() is not None:
             reset.cancel()
             raise EngineStartFailed("the engine ended as soon as it had started again")
 

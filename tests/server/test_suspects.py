@@ -100,6 +100,19 @@ async def test_it_is_refused_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> Non
     suspects.check("poison")
 
 
+async def test_a_call_of_several_prompts_is_cleared_when_all_have_passed() -> None:
+    suspects = Suspects()
+    for _ in range(2):
+        suspects.blame([call("a"), call("b")])
+    inside: set[str] = set()
+    first, second, other = (asyncio.create_task(run(suspects, "a", inside, 0.02)) for _ in "123")
+    await first
+    assert suspects._deaths["a"] == 2
+    assert await second == {"a"}  # alone, too
+    other.cancel()
+    await asyncio.gather(other, return_exceptions=True)
+
+
 async def test_a_suspect_that_gives_up_waiting_or_running_holds_nobody_up() -> None:
     suspects = Suspects()
     for _ in range(2):

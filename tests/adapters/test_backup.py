@@ -59,6 +59,15 @@ def test_a_backup_comes_back_under_an_open_catalog(store, kit, base_folder, tmp_
     assert labels(store) == ["orders@1"]
 
 
+def test_a_weight_is_backed_up_too(store, tmp_path) -> None:
+    with Catalog.open(store) as catalog:
+        catalog.weigh("orders", 2, actor="test")
+        copy_store(store, tmp_path / "backup")
+        catalog.weigh("orders", 3, actor="test")
+        copy_store(tmp_path / "backup", store)
+        assert catalog.resolve(ORDERS).weight == 2
+
+
 def test_a_store_that_is_gone_comes_back_whole(store, tmp_path) -> None:
     copy_store(store, tmp_path / "backup")
     shutil.rmtree(store)

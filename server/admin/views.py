@@ -51,6 +51,7 @@ def describe_version(version: AdapterVersion, engine: Engine) -> dict[str, Any]:
         "created_at": version.created_at.isoformat(),
         "aliases": list(version.aliases),
         "pinned": version.pinned,
+        "weight": version.weight,
         "evaluation": provenance.get("evaluation"),
         "provenance": version.provenance,
         **engine.describe(version),
@@ -72,10 +73,12 @@ def describe_adapters(
     return [
         {
             "name": name,
+            "weight": group[0].weight,
             "aliases": by_name.get(name, []),
             "versions": [describe_version(version, engine) for version in group],
         }
-        for name, group in groupby(versions, key=lambda version: version.name)
+        for name, each in groupby(versions, key=lambda version: version.name)
+        if (group := list(each))
     ]
 
 

@@ -16,16 +16,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.call import Call, current_call
+from server.disconnects import Disconnected, unless_disconnected
 from server.errors import EXITS, InvalidJson, InvalidRequest, MethodNotAllowed, RequestError
 from server.http.bodies import Bodies
 from server.http.deadline import Deadline
-from server.http.exchange import (
-    Disconnected,
-    Exchange,
-    end_stream,
-    send_error,
-    unless_disconnected,
-)
+from server.http.exchange import Exchange, end_stream, send_error
 from server.http.shape import Shape
 from server.lifecycle import Lifecycle, Phase, refusal
 from server.naming import ModelNames

@@ -51,9 +51,9 @@ class Pin(Repeated):
 
 
 class Power(Repeated):
-    """Stop or start the server, if the tool started it."""
+    """Stop or start the server, or kill its engine once it is ready, if the tool started it."""
 
-    do: Literal["stop-server", "start-server"]
+    do: Literal["stop-server", "start-server", "kill-engine"]
 
 
 Action = Annotated[Publish | Point | RollBack | Pin | Power, Field(discriminator="do")]

@@ -18,13 +18,16 @@ least_share  the smallest share of its due that any adapter got in any ten secon
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from math import fsum
 
 from loadtest.records import Record, Window
 
 SHARE_SECONDS = 10
+
+# Output tokens in each whole second of a phase, by adapter with a call in it.
+Seconds = dict[str, list[float]]
 
 
 def speeds(records: Sequence[Record]) -> list[float]:
@@ -37,41 +40,46 @@ def speeds(records: Sequence[Record]) -> list[float]:
     return [fsum(each) / len(each) for each in found.values()]
 
 
-def tokens(records: Sequence[Record], windows: Sequence[Window]) -> list[float]:
+def by_second(records: Sequence[Record], windows: Sequence[Window]) -> list[Seconds]:
+    """The adapters' output tokens in each phase."""
+    phases = {window.phase: window for window in windows}
+    found: dict[str, Seconds] = {phase: {} for phase in phases}
+    for record in records:
+        if not record.is_base:
+            window = phases[record.phase]
+            seconds = found[record.phase].setdefault(record.model, [0.0] * int(window.seconds))
+            _add(record, window.began, seconds)
+    return list(found.values())
+
+
+def tokens(phases: Iterable[Seconds]) -> list[float]:
     """Output tokens of each adapter within the phases' planned seconds."""
     sums: dict[str, float] = defaultdict(float)
-    for window in windows:
-        for model, seconds in _by_second(records, window).items():
+    for phase in phases:
+        for model, seconds in phase.items():
             sums[model] += fsum(seconds)
     return list(sums.values())
 
 
-def least_share(records: Sequence[Record], windows: Sequence[Window]) -> float | None:
+def least_share(phases: Iterable[Seconds]) -> float | None:
     """None without a window of ten seconds in which any of two adapters got a token."""
-    return min((share for each in windows for share in _shares(records, each)), default=None)
+    return min((share for phase in phases for share in _shares(phase)), default=None)
 
 
-def _shares(records: Sequence[Record], window: Window) -> Iterator[float]:
-    """The smallest share in each ten seconds of a phase, relative to an equal one."""
-    adapters = _by_second(records, window).values()
-    if len(adapters) < 2:
+def _shares(phase: Seconds) -> Iterator[float]:
+    """The smallest share in each ten seconds, relative to an equal one."""
+    if len(phase) < 2:
         return
-    until = [list(accumulate(seconds, initial=0.0)) for seconds in adapters]
-    for end in range(SHARE_SECONDS, int(window.seconds) + 1):
+    until = [list(accumulate(seconds, initial=0.0)) for seconds in phase.values()]
+    for end in range(SHARE_SECONDS, len(until[0])):
         got = [sums[end] - sums[end - SHARE_SECONDS] for sums in until]
         if total := fsum(got):
             yield min(got) * len(got) / total
 
 
-def _by_second(records: Sequence[Record], window: Window) -> dict[str, list[float]]:
-    """Output tokens in each whole second of a phase, by adapter with a call in it."""
-    found: dict[str, list[float]] = {}
-    for record in records:
-        if record.is_base or record.phase != window.phase:
-            continue
-        seconds = found.setdefault(record.model, [0.0] * int(window.seconds))
-        times = record.token_times
-        for time in times:
-            if 0 <= (second := int(time - window.began)) < len(seconds):
-                seconds[second] += record.output_tokens / len(times)
-    return found
+def _add(record: Record, began: float, seconds: list[float]) -> None:
+    times = record.token_times
+    part = record.output_tokens / max(len(times), 1)
+    for time in times:
+        if (second := int(time - began)) < len(seconds):
+            seconds[second] += part

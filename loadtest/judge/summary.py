@@ -116,6 +116,7 @@ def stats_of(records: Sequence[Record], windows: Sequence[Window], slo: Slo) -> 
     failed = [record for record in records if record.outcome == "failed"]
     stayed = len(ok) + len(failed)
     seconds = fsum(window.seconds for window in windows)
+    by_second = fairness.by_second(records, windows)
     lateness = sorted(1000 * record.lateness for record in records)
     return Stats(
         seconds=seconds,
@@ -129,8 +130,8 @@ def stats_of(records: Sequence[Record], windows: Sequence[Window], slo: Slo) -> 
         failed_share=len(failed) / len(records) if records else None,
         goodput_share=sum(_is_good(r, slo) for r in ok) / stayed if stayed else None,
         jain=jain_of(fairness.speeds(records)),
-        jain_tokens=jain_of(fairness.tokens(records, windows)),
-        least_share=fairness.least_share(records, windows),
+        jain_tokens=jain_of(fairness.tokens(by_second)),
+        least_share=fairness.least_share(by_second),
         requests_per_second=_rate(_ended_in_time(ok, windows), seconds),
         output_tokens_per_second=_rate(_tokens_in_time(records, windows), seconds),
         ttft=latency_of(_ttfts(records)),

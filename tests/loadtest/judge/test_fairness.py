@@ -5,14 +5,22 @@ from __future__ import annotations
 import pytest
 from load_records import failed, record, window
 
-from loadtest.judge.fairness import least_share, tokens
-from loadtest.records import Record
+from loadtest.judge import fairness
+from loadtest.records import Record, Window
 
 
 def call(model: str, at: float, output_tokens: int = 10, **fields: object) -> Record:
     """A call whose tokens all arrive at once."""
     times = {"scheduled": at, "first": at, "gaps": [], "ended": at}
     return record(model=model, output_tokens=output_tokens, **{**times, **fields})
+
+
+def tokens(calls: list[Record], windows: list[Window]) -> list[float]:
+    return fairness.tokens(fairness.by_second(calls, windows))
+
+
+def least_share(calls: list[Record], windows: list[Window]) -> float | None:
+    return fairness.least_share(fairness.by_second(calls, windows))
 
 
 def steadily(model: str, seconds: range, output_tokens: int = 10) -> list[Record]:

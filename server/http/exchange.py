@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.types import Message, Receive, Send
 
@@ -20,38 +19,11 @@ from server.telemetry.recorder import response_headers
 _MOST_HELD = 8  # messages before the engine has taken a request; vLLM's streams begin with three
 _STREAMED_ERROR = b'data: {"error"'
 SILENCE_SECONDS = 60  # longest pause in which a caller sends or reads nothing
-T = TypeVar("T")
 _OURS = frozenset({b"x-request-id", b"content-length"})
 
 
 class Disconnected(Exception):
     """The caller hung up before it could be answered, or stopped reading the answer."""
-
-
-async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled if the caller hangs up first.
-
-    The request's body must have been received before.
-
-    Raises:
-        Disconnected: the caller hung up.
-    """
-    task, gone = asyncio.ensure_future(work), asyncio.create_task(_wait_disconnected(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Disconnected
-        return task.result()
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
-
-
-async def _wait_disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def send_error(send: Send, call: Call, error: RequestError) -> None:

@@ -179,7 +179,8 @@ async def test_a_failed_load_fails_every_call_that_waits_for_it(desk):
     await red.end()
 
 
-async def test_nobody_enters_while_the_engine_is_away_and_adapters_are_loaded_anew(desk):
+async def test_nobody_enters_while_the_engine_is_away_and_adapters_are_loaded_anew(house):
+    desk = Desk(house, sequences=1)
     before = desk.send(desk.call("red"))
     await before.entered.wait()
     waiting = [desk.send(desk.call(name)) for name in ("red", "green")]
@@ -189,7 +190,7 @@ async def test_nobody_enters_while_the_engine_is_away_and_adapters_are_loaded_an
     await settled()
     assert not any(each.entered.is_set() for each in waiting)
     desk.gate.engine_back()
-    for each in waiting:
+    for each in reversed(waiting):
         await asyncio.wait_for(each.entered.wait(), 1)
         await each.end()
     assert waiting[0].call.lease.engine_name.startswith("red@1#")

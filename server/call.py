@@ -102,7 +102,7 @@ class Call:
     load_ended: float | None = None
     status: int = 0
     response_complete: bool = False
-    disconnected: bool = False
+    disconnected: bool = False  # the caller hung up, or the engine was told so at its deadline
     error_code: str | None = None
     refusal: RequestError | None = None  # by our code below vLLM's, which hides it
     engine_error: str | None = None
@@ -151,13 +151,15 @@ class Call:
 
     @property
     def outcome(self) -> Outcome:
+        status = self.late_status or self.status
+        if status == 504:
+            return "rejected"  # at the deadline that its caller set
         if self.disconnected and not self.response_complete:
             return "aborted"
         if self.engine_error is not None or self.status == 0 or "error" in self.finish_reasons:
             return "error"
         if "abort" in self.finish_reasons:
             return "aborted"  # by the engine, while it stops
-        status = self.late_status or self.status
         if status in (401, 403, 429, 503):
             return "rejected"
         if status >= 500:

@@ -9,7 +9,7 @@ LorryError
     ├── InvalidJson 400 · GrammarTooLarge 400 · GrammarRefused 400 · GrammarTooComplex 400
     ├── RequestTooSlow 408 · UploadTooSlow 408 · HeadTooLarge 431
     ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
-    ├── PoisonRequest 422
+    ├── PoisonRequest 422 · DeadlineExceeded 504
     ├── AdminDisabled 403 · NotAuthorized 401 · AdapterInUse 409 · PinsExceedCapacity 409
     ├── QueueIsFull 429
     └── Unavailable 503 (starting, draining, engine_dead, engine_slow, adapters_busy,
@@ -203,6 +203,15 @@ class QueueIsFull(RequestError):
     def headers(self) -> dict[str, str]:
         milliseconds = {"retry-after-ms": str(math.ceil((self.retry_after or 1) * 1000))}
         return super().headers() | milliseconds | {"x-should-retry": "true"}
+
+
+class DeadlineExceeded(RequestError):
+    status = 504
+    code = "deadline_exceeded"
+
+    def headers(self) -> dict[str, str]:
+        # OpenAI's clients would try a 504 again, with the same deadline each time.
+        return {"x-should-retry": "false"}
 
 
 class Unavailable(RequestError):

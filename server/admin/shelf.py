@@ -58,6 +58,9 @@ class Shelf:
     async def drop_alias(self, name: str, alias: str, actor: str) -> None:
         await asyncio.to_thread(self._catalog.drop_alias, name, alias, actor=actor)
 
+    async def weigh(self, name: str, weight: float, actor: str) -> None:
+        await asyncio.to_thread(self._catalog.weigh, name, weight, actor=actor)
+
     async def pin(self, name: str, number: int, actor: str) -> AdapterVersion:
         """Load a version and never evict it; raises PinsExceedCapacity, or as `load` does."""
         residency = self._lifecycle.engine().residency

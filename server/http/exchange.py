@@ -13,17 +13,15 @@ from typing import Any
 from starlette.types import Message, Receive, Send
 
 from server.call import Call
+from server.disconnects import Disconnected
 from server.errors import RequestError, translate_vllm_error
 from server.telemetry.recorder import response_headers
 
 _MOST_HELD = 8  # messages before the engine has taken a request; vLLM's streams begin with three
 _STREAMED_ERROR = b'data: {"error"'
+_UNNAMED_EVENTS = frozenset({"/v1/chat/completions", "/v1/completions"})  # in their streams
 SILENCE_SECONDS = 60  # longest pause in which a caller sends or reads nothing
 _OURS = frozenset({b"x-request-id", b"content-length"})
-
-
-class Disconnected(Exception):
-    """The caller hung up before it could be answered, or stopped reading the answer."""
 
 
 async def send_error(send: Send, call: Call, error: RequestError) -> None:
@@ -43,6 +41,26 @@ async def send_error(send: Send, call: Call, error: RequestError) -> None:
         headers.append((b"allow", b"POST"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+    call.response_complete = True
+
+
+async def end_stream(send: Send, call: Call, error: RequestError) -> None:
+    """End a stream that has begun with an error event.
+
+    Raises:
+        Disconnected: the caller does not read it.
+    """
+    call.late_status = error.status
+    call.error_code = error.code
+    if call.endpoint in _UNNAMED_EVENTS:
+        event = f"data: {json.dumps(error.envelope())}\n\ndata: [DONE]\n\n"
+    else:
+        event = f"event: error\ndata: {json.dumps({'type': 'error'} | error.envelope())}\n\n"
+    try:
+        async with asyncio.timeout(SILENCE_SECONDS):
+            await send({"type": "http.response.body", "body": event.encode()})
+    except TimeoutError:
+        raise Disconnected from None
     call.response_complete = True
 
 
@@ -72,6 +90,8 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
+        if self._call.disconnected:
+            return  # what vLLM sends for a request that it cancelled
         if self._call.refusal is not None and not self._call.status:
             await send_error(self._send, self._call, self._call.refusal)
         if self._call.response_complete:
@@ -95,6 +115,12 @@ class Exchange:
         except TimeoutError:
             self._call.response_complete = False
             raise Disconnected from None
+        except asyncio.CancelledError:
+            if not self._call.disconnected:
+                raise
+            # By Starlette, at the deadline of a caller that does not read. It cancels until the
+            # stream has ended: the next time in vLLM's generator, which aborts its request then.
+            # Here that would stay open until the garbage is collected.
 
     async def _pass_on(self, message: Message) -> None:
         body = message.get("body", b"")

@@ -16,9 +16,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.call import Call, current_call
+from server.disconnects import Disconnected
 from server.errors import EXITS, InvalidJson, InvalidRequest, MethodNotAllowed, RequestError
 from server.http.bodies import Bodies
-from server.http.exchange import Disconnected, Exchange, send_error
+from server.http.deadline import Deadline
+from server.http.exchange import Exchange, end_stream, send_error
 from server.http.shape import Shape
 from server.lifecycle import Lifecycle, Phase, refusal
 from server.naming import ModelNames
@@ -132,14 +134,11 @@ class InferenceMiddleware:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"{call.endpoint} takes POST only.")
             self._lifecycle.check_ready()
-            # Before the call counts as in flight: a body that never comes must not delay a drain.
-            body = await self._bodies.read(Headers(scope=scope), receive)
-            self._shape.check(body)
-            with self._lifecycle.admit():
-                await self._serve(call, body, scope, receive, send)
+            deadline = Deadline(Headers(scope=scope), receive)
+            with deadline.until(call):
+                await self._read_and_serve(call, scope, deadline.receive, send)
         except RequestError as error:
-            if not call.status:
-                await send_error(send, call, error)
+            await self._refuse(call, send, error)
         except Disconnected:
             call.disconnected = True
         except asyncio.CancelledError:  # by the server, at the end of its drain
@@ -154,6 +153,13 @@ class InferenceMiddleware:
                 await send_error(send, call, call.refusal)
             else:
                 await self._fail(call, send, error)
+
+    async def _read_and_serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        # Before the call counts as in flight: a body that never comes must not delay a drain.
+        body = await self._bodies.read(Headers(scope=scope), receive)
+        self._shape.check(body)
+        with self._lifecycle.admit():
+            await self._serve(call, body, scope, receive, send)
 
     async def _serve(
         self, call: Call, body: bytes, scope: Scope, receive: Receive, send: Send
@@ -175,6 +181,16 @@ class InferenceMiddleware:
             engine.admission.check_room(call)
         self._recorder.begin(call, body)
         await engine.app(_inner_scope(scope, call), exchange.receive, exchange.send)
+
+    async def _refuse(self, call: Call, send: Send, error: RequestError) -> None:
+        """Answer with the error; in a stream that has begun, as its last event."""
+        if not call.status:
+            await send_error(send, call, error)
+        elif not call.response_complete:
+            try:
+                await end_stream(send, call, error)
+            except Disconnected:
+                call.disconnected = True
 
     async def _fail(self, call: Call, send: Send, error: BaseException) -> None:
         """Answer with a clean 500; `log_fault` has the cause."""

@@ -27,7 +27,7 @@ ORIGIN = "https://app.example"
 PAGE = {"origin": ORIGIN}
 PREFLIGHT = {
     "access-control-request-method": "POST",
-    "access-control-request-headers": "authorization,content-type,x-stainless-lang",
+    "access-control-request-headers": "authorization,x-stainless-lang,x-request-timeout",
 }
 
 
@@ -57,7 +57,8 @@ async def test_a_listed_origin_may_ask_before_it_calls(site, path):
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == ORIGIN
     assert "POST" in answer.headers["access-control-allow-methods"]
-    assert "x-stainless-lang" in answer.headers["access-control-allow-headers"]
+    allowed = answer.headers["access-control-allow-headers"].replace(" ", "").split(",")
+    assert {"x-stainless-lang", "x-request-timeout"} <= set(allowed)
     assert "access-control-allow-credentials" not in answer.headers
 
 
@@ -83,7 +84,7 @@ async def test_answers_errors_and_streams_can_be_read(site):
         assert answer.headers.get_list("access-control-allow-origin") == [ORIGIN]
         assert "Origin" in answer.headers["vary"]
         exposed = answer.headers["access-control-expose-headers"].split(", ")
-        assert {"x-request-id", "x-lorry-adapter", "retry-after"} <= set(exposed)
+        assert {"x-request-id", "x-lorry-adapter", "retry-after", "x-should-retry"} <= set(exposed)
 
 
 async def test_other_origins_and_other_paths_get_no_permission(site):

@@ -86,7 +86,7 @@ class Supervisor:
         """End a restart under way; `run` must have been cancelled."""
         if self._restart is not None:
             await self._engine.abandon(self._restart)
-            with contextlib.suppress(EngineStartFailed):
+            with contextlib.suppress(Exception):
                 await self._restart
 
     def _forget(self) -> None:

@@ -233,6 +233,7 @@ class Engine(MortalEngine):
         """Raises EngineGone. However long it takes: the caller watches the time."""
         try:
             await self._ask(self.is_paused(), None)
+            self.note_life()
         except EngineRefusal as error:
             raise EngineGone(str(error)) from None
 

@@ -39,11 +39,15 @@ class MortalEngine(AsyncLLM):
 
     def start(self) -> None:
         """Start reading the process's outputs."""
-        self._oom_kills = count_oom_kills()
         self._hangs = False
+        self.note_life()
         self._run_output_handler()
         # The first callback: nobody learns of the death before `presence` does.
         self.output_handler.add_done_callback(lambda _: self.presence.leave())
+
+    def note_life(self) -> None:
+        """The process lives: whom the kernel has killed for memory until now was another."""
+        self._oom_kills = count_oom_kills()
 
     @property
     def death(self) -> asyncio.Task[None]:
@@ -134,7 +138,7 @@ def is_from_outside(exit_code: int | None, oom_kills: int) -> bool:
 
     One that a request ends fails by itself (an exception, a crash), fills the memory until the
     kernel kills it, or hangs until the server does. `kill -9` looks like the kernel's SIGKILL, but
-    the kernel counts its own: `oom_kills` are those while the process lived.
+    the kernel counts its own: `oom_kills` are those since the process was last seen alive.
     """
     return exit_code in _BY_SOMEONE and not oom_kills
 

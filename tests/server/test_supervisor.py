@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from mortal_engine import MortalStandIn
 from residency_stage import Stage
 from standin_server import StandInApp
 
 from server import supervisor as module
 from server.engine.interface import Death, EngineGone
-from server.errors import EngineStartFailed, Unavailable
+from server.errors import Unavailable
 from server.gate.gate import FairAdmission
 from server.gate.queue import Limits
 from server.lifecycle import Attached, Lifecycle, Phase
@@ -21,53 +21,10 @@ from server.presence import Presence
 from server.supervisor import Supervisor
 from server.suspects import Suspects
 
-OUTSIDE = Death("its process was ended by SIGKILL", from_outside=True, inside=())
-
-
-class Mortal:
-    """An engine whose processes are futures; `failures` of its restarts fail first."""
-
-    def __init__(self, stage: Stage, presence: Presence) -> None:
-        self._stage = stage
-        self._presence = presence
-        self.report = OUTSIDE
-        self.failures = 0
-        self.starts = 0
-        self.gate: asyncio.Event | None = None
-        self.abandoned = False
-        self._live()
-
-    def _live(self) -> None:
-        self.death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.death.add_done_callback(lambda _: self._presence.leave())
-
-    def die(self, report: Death = OUTSIDE) -> None:
-        self.report = report
-        self._stage.engine.loaded.clear()
-        self.death.set_result(None)
-
-    async def autopsy(self) -> Death:
-        return self.report
-
-    async def restart(self) -> None:
-        self.starts += 1
-        if self.gate is not None:
-            await self.gate.wait()
-        if self.failures or self.abandoned:
-            self.failures -= 1
-            raise EngineStartFailed("no memory")
-        self._live()
-
-    async def abandon(self, restart: asyncio.Task[Any]) -> None:
-        self.abandoned = True
-        if self.gate is not None:
-            self.gate.set()
-        await asyncio.wait({restart})
-
 
 class Theatre(SimpleNamespace):
     stage: Stage
-    engine: Mortal
+    engine: MortalStandIn
     gate: FairAdmission
     lifecycle: Lifecycle
     presence: Presence
@@ -86,7 +43,7 @@ async def theatre(
     def open_(most: int = 5, steady: float = 0.0) -> Theatre:
         monkeypatch.setattr(module, "_STEADY_SECONDS", steady)
         presence, lifecycle, suspects = stage.presence, Lifecycle(), Suspects()
-        engine = Mortal(stage, presence)
+        engine = MortalStandIn(stage.engine, presence)
         gate = FairAdmission(Limits(4, 2, 512), stage.residency, stage.metrics)
         lifecycle.attach(Attached(StandInApp(), stage.residency, gate))
         supervisor = Supervisor(

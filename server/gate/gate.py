@@ -148,7 +148,7 @@ class FairAdmission:
         try:
             removed = self._queue.join(entry, time.monotonic())
         except QueueFull as error:
-            raise self._refusal(call, error.reason) from None
+            raise self._refusal(call, str(error)) from None
         call.queued = call.queued or entry.joined
         call.waiting += 1
         self._places[entry] = place

@@ -94,12 +94,7 @@ class Slot:
 
 
 class QueueFull(Exception):
-    """Too many calls or tokens wait; `entry` is the one to refuse, which may be another's."""
-
-    def __init__(self, entry: Entry, reason: str) -> None:
-        super().__init__(reason)
-        self.entry = entry
-        self.reason = reason
+    """Too many `calls` or `tokens` (its text) wait, and no flow has more calls than this one."""
 
 
 class FairQueue:
@@ -158,8 +153,10 @@ class FairQueue:
         removed: list[Entry] = []
         while (reason := self._overflow(entry.prompt)) is not None:
             longer = self._longer_than(entry.flow)
+            if longer is None and removed:
+                break  # over by one prompt: better than to refuse them for nothing
             if longer is None:
-                raise QueueFull(entry, reason)
+                raise QueueFull(reason)
             self.leave(last := longer.waiting[-1])
             removed.append(last)
         entry.joined = now

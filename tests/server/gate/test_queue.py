@@ -149,7 +149,7 @@ def test_a_full_queue_refuses_the_longest_flow_not_a_stranger():
     assert queue.join(entry("quiet"), 0.0) == [flood[-2]]
     with pytest.raises(QueueFull) as full:
         queue.join(entry("quiet"), 0.0)
-    assert full.value.reason == "calls"
+    assert str(full.value) == "calls"
 
 
 def test_tokens_bound_the_queue_too_but_one_call_may_always_wait():
@@ -157,7 +157,15 @@ def test_tokens_bound_the_queue_too_but_one_call_may_always_wait():
     join(queue, entry("a", prompt=500))
     with pytest.raises(QueueFull) as full:
         queue.join(entry("a", prompt=1), 0.0)
-    assert full.value.reason == "tokens"
+    assert str(full.value) == "tokens"
+
+
+def test_a_flow_with_more_calls_makes_room_for_a_long_prompt_as_far_as_it_can():
+    queue = FairQueue(limits(tokens=50))
+    flood = [entry("flood", prompt=10) for _ in range(4)]
+    join(queue, *flood)
+    assert queue.join(entry("quiet", prompt=45), 0.0) == [flood[3], flood[2], flood[1]]
+    assert queue.calls == 2
 
 
 def test_an_adapter_that_does_not_load_fails_those_that_wait_for_it_only():

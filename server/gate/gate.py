@@ -185,7 +185,7 @@ class FairAdmission:
         entry = self._places.pop(place.entry).entry
         if entry in self._queue.inside:
             self._settle(place)
-            self._queue.end(entry)
+            self._queue.end(entry, time.monotonic())
         elif place.is_waiting:
             self._wait_no_more(place)
             self._queue.leave(entry)
@@ -291,4 +291,4 @@ class FairAdmission:
         entry.prefilling = bool(entry.running) and not generated
         entry.left = max(entry.sequences * place.work.tokens - generated, 0)
         if not entry.running:  # the caller may still read: that takes nothing from others
-            self._queue.end(entry)
+            self._queue.end(entry, time.monotonic())

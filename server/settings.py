@@ -149,7 +149,7 @@ class Settings(BaseSettings):
     max_wait_seconds: float = Field(
         default=5.0,
         gt=0,
-        description="Wait after which a caller's use of an adapter goes before the others.",
+        description="Wait after which a caller has a turn on an adapter, whatever it had before.",
     )
     max_prefill_tokens: int = Field(
         default=512,

@@ -172,7 +172,7 @@ class FairAdmission:
         try:
             removed = self._wait(entry, work)
         except QueueFull as error:
-            raise self._refusal(call, error.reason) from None
+            raise self._refusal(call, str(error)) from None
         call.queued = call.queued or entry.joined
         call.waiting += 1
         self._places[entry] = place
@@ -217,7 +217,7 @@ class FairAdmission:
         entry = self._places.pop(place.entry).entry
         if entry in self._queue.inside:
             self._settle(place)
-            self._queue.end(entry)
+            self._queue.end(entry, time.monotonic())
         elif place.is_waiting:
             self._wait_no_more(place)
             self._queue.leave(entry)
@@ -323,4 +323,4 @@ class FairAdmission:
         entry.prefilling = bool(entry.running) and not generated
         entry.left = max(entry.sequences * place.work.tokens - generated, 0)
         if not entry.running:  # the caller may still read: that takes nothing from others
-            self._queue.end(entry)
+            self._queue.end(entry, time.monotonic())

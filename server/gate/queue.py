@@ -19,6 +19,7 @@ from adapters.catalog import VersionKey
 PROMPT_TOKEN = 1.0  # what a token costs a flow; as in the paper
 OUTPUT_TOKEN = 2.0
 _IDLE_FLOWS = 4096  # whose counters are remembered
+_MOMENT_SECONDS = 1.0  # idle for less is not away
 
 Rank = tuple[float, ...]  # smaller is sooner
 _LAST: Rank = (math.inf,)
@@ -30,8 +31,9 @@ class Limits:
 
     `adapters` are distinct ones, of which at most `unpinned()` are not pinned. `slot_seconds` is
     the least time that an adapter keeps its slot while others wait for one, and the least time that
-    they wait. A flow that is not served for `wait_seconds` goes before all that were. One that was
-    away comes back at most `credit` tokens behind the others.
+    they wait. A flow that is not served for `wait_seconds` has every second turn; with all of them,
+    a crowd that waits for long would be served first come, first served. One that was
+    idle for a moment comes back at most `credit` tokens behind the others.
     """
 
     sequences: int
@@ -70,12 +72,8 @@ class Flow:
     waiting: deque[Entry] = field(default_factory=deque)
     inside: int = 0
     unserved_since: float = 0.0  # its last dispatch, or when it began to wait
+    ended: float = -math.inf  # when it last had nothing inside any more
     served: int = 0  # number of the dispatch that served it last
-
-    def rank(self, now: float, wait_seconds: float) -> Rank:
-        if now - self.unserved_since >= wait_seconds:
-            return (0, self.unserved_since, self.served)
-        return (1, self.counter, self.served)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,12 +92,7 @@ class Slot:
 
 
 class QueueFull(Exception):
-    """Too many calls or tokens wait; `entry` is the one to refuse, which may be another's."""
-
-    def __init__(self, entry: Entry, reason: str) -> None:
-        super().__init__(reason)
-        self.entry = entry
-        self.reason = reason
+    """Too many `calls` or `tokens` (its text) wait, and no flow has more calls than this one."""
 
 
 class FairQueue:
@@ -112,6 +105,7 @@ class FairQueue:
         self._waiting: dict[str, Flow] = {}  # the flows with entries that wait
         self._served: OrderedDict[str, Flow] = OrderedDict()  # the others, the last idle at the end
         self._dispatches = 0
+        self._by_age = False  # whether the last one had waited too long
         self._tokens = 0
         self._calls = 0
 
@@ -158,8 +152,10 @@ class FairQueue:
         removed: list[Entry] = []
         while (reason := self._overflow(entry.prompt)) is not None:
             longer = self._longer_than(entry.flow)
+            if longer is None and removed:
+                break  # over by one prompt: better than to refuse them for nothing
             if longer is None:
-                raise QueueFull(entry, reason)
+                raise QueueFull(reason)
             self.leave(last := longer.waiting[-1])
             removed.append(last)
         entry.joined = now
@@ -178,8 +174,11 @@ class FairQueue:
         flow = self._waiting.get(entry.flow)
         if flow is None:
             flow = self._served.pop(entry.flow, None) or Flow()
-            # No more than a little credit for the time that it was away.
-            flow.counter = max(flow.counter, self._least_counter() - self.limits.credit)
+            # A flow that was away gets no credit for that time. One that is idle for a moment, as
+            # a closed loop is between two calls, keeps what it was due, up to a bound.
+            is_back = not flow.inside and now - flow.ended > _MOMENT_SECONDS
+            credit = 0.0 if is_back else self.limits.credit
+            flow.counter = max(flow.counter, self._least_counter() - credit)
             flow.unserved_since = now
             self._waiting[entry.flow] = flow
         self._calls += 1
@@ -220,11 +219,12 @@ class FairQueue:
         if (flow := self._flow(entry.flow)) is not None:
             flow.counter += cost / entry.weight
 
-    def end(self, entry: Entry) -> None:
+    def end(self, entry: Entry, now: float) -> None:
         """An entry that was inside has left the engine."""
         self.inside.discard(entry)
         if (flow := self._flow(entry.flow)) is not None:
             flow.inside -= 1
+            flow.ended = now
         if entry.adapter is not None and (slot := self._slots.get(entry.adapter)) is not None:
             slot.inside.discard(entry)
 
@@ -273,9 +273,10 @@ class FairQueue:
         """The entry that enters the engine now."""
         if sum(entry.running for entry in self.inside) >= self.limits.sequences:
             return None
-        entry, _ = self._first(now, self._is_open)
+        entry, rank = self._first(now, self._is_open)
         if entry is None or not self._fits(entry):
             return None
+        self._by_age = rank[0] == 0
         flow = self._waiting[entry.flow]
         flow.waiting.popleft()
         self._left(entry, flow)
@@ -294,11 +295,14 @@ class FairQueue:
     def _first(self, now: float, is_wanted: Callable[[Entry], bool]) -> tuple[Entry | None, Rank]:
         best, least = None, _LAST
         for flow in self._waiting.values():
-            if is_wanted(flow.waiting[0]):
-                rank = flow.rank(now, self.limits.wait_seconds)
-                if rank < least:
-                    best, least = flow.waiting[0], rank
+            if is_wanted(flow.waiting[0]) and (rank := self._rank(flow, now)) < least:
+                best, least = flow.waiting[0], rank
         return best, least
+
+    def _rank(self, flow: Flow, now: float) -> Rank:
+        if not self._by_age and now - flow.unserved_since >= self.limits.wait_seconds:
+            return (0, flow.unserved_since, flow.served)
+        return (1, flow.counter, flow.served)
 
     def _is_open(self, entry: Entry) -> bool:
         if entry.adapter is None:

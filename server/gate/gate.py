@@ -113,6 +113,7 @@ class FairAdmission:
         self._held: dict[VersionKey, Resident] = {}
         self._dispatched: deque[float] = deque()
         self._is_open = True
+        self._has_ended = False
         limits.is_pinned = residency.is_pinned
         limits.unpinned = lambda: residency.most_unpinned
 
@@ -148,7 +149,7 @@ class FairAdmission:
 
     def engine_ended(self) -> None:
         """There will be no other engine: refuse all that wait."""
-        self._is_open = False
+        self._has_ended = True
         for entry in tuple(self._queue.waiting()):
             place = self._places[entry]
             self._wait_no_more(place)
@@ -159,6 +160,8 @@ class FairAdmission:
     # ---- waiting
 
     def _join(self, call: Call, work: Work) -> Place:
+        if self._has_ended:
+            raise without_engine(EngineGone("the engine ended"))
         version = call.version
         entry = Entry(
             flow=call.queue_flow,

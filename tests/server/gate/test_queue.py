@@ -68,6 +68,27 @@ def enter_and_end(queue: FairQueue) -> Entry:
     return found
 
 
+def test_what_was_served_counts_although_nobody_waits_or_runs_for_a_moment():
+    queue = FairQueue(limits(sequences=1))
+    for _ in range(100):
+        join(queue, entry("old", prompt=100))
+        enter_and_end(queue)
+    join(queue, *(entry("new", prompt=100) for _ in range(60)))
+    join(queue, *(entry("old", prompt=100) for _ in range(60)))
+    first = [enter_and_end(queue).flow for _ in range(40)]
+    assert first.count("old None") >= 15
+
+
+def test_newcomers_enter_in_the_order_in_which_they_came():
+    queue = FairQueue(limits(sequences=1))
+    join(queue, *(entry("busy", prompt=100) for _ in range(100)))
+    for _ in range(50):
+        enter_and_end(queue)
+    new = [entry(f"new {number}", prompt=100) for number in range(20)]
+    join(queue, *new)
+    assert [each for _ in range(30) if (each := enter_and_end(queue)) in new] == new
+
+
 def test_a_weight_of_two_gets_twice_as_much():
     queue = FairQueue(limits(sequences=1))
     join(queue, *(entry("heavy", weight=2.0) for _ in range(60)))
@@ -112,6 +133,28 @@ def test_a_slot_drains_for_a_flow_that_waits_and_its_runs_end():
     for each in ended[1:]:
         queue.end(each)
     assert z in enter(queue, now=0.8)
+
+
+def test_an_adapter_whose_load_took_long_keeps_its_slot_for_a_while_too():
+    queue = FairQueue(limits(adapters=1))
+    join(queue, first := entry("x", "x"), entry("z", "z"))
+    queue.bring_in(0.0)
+    queue.loaded("x")
+    assert enter(queue, now=2.0) == [first]
+    join(queue, later := entry("x", "x"), now=2.1)
+    assert enter(queue, now=2.1) == [later]
+
+
+def test_a_slot_drains_no_more_once_nobody_waits_for_one():
+    queue = FairQueue(limits(sequences=8, adapters=1))
+    join(queue, entry("a", "x"))
+    enter(queue)
+    join(queue, z := entry("z", "z"))
+    enter(queue, now=1.0)
+    join(queue, later := entry("b", "x"), now=1.1)
+    assert enter(queue, now=1.1) == []
+    queue.leave(z)
+    assert enter(queue, now=1.2) == [later]
 
 
 def test_a_pinned_adapter_takes_no_place_of_the_others():
@@ -166,6 +209,15 @@ def test_a_flow_with_more_calls_makes_room_for_a_long_prompt_as_far_as_it_can():
     join(queue, *flood)
     assert queue.join(entry("quiet", prompt=45), 0.0) == [flood[3], flood[2], flood[1]]
     assert queue.calls == 2
+
+
+def test_who_lets_the_most_tokens_wait_makes_room_for_tokens():
+    queue = FairQueue(limits(tokens=1000))
+    long = [entry("long", prompt=450) for _ in range(2)]
+    join(queue, *long, *(entry("short", prompt=5) for _ in range(20)))
+    with pytest.raises(QueueFull):
+        queue.join(entry("long", prompt=1), 0.0)
+    assert queue.join(entry("quiet", prompt=50), 0.0) == [long[1]]
 
 
 def test_an_adapter_that_does_not_load_fails_those_that_wait_for_it_only():

@@ -131,7 +131,9 @@ class Call:
     @property
     def queue_flow(self) -> str:
         """The flow in the queue for the engine; callers behind one address differ by `user`."""
-        return f"{self.user[:_MAX_ID_CHARACTERS] or self.caller} {self.account}"
+        # Told apart: nobody joins another's flow by sending its address as `user`.
+        caller = f"user {self.user[:_MAX_ID_CHARACTERS]}" if self.user else f"at {self.caller}"
+        return f"{caller} {self.account}"
 
     @property
     def response_model(self) -> str | None:

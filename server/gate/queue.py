@@ -1,10 +1,12 @@
 """The order in which calls enter the engine: fair among flows, and among adapters for its slots.
 
 A flow is one caller's use of one adapter. Each has a counter of the tokens it was served, divided
-by its weight, and the waiting flow with the smallest is next (virtual token counters: Sheng et al.,
-arXiv 2401.00588). Work on adapters that are inside goes on while others wait for a slot, but not
-for long: the slot with the least work left is drained for the flow that waits (locality within a
-bound: Cao et al., arXiv 2501.14312). Pure bookkeeping: no clock, no event loop, no engine.
+by its weight (virtual token counters: Sheng et al., arXiv 2401.00588). Next is the waiting flow
+whose counter would be the smallest after its next call (finish tags, as in weighted fair queueing),
+so that a short call does not wait behind a crowd of long ones. Adapters that are inside go on while
+others wait for a slot, but not for long: the slot with the least work left is drained for the flow
+that waits (locality within a bound: Cao et al., arXiv 2501.14312). Pure bookkeeping: no clock, no
+event loop, no engine.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from adapters.catalog import VersionKey
 
 PROMPT_TOKEN = 1.0  # what a token costs a flow; as in the paper
 OUTPUT_TOKEN = 2.0
+_EXPECTED_TOKENS = 256  # of an answer, at most: few reach their limit
 _IDLE_FLOWS = 4096  # whose counters are remembered
 _MOMENT_SECONDS = 1.0  # idle for less is not away
 
@@ -42,7 +45,7 @@ class Limits:
     calls: int = 1024
     tokens: int = 1 << 20
     credit: float = 1000.0
-    wait_seconds: float = 5.0
+    wait_seconds: float = 30.0
     slot_seconds: float = 0.5
     is_pinned: Callable[[VersionKey], bool] = lambda _: False
     unpinned: Callable[[], float] = lambda: math.inf
@@ -64,6 +67,12 @@ class Entry:
     joined: float = 0.0  # when it began to wait
     running: int = 0  # sequences inside
     prefilling: bool = False  # inside, without a first token
+
+    @property
+    def cost(self) -> float:
+        """What it is expected to be charged, before it enters."""
+        output = min(self.left, self.sequences * _EXPECTED_TOKENS)
+        return (PROMPT_TOKEN * self.prompt + OUTPUT_TOKEN * output) / self.weight
 
 
 @dataclass(slots=True, eq=False)
@@ -294,7 +303,7 @@ class FairQueue:
     def _rank(self, flow: Flow, now: float) -> Rank:
         if not self._by_age and now - flow.unserved_since >= self.limits.wait_seconds:
             return (0, flow.unserved_since, flow.served)
-        return (1, flow.counter, flow.served)
+        return (1, flow.counter + flow.waiting[0].cost, flow.served)
 
     def _is_open(self, entry: Entry) -> bool:
         if entry.adapter is None:

@@ -186,7 +186,7 @@ class FairAdmission:
         entry = self._places.pop(place.entry).entry
         if entry in self._queue.inside:
             self._settle(place)
-            self._queue.end(entry)
+            self._queue.end(entry, time.monotonic())
         elif place.is_waiting:
             self._wait_no_more(place)
             self._queue.leave(entry)
@@ -236,7 +236,7 @@ class FairAdmission:
         self._wait_no_more(place)
         if place.turn.done():  # its caller hangs up just now: it does not enter
             self._queue.charge(entry, -PROMPT_TOKEN * entry.prompt)
-            self._queue.end(entry)
+            self._queue.end(entry, now)
             return
         self._forget_old(now)
         self._dispatched.append(now)
@@ -303,4 +303,4 @@ class FairAdmission:
         entry.prefilling = bool(entry.running) and not generated
         entry.left = max(entry.sequences * place.work.tokens - generated, 0)
         if not entry.running:  # the caller may still read: that takes nothing from others
-            self._queue.end(entry)
+            self._queue.end(entry, time.monotonic())

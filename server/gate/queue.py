@@ -1,10 +1,12 @@
 """The order in which calls enter the engine: fair among flows, and among adapters for its slots.
 
 A flow is one caller's use of one adapter. Each has a counter of the tokens it was served, divided
-by its weight, and the waiting flow with the smallest is next (virtual token counters: Sheng et al.,
-arXiv 2401.00588). Work on adapters that are inside goes on while others wait for a slot, but not
-for long: the slot with the least work left is drained for the flow that waits (locality within a
-bound: Cao et al., arXiv 2501.14312). Pure bookkeeping: no clock, no event loop, no engine.
+by its weight (virtual token counters: Sheng et al., arXiv 2401.00588). Next is the waiting flow
+whose counter would be the smallest after its next call (finish tags, as in weighted fair queueing),
+so that a short call does not wait behind a crowd of long ones. Adapters that are inside go on while
+others wait for a slot, but not for long: the slot with the least work left is drained for the flow
+that waits (locality within a bound: Cao et al., arXiv 2501.14312). Pure bookkeeping: no clock, no
+event loop, no engine.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from adapters.catalog import VersionKey
 
 PROMPT_TOKEN = 1.0  # what a token costs a flow; as in the paper
 OUTPUT_TOKEN = 2.0
+_EXPECTED_TOKENS = 256  # of an answer, at most: few reach their limit
 _IDLE_FLOWS = 4096  # whose counters are remembered
+_MOMENT_SECONDS = 1.0  # idle for less is not away
 
 Rank = tuple[float, ...]  # smaller is sooner
 _LAST: Rank = (math.inf,)
@@ -30,8 +34,9 @@ class Limits:
 
     `adapters` are distinct ones, of which at most `unpinned()` are not pinned. `slot_seconds` is
     the least time that an adapter keeps its slot while others wait for one, and the least time that
-    they wait. A flow that is not served for `wait_seconds` goes before all that were. One that was
-    away comes back at most `credit` tokens behind the others.
+    they wait. A flow that is not served for `wait_seconds` has every second turn; with all of them,
+    a crowd that waits for long would be served first come, first served. One that was
+    idle for a moment comes back at most `credit` tokens behind the others.
     """
 
     sequences: int
@@ -40,7 +45,7 @@ class Limits:
     calls: int = 1024
     tokens: int = 1 << 20
     credit: float = 1000.0
-    wait_seconds: float = 5.0
+    wait_seconds: float = 30.0
     slot_seconds: float = 0.5
     is_pinned: Callable[[VersionKey], bool] = lambda _: False
     unpinned: Callable[[], float] = lambda: math.inf
@@ -63,6 +68,12 @@ class Entry:
     running: int = 0  # sequences inside
     prefilling: bool = False  # inside, without a first token
 
+    @property
+    def cost(self) -> float:
+        """What it is expected to be charged, before it enters."""
+        output = min(self.left, self.sequences * _EXPECTED_TOKENS)
+        return (PROMPT_TOKEN * self.prompt + OUTPUT_TOKEN * output) / self.weight
+
 
 @dataclass(slots=True, eq=False)
 class Flow:
@@ -71,12 +82,8 @@ class Flow:
     tokens: int = 0  # of the prompts that wait
     inside: int = 0
     unserved_since: float = 0.0  # its last dispatch, or when it began to wait
+    ended: float = -math.inf  # when it last had nothing inside any more
     served: int = 0  # number of the dispatch that served it last
-
-    def rank(self, now: float, wait_seconds: float) -> Rank:
-        if now - self.unserved_since >= wait_seconds:
-            return (0, self.unserved_since, self.served)
-        return (1, self.counter, self.served)
 
 
 @dataclass(slots=True, eq=False)
@@ -109,6 +116,7 @@ class FairQueue:
         self._served: OrderedDict[str, Flow] = OrderedDict()  # the others, the last idle at the end
         self._floor = 0.0  # the least counter of those that waited last: others come back near it
         self._dispatches = 0
+        self._by_age = False  # whether the last one had waited too long
         self._tokens = 0
         self._calls = 0
 
@@ -177,8 +185,11 @@ class FairQueue:
         if flow is None:
             self._raise_floor()
             flow = self._served.pop(entry.flow, None) or Flow()
-            # No more than a little credit for the time that it was away.
-            flow.counter = max(flow.counter, self._floor - self.limits.credit)
+            # A flow that was away gets no credit for that time. One that is idle for a moment, as
+            # a closed loop is between two calls, keeps what it was due, up to a bound.
+            is_back = not flow.inside and now - flow.ended > _MOMENT_SECONDS
+            credit = 0.0 if is_back else self.limits.credit
+            flow.counter = max(flow.counter, self._floor - credit)
             flow.unserved_since = now
             self._waiting[entry.flow] = flow
         flow.waiting.append(entry)
@@ -224,7 +235,7 @@ class FairQueue:
         if (flow := self._flow(entry.flow)) is not None:
             flow.counter += cost / entry.weight
 
-    def end(self, entry: Entry) -> None:
+    def end(self, entry: Entry, now: float) -> None:
         """An entry that was inside has left the engine. Idempotent."""
         if entry not in self.inside:
             return
@@ -233,6 +244,7 @@ class FairQueue:
         self.inside.remove(entry)
         if (flow := self._flow(entry.flow)) is not None:
             flow.inside -= 1
+            flow.ended = now
         if entry.adapter is not None and (slot := self._slots.get(entry.adapter)) is not None:
             slot.inside.discard(entry)
 
@@ -285,9 +297,10 @@ class FairQueue:
         """The entry that enters the engine now."""
         if sum(entry.running for entry in self.inside) >= self.limits.sequences:
             return None
-        entry, _ = self._first(now, self._is_open)
+        entry, rank = self._first(now, self._is_open)
         if entry is None or not self._fits(entry):
             return None
+        self._by_age = rank[0] == 0
         flow = self._waiting[entry.flow]
         flow.waiting.popleft()
         flow.inside += 1  # before `_left`, which forgets flows that have nothing inside
@@ -307,11 +320,14 @@ class FairQueue:
     def _first(self, now: float, is_wanted: Callable[[Entry], bool]) -> tuple[Entry | None, Rank]:
         best, least = None, _LAST
         for flow in self._waiting.values():
-            if is_wanted(flow.waiting[0]):
-                rank = flow.rank(now, self.limits.wait_seconds)
-                if rank < least:
-                    best, least = flow.waiting[0], rank
+            if is_wanted(flow.waiting[0]) and (rank := self._rank(flow, now)) < least:
+                best, least = flow.waiting[0], rank
         return best, least
+
+    def _rank(self, flow: Flow, now: float) -> Rank:
+        if not self._by_age and now - flow.unserved_since >= self.limits.wait_seconds:
+            return (0, flow.unserved_since, flow.served)
+        return (1, flow.counter + flow.waiting[0].cost, flow.served)
 
     def _is_open(self, entry: Entry) -> bool:
         if entry.adapter is None:
@@ -364,6 +380,6 @@ class FairQueue:
         ranks: dict[VersionKey | None, Rank] = {}
         for flow in self._waiting.values():
             adapter = flow.waiting[0].adapter
-            rank = flow.rank(now, self.limits.wait_seconds)
+            rank = self._rank(flow, now)
             ranks[adapter] = min(rank, ranks.get(adapter, _LAST))
         return ranks

@@ -95,7 +95,7 @@ class Call:
     lease: Lease | None = None
     user: str = ""  # the body's, if it names one
     waiting: int = 0  # its requests that wait for their turn to enter the engine
-    queued: float | None = None  # monotonic; when the first began to wait
+    queued: float | None = None  # monotonic; when its latest request began to wait
     load_started: float | None = None  # monotonic; set if this call waited for a load
     load_ended: float | None = None
     status: int = 0

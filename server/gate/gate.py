@@ -240,6 +240,7 @@ class FairAdmission:
             return
         self._forget_old(now)
         self._dispatched.append(now)
+        call.queued = entry.joined  # of its latest request: a call may send several in turn
         self._metrics.queue_left(call, now - entry.joined)
         lease = None if entry.adapter is None else self._held[entry.adapter].load.lease
         place.turn.set_result(lease)

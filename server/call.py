@@ -36,6 +36,7 @@ class Lease:
     engine_name: str  # LoRARequest.lora_name: unique per version and load
     request: Any  # vLLM's LoRARequest, opaque here
     repaired_values: int = 0  # computed since the load, not finite or far too large: it is broken
+    lost: bool = False  # the engine that held it has ended
 
 
 class SequenceStats(Protocol):
@@ -88,6 +89,7 @@ class Call:
     span: Span
     caller: str = ""  # whose turn it is, where callers take turns: the address it comes from
     started: float = field(default_factory=time.monotonic)
+    digest: str = ""  # SHA-256 of the body
     requested_model: str | None = None
     stream: bool = False
     version: AdapterVersion | None = None  # None: the base, once `resolved`

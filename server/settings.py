@@ -164,6 +164,19 @@ class Settings(BaseSettings):
         gt=0,
         description="Silence of the engine after which the server is not ready; more than a step.",
     )
+    engine_hang_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="Silence of the engine after which it is killed and started again.",
+    )
+    max_engine_restarts: int = Field(
+        default=5,
+        ge=0,
+        description="Restarts of the engine within engine_restart_minutes; then the server ends.",
+    )
+    engine_restart_minutes: float = Field(
+        default=10.0, gt=0, description="Period in which restarts of the engine are counted."
+    )
     drain_seconds: int = Field(
         default=30, ge=0, description="How long running answers may finish after SIGTERM."
     )
@@ -246,6 +259,12 @@ def _checked(settings: Settings) -> Settings:
         raise SettingsInvalid(
             f"settings: max_bodies_bytes ({settings.max_bodies_bytes}) must be at least "
             f"max_body_bytes ({settings.max_body_bytes}): it holds one body at least"
+        )
+    if settings.engine_hang_seconds < settings.engine_stall_seconds:
+        raise SettingsInvalid(
+            f"settings: engine_hang_seconds ({settings.engine_hang_seconds:g}) must be at least "
+            f"engine_stall_seconds ({settings.engine_stall_seconds:g}): first calls are refused, "
+            "then the engine is killed"
         )
     if settings.admin_token_file is not None:
         return settings.model_copy(update={"admin_token": _read_token(settings)})

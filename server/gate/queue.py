@@ -177,10 +177,18 @@ class FairQueue:
             self.leave(last := larger.waiting[-1])
             removed.append(last)
         entry.joined = now
-        self._wait(entry, now)
+        self._wait(entry, now).waiting.append(entry)
         return removed
 
-    def _wait(self, entry: Entry, now: float) -> None:
+    def rejoin(self, entry: Entry, now: float) -> None:
+        """Let one wait that was inside an engine which has ended: before the others of its flow.
+
+        It is never refused.
+        """
+        entry.joined = now
+        self._wait(entry, now).waiting.appendleft(entry)
+
+    def _wait(self, entry: Entry, now: float) -> Flow:
         flow = self._waiting.get(entry.flow)
         if flow is None:
             self._raise_floor()
@@ -192,10 +200,10 @@ class FairQueue:
             flow.counter = max(flow.counter, self._floor - credit)
             flow.unserved_since = now
             self._waiting[entry.flow] = flow
-        flow.waiting.append(entry)
         flow.tokens += entry.prompt
         self._calls += 1
         self._tokens += entry.prompt
+        return flow
 
     def _raise_floor(self) -> None:
         """Up to the least counter of those that wait, or else of those inside.

@@ -24,7 +24,12 @@ ATTRIBUTES = [
     ("vllm.v1.engine.async_llm", "AsyncLLM.errored"),
     ("vllm.v1.engine.async_llm", "AsyncLLM.get_supported_tasks"),
     ("vllm.v1.engine.async_llm", "AsyncLLM.reset_mm_cache"),
+    ("vllm.v1.engine.core_client", "EngineCoreClient.make_async_mp_client"),
+    ("vllm.v1.engine.core_client", "MPClient.shutdown"),
+    ("vllm.v1.engine.exceptions", "EngineDeadError"),
     ("vllm.v1.engine.output_processor", "OutputProcessor.propagate_error"),
+    ("vllm.v1.executor", "Executor.get_class"),
+    ("vllm.v1.metrics.stats", "LoRARequestStates"),
     ("vllm.v1.engine.output_processor", "OutputProcessor.update_scheduler_stats"),
     ("vllm.v1.metrics.loggers", "PrometheusStatLogger.record"),
 ]
@@ -87,7 +92,13 @@ IN_SOURCE = [
     ),
     ("vllm.v1.engine", "EngineCoreOutput", ("new_token_ids", "prefill_stats")),
     ("vllm.v1.metrics.stats", "SchedulerStats", ("num_running_reqs",)),
-    ("vllm.v1.engine.output_processor", "OutputProcessor", ("request_states",)),
+    (
+        "vllm.v1.engine.output_processor",
+        "OutputProcessor",
+        ("request_states", "parent_requests", "external_req_ids", "lora_states", "log_stats"),
+    ),
+    ("vllm.v1.engine.core_client", "BackgroundResources", ("engine_dead", "engine_manager")),
+    ("vllm.v1.engine.utils", "CoreEngineProcManager", ("processes",)),
     (
         "vllm.entrypoints.openai.models.serving",
         "OpenAIServingModels",

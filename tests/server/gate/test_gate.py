@@ -12,7 +12,7 @@ from standin_server import BASE, Stats, attach, publish
 from adapters.names import parse_reference
 from server.call import Call, Sequence
 from server.engine.interface import EngineRefusal, Work
-from server.errors import AdapterUnusable, QueueIsFull
+from server.errors import AdapterUnusable, QueueIsFull, Unavailable
 from server.gate import gate, queue
 from server.gate.gate import FairAdmission
 from server.gate.queue import Limits
@@ -228,6 +228,22 @@ async def test_nobody_enters_while_the_engine_is_away_and_adapters_are_loaded_an
         await asyncio.wait_for(each.entered.wait(), 1)
         await each.end()
     assert waiting[0].call.lease.engine_name.startswith("red@1#")
+
+
+async def test_who_waits_for_an_engine_that_does_not_come_back_is_refused(house):
+    desk = Desk(house, sequences=1)
+    before = desk.send(desk.call("red"))
+    await before.entered.wait()
+    waiting = [desk.send(desk.call(name)) for name in ("red", "green", None)]
+    await settled()
+    desk.gate.engine_lost()
+    desk.gate.engine_ended()
+    found = await asyncio.gather(*(each.task for each in waiting), return_exceptions=True)
+    assert [(type(each), each.code) for each in found] == [(Unavailable, "engine_dead")] * 3
+    assert all(each.call.waiting == 0 for each in waiting)
+    with pytest.raises(Unavailable):
+        await desk.send(desk.call()).task
+    await before.end()
 
 
 async def test_a_full_queue_says_when_to_come_again(house):

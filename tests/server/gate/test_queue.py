@@ -226,6 +226,21 @@ def test_a_full_queue_refuses_the_longest_flow_not_a_stranger():
     assert str(full.value) == "calls"
 
 
+def test_what_was_inside_an_engine_that_ended_goes_first_in_its_flow_and_is_never_refused():
+    queue = FairQueue(limits(sequences=1, calls=2))
+    was_inside, *waiting = [entry("a") for _ in range(3)]
+    join(queue, was_inside)
+    assert enter(queue) == [was_inside]
+    join(queue, *waiting)
+    queue.end(was_inside, 0.0)
+    again = entry("a")
+    with pytest.raises(QueueFull):
+        queue.join(entry("a"), 0.0)
+    queue.rejoin(again, 0.0)
+    assert queue.calls == 3
+    assert enter(queue) == [again]
+
+
 def test_tokens_bound_the_queue_too_but_one_call_may_always_wait():
     queue = FairQueue(limits(tokens=50))
     join(queue, entry("a", prompt=500))

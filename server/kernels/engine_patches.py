@@ -24,6 +24,7 @@ _LOOPS = (
 # not fit into 256 KiB, so the chunk has 512: half of it is left for the frames below, of which a
 # compiled model of 12 layers with LoRA takes some 10 KiB. Untouched pages take no memory.
 _FRAME_WORDS = 32 * 1024
+_COMPILERS = 2  # at once; each takes 300 MB
 
 
 def install() -> None:
@@ -53,6 +54,10 @@ def _compile_beside_lora() -> None:
         finally:
             vllm_config.lora_config = lora_config
         _identify_by_operators(vllm_config)
+        # Read where C++ is compiled: in threads that wait for compilers, without further processes.
+        # The same on all machines, as vLLM recognises a saved model by its settings.
+        more = vllm_config.compilation_config.inductor_compile_config
+        more.setdefault("compile_threads", _COMPILERS)
 
     CpuPlatform.check_and_update_config = classmethod(check_as_without_lora)
 

@@ -20,10 +20,11 @@ import signal
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from multiprocessing import connection, context, forkserver
+from multiprocessing import connection, context, forkserver, resource_tracker
 from typing import Any, TypeVar
 
 from server.preflight import is_cpu_build
+from server.signals import STOPPING
 
 _T = TypeVar("_T")
 
@@ -36,9 +37,16 @@ def start() -> None:
 
     It reads the environment now, so `environment.prepare` comes first.
     """
-    if is_cpu_build():
-        forkserver.set_forkserver_preload([_PRELOAD])
+    if not is_cpu_build():
+        return
+    forkserver.set_forkserver_preload([_PRELOAD])
+    resource_tracker.ensure_running()  # multiprocessing's; it unblocks signals
+    # Blocked until it ignores them: its first instants are Python's own.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
         forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def use() -> None:

@@ -14,11 +14,12 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from server import signals
 from server.kernels.watchdog import ORPHANED, POLL_SECONDS, SERVER_VARIABLE
 from server.telemetry.logs import follow_server
 
-# With what they import, all but a hundred of the modules of an engine that is ready; it imports what
-# is missing itself.
+# With what they import, nearly all modules of an engine that is ready; what is missing
+# it imports itself.
 MODULES = (
     "typer.core",  # of `lorry`, which each child imports as its __main__
     "vllm.v1.engine.core",
@@ -31,8 +32,8 @@ MODULES = (
 
 
 def preload() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOPPING)  # forkserver.py blocks them
     follow_server()
     # Nearly all that an import makes stays: looking for garbage in it takes a sixth of the time.
     gc.disable()

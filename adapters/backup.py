@@ -16,18 +16,21 @@ from adapters.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """The objects that the target lacked, the number of those it had, and why others are absent."""
+    """The objects that the target lacked, the number of those it had, why others are absent, and
+    those that replace damaged ones."""
 
     objects: tuple[str, ...]
     already_there: int
     absent: tuple[str, ...]
+    replaced: tuple[str, ...] = ()
 
 
-def copy_store(store: Path, target: Path) -> Copied:
+def copy_store(store: Path, target: Path, *, mend: bool = False) -> Copied:
     """Make `target` hold the catalog of `store` and every object that it names.
 
-    Objects are verified on the way; one that is missing or damaged is left out and reported.
-    Raises an AdapterError, also where the target is the store of another catalog.
+    Objects are verified on the way; one that is missing or damaged is left out and reported. With
+    `mend` those that the target has are read again too, and damaged ones are replaced. Raises an
+    AdapterError, also where the target is the store of another catalog.
     """
     source, copy = Store(store), Store(target)
     if copy.root == source.root or copy.root.is_relative_to(source.root):
@@ -39,7 +42,7 @@ def copy_store(store: Path, target: Path) -> Copied:
             with copy.in_use(), tempfile.TemporaryDirectory(dir=copy.root / "tmp") as scratch:
                 snapshot = Path(scratch)
                 catalog.copy_to(snapshot / "catalog.db")
-                done = _copy_objects(source, copy, snapshot)
+                done = _copy_objects(source, copy, snapshot, mend)
                 _put_in_place(snapshot / "catalog.db", copy.root / "catalog.db")
         except OSError as error:
             said = f"copying to {quote(str(target))} failed"
@@ -47,22 +50,35 @@ def copy_store(store: Path, target: Path) -> Copied:
     return done
 
 
-def _copy_objects(source: Store, copy: Store, snapshot: Path) -> Copied:
+def _copy_objects(source: Store, copy: Store, snapshot: Path, mend: bool) -> Copied:
     with Catalog.open(snapshot, create=False) as catalog:
         digests = sorted({version.digest for version in catalog.list_versions()})
-    there = [digest for digest in digests if copy.path(digest).is_dir()]
-    copied, absent = [], []
+    copied: list[str] = []
+    absent: list[str] = []
+    replaced: list[str] = []
     for digest in digests:
-        if digest in there:
+        is_there = copy.path(digest).is_dir()
+        if is_there and not (mend and _is_damaged(copy, digest)):
             continue
         try:
             source.verify(digest)
+            if is_there:  # moved, not changed: an engine may be reading it
+                copy.put_aside(copy.path(digest))
             copy.add(source.path(digest))
         except (ObjectMissing, ObjectDamaged) as error:
             absent.append(error.message)
         else:
-            copied.append(digest)
-    return Copied(tuple(copied), len(there), tuple(absent))
+            (replaced if is_there else copied).append(digest)
+    there = len(digests) - len(copied) - len(absent) - len(replaced)
+    return Copied(tuple(copied), there, tuple(absent), tuple(replaced))
+
+
+def _is_damaged(store: Store, digest: str) -> bool:
+    try:
+        store.verify(digest)
+    except ObjectDamaged:
+        return True
+    return False
 
 
 def _put_in_place(new: Path, file: Path) -> None:

@@ -21,7 +21,13 @@ import msgspec
 
 from adapters.catalog.aliases import Alias, check_split
 from adapters.catalog.history import Event
-from adapters.catalog.versions import AdapterVersion, Meaning, explain_missing, interpret
+from adapters.catalog.versions import (
+    AdapterVersion,
+    Meaning,
+    check_weight,
+    explain_missing,
+    interpret,
+)
 from adapters.errors import (
     AnswerUnclear,
     BadServerAddress,
@@ -299,6 +305,10 @@ class RemoteCatalog:
 
     def unpin(self, name: str, version: int, *, actor: str) -> AdapterVersion:
         return self._server.ask("DELETE", _path(name, "versions", version, "pin"), AdapterVersion)
+
+    def weigh(self, name: str, weight: float, *, actor: str) -> None:
+        body = {"weight": check_weight(weight)}
+        self._server.ask("PUT", _path(name, "weight"), object, json=body)
 
     def remove(self, name: str, version: int, *, actor: str) -> None:
         path = _path(name, "versions", version)

@@ -8,6 +8,7 @@ AdapterError
 ├── AmbiguousDigest      a digest prefix that means more than one version
 ├── AliasIsSplit         an alias of several versions, where one version must be meant
 ├── SplitInvalid         weights that cannot split requests
+├── WeightInvalid        a number that cannot be an adapter's weight
 ├── NothingToRollBack    an alias without an earlier target
 ├── VersionInUse         a version that is pinned or that an alias points at
 ├── OtherBase            bytes that the name already has for another base
@@ -100,6 +101,10 @@ class AliasIsSplit(AdapterError):
 
 class SplitInvalid(AdapterError):
     code = "split_invalid"
+
+
+class WeightInvalid(AdapterError):
+    code = "weight_invalid"
 
 
 class NothingToRollBack(AdapterError):

@@ -62,11 +62,17 @@ class Sequence:
     cached_tokens: int = 0
     finish_reason: str | None = None
     handed_in: float = field(default_factory=time.monotonic)
+    queued: float | None = None  # when it began to wait for its turn to enter the engine
 
     def phases(self) -> Iterator[tuple[str, float, float]]:
-        """The engine's phases so far: name, start and end in seconds of CLOCK_MONOTONIC."""
+        """Its phases so far: name, start and end in seconds of CLOCK_MONOTONIC."""
         stats = self.stats
-        times = (stats.queued_ts, stats.scheduled_ts, stats.first_token_ts, stats.last_token_ts)
+        times = (
+            self.queued or stats.queued_ts,
+            stats.scheduled_ts,
+            stats.first_token_ts,
+            stats.last_token_ts,
+        )
         for name, start, end in zip(("queue", "prefill", "decode"), times, times[1:], strict=False):
             if 0.0 < start <= end and (name != "decode" or stats.num_generation_tokens > 1):
                 yield name, start, end
@@ -87,11 +93,14 @@ class Call:
     version: AdapterVersion | None = None  # None: the base, once `resolved`
     resolved: bool = False  # the requested model exists
     lease: Lease | None = None
+    user: str = ""  # the body's, if it names one
+    waiting: int = 0  # its requests that wait for their turn to enter the engine
+    queued: float | None = None  # monotonic; when the first began to wait
     load_started: float | None = None  # monotonic; set if this call waited for a load
     load_ended: float | None = None
     status: int = 0
     response_complete: bool = False
-    disconnected: bool = False
+    disconnected: bool = False  # the caller hung up, or the engine was told so at its deadline
     error_code: str | None = None
     refusal: RequestError | None = None  # by our code below vLLM's, which hides it
     engine_error: str | None = None
@@ -120,6 +129,11 @@ class Call:
         return f"{self.caller} {self.account}"
 
     @property
+    def queue_flow(self) -> str:
+        """The flow in the queue for the engine; callers behind one address differ by `user`."""
+        return f"{self.user[:_MAX_ID_CHARACTERS] or self.caller} {self.account}"
+
+    @property
     def response_model(self) -> str | None:
         """The `model` of the answer."""
         if self.version is not None:
@@ -135,13 +149,15 @@ class Call:
 
     @property
     def outcome(self) -> Outcome:
+        status = self.late_status or self.status
+        if status == 504:
+            return "rejected"  # at the deadline that its caller set
         if self.disconnected and not self.response_complete:
             return "aborted"
         if self.engine_error is not None or self.status == 0 or "error" in self.finish_reasons:
             return "error"
         if "abort" in self.finish_reasons:
             return "aborted"  # by the engine, while it stops
-        status = self.late_status or self.status
         if status in (401, 403, 429, 503):
             return "rejected"
         if status >= 500:

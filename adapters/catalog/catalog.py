@@ -24,6 +24,7 @@ from adapters.catalog.versions import (
     AdapterVersion,
     Meaning,
     Published,
+    check_weight,
     interpret,
     select_digests,
     select_labels,
@@ -303,6 +304,15 @@ class Catalog:
         """
         with self._writing() as connection:
             changes.remove(connection, name, version, actor)
+
+    def weigh(self, name: str, weight: float, *, actor: str) -> None:
+        """Set the weight of a name, whichever version answers for it: `AdapterVersion.weight`.
+
+        Raises WeightInvalid or AdapterNotFound.
+        """
+        weight = check_weight(weight)
+        with self._writing() as connection:
+            changes.weigh(connection, name, weight, actor)
 
     def _describe(self) -> location.Owner:
         return location.Owner(self._id, location.address(self._engine.url))

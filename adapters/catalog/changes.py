@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, s
 from adapters.catalog import history, schema
 from adapters.catalog.aliases import Alias, Weights, select_aliases
 from adapters.catalog.versions import (
+    DEFAULT_WEIGHT,
     AdapterVersion,
     explain_missing,
     select_digests,
@@ -109,6 +110,19 @@ def remove(connection: Connection, name: str, number: int, actor: str) -> None:
     history.record(connection, actor, history.REMOVED, name, detail)
 
 
+def weigh(connection: Connection, name: str, weight: float, actor: str) -> None:
+    """Set a name's weight; raises AdapterNotFound."""
+    table = schema.adapters
+    query = select(table.c.weight).where(_is(table, name))
+    before = connection.scalar(query) if select_digests(connection, name) else None
+    if before is None:
+        raise explain_missing(Reference(name))
+    if before != weight:
+        connection.execute(update(table).where(_is(table, name)).values(weight=weight))
+        detail = {"from": before, "to": weight}
+        history.record(connection, actor, history.WEIGHT_CHANGED, name, detail)
+
+
 def find_version(connection: Connection, name: str, number: int) -> AdapterVersion:
     """Raises AdapterNotFound."""
     found = select_versions(connection, _is(schema.versions, name, number=number))
@@ -151,7 +165,8 @@ def _next_number(connection: Connection, name: str, now: datetime) -> int:
     table = schema.adapters
     last = connection.scalar(select(table.c.last_number).where(_is(table, name)))
     if last is None:
-        connection.execute(insert(table).values(name=name, created_at=now, last_number=1))
+        first = {"name": name, "created_at": now, "last_number": 1, "weight": DEFAULT_WEIGHT}
+        connection.execute(insert(table).values(first))
         return 1
     connection.execute(update(table).where(_is(table, name)).values(last_number=last + 1))
     return int(last) + 1

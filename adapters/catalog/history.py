@@ -22,6 +22,7 @@ ALIAS_DROPPED = "alias_dropped"
 PINNED = "pinned"
 UNPINNED = "unpinned"
 REMOVED = "removed"
+WEIGHT_CHANGED = "weight_changed"
 
 ALIAS_ACTIONS = (ALIAS_MOVED, ALIAS_ROLLED_BACK, ALIAS_DROPPED)
 

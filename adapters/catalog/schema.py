@@ -35,6 +35,8 @@ adapters = Table(
     Column("created_at", DateTime(timezone=True), nullable=False),
     # The number of a removed version is never reused.
     Column("last_number", Integer, nullable=False),
+    # Its share of the engine beside other adapters; a fact of the name, whichever version answers.
+    Column("weight", Float, nullable=False),
 )
 versions = Table(
     "versions",

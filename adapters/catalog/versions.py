@@ -13,8 +13,11 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, select
 
 from adapters.catalog import schema
 from adapters.catalog.aliases import Alias, choose_side
-from adapters.errors import AdapterNotFound, AliasIsSplit, AmbiguousDigest
+from adapters.errors import AdapterNotFound, AliasIsSplit, AmbiguousDigest, WeightInvalid
 from adapters.names import STABLE, DigestPrefix, Reference
+
+DEFAULT_WEIGHT = 1.0
+LEAST_WEIGHT, MOST_WEIGHT = 0.01, 100.0
 
 
 class VersionKey(NamedTuple):
@@ -26,7 +29,8 @@ class VersionKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AdapterVersion:
-    """One immutable version of an adapter, with the aliases that point at it now."""
+    """One immutable version of an adapter, with the facts that hold now: whether it is pinned, the
+    aliases that point at it, and the weight of its name."""
 
     name: str
     version: int
@@ -39,6 +43,7 @@ class AdapterVersion:
     created_at: datetime
     pinned: bool
     aliases: tuple[str, ...]
+    weight: float
     provenance: dict[str, Any] | None = field(hash=False)
 
     @property
@@ -144,7 +149,8 @@ def select_versions(connection: Connection, *wanted: ColumnElement[bool]) -> lis
     """Versions by name and number, each with its aliases."""
     table, pin, target = schema.versions, schema.pins, schema.targets
     same = and_(pin.c.name == table.c.name, pin.c.version == table.c.number)
-    query = select(table, pin.c.version.is_not(None).label("pinned"))
+    pinned = pin.c.version.is_not(None).label("pinned")
+    query = select(table, pinned, schema.adapters.c.weight).join(schema.adapters)
     query = query.outerjoin(pin, same).where(*wanted).order_by(table.c.name, table.c.number)
     rows = connection.execute(query).all()
     if not rows:
@@ -193,10 +199,21 @@ def _with_aliases(rows: Iterable[Row[Any]], targets: Iterable[Row[Any]]) -> list
             created_at=as_utc(row.created_at),
             pinned=bool(row.pinned),
             aliases=tuple(aliases.get((row.name, row.number), ())),
+            weight=row.weight,
             provenance=row.provenance,
         )
         for row in rows
     ]
+
+
+def check_weight(weight: float) -> float:
+    """The weight of a name, if it is one; raises WeightInvalid."""
+    if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:  # nor NaN
+        raise WeightInvalid(
+            f"the weight {weight:g} is out of range",
+            f"give a number from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}, such as 2",
+        )
+    return float(weight)
 
 
 def explain_missing(

@@ -31,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "rollback": rollout.rollback,
     "pin": rollout.pin,
     "unpin": rollout.unpin,
+    "weight": rollout.weight,
     "remove": rollout.remove,
     "load": rollout.load,
     "unload": rollout.unload,

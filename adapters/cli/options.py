@@ -32,6 +32,7 @@ from adapters.errors import (
     StoreUnreadable,
     TokenMissing,
     VersionInUse,
+    WeightInvalid,
     quote,
 )
 
@@ -58,6 +59,7 @@ CALLER_ERRORS = (
     StoreUnreadable,
     TokenMissing,
     VersionInUse,
+    WeightInvalid,
 )
 
 TOKEN_VARIABLE = "LORRY_ADMIN_TOKEN"

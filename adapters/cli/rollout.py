@@ -1,4 +1,4 @@
-"""`lorry adapters alias|unalias|split|rollback|pin|unpin|remove|load|unload`: roll out and back.
+"""`lorry adapters alias|unalias|split|rollback|pin|unpin|weight|remove|load|unload`: roll out.
 
 Every server that shares the catalog applies a change from its next request on.
 """
@@ -90,6 +90,20 @@ def unpin(site: Site, reference: ReferenceArgument) -> None:
     with site.opened() as index:
         version = _find(index, reference)
         _print_pin(site, index.unpin(version.name, version.version, actor=_user()))
+
+
+@acts_on(STORE, SERVER, JSON)
+def weight(
+    site: Site,
+    name: NameArgument,
+    weight: Annotated[
+        float, typer.Argument(metavar="WEIGHT", help="From 0.01 to 100; 1 is every adapter's own.")
+    ],
+) -> None:
+    """Give an adapter more or less of a busy server than others get."""
+    with site.opened() as index:
+        index.weigh(name, weight, actor=_user())
+    site.print({"name": name, "weight": weight}, f"{name} has weight {weight:g}")
 
 
 @acts_on(STORE, SERVER, JSON)

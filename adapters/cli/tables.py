@@ -33,7 +33,17 @@ def describe_share(weight: float, total: float = 1) -> str:
 def print_versions(
     versions: Sequence[AdapterVersion], shares: Mapping[str, Mapping[str, float]]
 ) -> None:
-    headings = ("adapter", "aliases", "pin", "digest", "rank", "size", "base", "published (UTC)")
+    headings = (
+        "adapter",
+        "aliases",
+        "pin",
+        "weight",
+        "digest",
+        "rank",
+        "size",
+        "base",
+        "published (UTC)",
+    )
     rows = []
     for version in versions:
         named = shares.get(version.label, {}).items()
@@ -42,6 +52,7 @@ def print_versions(
                 version.label,
                 ", ".join(f"{alias}{describe_share(share)}" for alias, share in named),
                 "pinned" if version.pinned else "",
+                f"{version.weight:g}",
                 version.digest[:19],
                 str(version.rank),
                 decimal(version.size_bytes),

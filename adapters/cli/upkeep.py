@@ -66,7 +66,7 @@ def backup(
     target: Annotated[Path, typer.Argument(help="Folder of the backup, which is a store too.")],
 ) -> None:
     """Copy the catalog and its objects to a folder, while servers use the store."""
-    _copy(site, site.store, target)
+    _copy(site, site.store, target, mend=False)
 
 
 @acts_on(STORE, JSON)
@@ -74,11 +74,14 @@ def restore(
     site: Site,
     source: Annotated[Path, typer.Argument(help="The folder that `backup` wrote.")],
 ) -> None:
-    """Bring back the catalog and objects of a backup; running servers follow within a second."""
-    _copy(site, source, site.store)
+    """Bring back the catalog and objects of a backup, also in place of damaged objects.
+
+    Running servers follow within a second.
+    """
+    _copy(site, source, site.store, mend=True)
 
 
-def _copy(site: Site, source: Path, target: Path) -> None:
+def _copy(site: Site, source: Path, target: Path, *, mend: bool) -> None:
     if site.catalog:
         raise typer.BadParameter(
             "back up a catalog in PostgreSQL with pg_dump, then copy the store's folder `objects`",
@@ -89,10 +92,11 @@ def _copy(site: Site, source: Path, target: Path) -> None:
 
         from adapters.backup import copy_store
 
-        done = copy_store(source, target)
+        done = copy_store(source, target, mend=mend)
     total = f"copied the catalog and {len(done.objects)} objects to {target}"
     there = f"; {done.already_there} were there already"
-    site.print(asdict(done), *done.absent, total + there)
+    mended = f", {len(done.replaced)} were damaged and are replaced" if done.replaced else ""
+    site.print(asdict(done), *done.absent, total + there + mended)
     if done.absent:
         raise typer.Exit(1)
 

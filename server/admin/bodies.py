@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from adapters.catalog.versions import LEAST_WEIGHT, MOST_WEIGHT
 from adapters.names import MAX_ALIAS, MAX_NAME, MAX_VERSION, STABLE
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
@@ -48,6 +49,12 @@ class Rollback(Body):
     """`to`: the version to go back to; by default the one before."""
 
     to: Version | None = None
+
+
+class Weighting(Body):
+    """The weight of an adapter's name."""
+
+    weight: float = Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)
 
 
 class LoadLora(Body):

@@ -22,6 +22,7 @@ from server.admin.bodies import (
     SourcePublication,
     UnloadLora,
     Version,
+    Weighting,
 )
 from server.admin.guard import is_form
 from server.admin.publishing import Publisher
@@ -99,6 +100,12 @@ def _add_adapters(router: APIRouter, shelf: Shelf, publisher: Publisher) -> None
     async def show_history(name: Name, limit: Limit = 100) -> dict[str, Any]:
         """The last changes to an adapter, oldest first."""
         return {"object": "list", "data": await shelf.history(name, limit)}
+
+    @router.put("/{name}/weight")
+    async def weigh_adapter(name: Name, body: Weighting, actor: Actor) -> dict[str, Any]:
+        """Set an adapter's weight beside others, whichever version answers."""
+        await shelf.weigh(name, body.weight, actor)
+        return {"name": name, "weight": body.weight}
 
     @router.post("/{reference}/load")
     async def load_adapter(reference: str) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def describe_version(version: AdapterVersion, engine: Engine) -> dict[str, Any]:
         "created_at": version.created_at.isoformat(),
         "aliases": list(version.aliases),
         "pinned": version.pinned,
+        "weight": version.weight,
         "evaluation": provenance.get("evaluation"),
         "provenance": version.provenance,
         **engine.describe(version),
@@ -72,10 +73,12 @@ def describe_adapters(
     return [
         {
             "name": name,
+            "weight": group[0].weight,
             "aliases": by_name.get(name, []),
             "versions": [describe_version(version, engine) for version in group],
         }
-        for name, group in groupby(versions, key=lambda version: version.name)
+        for name, each in groupby(versions, key=lambda version: version.name)
+        if (group := list(each))
     ]
 
 
@@ -85,8 +88,10 @@ def encode_page(
     """One page of adapters as OpenAI's lists: the next page is the one after `last_id`."""
     data = describe_adapters(versions, aliases, engine)
     first, last = (data[0]["name"], data[-1]["name"]) if data else (None, None)
-    page = {"object": "list", "data": data, "first_id": first, "last_id": last}
-    return json.dumps(page | {"has_more": has_more}).encode()
+    page = {"object": "list", "first_id": first, "last_id": last, "has_more": has_more}
+    # One by one: each encoding holds Python's lock, and the event loop with it.
+    listed = ", ".join(map(json.dumps, data))
+    return f'{json.dumps(page)[:-1]}, "data": [{listed}]}}'.encode()
 
 
 def describe_event(event: Event) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.exceptions import VLLMValidationError
 
 from server.call import current_call
+from server.disconnects import unless_disconnected
 from server.errors import InvalidJson, RequestError
 from server.turns import Turns
 
@@ -106,9 +107,9 @@ class BodiesOffLoop:
         call = current_call.get()
         if reader is not None and call is not None and not _is_quick(body):
             # Kept on the call, not in a context: that outlives the request on its connection.
-            async with self._turns.take(call.flow):
-                loop = asyncio.get_running_loop()
-                call.engine_request = await loop.run_in_executor(self._thread, reader.read, body)
+            call.engine_request = await unless_disconnected(
+                receive, self._read(reader, body, call.flow)
+            )
             first = {"type": "http.request", "body": b"{}"}  # FastAPI need not parse it again
 
         async def replay() -> Message:
@@ -117,6 +118,11 @@ class BodiesOffLoop:
             return await receive() if message is None else message
 
         await self._app(scope, replay, send)
+
+    async def _read(self, reader: BodyReader, body: bytes, flow: str) -> Any:
+        async with self._turns.take(flow):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, reader.read, body)
 
 
 def _is_quick(body: bytes) -> bool:

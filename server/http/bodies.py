@@ -7,8 +7,9 @@ import asyncio
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
+from server.disconnects import Disconnected
 from server.errors import RequestTooLarge, RequestTooSlow, Unavailable
-from server.http.exchange import SILENCE_SECONDS, Disconnected
+from server.http.exchange import SILENCE_SECONDS
 
 
 class Bodies:

@@ -18,6 +18,7 @@ EXPOSED_HEADERS = (
     "x-lorry-base",
     "traceresponse",
     "retry-after",
+    "x-should-retry",
 )
 _MODELS = "/v1/models"
 

@@ -8,50 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.types import Message, Receive, Send
 
 from server.call import Call
+from server.disconnects import Disconnected
 from server.errors import RequestError, translate_vllm_error
 from server.telemetry.recorder import response_headers
 
 _MOST_HELD = 8  # messages before the engine has taken a request; vLLM's streams begin with three
 _STREAMED_ERROR = b'data: {"error"'
+_UNNAMED_EVENTS = frozenset({"/v1/chat/completions", "/v1/completions"})  # in their streams
 SILENCE_SECONDS = 60  # longest pause in which a caller sends or reads nothing
-T = TypeVar("T")
 _OURS = frozenset({b"x-request-id", b"content-length"})
-
-
-class Disconnected(Exception):
-    """The caller hung up before it could be answered, or stopped reading the answer."""
-
-
-async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled if the caller hangs up first.
-
-    The request's body must have been received before.
-
-    Raises:
-        Disconnected: the caller hung up.
-    """
-    task, gone = asyncio.ensure_future(work), asyncio.create_task(_wait_disconnected(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Disconnected
-        return task.result()
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
-
-
-async def _wait_disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def send_error(send: Send, call: Call, error: RequestError) -> None:
@@ -71,6 +41,26 @@ async def send_error(send: Send, call: Call, error: RequestError) -> None:
         headers.append((b"allow", b"POST"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+    call.response_complete = True
+
+
+async def end_stream(send: Send, call: Call, error: RequestError) -> None:
+    """End a stream that has begun with an error event.
+
+    Raises:
+        Disconnected: the caller does not read it.
+    """
+    call.late_status = error.status
+    call.error_code = error.code
+    if call.endpoint in _UNNAMED_EVENTS:
+        event = f"data: {json.dumps(error.envelope())}\n\ndata: [DONE]\n\n"
+    else:
+        event = f"event: error\ndata: {json.dumps({'type': 'error'} | error.envelope())}\n\n"
+    try:
+        async with asyncio.timeout(SILENCE_SECONDS):
+            await send({"type": "http.response.body", "body": event.encode()})
+    except TimeoutError:
+        raise Disconnected from None
     call.response_complete = True
 
 
@@ -100,6 +90,8 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
+        if self._call.disconnected:
+            return  # what vLLM sends for a request that it cancelled
         if self._call.refusal is not None and not self._call.status:
             await send_error(self._send, self._call, self._call.refusal)
         if self._call.response_complete:
@@ -123,6 +115,12 @@ class Exchange:
         except TimeoutError:
             self._call.response_complete = False
             raise Disconnected from None
+        except asyncio.CancelledError:
+            if not self._call.disconnected:
+                raise
+            # By Starlette, at the deadline of a caller that does not read. It cancels until the
+            # stream has ended: the next time in vLLM's generator, which aborts its request then.
+            # Here that would stay open until the garbage is collected.
 
     async def _pass_on(self, message: Message) -> None:
         body = message.get("body", b"")

@@ -59,6 +59,15 @@ def test_a_backup_comes_back_under_an_open_catalog(store, kit, base_folder, tmp_
     assert labels(store) == ["orders@1"]
 
 
+def test_a_weight_is_backed_up_too(store, tmp_path) -> None:
+    with Catalog.open(store) as catalog:
+        catalog.weigh("orders", 2, actor="test")
+        copy_store(store, tmp_path / "backup")
+        catalog.weigh("orders", 3, actor="test")
+        copy_store(tmp_path / "backup", store)
+        assert catalog.resolve(ORDERS).weight == 2
+
+
 def test_a_store_that_is_gone_comes_back_whole(store, tmp_path) -> None:
     copy_store(store, tmp_path / "backup")
     shutil.rmtree(store)
@@ -76,6 +85,35 @@ def test_an_object_that_is_damaged_is_reported_and_left_out(store, tmp_path) -> 
     assert said.exit_code == 1
     assert digest in said.output
     assert list(Store(tmp_path / "b").digests()) == []
+
+
+def test_a_restore_replaces_a_damaged_object_and_a_backup_does_not(store, tmp_path) -> None:
+    (digest,) = Store(store).digests()
+    copy_store(store, tmp_path / "backup")
+    weights = Store(store).path(digest) / "adapter_model.safetensors"
+    weights.chmod(0o644)
+    with weights.open("r+b") as reader:  # as an engine that reads it
+        reader.write(b"damaged")
+        reader.flush()
+        assert copy_store(tmp_path / "backup", store).replaced == ()
+        command = ["restore", str(tmp_path / "backup"), "--store", str(store)]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0
+        assert "0 were there already, 1 were damaged and are replaced" in done.output
+        reader.seek(0)
+        assert reader.read(7) == b"damaged"
+    assert labels(store) == ["orders@1"]
+    assert CliRunner().invoke(app, command).output.endswith("; 1 were there already\n")
+
+
+def test_a_damaged_object_stays_where_the_backup_has_none_for_it(store, tmp_path) -> None:
+    (digest,) = Store(store).digests()
+    copy_store(store, tmp_path / "backup")
+    for each in (store, tmp_path / "backup"):
+        (Store(each).path(digest) / "adapter_config.json").unlink()
+    done = copy_store(tmp_path / "backup", store, mend=True)
+    assert (done.replaced, len(done.absent)) == ((), 1)
+    assert Store(store).path(digest).is_dir()
 
 
 def test_another_stores_backup_is_refused(store, kit, base_folder, tmp_path) -> None:

@@ -16,6 +16,7 @@ from adapters.errors import (
     NothingToRollBack,
     SplitInvalid,
     VersionInUse,
+    WeightInvalid,
 )
 from adapters.names import Reference, parse_reference
 
@@ -251,6 +252,35 @@ def test_pins_are_events_and_hold_a_version(three) -> None:
     assert three.pins() == []
     with pytest.raises(AdapterNotFound):
         three.pin("orders", 9, actor="ben")
+
+
+def test_a_weight_belongs_to_the_name_and_is_an_event(enter, three) -> None:
+    assert {version.weight for version in three.list_versions()} == {1.0}
+    assert resolve(three, "orders@1").weight == 1.0
+    three.weigh("orders", 2.5, actor="ben")
+    assert last_event(three) == ("ben", "weight_changed", "orders", {"from": 1.0, "to": 2.5})
+    assert [resolve(three, text).weight for text in ("orders", "orders@1")] == [2.5, 2.5]
+    assert enter(three, number=4).weight == 2.5
+    assert enter(three, name="others").weight == 1.0
+    before = three.list_events()
+    three.weigh("orders", 2.5, actor="ben")
+    assert three.list_events() == before
+
+
+def test_a_weight_outlives_the_versions(enter, catalog) -> None:
+    enter(catalog, aliases=())
+    catalog.weigh("orders", 0.01, actor="ben")
+    catalog.remove("orders", 1, actor="ben")
+    with pytest.raises(AdapterNotFound, match="there is no adapter 'orders'"):
+        catalog.weigh("orders", 1, actor="ben")
+    assert enter(catalog).weight == 0.01
+
+
+@pytest.mark.parametrize("weight", [0, -1, 0.009, 100.1, float("nan"), float("inf")])
+def test_other_numbers_are_no_weights(three, weight: float) -> None:
+    with pytest.raises(WeightInvalid, match=r"out of range; give a number from 0\.01 to 100"):
+        three.weigh("orders", weight, actor="ben")
+    assert resolve(three, "orders").weight == 1.0
 
 
 def test_a_version_in_use_is_not_removed(three) -> None:

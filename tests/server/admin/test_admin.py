@@ -13,6 +13,7 @@ from server.admin import publishing
 from server.admin.guard import AdminGuard
 from server.engine.interface import EngineRefusal, EngineSlow
 from server.errors import InvalidRequest
+from server.naming import ModelNames
 
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 ACTOR = f"admin:{hashlib.sha256(TOKEN.encode()).hexdigest()[:8]}"
@@ -84,7 +85,7 @@ async def test_a_server_without_a_token_refuses_every_admin_request():
 async def test_every_admin_route_is_behind_the_guard(house):
     paths = (await house.client.get("/openapi.json")).json()["paths"]
     admin = [path for path in paths if "adapter" in path]
-    assert len(admin) == 11
+    assert len(admin) == 12
     for path in admin:
         for method in paths[path]:
             url = path.replace("{version}", "1")
@@ -137,6 +138,18 @@ async def test_the_list_shows_loads_leases_and_evaluations(house, ask):
     assert (await shown())["leases"] == 0
 
 
+async def test_a_weight_is_set_for_the_name_and_holds_from_the_next_call(house, ask):
+    publish(house.catalog, "red", content="newer")
+    assert await ask("PUT", "/red/weight", json={"weight": 2}) == {"name": "red", "weight": 2.0}
+    red = await ask("GET", "/red")
+    assert [red["weight"], *(each["weight"] for each in red["versions"])] == [2.0] * 3
+    assert [each["weight"] for each in (await ask("GET", ""))["data"]] == [1.0, 1.0, 2.0]
+    assert (await ask("GET", "/red/history"))["data"][-1]["detail"] == {"from": 1.0, "to": 2.0}
+    version = await ModelNames(BASE, house.catalog).resolve("red@1")
+    assert version is not None
+    assert version.weight == 2.0
+
+
 async def test_an_alias_is_pointed_split_rolled_back_and_deleted_each_with_its_actor(house, ask):
     publish(house.catalog, "red", content="newer")
     stable = "/red/aliases/stable"
@@ -178,6 +191,9 @@ async def test_an_alias_is_pointed_split_rolled_back_and_deleted_each_with_its_a
         ("PUT", "/red/aliases/stable", {"split": {"1": 0}}, 400, "split_invalid"),
         ("PUT", "/red/aliases/stable", {"version": 9}, 404, "adapter_not_found"),
         ("PUT", "/red/aliases/12", {"version": 1}, 400, "bad_name"),
+        ("PUT", "/red/weight", {"weight": 0}, 400, "invalid_request"),
+        ("PUT", "/red/weight", {"weight": 100.5}, 400, "invalid_request"),
+        ("PUT", "/nobody/weight", {"weight": 2}, 404, "adapter_not_found"),
         ("PUT", "/red/aliases/a,b", {"version": 1}, 400, "bad_name"),
         ("PUT", f"/red/aliases/{'a' * 65}", {"version": 1}, 400, "invalid_request"),
         ("DELETE", "/red/aliases/nightly", None, 404, "alias_not_found"),

@@ -12,6 +12,7 @@ from opentelemetry.trace import INVALID_SPAN
 from pydantic import ValidationError
 
 from server.call import Call, current_call
+from server.disconnects import Disconnected
 from server.errors import InvalidJson
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own imports warn
@@ -120,18 +121,22 @@ def test_what_a_check_of_vllm_cant_read_is_invalid(validators):
             field._type_adapter.validate_python(body, from_attributes=True)
 
 
-async def post(app, body):
+async def post(app, body, gone=None):
     """One request to the app, in the context of the caller, as on a connection that is kept.
 
-    `body` is encoded unless it is bytes.
+    `body` is encoded unless it is bytes. The caller hangs up when the event `gone` is set.
     """
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     call = Call("r", "r", "/chat", "chat", "m", INVALID_SPAN)
     token = current_call.set(call)
     sent = []
+    messages = [{"type": "http.request", "body": data, "more_body": False}]
 
     async def receive():
-        return {"type": "http.request", "body": data, "more_body": False}
+        if messages:
+            return messages.pop()
+        await (gone or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
 
     async def send(message):
         sent.append(message)
@@ -177,6 +182,18 @@ async def test_a_large_body_is_read_beside_the_event_loop(counting_app):
     took, ended = time.monotonic() - started, True
     await watching
     assert longest < max(took / 2, 0.1)
+
+
+async def test_a_caller_that_leaves_while_its_large_body_waits_is_waited_for_no_more(counting_app):
+    gone = asyncio.Event()
+    async with counting_app._turns.take("another"):
+        call = asyncio.create_task(post(counting_app, {"messages": HELLO * 300}, gone))
+        while not counting_app._turns.waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        gone.set()
+        with pytest.raises(Disconnected):
+            await asyncio.wait_for(call, 1)
+        assert counting_app._turns.waiting == 0
 
 
 @pytest.mark.parametrize("value", ["1e", '"\\ud800"', "[" * 5_000 + "]" * 5_000, "[1,]"])

@@ -9,10 +9,10 @@ from sockets import served
 from standin_server import TOKEN
 
 from server.admin.guard import AdminGuard
+from server.disconnects import Disconnected
 from server.errors import RequestTooLarge, Unavailable
 from server.http import bodies
 from server.http.bodies import Bodies, check_announced
-from server.http.exchange import Disconnected
 
 INFERENCE = "/v1/chat/completions"
 ADMIN = f"Authorization: Bearer {TOKEN}\r\n".encode()

@@ -13,8 +13,8 @@ from standin_server import (
     TOKEN,
     StandInApp,
     StandInEngine,
+    attach,
     publish,
-    residency_of,
     standin_settings,
 )
 from starlette.responses import StreamingResponse
@@ -27,7 +27,7 @@ ORIGIN = "https://app.example"
 PAGE = {"origin": ORIGIN}
 PREFLIGHT = {
     "access-control-request-method": "POST",
-    "access-control-request-headers": "authorization,content-type,x-stainless-lang",
+    "access-control-request-headers": "authorization,x-stainless-lang,x-request-timeout",
 }
 
 
@@ -44,8 +44,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         publish(catalog, "red")
         parts = Assembly(settings, catalog, CollectorRegistry())
         inner = StandInApp()
-        residency, _ = residency_of(StandInEngine(), parts.metrics, settings)
-        parts.lifecycle.attach(inner, residency)
+        attach(parts, StandInEngine(), inner)
         transport = httpx2.ASGITransport(app=parts.app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://lorry") as client:
             yield Site(client, inner)
@@ -58,7 +57,8 @@ async def test_a_listed_origin_may_ask_before_it_calls(site, path):
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == ORIGIN
     assert "POST" in answer.headers["access-control-allow-methods"]
-    assert "x-stainless-lang" in answer.headers["access-control-allow-headers"]
+    allowed = answer.headers["access-control-allow-headers"].replace(" ", "").split(",")
+    assert {"x-stainless-lang", "x-request-timeout"} <= set(allowed)
     assert "access-control-allow-credentials" not in answer.headers
 
 
@@ -84,7 +84,7 @@ async def test_answers_errors_and_streams_can_be_read(site):
         assert answer.headers.get_list("access-control-allow-origin") == [ORIGIN]
         assert "Origin" in answer.headers["vary"]
         exposed = answer.headers["access-control-expose-headers"].split(", ")
-        assert {"x-request-id", "x-lorry-adapter", "retry-after"} <= set(exposed)
+        assert {"x-request-id", "x-lorry-adapter", "retry-after", "x-should-retry"} <= set(exposed)
 
 
 async def test_other_origins_and_other_paths_get_no_permission(site):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
+from sockets import served
+from standin_answers import EVENT, Plain, Stream
 from standin_server import scope_of
 from starlette.responses import StreamingResponse
 
@@ -147,3 +150,43 @@ async def test_a_cancelled_call_gives_its_lease_back(house):
     for model in ("green", "blue"):
         assert (await house.chat(model)).status_code == 200
     assert house.engine.removed == [1]
+
+
+async def test_two_hundred_callers_that_hang_up_leave_nothing_behind(house):
+    stream, plain = Stream(), Plain()
+
+    async def answer(scope, receive, send):
+        await (stream if b"true" in house.inner.seen[-1][1] else plain)(scope, receive, send)
+
+    house.inner.answer = answer
+    async with served(house.app) as site:
+        tasks = len(asyncio.all_tasks())
+        for number in range(200):
+            kind = ("body", "load", "answer", "stream")[number % 4]
+            model = ("red", "green", "blue")[number % 3]
+            house.engine.gate = asyncio.Event() if kind == "load" else None
+            body = json.dumps({"model": model, "stream": kind == "stream"}).encode()
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+            sent = body[:-1] if kind == "body" else body
+            caller = await site.connect(head % len(body) + sent)
+            if kind == "stream":
+                await caller.reader.readuntil(EVENT)
+            else:
+                await asyncio.sleep(0.002)
+            caller.writer.transport.abort()
+            if house.engine.gate is not None:
+                house.engine.gate.set()
+        async with asyncio.timeout(10):
+            while len(house.log) < 200 or len(asyncio.all_tasks()) > tasks:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        assert site.open == 0
+    assert {record["outcome"] for record in house.log} == {"aborted"}
+    assert (stream.begun, stream.ended) == (50, 50)
+    assert plain.begun == plain.ended >= 25
+    assert house.lifecycle.in_flight == 0
+    assert [each.users for each in house.residency.residents.values()] == [0, 0]
+    for adapter in ("red", "green", "blue"):
+        assert house.count("lorry_requests_in_flight", adapter=adapter, version="1") == 0
+    house.inner.answer = None
+    for model in ("red", "green", "blue"):
+        assert (await house.chat(model)).status_code == 200

@@ -1,4 +1,4 @@
-"""Schema 1: adapters, versions, weighted aliases, pins, events, and the catalog's id."""
+"""Schema 1: weighted adapters, versions, weighted aliases, pins, events, and the catalog's id."""
 
 from uuid import uuid4
 
@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(128), primary_key=True),
         sa.Column("created_at", moment, nullable=False),
         sa.Column("last_number", sa.Integer, nullable=False),
+        sa.Column("weight", sa.Float, nullable=False),
     )
     op.create_table(
         "versions",

@@ -71,8 +71,6 @@ def _prepare_cpu(settings: Settings, environ: MutableMapping[str, str]) -> None:
     # OpenMP threads spin while they wait for each other. With the default, a stream beside a busy
     # process gets 1/26 of its tokens; with 0, alone, only 2/3 (docs/log/server.md).
     environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # Inductor starts processes for Triton as soon as it may compile in threads.
-    environ.setdefault("TORCH_WARM_POOL", "0")
     # Before the fork server starts, which hands them on to the engine: what vLLM sets for an engine
     # after its own import, and what is read while torch is imported.
     environ["TORCHINDUCTOR_CPP_DYNAMIC_THREADS"] = "1"

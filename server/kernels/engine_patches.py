@@ -5,6 +5,7 @@ compiled; ours is opaque operators), and a compiled model is loaded again at the
 engine's loop gets room for its frames and looks adapters up without copying a cache.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -54,12 +55,18 @@ def _compile_beside_lora() -> None:
         finally:
             vllm_config.lora_config = lora_config
         _identify_by_operators(vllm_config)
-        # Read where C++ is compiled: in threads that wait for compilers, without further processes.
-        # The same on all machines, as vLLM recognises a saved model by its settings.
-        more = vllm_config.compilation_config.inductor_compile_config
-        more.setdefault("compile_threads", _COMPILERS)
+        _compile_at_once(vllm_config)
 
     CpuPlatform.check_and_update_config = classmethod(check_as_without_lora)
+
+
+def _compile_at_once(vllm_config: Any) -> None:
+    """Have threads wait for C++ compilers; vLLM asks for one after the other.
+
+    As many on all machines: vLLM recognises a saved model by its settings.
+    """
+    vllm_config.compilation_config.inductor_compile_config.setdefault("compile_threads", _COMPILERS)
+    os.environ.setdefault("TORCH_WARM_POOL", "0")  # else Inductor starts processes for Triton
 
 
 def _identify_by_operators(vllm_config: Any) -> None:

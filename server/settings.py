@@ -147,7 +147,7 @@ class Settings(BaseSettings):
         default=1024 * 1024, ge=1024, description="Prompt tokens of the calls that wait."
     )
     max_wait_seconds: float = Field(
-        default=5.0,
+        default=30.0,
         gt=0,
         description="Wait after which a caller has a turn on an adapter, whatever it had before.",
     )

@@ -17,6 +17,7 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.usage.usage_lib import UsageContext
 
 from server.call import Observer
+from server.engine import forkserver
 from server.engine.arguments import build_arguments
 from server.engine.bounds import RequestBounds
 from server.engine.client import Engine
@@ -71,6 +72,7 @@ async def start_engine(
         SettingsInvalid: vLLM does not take a flag in `extra`.
     """
     cli_env_setup()
+    forkserver.use()
     arguments = await asyncio.to_thread(build_arguments, settings, extra)
     try:
         engine = await asyncio.to_thread(_build, arguments)

@@ -113,6 +113,7 @@ class FairAdmission:
         self._held: dict[VersionKey, Resident] = {}
         self._dispatched: deque[float] = deque()
         self._is_open = True
+        self._is_due = False  # `_advance`, by the event loop
         self._has_ended = False
         limits.is_pinned = residency.is_pinned
         limits.unpinned = lambda: residency.most_unpinned
@@ -225,7 +226,7 @@ class FairAdmission:
             self._wait_no_more(place)
             self._queue.leave(entry)
             self._give_up_bringing(entry)
-        self._advance()
+        self._advance_soon()
 
     def _wait_no_more(self, place: Place) -> None:
         place.is_waiting = False
@@ -242,8 +243,15 @@ class FairAdmission:
 
     # ---- entering
 
+    def _advance_soon(self) -> None:
+        """Once for all that leave together: with many flows each time takes milliseconds."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._advance)
+
     def _advance(self) -> None:
         """Let in all whose turn it is."""
+        self._is_due = False
         now = time.monotonic()
         for entry in tuple(self._queue.inside):
             self._settle(self._places[entry])
@@ -260,12 +268,17 @@ class FairAdmission:
 
     def _let_in(self, place: Place, now: float) -> None:
         entry, call = place.entry, place.call
-        self._dispatched.append(now)
         self._wait_no_more(place)
+        if place.turn.done():  # its caller hangs up just now: it does not enter
+            self._queue.charge(entry, -PROMPT_TOKEN * entry.prompt)
+            self._queue.end(entry, now)
+            return
+        self._forget_old(now)
+        self._dispatched.append(now)
+        call.queued = entry.joined  # of its latest request: a call may send several in turn
         self._metrics.queue_left(call, now - entry.joined)
         lease = None if entry.adapter is None else self._held[entry.adapter].load.lease
-        if not place.turn.done():  # else its caller hangs up just now, and it leaves
-            place.turn.set_result(lease)
+        place.turn.set_result(lease)
 
     def _bring_in(self, place: Place) -> None:
         version = place.call.version

@@ -19,6 +19,8 @@ ATTRIBUTES = [
     ("vllm.entrypoints.launchers.cli_args", "validate_parsed_serve_args"),
     ("vllm.entrypoints.serve.utils.api_utils", "cli_env_setup"),
     ("vllm.exceptions", "VLLMValidationError"),
+    ("vllm.model_executor.models.registry", "_run_in_subprocess"),
+    ("vllm.plugins", "load_general_plugins"),
     ("vllm.usage.usage_lib", "UsageContext.OPENAI_API_SERVER"),
     ("vllm.utils.argparse_utils", "FlexibleArgumentParser"),
     ("vllm.v1.engine.async_llm", "AsyncLLM.errored"),
@@ -31,6 +33,7 @@ ATTRIBUTES = [
     ("vllm.v1.executor", "Executor.get_class"),
     ("vllm.v1.metrics.stats", "LoRARequestStates"),
     ("vllm.v1.engine.output_processor", "OutputProcessor.update_scheduler_stats"),
+    ("vllm.v1.engine.utils", "get_mp_context"),
     ("vllm.v1.metrics.loggers", "PrometheusStatLogger.record"),
 ]
 SIGNATURES = [
@@ -104,6 +107,9 @@ IN_SOURCE = [
         "OpenAIServingModels",
         ("lora_requests", "base_model_paths"),
     ),
+    # What server/engine/forkserver.py replaces is looked up when it is used.
+    ("vllm.v1.engine.utils", "CoreEngineProcManager", ("get_mp_context()", "context.Process(")),
+    ("vllm.model_executor.models.registry", "_LazyRegisteredModel", ("_run_in_subprocess(",)),
     ("vllm.v1.engine.async_llm", "AsyncLLM", ("output_processor", "output_handler", "vllm_config")),
 ]
 

@@ -13,6 +13,7 @@ from adapters.names import parse_reference
 from server.call import Call, Sequence
 from server.engine.interface import EngineRefusal, Work
 from server.errors import AdapterUnusable, QueueIsFull, Unavailable
+from server.gate import gate, queue
 from server.gate.gate import FairAdmission
 from server.gate.queue import Limits
 from server.telemetry.recorder import Recorder
@@ -154,6 +155,39 @@ async def test_a_caller_that_hangs_up_leaves_at_once(desk):
     last = desk.send(desk.call())
     await asyncio.wait_for(last.entered.wait(), 1)
     await last.end()
+
+
+async def test_callers_and_calls_of_the_past_are_forgotten(desk, monkeypatch):
+    monkeypatch.setattr(queue, "_IDLE_FLOWS", 2)
+    monkeypatch.setattr(gate, "_RATE_SECONDS", 0.0)
+    for number in range(6):
+        request = desk.send(desk.call(user=f"user-{number}"))
+        await request.entered.wait()
+        await request.end()
+    assert len(desk.gate._queue._served) == 2
+    assert len(desk.gate._dispatched) == 1
+
+
+async def test_who_hangs_up_when_its_turn_comes_does_not_enter(desk):
+    inside = [desk.send(desk.call()) for _ in range(2)]
+    await settled()
+    gone = desk.send(desk.call())
+    await settled()
+    inside[0].sequence.finish_reason = "stop"
+    gone.task.cancel()
+    desk.gate.step_made()
+    assert not desk.gate._queue.calls
+    assert len(desk.gate._queue.inside) == 1
+    await settled()
+    assert desk.house.count("lorry_queue_wait_seconds_count", adapter="base", version="") == 2
+    for each in inside:
+        await each.end()
+
+
+def test_nobody_joins_the_flow_of_an_address_by_its_user(desk):
+    caller, impostor = desk.call(), desk.call(user="192.0.2.1")
+    caller.caller = "192.0.2.1"
+    assert caller.queue_flow != impostor.queue_flow
 
 
 async def test_a_load_that_nobody_waits_for_any_more_frees_its_slot(desk):

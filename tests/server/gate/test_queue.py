@@ -51,6 +51,13 @@ def test_the_flow_that_was_served_least_is_next():
     assert order[4:] == flood[2:]
 
 
+def test_a_short_call_does_not_wait_behind_a_crowd_of_long_ones():
+    queue = FairQueue(limits(sequences=1))
+    join(queue, *(entry(f"crowd {number}", prompt=50) for number in range(50)))
+    join(queue, entry("short"))
+    assert enter_and_end(queue).flow == "short None"
+
+
 def test_a_flow_that_was_away_gets_no_credit_for_it():
     queue = FairQueue(limits(sequences=1))
     join(queue, *(entry("busy") for _ in range(40)))
@@ -79,6 +86,27 @@ def enter_and_end(queue: FairQueue) -> Entry:
     return found
 
 
+def test_what_was_served_counts_although_nobody_waits_or_runs_for_a_moment():
+    queue = FairQueue(limits(sequences=1))
+    for _ in range(100):
+        join(queue, entry("old", prompt=100))
+        enter_and_end(queue)
+    join(queue, *(entry("new", prompt=100) for _ in range(60)))
+    join(queue, *(entry("old", prompt=100) for _ in range(60)))
+    first = [enter_and_end(queue).flow for _ in range(40)]
+    assert first.count("old None") >= 15
+
+
+def test_newcomers_enter_in_the_order_in_which_they_came():
+    queue = FairQueue(limits(sequences=1))
+    join(queue, *(entry("busy", prompt=100) for _ in range(100)))
+    for _ in range(50):
+        enter_and_end(queue)
+    new = [entry(f"new {number}", prompt=100) for number in range(20)]
+    join(queue, *new)
+    assert [each for _ in range(30) if (each := enter_and_end(queue)) in new] == new
+
+
 def test_a_weight_of_two_gets_twice_as_much():
     queue = FairQueue(limits(sequences=1))
     join(queue, *(entry("heavy", weight=2.0) for _ in range(60)))
@@ -90,13 +118,15 @@ def test_a_weight_of_two_gets_twice_as_much():
 def test_prompts_enter_in_portions_and_a_long_one_alone():
     queue = FairQueue(limits(sequences=10, prefill_tokens=25))
     join(queue, *(entry("a", prompt=10) for _ in range(4)), entry("b", prompt=400))
-    first = []
-    while (found := queue.dispatch(0.0)) is not None:
-        first.append(found)
-    assert [each.prompt for each in first] == [10]  # then it is the long one's turn
-    first[0].prefilling = False
-    assert queue.dispatch(0.0).prompt == 400
-    assert queue.dispatch(0.0) is None
+    portions = []
+    while queue.calls:
+        portion = []
+        while (found := queue.dispatch(0.0)) is not None:
+            portion.append(found)
+        for each in portion:
+            each.prefilling = False
+        portions.append([each.prompt for each in portion])
+    assert portions == [[10, 10], [10, 10], [400]]
 
 
 def test_never_more_adapters_inside_than_slots_and_the_base_needs_none():
@@ -125,6 +155,28 @@ def test_a_slot_drains_for_a_flow_that_waits_and_its_runs_end():
     assert z in enter(queue, now=0.8)
 
 
+def test_an_adapter_whose_load_took_long_keeps_its_slot_for_a_while_too():
+    queue = FairQueue(limits(adapters=1))
+    join(queue, first := entry("x", "x"), entry("z", "z"))
+    queue.bring_in(0.0)
+    queue.loaded("x")
+    assert enter(queue, now=2.0) == [first]
+    join(queue, later := entry("x", "x"), now=2.1)
+    assert enter(queue, now=2.1) == [later]
+
+
+def test_a_slot_drains_no_more_once_nobody_waits_for_one():
+    queue = FairQueue(limits(sequences=8, adapters=1))
+    join(queue, entry("a", "x"))
+    enter(queue)
+    join(queue, z := entry("z", "z"))
+    enter(queue, now=1.0)
+    join(queue, later := entry("b", "x"), now=1.1)
+    assert enter(queue, now=1.1) == []
+    queue.leave(z)
+    assert enter(queue, now=1.2) == [later]
+
+
 def test_a_pinned_adapter_takes_no_place_of_the_others():
     queue = FairQueue(
         limits(adapters=3, is_pinned=lambda adapter: adapter == "pinned", unpinned=lambda: 1)
@@ -138,7 +190,7 @@ def test_whoever_is_not_served_for_too_long_has_every_second_turn():
     join(queue, *(entry("slow", weight=0.01) for _ in range(2)))
     join(queue, *(entry("fast") for _ in range(1000)))
     times = [now / 10 for now in range(120) if enter_at(queue, now / 10) == "slow None"]
-    assert times == [0.0, 5.0]
+    assert times == [5.0, 10.0]
 
 
 def test_a_crowd_that_waits_for_long_does_not_keep_a_newcomer_waiting():
@@ -203,6 +255,15 @@ def test_a_flow_with_more_calls_makes_room_for_a_long_prompt_as_far_as_it_can():
     join(queue, *flood)
     assert queue.join(entry("quiet", prompt=45), 0.0) == [flood[3], flood[2], flood[1]]
     assert queue.calls == 2
+
+
+def test_who_lets_the_most_tokens_wait_makes_room_for_tokens():
+    queue = FairQueue(limits(tokens=1000))
+    long = [entry("long", prompt=450) for _ in range(2)]
+    join(queue, *long, *(entry("short", prompt=5) for _ in range(20)))
+    with pytest.raises(QueueFull):
+        queue.join(entry("long", prompt=1), 0.0)
+    assert queue.join(entry("quiet", prompt=50), 0.0) == [long[1]]
 
 
 def test_an_adapter_that_does_not_load_fails_those_that_wait_for_it_only():

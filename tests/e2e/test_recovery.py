@@ -330,12 +330,13 @@ async def test_a_failed_start_and_more_deaths_than_allowed_end_with_9(start):
 async def test_a_request_that_ends_the_engine_is_found_among_others(start, shop, tmp_path, how):
     server = start(env=poison.environment(tmp_path / "plugin"))
     load = Load(server, prompts_of(shop))
-    async with load.running(callers=6), httpx2.AsyncClient(base_url=server.url) as client:
+    client = httpx2.AsyncClient(base_url=server.url, timeout=300)
+    async with load.running(callers=6), client:
         await asyncio.sleep(2)
         bad = {"seed": poison.SEEDS[how], "user": "mallory"}
-        outcome = await load.ask(client, "orders-sql", "poison", False, timeout=300, **bad)
+        outcome = await load.ask(client, "orders-sql", "poison", False, **bad)
         load.outcomes.remove(outcome)
-        again = await load.ask(client, "orders-sql", "poison", False, timeout=300, **bad)
+        again = await load.ask(client, "orders-sql", "poison", False, **bad)
         load.outcomes.remove(again)
         await asyncio.sleep(2)
     for each in (outcome, again):

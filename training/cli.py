@@ -109,7 +109,7 @@ def check_command(
     else:
         for line in found.lines():
             typer.echo(line)
-    if not found.is_good:
+    if not found.ok:
         raise typer.Exit(2)
 
 

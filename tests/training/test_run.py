@@ -183,7 +183,7 @@ def test_plain_lora_on_an_unquantized_base_trains_and_measures_validation(
     validation = tmp_path / "validation.jsonl"
     validation.write_text(chat_set.read_text().replace("two", "three"))
     recipe = make_recipe(tiny_base, chat_set, max_steps=1)
-    data = recipe.data.model_copy(update={"validation": validation})
+    data = recipe.data.model_copy(update={"validation": (str(validation),)})
     recipe = recipe.model_copy(update={"quantization": "none", "data": data})
     facts = train(recipe, tmp_path / "out", lambda line: None).provenance
     assert facts["validation_loss"] > 0

@@ -38,17 +38,18 @@ def read_records(source: str, problems: Problems) -> Iterator[tuple[Place, Recor
     """Yield the records of a file, of a folder or of a data set of the hub."""
     path = Path(source)
     try:
-        if not path.is_file():
-            if path.is_dir() or is_hub_id(source):
-                yield from _read_with_datasets(source, problems)
-                return
+        if path.is_dir() or (is_hub_id(source) and not path.exists()):
+            yield from _read_with_datasets(source, problems)
         elif path.suffix == ".parquet":
             yield from _read_parquet(source, problems)
-            return
-        raw = path.read_bytes()
+        else:
+            yield from _read_text(path, problems)
     except OSError as error:
         problems.add(error.strerror or str(error), Place(source, 0))
-        return
+
+
+def _read_text(path: Path, problems: Problems) -> Iterator[tuple[Place, Record]]:
+    source, raw = str(path), path.read_bytes()
     if raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         problems.add("UTF-16; save it as UTF-8", Place(source, 0))
         return

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from training.base import find_tokenizer
-from training.data.problems import SHOWN_PLACES, Place, name_places
+from training.data.problems import SHOWN_CAUSES, SHOWN_PLACES, Place, name_places
 from training.data.sets import DataSet, find_leaks, inspect_set
 from training.data.tokens import Encoded, Tokenizer, encode_set, load_tokenizer
 
@@ -25,14 +25,14 @@ class Report:
     encoded: Encoded | None
 
     @property
-    def is_good(self) -> bool:
+    def ok(self) -> bool:
         return not any(self._problems())
 
     def facts(self) -> dict[str, Any]:
         """The report as one JSON document."""
         facts: dict[str, Any] = {
             "sources": list(self.data.sources),
-            "ok": self.is_good,
+            "ok": self.ok,
             "records": self.data.records,
             "examples": len(self.data.examples),
             "forms": dict(self.data.forms),
@@ -76,8 +76,11 @@ class Report:
         if self.other:
             yield f"leaks       {len(self.leaks):,} of {len(self.other.examples):,} prompts"
         yield from facts["warnings"]
-        yield from (f"error: {problem}" for problem in self._problems())
-        yield "good" if self.is_good else "not good: correct the errors before training"
+        problems = list(self._problems())
+        yield from (f"error: {problem}" for problem in problems[:SHOWN_CAUSES])
+        if len(problems) > SHOWN_CAUSES:
+            yield f"error: and {len(problems) - SHOWN_CAUSES:,} more"
+        yield "ok" if self.ok else "not ok: correct the errors before training"
 
     def _problems(self) -> Iterator[str]:
         yield from self.data.problems

@@ -135,6 +135,6 @@ def _read_call(call: Any) -> dict[str, Any]:
 
 
 def _read_weight(weight: Any, role: str) -> int:
-    if weight not in (0, 1) or (weight == 1 and role != "assistant"):
-        raise Malformed(f"weight {weight!r} on a message of role {role} (0, or 1 on an assistant)")
+    if weight not in ((0, 1) if role == "assistant" else (0,)):
+        raise Malformed(f"a message of role {role} has a weight that is not learnt")
     return int(weight)

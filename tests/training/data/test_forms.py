@@ -128,8 +128,14 @@ def test_what_nothing_learns_is_named() -> None:
         ({"messages": [USER, ASSISTANT | {"weight": 0}]}, "no assistant turn to learn"),
         ({"messages": [ASSISTANT]}, "starts with an assistant turn"),
         ({"messages": [USER, ASSISTANT | {"content": " "}]}, "role assistant has no text"),
-        ({"messages": [USER, ASSISTANT | {"weight": 0.5}]}, "weight 0.5 on a message"),
-        ({"messages": [USER | {"weight": 1}, ASSISTANT]}, "weight 1 on a message of role user"),
+        (
+            {"messages": [USER, ASSISTANT | {"weight": 0.5}]},
+            "role assistant has a weight that is not learnt",
+        ),
+        (
+            {"messages": [USER | {"weight": 1}, ASSISTANT]},
+            "role user has a weight that is not learnt",
+        ),
         ({"messages": [{"role": "bot", "content": "x"}]}, "role is not one of system, user"),
         ({"messages": ["x"]}, "holds something other than turns"),
         ({"messages": [USER | {"content": [{"type": "image_url"}]}]}, "parts other than text"),

@@ -102,6 +102,33 @@ def test_trl_takes_the_rows_as_they_are(tokenizer: Tokenizer) -> None:
     assert row.keys() == {"input_ids", "labels"}
 
 
+@pytest.mark.slow
+def test_the_rows_are_those_that_trl_makes_of_the_same_examples(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """TRL's own rendering, tokenizing and masking, of chats and of plain text."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    tools = ({"type": "function", "function": {"name": "f"}},)
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    plain = Example(Place("set.jsonl", 1), "2 + 2 =", " 4")
+    for example in (chat(USER, ASSISTANT, USER, ASSISTANT), chat(USER, called, tools=tools), plain):
+        row = {"prompt": example.prompt, "completion": example.completion}
+        row |= {"tools": list(example.tools)} if example.tools else {}
+        trainer = SFTTrainer(
+            model=AutoModelForCausalLM.from_pretrained(SHOP_BASE),
+            args=SFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False),
+            train_dataset=Dataset.from_list([row]),
+            processing_class=tokenizer.inner,
+        )
+        (made,) = trainer.train_dataset
+        assert encode(tokenizer, example).rows == [
+            {key: made[key] for key in ("input_ids", "labels")}
+        ]
+
+
 def test_plain_text_ends_with_the_end_token(tokenizer: Tokenizer) -> None:
     (row,) = encode(tokenizer, Example(Place("set.jsonl", 1), "2 + 2 =", " 4")).rows
     assert learnt(tokenizer, row) == " 4<|end|>"

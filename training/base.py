@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from training.data import file_digest
 from training.errors import BaseInvalid
 
 HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
+TOKENIZER_FILES: Final = ("*.json", "*.jinja", "*.model")
+MODEL_FILES: Final = (*TOKENIZER_FILES, "*.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,17 @@ def find_base(where: str, name: str) -> Base:
     return Base(folder, name, file_digest(config), _digest_all(weights))
 
 
+def find_tokenizer(where: str) -> Path:
+    """Find the folder of a base's tokenizer, or fetch it without the weights."""
+    return Path(where) if Path(where).is_dir() else _fetch(where, TOKENIZER_FILES)
+
+
+def file_digest(path: Path) -> str:
+    """Hash a file's bytes."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
 def _digest_all(files: list[Path]) -> str:
     if len(files) == 1:
         return file_digest(files[0])
@@ -49,14 +61,14 @@ def _digest_all(files: list[Path]) -> str:
     return f"sha256:{combined.hexdigest()}"
 
 
-def _fetch(where: str) -> Path:
+def _fetch(where: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:
     if not HUB_ID.fullmatch(where) or where.startswith("."):
         raise BaseInvalid(f"{where}: no such folder", "give a model folder or owner/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(where, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        return Path(snapshot_download(where, allow_patterns=list(patterns)))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise BaseInvalid(
             f"{where}: no such folder, and the model hub did not give it",

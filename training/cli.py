@@ -1,4 +1,4 @@
-"""The command line of training: `lorry train RECIPE.yaml`.
+"""The command line of training: `lorry train RECIPE.yaml`, `lorry data check FILE`.
 
 Progress goes to stderr, facts to stdout. What a command needs is imported inside it, so that
 --help is quick.
@@ -69,6 +69,48 @@ def train_command(
         typer.echo(json.dumps(_facts(trained, published)))
     else:
         _print_facts(trained, published)
+
+
+data_app = typer.Typer(help="Check data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.callback()
+def _data_commands() -> None:
+    """Check data sets before they are trained on."""
+
+
+@data_app.command("check")
+def check_command(
+    files: Annotated[
+        list[str],
+        typer.Argument(help="JSONL, JSON, CSV or Parquet files, or OWNER/NAME[:SPLIT] of the hub."),
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option(help="The base: counts tokens, and finds what its chat template can't show."),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Another set, which must share no prompt with this one; repeatable."),
+    ] = None,
+    max_length: Annotated[
+        int, typer.Option(min=8, help="Longest sequence, in tokens, as in the recipe.")
+    ] = 512,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Report what a data set holds and what is wrong with it; exits with 2 if anything is."""
+    with reported():
+        from training.data.report import check_data
+
+        found = check_data(files, base, against or [], max_length)
+    if as_json:
+        typer.echo(json.dumps(found.facts()))
+    else:
+        for line in found.lines():
+            typer.echo(line)
+    if not found.ok:
+        raise typer.Exit(2)
 
 
 @contextmanager

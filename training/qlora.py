@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.base import Base
-from training.data import Example
+from training.data.tokens import Row
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -40,18 +40,16 @@ class Outcome:
 def train_adapter(
     recipe: Recipe,
     base: Base,
-    train: Sequence[Example],
-    validation: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    train: Sequence[Row],
+    validation: Sequence[Row],
     output: Path,
     report: Report,
 ) -> Outcome:
-    """Train and save an adapter into `output`."""
+    """Train on rows of `input_ids` and `labels`, and save an adapter into `output`."""
     shorten_spinning()
     silence_libraries()
-    from transformers import AutoTokenizer
-
     model = load_base(base.folder, quantized=recipe.quantization == "nf4")
-    tokenizer = AutoTokenizer.from_pretrained(base.folder)
     trainer = _make_trainer(recipe, model, tokenizer, train, validation, output / "trainer")
     _report_losses(trainer, report)
     started = time.perf_counter()
@@ -135,8 +133,8 @@ def _make_trainer(
     recipe: Recipe,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    train: Sequence[Example],
-    validation: Sequence[Example],
+    train: Sequence[Row],
+    validation: Sequence[Row],
     scratch: Path,
 ) -> "SFTTrainer":
     import torch

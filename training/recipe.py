@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from training.data.reading import is_hub_id
 from training.errors import RecipeInvalid, list_problems
 
 Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -21,14 +22,21 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Data(_Strict):
-    """The sets, as JSONL; relative paths start at the recipe's folder."""
+def _listed(value: Any) -> Any:
+    return (str(value),) if isinstance(value, str | Path) else value
 
-    train: Path = Field(description="The training set.")
-    validation: Path | None = Field(
+
+Sources = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class Data(_Strict):
+    """The sets: a file, a list of files or a hub's id; paths start at the recipe's folder."""
+
+    train: Sources = Field(description="The training set.")
+    validation: Sources | None = Field(
         default=None, description="Never trained on; its loss is measured at the end."
     )
-    heldout: Path | None = Field(
+    heldout: Sources | None = Field(
         default=None,
         description="For evaluating the adapter later; must share no prompt with the training set.",
     )
@@ -151,9 +159,9 @@ def _describe(detail: Any) -> str:
 
 def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     chosen = {
-        key: folder / path
+        key: tuple(_resolve_source(source, folder) for source in sources)
         for key in ("train", "validation", "heldout")
-        if (path := getattr(recipe.data, key)) is not None
+        if (sources := getattr(recipe.data, key)) is not None
     }
     beside = folder / recipe.base
     is_folder = beside.is_dir()
@@ -165,3 +173,9 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
             "base_name": recipe.base_name or name,
         }
     )
+
+
+def _resolve_source(source: str, folder: Path) -> str:
+    """A path from the recipe's folder; what is no file there and looks like an id is one."""
+    beside = folder / source
+    return source if is_hub_id(source) and not beside.exists() else str(beside)

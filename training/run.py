@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from training.base import Base, find_base
-from training.data import Example, file_digest, read_examples, refuse_leak, size_warning
+from training.data.sets import DataSet, read_set, refuse_leaks
+from training.data.tokens import Encoded, Tokenizer, encode_set, load_tokenizer, require_encoded
 from training.errors import RunFailed
 from training.provenance import PROVENANCE, describe_run, write_provenance
 from training.recipe import Recipe
@@ -37,9 +38,9 @@ class Trained:
 
 def train(recipe: Recipe, output: Path, report: Report) -> Trained:
     """Train the recipe's adapter or reuse it; raises a TrainingError."""
-    base = find_base(recipe.base, recipe.base_name)
     sets = _read_sets(recipe, report)
-    data = {name: file_digest(getattr(recipe.data, name)) for name in sets}
+    base = find_base(recipe.base, recipe.base_name)
+    data = {name: found.digest() for name, found in sets.items()}
     digest = _digest_run(recipe, base, data)
     folder = output / f"{recipe.name}-{digest[:12]}"
     output.mkdir(parents=True, exist_ok=True)
@@ -56,14 +57,37 @@ def train(recipe: Recipe, output: Path, report: Report) -> Trained:
     return Trained(folder, base.folder, provenance, reused)
 
 
-def _read_sets(recipe: Recipe, report: Report) -> dict[str, list[Example]]:
-    paths = {name: path for name in SETS if (path := getattr(recipe.data, name)) is not None}
-    sets = {name: read_examples(path) for name, path in paths.items()}
+def _read_sets(recipe: Recipe, report: Report) -> dict[str, DataSet]:
+    chosen = {name: found for name in SETS if (found := getattr(recipe.data, name)) is not None}
+    sets = {name: read_set(sources) for name, sources in chosen.items()}
     for name in sets.keys() - {"train"}:
-        refuse_leak(sets["train"], sets[name], paths[name])
-    if warning := size_warning(len(sets["train"])):
+        refuse_leaks(sets["train"], sets[name])
+    for warning in sets["train"].warnings():
         report(warning)
     return sets
+
+
+def _encode_sets(
+    recipe: Recipe, base: Base, sets: dict[str, DataSet], report: Report
+) -> tuple[Tokenizer, dict[str, Encoded]]:
+    """The sequences of what is trained on and of what is validated; raises DataInvalid."""
+    tokenizer = load_tokenizer(base.folder, base.name)
+    chosen = recipe.optimization
+    encoded: dict[str, Encoded] = {
+        name: encode_set(
+            sets[name],
+            tokenizer,
+            chosen.max_length,
+            completion_only=chosen.completion_only_loss,
+        )
+        for name in ("train", "validation")
+        if name in sets
+    }
+    for name, found in encoded.items():
+        require_encoded(found)
+        for warning in found.warnings(tokenizer):
+            report(warning if name == "train" else f"{name}: {warning}")
+    return tokenizer, encoded
 
 
 def _digest_run(recipe: Recipe, base: Base, data: dict[str, str]) -> str:
@@ -75,18 +99,25 @@ def _train_into(
     partial: Path,
     recipe: Recipe,
     base: Base,
-    sets: dict[str, list[Example]],
+    sets: dict[str, DataSet],
     data: dict[str, str],
     report: Report,
 ) -> None:
-    from training.qlora import train_adapter
+    from training.qlora import shorten_spinning, train_adapter
 
+    shorten_spinning()
+    tokenizer, encoded = _encode_sets(recipe, base, sets, report)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        report(f"training {recipe.name} on {base.name}, {len(sets['train'])} examples")
+        train = encoded["train"]
+        validation = encoded["validation"].rows if "validation" in encoded else []
+        report(
+            f"training {recipe.name} on {base.name}, {len(train.rows)} examples, "
+            f"{train.tokens:,} tokens"
+        )
         outcome = train_adapter(
-            recipe, base, sets["train"], sets.get("validation", []), partial, report
+            recipe, base, tokenizer.inner, train.rows, validation, partial, report
         )
         write_provenance(partial, describe_run(recipe, base, data, outcome))
     except (RuntimeError, ValueError, OSError) as error:

@@ -30,9 +30,24 @@ def test_paths_start_at_the_recipes_folder(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     text = MINIMAL.replace("org/model", "base")
     recipe = load_recipe(write(tmp_path, text))
-    assert recipe.data.train == tmp_path / "train.jsonl"
+    assert recipe.data.train == (str(tmp_path / "train.jsonl"),)
     assert recipe.base == str(tmp_path / "base")
     assert recipe.base_name == "base"
+
+
+def test_a_set_is_a_file_a_list_of_files_or_an_id(tmp_path: Path) -> None:
+    (tmp_path / "acme").mkdir()
+    (tmp_path / "acme/faq").write_text("")
+    sets = "data: {train: [a.jsonl, b.csv], validation: org/set:test, heldout: acme/faq}\n"
+    data = load_recipe(write(tmp_path, f"name: tone\nbase: org/model\n{sets}")).data
+    assert data.train == (str(tmp_path / "a.jsonl"), str(tmp_path / "b.csv"))
+    assert data.validation == ("org/set:test",)
+    assert data.heldout == (str(tmp_path / "acme/faq"),)
+
+
+def test_an_empty_list_of_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeInvalid, match=r"data\.train = "):
+        load_recipe(write(tmp_path, "name: a\nbase: b\ndata: {train: []}\n"))
 
 
 def test_overrides_reach_nested_keys_and_keep_their_types(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Real QLoRA runs of a few steps: what they save, reuse, and leave after a failure."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from training import qlora
 from training.base import find_base
 from training.cli import _publish
-from training.data import read_examples
-from training.errors import BaseInvalid, RunFailed
+from training.data.sets import read_set
+from training.data.tokens import encode_set, load_tokenizer
+from training.errors import BaseInvalid, DataInvalid, RunFailed
 from training.measure import answer_greedily
 from training.qlora import compute_dtype, load_base
 from training.recipe import Recipe
@@ -82,7 +85,8 @@ def test_the_provenance_says_where_it_came_from(trained: Trained, tiny_base: Pat
     config = json.loads((trained.folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == facts["base"]["name"] == "tiny"
     assert facts["base"]["weights_digest"] == base.weights_digest
-    assert facts["data"]["train"].startswith("sha256:")
+    learnt = read_set([str(trained.folder.parents[1] / "train.jsonl")])
+    assert facts["data"]["train"] == learnt.digest()
     assert (facts["steps"], facts["seed"]) == (2, 0)
     assert facts["compute_dtype"] in ("bfloat16", "float32")
     assert facts["trainable_parameters"] > 0
@@ -104,6 +108,56 @@ def test_an_identical_run_is_reused_and_another_is_not(
     assert first.folder == again.folder != other.folder
     assert any("already trained" in line for line in said)
     assert any("ONLY 8 EXAMPLES" in line for line in said)
+
+
+def test_data_that_can_not_be_learnt_is_refused_before_the_base_is_loaded(
+    tiny_base: Path, chat_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qlora, "load_base", lambda *_, **__: pytest.fail("loaded"))
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    (base / "chat_template.jinja").unlink()
+    with pytest.raises(DataInvalid, match="has no chat template"):
+        train(make_recipe(base, chat_set), tmp_path / "out", lambda line: None)
+    chat_set.write_text(chat_set.read_text().replace("two", "two lamps " * 9))
+    with pytest.raises(DataInvalid, match=r"lines 1, 2, .* the prompt alone fills max_length 8"):
+        train(make_recipe(tiny_base, chat_set, max_length=8), tmp_path / "out", lambda line: None)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix != ".lock"]
+
+
+@pytest.mark.slow
+def test_an_adapter_stops_where_pad_and_end_are_the_same(tiny_base: Path, tmp_path: Path) -> None:
+    """Trains 120 steps: the base, all but untrained, goes on; the adapter ends each answer."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    told = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(told | {"pad_token": told["eos_token"]}))
+    data = tmp_path / "train.jsonl"
+    numbers = ("one", "two", "three", "four")
+    data.write_text(
+        "".join(
+            json.dumps({"instruction": word, "output": f"{word} lamps" + " please" * at}) + "\n"
+            for at, word in enumerate(numbers)
+        )
+    )
+    recipe = make_recipe(base, data, max_steps=120, batch_size=4)
+    adapter = train(recipe, tmp_path / "out", lambda line: None).folder
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    assert tokenizer.pad_token == tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(base)
+    assert not stops(model, tokenizer, "two")
+    model = PeftModel.from_pretrained(model, adapter)
+    assert all(stops(model, tokenizer, word) for word in numbers)
+
+
+def stops(model: torch.nn.Module, tokenizer: Any, prompt: str) -> bool:
+    """Whether a greedy answer ends before 32 tokens."""
+    chat = [{"role": "user", "content": prompt}]
+    asked = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    tokens = model.generate(**asked, max_new_tokens=32, do_sample=False)  # type: ignore[operator]
+    return bool(tokens[0, -1] == tokenizer.eos_token_id)
 
 
 @pytest.mark.slow
@@ -129,7 +183,7 @@ def test_plain_lora_on_an_unquantized_base_trains_and_measures_validation(
     validation = tmp_path / "validation.jsonl"
     validation.write_text(chat_set.read_text().replace("two", "three"))
     recipe = make_recipe(tiny_base, chat_set, max_steps=1)
-    data = recipe.data.model_copy(update={"validation": validation})
+    data = recipe.data.model_copy(update={"validation": (str(validation),)})
     recipe = recipe.model_copy(update={"quantization": "none", "data": data})
     facts = train(recipe, tmp_path / "out", lambda line: None).provenance
     assert facts["validation_loss"] > 0
@@ -187,7 +241,7 @@ def test_the_command_prints_one_json_document_and_publishes(
     facts = json.loads(ran.stdout)
     assert facts["published"]["name"] == "two"
     assert facts["provenance"]["steps"] == 1
-    assert "training two on base, 8 examples" in ran.stderr
+    assert "training two on base, 8 examples, " in ran.stderr
     assert "kernels-community" not in ran.stderr
 
 
@@ -244,7 +298,8 @@ def test_lora_is_fp32_where_that_is_computed(
 
     monkeypatch.setattr(qlora, "_save", look)
     base = find_base(str(tiny_base), "tiny")
-    examples = read_examples(chat_set)
+    tokenizer = load_tokenizer(tiny_base, "tiny")
+    rows = encode_set(read_set([str(chat_set)]), tokenizer, 64).rows
     recipe = make_recipe(tiny_base, chat_set)
-    qlora.train_adapter(recipe, base, examples, [], tmp_path, lambda line: None)
+    qlora.train_adapter(recipe, base, tokenizer.inner, rows, [], tmp_path, lambda line: None)
     assert seen == {torch.float32}

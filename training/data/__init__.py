@@ -1,0 +1,1 @@
+"""Training data: every form that people bring, checked before anything is trained."""

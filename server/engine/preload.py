@@ -32,6 +32,9 @@ MODULES = (
 
 
 def preload() -> None:
+    # Before the environment changes: after that no child could have a title.
+    with suppress(ImportError):
+        importlib.import_module("setproctitle").setproctitle("lorry fork server")
     signals.ignore()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOPPING)  # forkserver.py blocks them
     follow_server()

@@ -1,6 +1,8 @@
 """What a record says: learnt as it is meant, or refused with its cause."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,3 +167,10 @@ def test_what_can_not_be_learnt_is_refused(record: dict[str, Any], cause: str) -
     with pytest.raises(Malformed) as raised:
         parse(record)
     assert cause in str(raised.value)
+
+
+def test_the_examples_of_the_manual_are_learnt() -> None:
+    manual = (Path(__file__).parents[3] / "docs/training.md").read_text()
+    shown = re.findall(r"^\| [\w ]+ \| `(\{.*?\})`", manual, flags=re.MULTILINE)
+    forms = [parse(json.loads(record)).form for record in shown]
+    assert forms == ["messages", "conversations", "instruction", "instruction", "prompt"]

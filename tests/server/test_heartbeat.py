@@ -88,7 +88,7 @@ async def test_an_engine_that_has_ended_owes_no_answer_and_is_asked_when_it_is_b
     answers, house.engine.ping = house.engine.ping, gone
     await asyncio.sleep(LIMIT)
     assert house.lifecycle.hindrances == {}
-    assert heartbeat.silent_seconds == 0
+    assert heartbeat.silent_seconds < LIMIT / 10  # 0, or of a question just asked
     house.engine.ping = answers
     pings = house.engine.pings
     await until(lambda: house.engine.pings > pings)

@@ -13,7 +13,7 @@ def field(pid: int, key: str) -> str:
 def test_the_engine_is_forked_and_has_what_vllm_preloads(server):
     engine = server.engine()
     parent = int(field(engine, "PPid:"))
-    assert "multiprocessing.forkserver" in Path(f"/proc/{parent}/cmdline").read_text()
+    assert "lorry fork server" in Path(f"/proc/{parent}/cmdline").read_text()
     assert int(field(parent, "PPid:")) == server.process.pid
     assert field(parent, "Threads:") == "1"  # a fork takes no other along
     environ = Path(f"/proc/{parent}/environ").read_text()

@@ -19,10 +19,12 @@ from adapters.catalog import AdapterVersion, Catalog
 from adapters.checkpoint.base import Base
 from adapters.store import Store
 from server.admin.publishing import Publisher
-from server.engine.interface import AdapterEngine
+from server.engine.interface import AdapterEngine, Admission
+from server.gate.gate import FairAdmission, PlainAdmission
+from server.gate.queue import Limits
 from server.heartbeat import Heartbeat
 from server.http.app import create_app
-from server.lifecycle import Lifecycle
+from server.lifecycle import Attached, Lifecycle
 from server.naming import ModelNames
 from server.residency.catalog_sync import CatalogWatch, Pins, Removals
 from server.residency.loading import Loader
@@ -105,10 +107,12 @@ class Assembly:
         pins = Pins(self.catalog, residency)
         await pins.settle()
         removals = Removals(self.catalog, residency, self.metrics)
+        admission = build_admission(self.settings, engine, residency, self.metrics)
+        engine.admit_by(admission)
         self._heartbeat = Heartbeat(engine, self.lifecycle, self.settings.engine_stall_seconds)
         followers = (self.catalog_watch, pins, occupancy, removals, self._heartbeat)
         self._followers = [asyncio.create_task(follower.run()) for follower in followers]
-        self.lifecycle.attach(app, residency)
+        self.lifecycle.attach(Attached(app, residency, admission))
 
     def disconnect(self) -> None:
         """Stop following the catalog and the engine's slots."""
@@ -147,3 +151,20 @@ def build_residency(
     )
     places = {"device": settings.max_loras, "host": settings.max_cpu_loras}
     return residency, Occupancy(residency, engine, metrics, places)
+
+
+def build_admission(
+    settings: Settings, engine: AdapterEngine, residency: Residency, metrics: Metrics
+) -> Admission:
+    """The order in which requests enter this engine."""
+    if settings.admission == "plain":
+        return PlainAdmission(residency)
+    limits = Limits(
+        sequences=engine.max_sequences,
+        adapters=settings.max_loras,
+        prefill_tokens=settings.max_prefill_tokens,
+        calls=settings.max_queue_calls,
+        tokens=settings.max_queue_tokens,
+        wait_seconds=settings.max_wait_seconds,
+    )
+    return FairAdmission(limits, residency, metrics)

@@ -62,11 +62,17 @@ class Sequence:
     cached_tokens: int = 0
     finish_reason: str | None = None
     handed_in: float = field(default_factory=time.monotonic)
+    queued: float | None = None  # when it began to wait for its turn to enter the engine
 
     def phases(self) -> Iterator[tuple[str, float, float]]:
-        """The engine's phases so far: name, start and end in seconds of CLOCK_MONOTONIC."""
+        """Its phases so far: name, start and end in seconds of CLOCK_MONOTONIC."""
         stats = self.stats
-        times = (stats.queued_ts, stats.scheduled_ts, stats.first_token_ts, stats.last_token_ts)
+        times = (
+            self.queued or stats.queued_ts,
+            stats.scheduled_ts,
+            stats.first_token_ts,
+            stats.last_token_ts,
+        )
         for name, start, end in zip(("queue", "prefill", "decode"), times, times[1:], strict=False):
             if 0.0 < start <= end and (name != "decode" or stats.num_generation_tokens > 1):
                 yield name, start, end
@@ -87,6 +93,9 @@ class Call:
     version: AdapterVersion | None = None  # None: the base, once `resolved`
     resolved: bool = False  # the requested model exists
     lease: Lease | None = None
+    user: str = ""  # the body's, if it names one
+    waiting: int = 0  # its requests that wait for their turn to enter the engine
+    queued: float | None = None  # monotonic; when the first began to wait
     load_started: float | None = None  # monotonic; set if this call waited for a load
     load_ended: float | None = None
     status: int = 0
@@ -118,6 +127,11 @@ class Call:
     def flow(self) -> str:
         """Whose turn it is, where calls take turns: one caller's use of one adapter."""
         return f"{self.caller} {self.account}"
+
+    @property
+    def queue_flow(self) -> str:
+        """The flow in the queue for the engine; callers behind one address differ by `user`."""
+        return f"{self.user[:_MAX_ID_CHARACTERS] or self.caller} {self.account}"
 
     @property
     def response_model(self) -> str | None:

@@ -11,6 +11,7 @@ LorryError
     ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
     ├── DeadlineExceeded 504
     ├── AdminDisabled 403 · NotAuthorized 401 · AdapterInUse 409 · PinsExceedCapacity 409
+    ├── QueueIsFull 429
     └── Unavailable 503 (starting, draining, engine_dead, engine_slow, adapters_busy,
                          adapter_loading, adapter_load_failed, catalog_unreadable, publishing_busy,
                          grammars_busy, bodies_busy, too_many_connections, too_many_bodies)
@@ -19,6 +20,7 @@ LorryError
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any, ClassVar
 
 ENGINE_DIED_EXIT_CODE = 9
@@ -83,7 +85,7 @@ class RequestError(LorryError):
         *,
         code: str | None = None,
         param: str | None = None,
-        retry_after: int | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code or type(self).code
@@ -95,7 +97,7 @@ class RequestError(LorryError):
         return envelope(str(self), self.type, self.code, self.param)
 
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        return {} if self.retry_after is None else {"retry-after": str(math.ceil(self.retry_after))}
 
 
 class InvalidRequest(RequestError):
@@ -184,6 +186,16 @@ class AdapterInUse(InvalidRequest):
 class PinsExceedCapacity(InvalidRequest):
     status = 409
     code = "pins_exceed_capacity"
+
+
+class QueueIsFull(RequestError):
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+    def headers(self) -> dict[str, str]:
+        milliseconds = {"retry-after-ms": str(math.ceil((self.retry_after or 1) * 1000))}
+        return super().headers() | milliseconds | {"x-should-retry": "true"}
 
 
 class DeadlineExceeded(RequestError):

@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 
 from starlette.types import ASGIApp
 
+from server.engine.interface import Admission
 from server.errors import Unavailable
 from server.residency.residency import Residency
 
@@ -33,6 +35,15 @@ _REFUSALS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """An engine in use: vLLM's app on it, its adapters, and the order in which calls enter it."""
+
+    app: ASGIApp
+    residency: Residency
+    admission: Admission
+
+
 class Lifecycle:
     def __init__(self) -> None:
         self.phase = Phase.STARTING
@@ -40,7 +51,7 @@ class Lifecycle:
         self.in_flight = 0
         self.hindrances: dict[str, str] = {}  # reason (a stable code) -> words
         self._refusing: dict[str, int] = {}  # those that refuse calls -> Retry-After, seconds
-        self._engine: tuple[ASGIApp, Residency] | None = None
+        self._engine: Attached | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -49,20 +60,20 @@ class Lifecycle:
         """Whether there is an engine that answers calls."""
         return self.phase in (Phase.READY, Phase.DRAINING) and not self._refusing
 
-    def attach(self, app: ASGIApp, residency: Residency) -> None:
-        """Take an engine (vLLM's app and its residency) into use: calls are accepted."""
-        self._engine = (app, residency)
+    def attach(self, engine: Attached) -> None:
+        """Take an engine into use: calls are accepted."""
+        self._engine = engine
         self.advance(Phase.READY)
 
-    def engine(self) -> tuple[ASGIApp, Residency]:
-        """vLLM's app and the residency; raises Unavailable while the server starts."""
+    def engine(self) -> Attached:
+        """Raises Unavailable while the server starts."""
         if self._engine is None:
             raise refusal(Phase.STARTING)
         return self._engine
 
     @property
     def residency(self) -> Residency | None:
-        return self._engine[1] if self._engine is not None else None
+        return self._engine.residency if self._engine is not None else None
 
     def advance(self, phase: Phase) -> None:
         """Enter a phase; DEAD is final."""

@@ -136,6 +136,26 @@ class Settings(BaseSettings):
     max_grammar_mib: int = Field(
         default=512, ge=16, description="Memory to compile one grammar, MiB."
     )
+    admission: Literal["fair", "plain"] = Field(
+        default="fair",
+        description="Order of calls into the engine: fair by caller and adapter, or as they come.",
+    )
+    max_queue_calls: int = Field(
+        default=1024, ge=1, description="Calls that wait for the engine; more are refused with 429."
+    )
+    max_queue_tokens: int = Field(
+        default=1024 * 1024, ge=1024, description="Prompt tokens of the calls that wait."
+    )
+    max_wait_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        description="Wait after which a caller's use of an adapter goes before the others.",
+    )
+    max_prefill_tokens: int = Field(
+        default=512,
+        ge=1,
+        description="Prompt tokens in the engine without an answer yet; one prompt may be longer.",
+    )
     adapter_wait_seconds: float = Field(
         default=30.0, gt=0, description="Longest wait for an adapter to load or for a free place."
     )

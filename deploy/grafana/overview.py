@@ -56,7 +56,7 @@ NOW = [
         f"max(lorry_oldest_waiting_seconds{{{SERVER}}})",
         unit="s",
         limits=WAITING,
-        text="Age of the oldest call that waits for a place, a load or the engine's queue.",
+        text="Age of the oldest call that waits for its turn, for a load or inside the engine.",
     ),
     stat("KV cache", f"max(vllm:kv_cache_usage_perc{{{SERVER}}})", unit="percentunit", limits=FULL),
 ]
@@ -112,10 +112,10 @@ WHOLE = [
         text="From the first byte of the request to the last byte of the response.",
     ),
     graph(
-        "Engine queue time",
+        "Queue time",
         *quantiles(QUEUE_TIME, OWN, exemplar=True),
         unit="s",
-        text="Time in the engine before prefill.",
+        text="Before prefill: for the turn, for the adapter and inside the engine.",
     ),
 ]
 QUEUE = [
@@ -125,7 +125,7 @@ QUEUE = [
         query(f"sum(lorry_requests_waiting{{{SERVER}}}) or vector(0)", "waiting"),
         query(f"sum(vllm:num_requests_running{{{SERVER}}})", "sequences in the batch"),
         unit="none",
-        text="Waiting for a place, a load or the engine's queue. A call has 1 or more sequences.",
+        text="Waiting for the turn, a load or inside the engine. A call has 1 or more sequences.",
     ),
     graph(
         "Oldest waiting call",
@@ -135,10 +135,25 @@ QUEUE = [
     ),
     graph(
         "Rejected",
-        query(per_second("vllm:admission_rejections_total", SERVER, "reason"), "queue: {{reason}}"),
+        query(per_second("lorry_queue_rejections_total", OWN, "reason"), "queue: {{reason}}"),
         query(f"{per_second(CALLS, REJECTED)} or vector(0)", "all rejected calls"),
         unit="reqps",
-        text="Rejected by the engine's queue limit, and all rejections (401, 403, 429, 503).",
+        text="Refused because the queue is full, and all rejections (401, 403, 429, 503).",
+    ),
+]
+FAIRNESS = [
+    graph(
+        "Queue by adapter",
+        query(f"sum by (adapter) (lorry_queue_depth{{{SERVER}}}) > 0", "{{adapter}}"),
+        unit="none",
+        stack=True,
+        text="Requests that wait for their turn to enter the engine.",
+    ),
+    graph(
+        "Wait for the turn by adapter",
+        query(f"instance_adapter:lorry_queue_wait_seconds:mean5m{{{SERVER}}}", "{{adapter}}"),
+        unit="s",
+        text="Mean of five minutes. LorryUnfair fires where one waits four times as long as all.",
     ),
 ]
 CACHE = [
@@ -197,6 +212,7 @@ def build() -> Json:
             "Latency": (8, LATENCY),
             "Duration and queue": (8, WHOLE),
             "Waiting": (8, QUEUE),
+            "Fairness": (8, FAIRNESS),
             "KV cache": (7, CACHE),
             "Adapters": (9, ADAPTERS),
         },

@@ -63,7 +63,7 @@ class Shelf:
 
     async def pin(self, name: str, number: int, actor: str) -> AdapterVersion:
         """Load a version and never evict it; raises PinsExceedCapacity, or as `load` does."""
-        _, residency = self._lifecycle.engine()
+        residency = self._lifecycle.engine().residency
         async with self._pinning:
             version = await self._find(name, number)
             others = await self._other_pins(version)
@@ -91,7 +91,7 @@ class Shelf:
 
     async def load(self, reference: str) -> list[AdapterVersion]:
         """Load what a name means now, every side of a split; raises as `Residency.load` does."""
-        _, residency = self._lifecycle.engine()
+        residency = self._lifecycle.engine().residency
         wanted = parse_reference(reference)
         versions = await asyncio.to_thread(self._catalog.resolve_all, wanted)
         for version in versions:
@@ -104,7 +104,7 @@ class Shelf:
         Raises:
             AdapterInUse: it is pinned, or calls used it during all of the wait.
         """
-        _, residency = self._lifecycle.engine()
+        residency = self._lifecycle.engine().residency
         wanted = parse_reference(reference)
         versions = await asyncio.to_thread(self._catalog.resolve_all, wanted)
         for version in versions:

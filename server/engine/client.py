@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.call import Call, Observer, current_call
 from server.engine.grammars import Grammars
-from server.engine.interface import EngineGone, EngineRefusal, EngineSlow
-from server.engine.outputs import AttributedOutputProcessor, TokenTexts
+from server.engine.interface import Admission, EngineGone, EngineRefusal, EngineSlow, Work
+from server.engine.outputs import AttributedOutputProcessor, TokenTexts, check_agreement
 from server.errors import InvalidRequest, RequestError, Unavailable
 from server.kernels import STAGING
 
@@ -36,7 +37,8 @@ _SHUTTING_DOWN = "Server shutting down"  # EngineCore._reject_utility_in_shutdow
 class Engine(AsyncLLM):
     """The AdapterEngine of server/engine/interface.py on vLLM; attributes its work to calls.
 
-    Construct it outside the event loop, then call `attach`, and `start` in the event loop.
+    Construct it outside the event loop, then call `attach`, `start` in the event loop, and
+    `admit_by` before the first call.
     """
 
     def attach(self, observer: Observer, grammars: Grammars) -> None:
@@ -53,31 +55,65 @@ class Engine(AsyncLLM):
         handler: asyncio.Task[None] = self.output_handler
         return handler
 
-    async def add_request(
-        self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        """As in vLLM, which refuses some requests only here; their grammars are settled first."""
+    @property
+    def max_sequences(self) -> int:
+        return int(self.scheduler_config.max_num_seqs)
+
+    def admit_by(self, admission: Admission) -> None:
+        self._admission = admission
+        self.output_processor.admission = admission
+
+    async def generate(
+        self,
+        prompt: Any,
+        sampling_params: Any,
+        request_id: str,
+        *,
+        lora_request: LoRARequest | None = None,
+        **options: Any,
+    ) -> AsyncGenerator[Any, None]:
+        """As in vLLM, once it is the request's turn and its adapter is there."""
+        call = current_call.get()
+        if call is None:
+            raise RuntimeError("the engine answers calls only")
+        check_agreement(call, lora_request)
         try:
-            await self._settle_grammar(params)
-            return await super().add_request(request_id, prompt, params, *args, **kwargs)
+            await self._settle_grammar(call, sampling_params)
+            work = self._work(request_id, prompt, sampling_params)
+            async with self._admission.enter(call, work) as lease:
+                call.lease = lease
+                request = None if lease is None else lease.request
+                outputs = super().generate(
+                    prompt, sampling_params, request_id, lora_request=request, **options
+                )
+                async with aclosing(outputs):
+                    async for output in outputs:
+                        yield output
+        except RequestError as error:
+            call.refusal = error
+            _note_refusal(call, error)
+            raise VLLMValidationError(str(error)) from None
+
+    def _work(self, request_id: str, prompt: Any, params: Any) -> Work:
+        tokens = len(prompt.get("prompt_token_ids") or ())
+        longest = self.model_config.max_model_len - tokens
+        return Work(request_id, tokens, params.n, min(params.max_tokens or longest, longest))
+
+    async def add_request(self, *args: Any, **kwargs: Any) -> Any:
+        """As in vLLM, which refuses some requests only here."""
+        try:
+            return await super().add_request(*args, **kwargs)
         except Exception as error:
             if (call := current_call.get()) is not None:
                 _note_refusal(call, error)
             raise
 
-    async def _settle_grammar(self, params: Any) -> None:
-        wanted = getattr(params, "structured_outputs", None)
-        if wanted is None:
-            return
-        call = current_call.get()
-        try:
+    async def _settle_grammar(self, call: Call, params: Any) -> None:
+        """Raises RequestError."""
+        if params.structured_outputs is not None:
             params.structured_outputs = await self.grammars.settle(
-                wanted, call.flow if call else ""
+                params.structured_outputs, call.flow
             )
-        except RequestError as error:
-            if call is not None:
-                call.refusal = error
-            raise VLLMValidationError(str(error)) from None
 
     def make_request(self, engine_name: str, integer_id: int, path: Path) -> LoRARequest:
         return LoRARequest(

@@ -7,10 +7,13 @@ engine can be tested with another.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from adapters.catalog import AdapterVersion
+from server.call import Call, Lease
 
 
 class EngineRefusal(Exception):
@@ -25,8 +28,41 @@ class EngineSlow(EngineGone):
     """The engine did not answer in time; it may still live."""
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one request asks of the engine; `tokens` is the most that each answer may have."""
+
+    request_id: str  # vLLM's, which its sequences carry
+    prompt: int  # tokens
+    sequences: int
+    tokens: int
+
+
+class Admission(Protocol):
+    """In what order requests enter the engine."""
+
+    def enter(self, call: Call, work: Work) -> AbstractAsyncContextManager[Lease | None]:
+        """Wait for the turn, then hold the call's adapter (None: the base) for the block.
+
+        Raises RequestError: too many wait already, or its adapter can't be loaded.
+        """
+
+    def check_room(self, call: Call) -> None:
+        """Raises QueueIsFull if a request of this call would be refused at once."""
+
+    def step_made(self) -> None:
+        """The engine has made a step."""
+
+
 class AdapterEngine(Protocol):
     """Adapters in and out of an engine. `within` is a limit in seconds."""
+
+    @property
+    def max_sequences(self) -> int:
+        """How many sequences it runs at once."""
+
+    def admit_by(self, admission: Admission) -> None:
+        """Let `admission` decide which request enters next."""
 
     def make_request(self, engine_name: str, integer_id: int, path: Path) -> Any:
         """vLLM's LoRARequest for the adapter in the folder `path`."""

@@ -1,8 +1,8 @@
 """Shows vLLM's handlers only the model that the current call was resolved to.
 
 Every handler of vLLM's app asks one shared OpenAIServingModels. Ours answers from the current
-call: no handler can reach an adapter that the middleware did not lease for it, and no state is kept
-per name.
+call: no handler can reach an adapter that the call was not resolved to, and no state is kept per
+name.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class CallRequests(dict[str, LoRARequest]):
     """
 
     def __contains__(self, name: object) -> bool:
-        return self._leased(name) is not None
+        return self._resolved(name) is not None
 
     def __getitem__(self, name: str) -> LoRARequest:
-        request = self._leased(name)
+        request = self._resolved(name)
         if request is None:
             raise KeyError(name)
         return request
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self._leased(name) or default
+        return self._resolved(name) or default
 
     def values(self) -> Any:
         return {}.values()
@@ -45,11 +45,12 @@ class CallRequests(dict[str, LoRARequest]):
         return 0
 
     @staticmethod
-    def _leased(name: object) -> Any:
+    def _resolved(name: object) -> Any:
         call = current_call.get()
-        if call is None or call.lease is None or name != call.requested_model:
+        if call is None or call.version is None or name != call.requested_model:
             return None
-        return call.lease.request
+        # Stands for the adapter until the engine takes the request (Engine.generate).
+        return LoRARequest(lora_name=call.version.label, lora_int_id=1, lora_path="not loaded")
 
 
 class CallModels(OpenAIServingModels):

@@ -18,6 +18,7 @@ from vllm.v1.engine.async_llm import InputStreamError
 from vllm.v1.engine.output_processor import OutputProcessor
 
 from server.call import Call, Observer, Sequence, current_call
+from server.engine.interface import Admission, label_of
 from server.errors import EXITS
 
 logger = logging.getLogger("lorry.engine.outputs")
@@ -69,6 +70,7 @@ class AttributedOutputProcessor(OutputProcessor):
     """Installed by assigning `__class__`: vLLM constructs its processor by name."""
 
     observer: Observer
+    admission: Admission
 
     def add_request(
         self,
@@ -81,7 +83,7 @@ class AttributedOutputProcessor(OutputProcessor):
         # Still in the call's own task: vLLM gets here before its first await.
         call = current_call.get()
         if call is not None:
-            _check_agreement(call, request.lora_request)
+            check_agreement(call, request.lora_request)
         super().add_request(request, prompt, parent_req, request_index, queue)
         state = self.request_states.get(request.request_id)
         if call is not None and state is not None:
@@ -94,6 +96,7 @@ class AttributedOutputProcessor(OutputProcessor):
             prompt_tokens=state.prompt_len,
             stats=state.stats,
             shares_prompt=request_index > 0,
+            queued=call.queued,
         )
         call.sequences.append(sequence)
         state.lorry = (call, sequence)
@@ -173,6 +176,7 @@ class AttributedOutputProcessor(OutputProcessor):
     def _record_step(self, stats: Any) -> None:
         if stats is not None:
             self.observer.step_made(stats.num_running_reqs)
+        self.admission.step_made()
 
 
 class TokenTexts:
@@ -199,9 +203,9 @@ def _attached(state: Any) -> tuple[Call, Sequence] | None:
     return attached
 
 
-def _check_agreement(call: Call, lora_request: Any) -> None:
+def check_agreement(call: Call, lora_request: Any) -> None:
     """Raises if vLLM read another `model` from the body than we did, as from a duplicate key."""
-    wanted = call.lease.engine_name if call.lease is not None else None
-    found = lora_request.lora_name if lora_request is not None else None
+    wanted = call.version.label if call.version is not None else None
+    found = label_of(lora_request.lora_name) if lora_request is not None else None
     if wanted != found:
         raise VLLMValidationError("The request names its `model` in two ways.", parameter="model")

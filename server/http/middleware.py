@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
@@ -16,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.call import Call, current_call
-from server.disconnects import Disconnected, unless_disconnected
+from server.disconnects import Disconnected
 from server.errors import EXITS, InvalidJson, InvalidRequest, MethodNotAllowed, RequestError
 from server.http.bodies import Bodies
 from server.http.deadline import Deadline
@@ -58,6 +57,7 @@ STRIPPED_HEADERS = frozenset(
     }
 )
 
+_TOKENS_ONLY = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
 _MAX_NAME_CHARACTERS = 512
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -163,18 +163,17 @@ class InferenceMiddleware:
         # Longer than any valid name; log lines and spans stay short.
         call.requested_model = (selection.model or "")[:_MAX_NAME_CHARACTERS]
         call.stream = bool(selection.stream)
-        call.version = await self._names.resolve(
-            selection.model or "", split_key(selection, scope, call)
-        )
+        call.user = user_of(selection)
+        call.version = await self._names.resolve(selection.model or "", split_key(call, scope))
         call.resolved = True
         exchange = Exchange(call, body, receive, send)
-        app, residency = self._lifecycle.engine()
+        engine = self._lifecycle.engine()
+        if call.version is not None:
+            engine.residency.check(call.version)
+        if call.endpoint not in _TOKENS_ONLY:
+            engine.admission.check_room(call)
         self._recorder.begin(call, body)
-        async with AsyncExitStack() as stack:
-            if call.version is not None:
-                lease = residency.lease(call.version, call)
-                call.lease = await unless_disconnected(receive, stack.enter_async_context(lease))
-            await app(_inner_scope(scope, call), exchange.receive, exchange.send)
+        await engine.app(_inner_scope(scope, call), exchange.receive, exchange.send)
 
     async def _refuse(self, call: Call, send: Send, error: RequestError) -> None:
         """Answer with the error; in a stream that has begun, as its last event."""
@@ -236,18 +235,20 @@ def select(body: bytes) -> Selection:
     return selection
 
 
-def split_key(selection: Selection, scope: Scope, call: Call) -> str:
-    """Key for traffic splitting: the `user` field, else the session id, else the request id.
-
-    Raises InvalidJson: the `user` is no text that JSON knows.
-    """
+def user_of(selection: Selection) -> str:
+    """The `user` field, if it is a text. Raises InvalidJson: it is none that JSON knows."""
     user = bytes(selection.user)
-    if user.startswith(b'"') and user != b'""':
-        try:
-            return msgspec.json.decode(user, type=str)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise _invalid_json(error) from None
-    return Headers(scope=scope).get("x-session-id") or call.request_id
+    if not user.startswith(b'"'):
+        return ""
+    try:
+        return msgspec.json.decode(user, type=str)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _invalid_json(error) from None
+
+
+def split_key(call: Call, scope: Scope) -> str:
+    """Key for traffic splitting: the `user` field, else the session id, else the request id."""
+    return call.user or Headers(scope=scope).get("x-session-id") or call.request_id
 
 
 def _invalid_json(error: Exception) -> InvalidJson:

@@ -25,10 +25,11 @@ _ERROR = {
     },
 }
 _MORE = {
+    429: "; try again after `Retry-After`",
     503: "; try again after `Retry-After`",
     504: f"; `{HEADER}` has passed",
 }
-_INFERENCE = (400, 404, 405, 408, 413, 415, 422, 500, 501, 503, 504)
+_INFERENCE = (400, 404, 405, 408, 413, 415, 422, 429, 500, 501, 503, 504)
 _ADMIN = (400, 401, 403, 404, 408, 409, 413, 422, 502, 503, 507)
 _MODELS = (400, 404, 503)
 _DEADLINE = {

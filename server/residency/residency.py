@@ -115,6 +115,22 @@ class Residency:
         except EngineGone as error:
             raise without_engine(error) from None
 
+    @property
+    def most_unpinned(self) -> int:
+        """How many versions that are not pinned can be resident at once."""
+        return self._capacity - len(self._pinned)
+
+    def is_pinned(self, key: VersionKey) -> bool:
+        return key in self._pinned
+
+    def is_loaded(self, version: AdapterVersion) -> bool:
+        resident = self._residents.get(version.key)
+        return resident is not None and resident.is_loaded
+
+    def check(self, version: AdapterVersion) -> None:
+        """Raises AdapterUnusable: this server can't serve it."""
+        self._servable.check(version)
+
     def pin(self, versions: Iterable[AdapterVersion]) -> None:
         """Replace the set of versions that are never evicted; loads none of them."""
         self._pinned = frozenset(each.key for each in versions)
@@ -128,16 +144,29 @@ class Residency:
             AdapterUnusable: the engine can't serve this adapter.
             Unavailable: no room in time, or its files or the engine are not there.
         """
-        self._servable.check(version)
+        resident = await self.hold(version, call)
+        try:
+            yield resident.load.lease
+        finally:
+            self.release(resident)
+
+    async def hold(self, version: AdapterVersion, call: Call | None = None) -> Resident:
+        """Like `lease`, until `release`."""
+        self.check(version)
         resident = await self._take(version)
         try:
             await self._wait_loaded(resident, call)
-            yield resident.load.lease
-        finally:
-            resident.users -= 1
-            self._freed.set()
-            resident.last_used = time.monotonic()
-            self._used_at[version.key] = time.time()
+        except BaseException:
+            self.release(resident)
+            raise
+        return resident
+
+    def release(self, resident: Resident) -> None:
+        """End one `hold` of it."""
+        resident.users -= 1
+        self._freed.set()
+        resident.last_used = time.monotonic()
+        self._used_at[resident.load.version.key] = time.time()
 
     async def load(self, version: AdapterVersion) -> None:
         """Make `version` resident ahead of calls; raises as `lease` does."""

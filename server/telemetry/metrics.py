@@ -36,6 +36,7 @@ _COUNTERS = {
     "prompt_tokens": ("Prompt tokens of ended calls.", ()),
     "generation_tokens": ("Generated tokens of ended calls.", ()),
     "cached_prompt_tokens": ("Prompt tokens of ended calls from the prefix cache.", ()),
+    "queue_rejections": ("Calls refused because too many wait, by reason.", ("reason",)),
     "adapter_loads": ("Loads of versions into the engine by result.", ("result",)),
     "adapter_evictions": ("Evicted versions by tier.", ("tier",)),
 }
@@ -43,7 +44,8 @@ _HISTOGRAMS = {
     "request_duration_seconds": ("From the first byte in to the last byte out.", _DURATION_BUCKETS),
     "time_to_first_token_seconds": ("From arrival to the first token.", _FIRST_TOKEN_BUCKETS),
     "inter_token_latency_seconds": ("Between two tokens of a sequence.", _TOKEN_GAP_BUCKETS),
-    "queue_time_seconds": ("In the engine's queue, before prefill.", _FIRST_TOKEN_BUCKETS),
+    "queue_wait_seconds": ("In the queue for the engine, per request.", _FIRST_TOKEN_BUCKETS),
+    "queue_time_seconds": ("Before prefill, in the queue and the engine.", _FIRST_TOKEN_BUCKETS),
     "prefill_time_seconds": ("From the first scheduling to the first token.", _FIRST_TOKEN_BUCKETS),
     "decode_time_seconds": ("From the first token to the last.", _DURATION_BUCKETS),
     "adapter_load_seconds": ("Duration of a load into the engine.", _FIRST_TOKEN_BUCKETS),
@@ -82,6 +84,12 @@ class Metrics:
             "Calls that wait for their adapter or in the engine's queue.",
             PER_VERSION,
             lambda: self._per_account(self._live.waiting),
+        )
+        self.derive(
+            "queue_depth",
+            "Requests that wait for their turn to enter the engine.",
+            PER_VERSION,
+            self._queue_depth,
         )
         self.derive(
             "oldest_waiting_seconds",
@@ -123,6 +131,15 @@ class Metrics:
         """Called by the engine for each token after a sequence's first; `gap` in seconds."""
         if (live := self._live.get(call)) is not None:
             live.account.observe("inter_token_latency_seconds", gap, live.trace)
+
+    def queue_left(self, call: Call, seconds: float) -> None:
+        """A request of the call enters the engine after a wait."""
+        if (live := self._live.get(call)) is not None:
+            live.account.observe("queue_wait_seconds", seconds, live.trace)
+
+    def queue_refused(self, call: Call, reason: str) -> None:
+        """A request was refused: too many `calls` or `tokens` wait, or it was `displaced`."""
+        self._ledger.account(call.account).count("queue_rejections", reason)
 
     def step_made(self, running: int) -> None:
         """Called after each engine step with the number of sequences that run."""
@@ -169,6 +186,13 @@ class Metrics:
         for account in self._ledger.accounts():
             yield labels_of(account.key), found[account.key]
 
+    def _queue_depth(self) -> Iterator[tuple[tuple[str, str], float]]:
+        found: Counter[str] = Counter()
+        for live in self._live.all():
+            found[live.account.key] += live.call.waiting
+        for account in self._ledger.accounts():
+            yield labels_of(account.key), found[account.key]
+
     def _longest_wait(self) -> float:
         since = [live.since for live in self._live.waiting()]
         return time.monotonic() - min(since) if since else 0.0
@@ -182,9 +206,9 @@ class LiveCall:
     since: float = field(default_factory=time.monotonic)
 
     @property
-    def waits_for_adapter(self) -> bool:
-        """Whether its adapter is being loaded or waits for a place."""
-        return self.call.version is not None and self.call.lease is None
+    def waits_outside(self) -> bool:
+        """Whether it waits for its turn or for its adapter."""
+        return self.call.waiting > 0
 
 
 class LiveCalls:
@@ -219,7 +243,7 @@ class LiveCalls:
         return [
             live
             for live in self._calls.values()
-            if live.waits_for_adapter
+            if live.waits_outside
             or (
                 live.call.sequences
                 and not any(id(each) in scheduled for each in live.call.sequences)

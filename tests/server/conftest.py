@@ -18,8 +18,8 @@ from standin_server import (
     House,
     StandInApp,
     StandInEngine,
+    attach,
     publish,
-    residency_of,
     standin_settings,
 )
 
@@ -54,9 +54,9 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         for name in ("red", "green", "blue"):
             publish(catalog, name)
         parts = Assembly(settings, catalog, CollectorRegistry(), spans)
-        engine, inner = StandInEngine(), StandInApp()
-        residency, _ = residency_of(engine, parts.metrics, settings)
-        parts.lifecycle.attach(inner, residency)
+        engine = StandInEngine()
+        inner = StandInApp(engine)
+        residency = attach(parts, engine, inner)
         log: list[dict[str, Any]] = []
         handler = logging.Handler()
         handler.emit = lambda record: log.append(record.call)  # type: ignore[attr-defined]

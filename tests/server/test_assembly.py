@@ -38,7 +38,7 @@ async def test_a_connected_engine_holds_pins_serves_whole_files_and_is_let_go(tm
                 return await client.post("/v1/completions", json={"model": model, "prompt": "x"})
 
             assert (await complete("green")).json()["error"]["code"] == "starting"
-            await parts.connect(engine, StandInApp(), read_base(BASE))
+            await parts.connect(engine, StandInApp(engine), read_base(BASE))
             assert [name.partition("#")[0] for name in engine.loaded.values()] == ["red@1"]
             assert (await complete("green")).headers["x-lorry-adapter"] == "green@1"
             assert (await complete("blue")).json()["error"]["code"] == "adapter_load_failed"

@@ -25,7 +25,8 @@ def test_every_error_is_in_the_tree_of_the_docstring():
 
 def test_every_request_error_has_a_status_a_type_and_a_code():
     for kind in subclasses(RequestError):
-        assert kind.type == ("invalid_request_error" if kind.status < 500 else "server_error")
+        type_ = "invalid_request_error" if kind.status < 500 else "server_error"
+        assert kind.type == ("rate_limit_error" if kind.status == 429 else type_)
         assert kind.code
 
 

@@ -37,16 +37,16 @@ def call():
 
 
 @pytest.mark.parametrize(
-    ("leased", "runs", "agrees"),
+    ("version", "runs", "agrees"),
     [
-        (Lease("red@1#d.1", RED), RED, True),
+        ("red@1", RED, True),
         (None, None, True),
-        (Lease("red@1#d.1", RED), None, False),  # the base instead of the adapter
+        ("red@1", None, False),  # the base instead of the adapter
         (None, RED, False),  # an adapter instead of the base
-        (Lease("green@1#e.2", None), RED, False),  # another adapter
+        ("green@1", RED, False),  # another adapter
     ],
 )
-def test_a_sequence_runs_only_with_the_adapter_that_its_call_leased(call, leased, runs, agrees):
+def test_a_sequence_runs_only_with_the_adapter_of_its_call(call, version, runs, agrees):
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.output_processor import OutputProcessor
 
@@ -54,7 +54,7 @@ def test_a_sequence_runs_only_with_the_adapter_that_its_call_leased(call, leased
 
     processor = OutputProcessor(None, log_stats=True)
     processor.__class__ = AttributedOutputProcessor
-    call.lease = leased
+    call.version = SimpleNamespace(label=version) if version else None
     request = SimpleNamespace(lora_request=runs, request_id="r")
     # After the check, vLLM's own code fails on the incomplete request.
     with pytest.raises(AttributeError if agrees else VLLMValidationError):
@@ -68,7 +68,7 @@ def test_handlers_see_only_the_leased_adapter_under_the_requested_name(call):
 
     requests = CallRequests()
     assert "red" in requests
-    assert requests["red"] is requests.get("red") is RED
+    assert requests["red"].lora_name == requests.get("red").lora_name == "red@1"
     for other in ("green", "red@1", "", None):
         assert other not in requests
     with pytest.raises(KeyError):

@@ -13,8 +13,8 @@ from standin_server import (
     TOKEN,
     StandInApp,
     StandInEngine,
+    attach,
     publish,
-    residency_of,
     standin_settings,
 )
 from starlette.responses import StreamingResponse
@@ -44,8 +44,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         publish(catalog, "red")
         parts = Assembly(settings, catalog, CollectorRegistry())
         inner = StandInApp()
-        residency, _ = residency_of(StandInEngine(), parts.metrics, settings)
-        parts.lifecycle.attach(inner, residency)
+        attach(parts, StandInEngine(), inner)
         transport = httpx2.ASGITransport(app=parts.app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://lorry") as client:
             yield Site(client, inner)

@@ -143,7 +143,7 @@ def call_of(name: str | None, **given) -> SimpleNamespace:
         "version": name and SimpleNamespace(name=name),
         "adapter_label": name or "base",
         "account": f"{name}@1" if name else "base",
-        "lease": None,
+        "waiting": 0,
         "sequences": [],
     }
     return SimpleNamespace(**fields | given)
@@ -159,12 +159,15 @@ def sequence(scheduled: bool = False, finish_reason: str | None = None) -> Seque
     return Sequence("x", 5, stats, finish_reason=finish_reason)
 
 
-def test_a_call_waits_for_its_adapter_and_then_in_the_engines_queue(metrics):
-    call = call_of("red")
+def test_a_call_waits_for_its_turn_and_then_in_the_engines_queue(metrics):
+    call = call_of("red", waiting=1)
     metrics.begin(call, None)
+    labels = {"adapter": "red", "version": "1"}
+    assert metrics.registry.get_sample_value("lorry_queue_depth", labels) == 1
     assert waiting(metrics, "red") == 1
     assert metrics.registry.get_sample_value("lorry_oldest_waiting_seconds") > 0
-    call.lease = "lease"
+    call.waiting = 0
+    assert metrics.registry.get_sample_value("lorry_queue_depth", labels) == 0
     assert waiting(metrics, "red") == 0  # the engine has not received it yet
     assert metrics.registry.get_sample_value("lorry_oldest_waiting_seconds") == 0
     call.sequences.append(sequence())
@@ -175,7 +178,7 @@ def test_a_call_waits_for_its_adapter_and_then_in_the_engines_queue(metrics):
     assert waiting(metrics, "red") == 0
 
 
-def test_a_base_call_waits_only_in_the_engines_queue(metrics):
+def test_a_call_on_its_way_into_the_engine_does_not_wait(metrics):
     call = call_of(None)
     metrics.begin(call, None)
     assert waiting(metrics, "base") == 0
@@ -184,7 +187,7 @@ def test_a_base_call_waits_only_in_the_engines_queue(metrics):
 
 
 def test_a_sequence_in_prefill_does_not_count_as_waiting(metrics):
-    calls = [call_of(name, lease="lease") for name in ("red", "green", "blue")]
+    calls = [call_of(name) for name in ("red", "green", "blue")]
     for call, scheduled in zip(calls, (True, False, False), strict=True):
         metrics.begin(call, None)
         call.sequences.append(sequence(scheduled))

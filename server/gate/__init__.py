@@ -1,0 +1,1 @@
+"""Fair admission: which call enters the engine next."""

@@ -20,6 +20,7 @@ import typer
 from bench.errors import BenchError, OptionsClash, RowUnknown
 
 if TYPE_CHECKING:
+    from bench.model import Home
     from bench.report import Report
     from bench.rows import Row
 
@@ -52,6 +53,9 @@ def bench(
         ),
     ] = False,
     list_rows: Annotated[bool, typer.Option("--list", help="Print the rows' names.")] = False,
+    model: Annotated[
+        bool, typer.Option("--model", help="Build the model, print its base's folder, and end.")
+    ] = False,
 ) -> None:
     """Measure Lorry's engine beside plain vLLM and print both sides of every row."""
     with reported():
@@ -60,6 +64,9 @@ def bench(
         chosen = _choose(rows, tiny)
         if list_rows:
             print("\n".join(row.name for row in chosen))
+            return
+        if model:
+            print(_prepare(out, tiny).base)
             return
         report = _measure(chosen, rounds, out, tiny)
         _publish(report, json_file or out / RESULTS, DOCS if write_docs else None)
@@ -83,15 +90,20 @@ def _choose(patterns: str, tiny: bool) -> list[Row]:
     return [shrink(row) for row in chosen] if tiny else chosen
 
 
+def _prepare(out: Path, tiny: bool) -> Home:
+    from bench.model import FULL, TINY, prepare
+
+    return prepare(out, TINY if tiny else FULL)
+
+
 def _measure(rows: list[Row], rounds: int, out: Path, tiny: bool) -> Report:
     from bench.conduct import measure
-    from bench.model import FULL, TINY, prepare
     from bench.report import Report, describe_machine, versions
     from bench.sides import Sides
 
     # Running sides must be stopped; the default action would leave them behind, frozen.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with Sides(prepare(out, TINY if tiny else FULL)) as sides:
+    with Sides(_prepare(out, tiny)) as sides:
         results = measure(rows, rounds, sides, _log)
     return Report(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),

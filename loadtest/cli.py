@@ -162,7 +162,10 @@ def compare(
     scenario: ScenarioFile,
     serve: Annotated[Path, typer.Option(metavar="BASE", help="Base model of all sides.")],
     peers: Annotated[
-        str, typer.Option(metavar="PEER,...", help="stock, stock-tuned, stock-base, merged, peft.")
+        str,
+        typer.Option(
+            metavar="PEER,...", help="plain, stock, stock-tuned, stock-base, merged, peft."
+        ),
     ] = "stock",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Each runs all sides once.")] = 3,
     seed: Seed = None,
@@ -212,7 +215,7 @@ def list_() -> None:
         from loadtest.plan.scenario import find_scenario, names
 
         for name in names():
-            print(f"{name:20}{find_scenario(name).about}")
+            print(f"{name:26}{find_scenario(name).about}")
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from loadtest.servers.testbed import claimed, marked_for, setting_of, setup_of, 
 PEERS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != OURS)
 WORDS = {
     "lorry": "this server",
+    "plain": "this server with --admission plain: calls in the order of their arrival",
     "stock": "vLLM's own server, with its defaults",
     "stock-tuned": "vLLM's own server with this server's process and thread settings",
     "stock-base": "stock-tuned without LoRA",

@@ -5,6 +5,7 @@ All times are seconds of CLOCK_MONOTONIC, which all processes of a machine share
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Literal
 
 import msgspec
@@ -57,6 +58,20 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         if self.first is None or self.last is None or self.output_tokens < 2 or not self.streamed:
             return None
         return (self.last - self.first) / (self.output_tokens - 1)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part of an answer arrived: a status or an error is none."""
+        return self.first is not None or bool(self.answered)
+
+    @property
+    def token_times(self) -> list[float]:
+        """Arrival times of its output tokens, an equal part of them at each."""
+        if self.outcome == "failed" or not self.output_tokens:
+            return []
+        if not self.streamed or self.first is None:
+            return [self.ended]
+        return list(accumulate(self.gaps, initial=self.first))
 
     @property
     def lateness(self) -> float:

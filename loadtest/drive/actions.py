@@ -23,10 +23,11 @@ Folder = Callable[[str, int], Path | None]
 
 
 class Switch(msgspec.Struct, frozen=True):
-    """Stops and starts the server; both may raise a LoadtestError."""
+    """Power over the server's processes; each may raise a LoadtestError."""
 
     stop: Callable[[], Awaitable[None]]
     start: Callable[[], Awaitable[None]]
+    kill_engine: Callable[[], Awaitable[None]]  # once the server is ready
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,9 +115,13 @@ class Actions:
 
     async def _power(self, action: Power) -> Effect:
         assert self._switch is not None, "check() was not called"
-        change = self._switch.stop if action.do == "stop-server" else self._switch.start
+        changes = {
+            "stop-server": self._switch.stop,
+            "start-server": self._switch.start,
+            "kill-engine": self._switch.kill_engine,
+        }
         try:
-            await change()
+            await changes[action.do]()
         except LoadtestError as error:
             return Effect(what=action.do, failure=str(error))
         return Effect(what=action.do)

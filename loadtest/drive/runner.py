@@ -33,20 +33,17 @@ class Part(msgspec.Struct, frozen=True):
     def of_calls(self, calls: Sequence[Call]) -> Sequence[Call]:
         return calls[self.index :: self.processes]
 
-    def of_callers(self, concurrency: int) -> int:
-        return len(range(self.index, concurrency, self.processes))
-
-    def numbers(self) -> Iterator[int]:
-        """Numbers of a closed loop's calls."""
-        return itertools.count(self.index, self.processes)
+    def of_callers(self, concurrency: int) -> range:
+        """Its callers of a closed loop, each by its number."""
+        return range(self.index, concurrency, self.processes)
 
 
 class Work(NamedTuple):
-    """A process's share of a phase."""
+    """A phase for one process."""
 
     seconds: float
-    calls: Sequence[Call] = ()  # of open loops, ordered by `at`
-    callers: Mapping[str, int] = {}  # of closed loops, by stream
+    calls: Sequence[Call] = ()  # its calls of open loops, ordered by `at`
+    callers: Mapping[str, int] = {}  # of closed loops in all processes, by stream
     turn: Callable[[str, int], Call] | None = None  # a closed loop's call, by stream and number
 
 
@@ -102,8 +99,8 @@ class Runner:
         try:
             async with asyncio.TaskGroup() as group:
                 for stream, callers in work.callers.items():
-                    numbers = self._part.numbers()  # shared by the callers
-                    for _ in range(callers):
+                    for caller in self._part.of_callers(callers):
+                        numbers = itertools.count(caller, callers)
                         group.create_task(self._repeat(work, stream, numbers, began, on_record))
                 await self._dispatch(work.calls, began, on_record, group)
                 await _sleep_until(began + work.seconds)

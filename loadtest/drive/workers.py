@@ -284,7 +284,7 @@ def _plan(assignment: Assignment, name: str) -> Work:
     return Work(
         seconds=phase.seconds,
         calls=assignment.part.of_calls(plan.plan_phase(assignment.scenario, phase)),
-        callers={s: assignment.part.of_callers(each.concurrency) for s, each in closed.items()},
+        callers={stream: each.concurrency for stream, each in closed.items()},
         turn=functools.partial(plan.closed_call, assignment.scenario, phase),
     )
 

@@ -11,11 +11,9 @@ Definitions:
                  hung up have a TTFT alone, calls without streaming an E2E alone. Failures count
                  in goodput_share.
   goodput_share  share of calls answered within the scenario's `slo`, of all that did not hang up
-  jain           Jain's index of the adapters' speeds. An adapter's speed is the mean of its calls'
-                 output tokens per second of waiting (0 for a failed call). It does not depend on
-                 the number of calls, so that a rarely called adapter does not look badly served.
-                 Unequal answer lengths lower it too: compare it with the index of the same traffic
-                 elsewhere, not with 1.
+  failed_unanswered  failed calls of which no part of an answer had arrived
+  cut_off        failed calls whose connection ended without an error from the server
+  jain, jain_tokens, least_share  see fairness.py
 """
 
 from __future__ import annotations
@@ -27,11 +25,13 @@ from math import fsum
 
 import msgspec
 
+from loadtest.judge import fairness
 from loadtest.plan.scenario import Metric, Scenario, Slo
 from loadtest.records import Record, Run, Window
 from loadtest.statistics import Latency, jain_of, latency_of, percentile
 
 LATE_SECONDS = 0.05  # allowed lateness of a sent call
+_CUT_OFF = ("connect", "disconnected", "stream_broken")  # reasons of failures
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,9 +43,13 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     hung_up: int
     reasons: dict[str, int]  # of failures, the most frequent first
+    failed_unanswered: int
+    cut_off: int
     failed_share: float | None
     goodput_share: float | None
     jain: float | None
+    jain_tokens: float | None
+    least_share: float | None
     requests_per_second: float | None
     output_tokens_per_second: float | None
     ttft: Latency | None
@@ -112,6 +116,7 @@ def stats_of(records: Sequence[Record], windows: Sequence[Window], slo: Slo) -> 
     failed = [record for record in records if record.outcome == "failed"]
     stayed = len(ok) + len(failed)
     seconds = fsum(window.seconds for window in windows)
+    by_second = fairness.by_second(records, windows)
     lateness = sorted(1000 * record.lateness for record in records)
     return Stats(
         seconds=seconds,
@@ -120,9 +125,13 @@ def stats_of(records: Sequence[Record], windows: Sequence[Window], slo: Slo) -> 
         failed=len(failed),
         hung_up=len(records) - stayed,
         reasons=dict(Counter(record.reason for record in failed).most_common()),
+        failed_unanswered=sum(not record.has_begun for record in failed),
+        cut_off=sum(record.reason in _CUT_OFF for record in failed),
         failed_share=len(failed) / len(records) if records else None,
         goodput_share=sum(_is_good(r, slo) for r in ok) / stayed if stayed else None,
-        jain=jain_of(_speeds(records)),
+        jain=jain_of(fairness.speeds(records)),
+        jain_tokens=jain_of(fairness.tokens(by_second)),
+        least_share=fairness.least_share(by_second),
         requests_per_second=_rate(_ended_in_time(ok, windows), seconds),
         output_tokens_per_second=_rate(_tokens_in_time(records, windows), seconds),
         ttft=latency_of(_ttfts(records)),
@@ -149,15 +158,6 @@ def metric_of(
     kind, which, _ = metric.split("_")
     latency: Latency | None = getattr(stats, kind)
     return None if latency is None else float(getattr(latency, which))
-
-
-def token_times(record: Record) -> list[float]:
-    """Arrival times of its output tokens, an equal part of them at each."""
-    if record.outcome == "failed" or not record.output_tokens:
-        return []
-    if not record.streamed or record.first is None:
-        return [record.ended]
-    return list(accumulate(record.gaps, initial=record.first))
 
 
 def _select(summary: Summary, phase: str | None, stream: str | None) -> Stats | None:
@@ -206,7 +206,7 @@ def _tokens_in_time(records: Sequence[Record], windows: Sequence[Window]) -> flo
 def _tokens_until(end: float, record: Record) -> float:
     if record.outcome != "failed" and record.ended < end:
         return record.output_tokens  # fast path: a run may have millions of pieces
-    times = token_times(record)
+    times = record.token_times
     in_time = sum(time < end for time in times)
     return record.output_tokens * in_time / len(times) if times else 0.0
 
@@ -232,13 +232,3 @@ def _is_good(record: Record, slo: Slo) -> bool:
     if record.streamed:
         kept += [(ttft, slo.ttft_ms), (record.tpot or 0.0, slo.tpot_ms)]
     return all(most is None or 1000 * seconds <= most for seconds, most in kept)
-
-
-def _speeds(records: Sequence[Record]) -> list[float]:
-    """Output tokens per second of waiting of each adapter, the mean of its calls."""
-    speeds = defaultdict(list)
-    for record in records:
-        if not record.is_base and record.outcome != "hung_up":
-            tokens = record.output_tokens if record.outcome == "ok" else 0
-            speeds[record.model].append(tokens / max(record.duration, 1e-9))
-    return [fsum(each) / len(each) for each in speeds.values()]

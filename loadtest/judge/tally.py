@@ -22,6 +22,7 @@ Kind = Literal["ok", "hung_up", "client_error", "rejected", "error", "unclear"]
 Which = Literal["prompt", "output"]
 _REJECTED = (401, 403, 429, 503)
 _BROKEN = "adapter_unhealthy"  # a 422 that Lorry counts as an error, because the call had begun
+_STREAM_ERROR = "stream_error"  # an error event in a begun stream
 
 
 class Bound(NamedTuple):
@@ -80,7 +81,8 @@ def kind_of(record: Record) -> Kind:
         return record.outcome
     if record.status in _REJECTED:
         return "rejected"
-    if record.status >= 500 or record.reason.endswith(_BROKEN):
+    reported = record.reason.startswith(_STREAM_ERROR) or record.reason.endswith(_BROKEN)
+    if record.status >= 500 or reported:
         return "error"
     if record.status >= 400:
         return "client_error"

@@ -54,6 +54,7 @@ def path(call: Call) -> str:
 
 def body(call: Call, model: str, scenario: Scenario) -> dict[str, Any]:
     """The request's JSON, with vLLM's `ignore_eos` only if the stream has it."""
+    stream = scenario.streams[call.stream]
     request: dict[str, Any] = {
         "model": model,
         "temperature": 0,
@@ -64,8 +65,10 @@ def body(call: Call, model: str, scenario: Scenario) -> dict[str, Any]:
         request |= {"stream": True, "stream_options": {"include_usage": True}}
     if call.structured:
         request["response_format"] = STRUCTURE
-    elif scenario.streams[call.stream].ignore_eos:
+    elif stream.ignore_eos:
         request["ignore_eos"] = True
+    if stream.callers is not None:
+        request["user"] = f"{call.stream}-{call.number % stream.callers}"
     return request
 
 

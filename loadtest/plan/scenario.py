@@ -51,9 +51,9 @@ class Pin(Repeated):
 
 
 class Power(Repeated):
-    """Stop or start the server, if the tool started it."""
+    """Stop or start the server, or kill its engine once it is ready, if the tool started it."""
 
-    do: Literal["stop-server", "start-server"]
+    do: Literal["stop-server", "start-server", "kill-engine"]
 
 
 Action = Annotated[Publish | Point | RollBack | Pin | Power, Field(discriminator="do")]
@@ -76,8 +76,12 @@ Metric = Literal[
     "requests",
     "failed",
     "failed_share",
+    "failed_unanswered",
+    "cut_off",
     "hung_up",
     "jain",
+    "jain_tokens",
+    "least_share",
     "goodput_share",
     "requests_per_second",
     "output_tokens_per_second",
@@ -147,6 +151,9 @@ class Server(Strict):
     max_cpu_loras: int = Field(default=32, ge=1)
     max_lora_rank: int = Field(default=8, ge=8)
     kv_cache_gib: float = Field(default=1.0, gt=0)
+    # Of `lorry serve` alone; None: its default.
+    admission: Literal["plain", "fair"] | None = None
+    max_engine_restarts: int | None = Field(default=None, ge=0)
     engine_flags: tuple[str, ...] = ()
 
 

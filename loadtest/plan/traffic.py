@@ -129,6 +129,12 @@ class Stream(Strict):
     streaming: Share = 1.0
     structured: Share = Field(default=0.0, description="share of calls with a JSON schema")
     hang_up: Share = Field(default=0.0, description="share of streamed calls that the client ends")
+    callers: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="distinct callers: call n is of `user` STREAM-(n mod callers); None: no `user`",
+    )
     ignore_eos: bool = Field(default=True, description="vLLM's: answers have the requested length")
 
 
@@ -183,7 +189,11 @@ class Trace(Strict):
 
 
 class Closed(Strict):
-    """A number of callers, each of which calls again as soon as its last call has ended."""
+    """A number of callers, each of which calls again as soon as its last call has ended.
+
+    Of n callers, caller c makes the stream's calls c, c + n, c + 2n ...: with adapters in turn, and
+    n a multiple of their number, each caller stays with one adapter.
+    """
 
     kind: Literal["closed"]
     concurrency: int = Field(ge=1, le=100_000)

@@ -8,7 +8,6 @@ from math import ceil
 
 import msgspec
 
-from loadtest.judge.summary import token_times
 from loadtest.records import Record, Run
 from loadtest.statistics import Latency, latency_of
 
@@ -74,7 +73,7 @@ def _bin(time: float, began: float, width: float, count: int) -> int:
 
 def _tokens(records: Sequence[Record]) -> Iterable[tuple[float, float]]:
     for record in records:
-        times = token_times(record)
+        times = record.token_times
         yield from ((time, record.output_tokens / len(times)) for time in times)
 
 

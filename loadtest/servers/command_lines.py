@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,10 +12,11 @@ from typing import Literal
 
 from loadtest.plan.scenario import Server
 
-# lorry: `lorry serve`. stock: vLLM's own server with its defaults. stock-tuned: with Lorry's
-# process and thread settings. stock-base: stock-tuned without LoRA. merged: one stock server for
-# each adapter, merged into the base. peft: transformers with PEFT's mixed batches.
-Kind = Literal["lorry", "stock", "stock-tuned", "stock-base", "merged", "peft"]
+# lorry: `lorry serve`. plain: the same with --admission plain. stock: vLLM's own server with its
+# defaults. stock-tuned: with Lorry's process and thread settings. stock-base: stock-tuned without
+# LoRA. merged: one stock server for each adapter, merged into the base. peft: transformers with
+# PEFT's mixed batches.
+Kind = Literal["lorry", "plain", "stock", "stock-tuned", "stock-base", "merged", "peft"]
 
 _BYTES_PER_GIB = 1024**3
 # The modules that Lorry serves; by default vLLM prepares the head and the embeddings too.
@@ -49,8 +51,15 @@ def lorry(setup: Setup, port: int, store: Path) -> list[str]:
         *(sys.executable, "-m", "lorry", "serve", str(setup.base.resolve())),
         *("--store", str(store), "--port", str(port), "--served-model-name", setup.name),
         *("--quantization", options.quantization, *_sizes(options), "--log-format", "json"),
+        *_given("--admission", options.admission),
+        *_given("--max-engine-restarts", options.max_engine_restarts),
         *(("--", *options.engine_flags) if options.engine_flags else ()),
     ]
+
+
+def plain(setup: Setup, port: int, store: Path) -> list[str]:
+    options = setup.options.model_copy(update={"admission": "plain"})
+    return lorry(dataclasses.replace(setup, options=options), port, store)
 
 
 def stock(setup: Setup, port: int) -> list[str]:
@@ -93,6 +102,10 @@ def _sizes(options: Server) -> list[str]:
         *("--max-loras", str(options.max_loras), "--max-cpu-loras", str(options.max_cpu_loras)),
         *("--max-lora-rank", str(options.max_lora_rank)),
     ]
+
+
+def _given(flag: str, value: object) -> tuple[str, ...]:
+    return () if value is None else (flag, str(value))
 
 
 def _vllm(setup: Setup, model: Path, name: str, port: int) -> list[str]:

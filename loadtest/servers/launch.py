@@ -24,6 +24,7 @@ _POLL_SECONDS = 0.1
 _STOP_SECONDS = 45.0  # `lorry serve` lets answers finish for 30
 _LINGER_SECONDS = 2.0
 _SHOWN = 300  # characters of a log's last line
+_ENGINE_TITLE = "VLLM::EngineCore"  # vllm.v1.engine.core sets it
 
 
 def free_port() -> int:
@@ -102,6 +103,20 @@ class Launch:
         if self._process is not None:
             processes.send(self.session, signal.SIGCONT)
             self._end(signal.SIGTERM)
+
+    def kill_engine(self) -> None:
+        """Kill vLLM's engine process once the server is ready.
+
+        Raises:
+            ServerFailed: the server ended, was not ready in time, or has no such process.
+        """
+        assert self._process is not None, "not started"
+        self._wait_ready(self._process, time.monotonic() + self._patience)
+        engines = processes.titled(self.session, _ENGINE_TITLE)
+        if not engines:
+            raise self._failed("has no engine process")
+        for pid in engines:
+            processes.kill(pid, signal.SIGKILL)
 
     def _wait_ready(self, process: subprocess.Popen[bytes], deadline: float) -> None:
         with httpx2.Client(timeout=_PROBE_SECONDS, trust_env=False) as client:

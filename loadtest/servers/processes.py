@@ -24,10 +24,19 @@ def members(session: int) -> list[int]:
     return sorted(found)
 
 
+def titled(session: int, title: str) -> list[int]:
+    """The session's processes whose command line, or title in its place, begins with `title`."""
+    return [p for p in members(session) if _read(_PROC / str(p) / "cmdline").startswith(title)]
+
+
 def send(session: int, number: signal.Signals) -> None:
     for pid in members(session):
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
-            os.kill(pid, number)
+        kill(pid, number)
+
+
+def kill(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.kill(pid, number)
 
 
 def peak_bytes(session: int) -> int:

@@ -68,6 +68,11 @@ class Served:
         for launch in self.launches:
             launch.stop()
 
+    def kill_engine(self) -> None:
+        """Kill the engine's process once the server is ready; raises ServerFailed."""
+        for launch in self.launches:
+            launch.kill_engine()
+
     def freeze(self) -> None:
         """Stop its processes without ending them."""
         for session in self.sessions:
@@ -96,8 +101,8 @@ def serving(kind: Kind, setup: Setup) -> Iterator[Served]:
 
 def _start_kind(kind: Kind, setup: Setup, stack: contextlib.ExitStack) -> Served:
     match kind:
-        case "lorry":
-            return _start_lorry(setup, stack)
+        case "lorry" | "plain":
+            return _start_lorry(kind, setup, stack)
         case "merged":
             return _start_merged(setup, stack)
         case "peft":
@@ -114,16 +119,17 @@ def _start_vllm(kind: Kind, setup: Setup, stack: contextlib.ExitStack) -> Served
     return Served(kind, [_start(stack, setup, kind, port, command(setup, port), settings)])
 
 
-def _start_lorry(setup: Setup, stack: contextlib.ExitStack) -> Served:
+def _start_lorry(kind: Kind, setup: Setup, stack: contextlib.ExitStack) -> Served:
     store, port, token = _make_store(setup), free_port(), secrets.token_urlsafe(24)
     settings = {
         "LORRY_ADMIN_TOKEN": token,
         "LORRY_KV_CACHE_GIB": str(setup.options.kv_cache_gib),
         **setup.environment,
     }
-    command = commands.lorry(setup, port, store)
-    launch = _start(stack, setup, "lorry", port, command, settings, ready="/readyz")
-    return Served("lorry", [launch], admin_token=token)
+    command = commands.plain if kind == "plain" else commands.lorry
+    arguments = command(setup, port, store)
+    launch = _start(stack, setup, kind, port, arguments, settings, ready="/readyz")
+    return Served(kind, [launch], admin_token=token)
 
 
 def _start_merged(setup: Setup, stack: contextlib.ExitStack) -> Served:

@@ -48,7 +48,7 @@ class Setting:
     adapters: str = "*"  # glob that selects the run's adapters
     manifest: Manifest | None = None  # markers of the adapters, if they are marked
     admin_token: str | None = None
-    switch: Switch | None = None  # stops and starts a server that the tool started
+    switch: Switch | None = None  # power over a server that the tool started
     ended: Callable[[], LoadtestError | None] = lambda: None  # the error if it ended by itself
     spans: SpanReceiver | None = None
     processes: int = 1
@@ -195,6 +195,9 @@ def setting_of(
     async def start() -> None:
         await asyncio.to_thread(served.start)
 
+    async def kill_engine() -> None:
+        await asyncio.to_thread(served.kill_engine)
+
     return Setting(
         target=Target(
             url=served.url, urls=dict(served.urls), timeout_seconds=scenario.timeout_seconds
@@ -203,7 +206,7 @@ def setting_of(
         manifest=manifest,
         models=_models_of(served),
         admin_token=served.admin_token,
-        switch=Switch(stop, start),
+        switch=Switch(stop, start, kill_engine),
         ended=lambda: served.ended,
         spans=spans,
         processes=processes,

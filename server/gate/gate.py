@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -90,12 +90,10 @@ class FairAdmission:
         limits: Limits,
         residency: Residency,
         metrics: Metrics,
-        weight_of: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
         self._queue = FairQueue(limits)
         self._residency = residency
         self._metrics = metrics
-        self._weight_of = weight_of
         self._places: dict[Entry, Place] = {}
         self._bringing: dict[VersionKey, Bringing] = {}
         self._held: dict[VersionKey, Resident] = {}
@@ -144,7 +142,7 @@ class FairAdmission:
             prompt=work.prompt,
             sequences=work.sequences,
             left=work.sequences * work.tokens,
-            weight=self._weight_of(call.adapter_label),
+            weight=1.0 if version is None else version.weight,
         )
         place = Place(call, work, entry, asyncio.get_running_loop().create_future())
         try:

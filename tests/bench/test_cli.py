@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from typer.testing import CliRunner
 
@@ -18,6 +19,13 @@ def test_rows_can_be_listed_without_measuring_anything():
     result = run("--list", "--rows", "nf4-*,mixed-bf16")
     assert result.exit_code == 0
     assert result.stdout.split() == ["mixed-bf16", "nf4-1", "nf4-24"]
+
+
+def test_the_model_alone_is_built_once_and_its_folder_is_printed(tmp_path):
+    first, again = (run("--model", "--tiny", "--out", str(tmp_path)) for _ in range(2))
+    assert first.exit_code == again.exit_code == 0
+    assert first.stdout == again.stdout
+    assert (Path(first.stdout.strip()) / "model.safetensors").exists()
 
 
 def test_an_unknown_row_is_one_clear_line_and_exit_code_2():

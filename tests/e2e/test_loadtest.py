@@ -110,3 +110,40 @@ def test_all_adapters_were_called_although_places_are_few(report):
     assert len(report["summary"]["adapters"]) == 6
     assert report["summary"]["overall"]["failed"] == 0
     assert report["passed"]
+
+
+KILLED = """
+name: killed
+adapters: 2
+vocabulary: 896
+server: {max_loras: 2, max_cpu_loras: 2, max_engine_restarts: 2}
+streams:
+  streamed: {adapters: {count: 2}, base_share: 0.2, prompt_tokens: 16, output_tokens: 64}
+  whole: {adapters: {count: 2}, prompt_tokens: 16, output_tokens: 32, streaming: 0}
+phases:
+  - name: killing
+    seconds: 60
+    outage: true
+    traffic: {streamed: {kind: closed, concurrency: 4}, whole: {kind: closed, concurrency: 2}}
+    actions: [{do: kill-engine, at: 3, every: 28, times: 2}]
+  - {name: after, seconds: 3, traffic: {streamed: {kind: closed, concurrency: 4}}}
+expect:
+  - {metric: failed_unanswered, phase: killing, at_most: 0}
+  - {metric: cut_off, phase: killing, at_most: 0}
+"""
+
+
+@pytest.mark.slow
+def test_calls_without_a_part_of_an_answer_outlive_the_engine(tmp_path):
+    """A server of its own, whose engine the load test kills twice."""
+    (tmp_path / "killed.yaml").write_text(KILLED)
+    command = (tmp_path / "killed.yaml", "--serve", BASE, "--out", tmp_path / "out", "--json")
+    report = json.loads(run(*command))
+    assert report["passed"]
+    assert [each["what"] for each in report["actions"]] == ["kill-engine"] * 2
+    killing = report["summary"]["phases"]["killing"]
+    assert list(killing["reasons"]) == ["stream_error_engine_dead"]  # of streams that had begun
+    assert killing["ok"] > killing["failed"]
+    assert report["agreement"]["disagreements"] == []
+    # The calls that the engine's deaths broke are compared too.
+    assert report["agreement"]["left_out"] == []

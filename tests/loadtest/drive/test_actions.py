@@ -151,7 +151,7 @@ async def test_after_an_unclear_answer_the_move_may_have_happened(answer, failur
     assert (point.stable, back.stable) == (2, 0)
 
 
-async def test_the_server_is_stopped_and_started_and_a_failure_is_recorded(session):
+async def test_power_is_used_and_a_failure_of_it_is_recorded(session):
     stopped = asyncio.Event()
 
     async def stop() -> None:
@@ -160,14 +160,18 @@ async def test_the_server_is_stopped_and_started_and_a_failure_is_recorded(sessi
     async def start() -> None:
         raise ServerFailed("it did not come up")
 
-    switch = Switch(stop, start)
+    async def kill_engine() -> None:
+        raise ServerFailed("it has none")
+
+    switch = Switch(stop, start, kill_engine)
     taken = Actions(session, "http://127.0.0.1:1", None, [], switch=switch)
-    actions = phase({"do": "stop-server"}, {"do": "start-server"})
+    actions = phase({"do": "stop-server"}, {"do": "start-server"}, {"do": "kill-engine"})
     done = await taken.run(actions, began=time.monotonic())
     assert stopped.is_set()
     assert results(done) == [
         ("stop-server", "", None),
         ("start-server", "it did not come up", None),
+        ("kill-engine", "it has none", None),
     ]
 
 
@@ -209,6 +213,7 @@ def test_a_scenario_with_everything_it_needs_is_accepted():
         (POINT, {"token": ""}, "needs the admin token"),
         (PUBLISH, {"has_manifest": False}, "needs marked adapters"),
         ({"do": "start-server"}, {"can_power": False}, "which needs a server started by --serve"),
+        ({"do": "kill-engine"}, {"can_power": False}, "which needs a server started by --serve"),
     ],
 )
 def test_a_missing_requirement_of_an_action_is_reported_before_the_start(action, given, message):

@@ -94,6 +94,14 @@ def test_refusals_are_compared_by_outcome(status, outcome):
     assert len(faults(calls, counted({"orders@1": {"ok": 1}}))) == 1
 
 
+def test_a_begun_stream_with_an_error_event_is_an_error_on_both_sides():
+    broken = failed_call(200, served="orders@1", reason="stream_error_engine_dead", output_tokens=2)
+    calls = [adapter_call(), broken]
+    assert not faults(calls, counted({"orders@1": {"ok": 1, "error": 1}}, {"orders@1": 5}))
+    assert faults(calls, counted({"orders@1": {"ok": 1, "aborted": 1}}, {"orders@1": 5}))
+    assert faults(calls, counted({"orders@1": {"ok": 1}}))
+
+
 def test_a_refusal_without_a_version_is_unresolved():
     calls = [failed_call(404, "nobody")]
     assert not faults(calls, counted({"_unresolved": {"client_error": 1}}))

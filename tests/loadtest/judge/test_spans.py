@@ -70,6 +70,13 @@ def test_a_call_that_broke_for_the_client_may_be_ok_on_the_server():
     assert not faults(late, CallSpan("orders@1", "orders@1", 3, "aborted"))
 
 
+def test_a_begun_stream_with_an_error_event_has_a_failed_span():
+    broken = {"outcome": "failed", "reason": "stream_error_engine_dead", "output_tokens": 2}
+    call = adapter_call(trace_id=TRACE, **broken)
+    assert not faults(call, CallSpan("orders@1", "orders@1", 2, "engine_dead"))
+    assert faults(call, SPAN)
+
+
 def test_failed_calls_without_a_trace_id_are_left_out_with_a_note():
     found = spans_agree([CALL, failed_call(0)], {TRACE: [SPAN]})
     assert found.compared == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from load_records import failed, record, run_of, scenario_of, window
 
-from loadtest.judge.summary import Stats, metric_of, stats_of, summarize, token_times
+from loadtest.judge.summary import Stats, metric_of, stats_of, summarize
 from loadtest.plan.scenario import Slo
 from loadtest.records import Record, Window
 
@@ -46,6 +46,24 @@ def test_failed_calls_have_no_latency_and_lower_goodput():
     assert found.reasons == {"timeout": 1}
 
 
+def test_a_failed_call_is_unanswered_unless_a_part_of_an_answer_arrived():
+    found = stats(
+        failed(),  # 503
+        failed(status=0, reason="connect"),
+        failed(status=200, reason="stream_error_engine_dead"),  # before the first piece
+        failed(status=200, reason="stream_error_engine_dead", answered="adapter-0@1"),
+        failed(status=200, reason="stream_broken", first=0.1),
+        record(),
+    )
+    assert (found.failed, found.failed_unanswered) == (5, 3)
+
+
+def test_calls_are_cut_off_unless_the_server_reports_an_error():
+    cut = ("connect", "disconnected", "stream_broken")
+    told = ("http_503_engine_dead", "stream_error_engine_dead", "timeout")
+    assert stats(*(failed(reason=reason) for reason in cut + told)).cut_off == len(cut)
+
+
 def test_calls_that_hung_up_have_only_a_ttft_and_do_not_fail():
     found = stats(record(outcome="hung_up", first=0.4))
     assert found.ttft is not None
@@ -80,9 +98,9 @@ def test_tokens_count_before_a_hang_up_but_not_before_a_failure():
 
 
 def test_token_times_are_those_of_the_pieces():
-    times = token_times(record(first=1.0, gaps=[0.5, 0.25], output_tokens=6))
+    times = record(first=1.0, gaps=[0.5, 0.25], output_tokens=6).token_times
     assert times == [1.0, 1.5, 1.75]
-    assert token_times(record(output_tokens=0)) == []
+    assert record(output_tokens=0).token_times == []
 
 
 @pytest.mark.parametrize(

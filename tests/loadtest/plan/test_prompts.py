@@ -53,6 +53,13 @@ def test_a_plain_body_requests_greedy_tokens_only():
     assert set(prompt.split()) <= set(WORDS)
 
 
+def test_calls_divide_among_the_streams_callers():
+    of_three = scenario(callers=3)
+    users = [body(call(number=number), "a", of_three)["user"] for number in range(5)]
+    assert users == ["mixed-0", "mixed-1", "mixed-2", "mixed-0", "mixed-1"]
+    assert "user" not in body(CALL, "a", scenario())
+
+
 def test_a_streamed_call_requests_usage():
     asked = body(call(streamed=True), "a", scenario())
     assert asked["stream"] is True

@@ -68,6 +68,22 @@ def test_unquantized_means_no_flag_for_vllm(setup, tmp_path):
     assert after(commands.lorry(plain, 1, Path("s")), "--quantization") == "none"
 
 
+def test_the_plain_side_differs_by_its_admission_alone(setup):
+    ours, plain = (side(setup, 1, Path("s")) for side in (commands.lorry, commands.plain))
+    at = plain.index("--admission")
+    assert plain[at : at + 2] == ["--admission", "plain"]
+    assert plain[:at] + plain[at + 2 :] == ours
+
+
+def test_settings_of_our_server_are_not_given_to_others(tmp_path):
+    options = Server(admission="fair", max_engine_restarts=12)
+    setup = Setup(base=BASE, name="shop", work=tmp_path, options=options)
+    ours = commands.lorry(setup, 1, Path("s"))
+    assert (after(ours, "--admission"), after(ours, "--max-engine-restarts")) == ("fair", "12")
+    assert after(commands.plain(setup, 1, Path("s")), "--admission") == "plain"
+    assert not {"--admission", "--max-engine-restarts"} & set(commands.stock(setup, 1))
+
+
 def test_publishing_takes_every_folder(setup, tmp_path):
     drop = tmp_path / "drop"
     drop.mkdir()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -28,6 +29,10 @@ class Ready(http.server.BaseHTTPRequestHandler):
 print("up with", os.environ.get("GIVEN"), os.environ.get("VLLM_PLUGINS"), flush=True)
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
 """
+
+# A server that takes a while until it is ready, and whose engine has vLLM's title.
+ENGINE = WELL.replace("time.sleep", "setproctitle.setproctitle('VLLM::EngineCore'); time.sleep")
+ENGINE = ENGINE.replace("import time;", "import setproctitle, time;")
 
 
 @pytest.fixture
@@ -100,6 +105,35 @@ def test_stopping_a_killed_server_works(launch):
     time.sleep(0.05)
     server.stop()
     assert processes.members(server.session) == []
+
+
+def test_the_engine_alone_is_killed_and_only_once_the_server_is_ready(launch):
+    server = launch(ENGINE)
+    server.start()
+    while not (engines := processes.titled(server.session, "VLLM::EngineCore")):
+        time.sleep(0.02)
+    assert len(engines) == 1
+    assert server.session not in engines
+    processes.send(server.session, signal.SIGSTOP)  # not ready
+    killing = threading.Thread(target=server.kill_engine)
+    killing.start()
+    killing.join(0.3)
+    assert processes.titled(server.session, "VLLM::EngineCore") == engines
+    processes.send(server.session, signal.SIGCONT)
+    killing.join()
+    while processes.members(server.session) != [server.session]:
+        time.sleep(0.02)
+    assert server.ended is None
+
+
+def test_a_server_without_an_engine_process_or_that_ended_has_none_to_kill(launch):
+    server = launch(WELL)
+    server.start()
+    with pytest.raises(ServerFailed, match="has no engine process"):
+        server.kill_engine()
+    os.kill(server.session, signal.SIGKILL)
+    with pytest.raises(ServerFailed, match="ended with code -9"):
+        server.kill_engine()
 
 
 def test_only_a_server_that_ends_by_itself_is_reported(launch):

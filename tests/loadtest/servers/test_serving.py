@@ -56,12 +56,13 @@ def standins(monkeypatch):
         port = next(each for each in arguments if isinstance(each, int))
         return [sys.executable, "-c", STANDIN, str(port)]
 
-    for kind in ("lorry", "stock", "stock_base", "merged", "peft"):
+    for kind in ("lorry", "plain", "stock", "stock_base", "merged", "peft"):
         monkeypatch.setattr(commands, kind, stand_in)
 
 
-def test_lorry_has_a_store_with_the_first_version_of_each_and_a_token(setup, standins):
-    with serving("lorry", setup) as served:
+@pytest.mark.parametrize("kind", ["lorry", "plain"])
+def test_lorry_has_a_store_with_the_first_version_of_each_and_a_token(setup, standins, kind):
+    with serving(kind, setup) as served:
         published = (setup.work / "publish.log").read_text()
         assert served.admin_token
         assert served.admin_token in served.launches[0].log.read_text()

@@ -102,15 +102,21 @@ async def test_a_load_that_takes_longer_goes_on_for_others(house, caller):
     assert house.engine.asked == [1]
 
 
-async def test_the_wait_for_a_turn_ends_and_the_turn_goes_to_the_next(house, caller):
+async def test_the_wait_for_a_slot_ends_and_the_slot_goes_to_the_next(house, caller):
     house.inner.answer = plain = Plain()
-    slow = asyncio.create_task(caller.post(CHAT, json=body("red"), headers=within(0.4)))
-    while not plain.begun:  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
-    check_refusal(await caller.post(CHAT, json=body("blue"), headers=within(0.05)))  # one slot
-    assert (house.log[-1]["adapter"], plain.begun) == ("blue", 1)
-    check_refusal(await slow)
-    await ended(house, 2)
+    slow = [
+        asyncio.create_task(caller.post(CHAT, json=body("red"), headers=within(0.4)))
+        for _ in range(2)  # in the only slot
+    ]
+    async with asyncio.timeout(5):
+        while plain.begun < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    check_refusal(await caller.post(CHAT, json=body("blue"), headers=within(0.05)))
+    assert house.log[-1]["adapter"] == "blue"
+    assert plain.begun == 2
+    for each in await asyncio.gather(*slow):
+        check_refusal(each)
+    await ended(house, 3)
     house.inner.answer = None
     assert (await house.chat("blue")).status_code == 200
 

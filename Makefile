@@ -43,7 +43,7 @@ setup: $(STAMP)  ## Create .venv from the hashed lock and compile the kernels
 $(STAMP): $(LOCK) pyproject.toml setup.py $(KERNELS) | $(BIN)/uv
 	@test -z "$(filter-out $(EXTRA),$(MADE_FOR))" || \
 	    { echo "error: $(VENV) was made for $(MADE_FOR): use another clone for $(EXTRA), or remove $(VENV)"; exit 1; }
-	$(UV) install --python $(BIN)/python --quiet --no-deps --require-hashes $(TORCH) -r $(LOCK)
+	$(UV) install --python $(BIN)/python --quiet --no-deps --require-hashes --compile-bytecode $(TORCH) -r $(LOCK)
 	$(INSTALL)
 	@touch $@
 

@@ -26,12 +26,15 @@ from server.heartbeat import Heartbeat
 from server.http.app import create_app
 from server.lifecycle import Attached, Lifecycle
 from server.naming import ModelNames
+from server.presence import Presence
 from server.residency.catalog_sync import CatalogWatch, Pins, Removals
 from server.residency.loading import Loader
 from server.residency.occupancy import Occupancy
 from server.residency.residency import Residency, Servable
 from server.residency.served_files import ServedObjects
 from server.settings import Settings
+from server.supervisor import RestartableEngine, Supervisor
+from server.suspects import Suspects
 from server.telemetry.metrics import Metrics
 from server.telemetry.recorder import Recorder
 from server.telemetry.tracing import Tracing
@@ -69,6 +72,16 @@ class Assembly:
             (),
             lambda: [((), self._heartbeat.silent_seconds if self._heartbeat else 0.0)],
         )
+        self.presence = Presence()
+        self.suspects = Suspects()
+        self.supervisor: Supervisor | None = None
+        self.metrics.derive(
+            "engine_restarts",
+            "Times that the engine was started again after its process had ended.",
+            (),
+            lambda: [((), self.supervisor.restarts if self.supervisor else 0)],
+            kind="counter",
+        )
         self.catalog_watch = CatalogWatch(catalog, self.lifecycle)
         self.metrics.derive(
             "catalog_up",
@@ -85,6 +98,7 @@ class Assembly:
             registry=registry,
             catalog=catalog,
             publisher=self.publisher,
+            suspects=self.suspects,
             started_at=int(self.started),
         )
         self._followers: list[asyncio.Task[None]] = []
@@ -102,6 +116,7 @@ class Assembly:
             path_of=store.path,
             check=ServedObjects(store, base).check,
             base_digest=None if self.settings.allow_base_mismatch else base.digest,
+            presence=self.presence,
         )
         await occupancy.look()
         pins = Pins(self.catalog, residency)
@@ -109,10 +124,30 @@ class Assembly:
         removals = Removals(self.catalog, residency, self.metrics)
         admission = build_admission(self.settings, engine, residency, self.metrics)
         engine.admit_by(admission)
-        self._heartbeat = Heartbeat(engine, self.lifecycle, self.settings.engine_stall_seconds)
+        self._heartbeat = Heartbeat(
+            engine,
+            self.lifecycle,
+            self.settings.engine_stall_seconds,
+            self.settings.engine_hang_seconds,
+        )
         followers = (self.catalog_watch, pins, occupancy, removals, self._heartbeat)
         self._followers = [asyncio.create_task(follower.run()) for follower in followers]
         self.lifecycle.attach(Attached(app, residency, admission))
+
+    def supervise(self, engine: RestartableEngine) -> Supervisor:
+        """What starts the connected engine again when it ends; the caller runs it."""
+        attached = self.lifecycle.engine()
+        self.supervisor = Supervisor(
+            engine,
+            attached.residency,
+            attached.admission,
+            self.lifecycle,
+            self.presence,
+            self.suspects,
+            most=self.settings.max_engine_restarts,
+            window=self.settings.engine_restart_minutes * 60,
+        )
+        return self.supervisor
 
     def disconnect(self) -> None:
         """Stop following the catalog and the engine's slots."""
@@ -128,6 +163,7 @@ def build_residency(
     path_of: Callable[[str], Path],
     check: Callable[[AdapterVersion], object],
     base_digest: str | None,
+    presence: Presence,
 ) -> tuple[Residency, Occupancy]:
     """The residency of one engine, and its gauges.
 
@@ -148,6 +184,7 @@ def build_residency(
         servable=Servable(settings.max_lora_rank, base_digest),
         metrics=metrics,
         wait_seconds=settings.adapter_wait_seconds,
+        presence=presence,
     )
     places = {"device": settings.max_loras, "host": settings.max_cpu_loras}
     return residency, Occupancy(residency, engine, metrics, places)

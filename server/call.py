@@ -36,6 +36,7 @@ class Lease:
     engine_name: str  # LoRARequest.lora_name: unique per version and load
     request: Any  # vLLM's LoRARequest, opaque here
     repaired_values: int = 0  # computed since the load, not finite or far too large: it is broken
+    lost: bool = False  # the engine that held it has ended
 
 
 class SequenceStats(Protocol):
@@ -88,6 +89,7 @@ class Call:
     span: Span
     caller: str = ""  # whose turn it is, where callers take turns: the address it comes from
     started: float = field(default_factory=time.monotonic)
+    digest: str = ""  # SHA-256 of the body
     requested_model: str | None = None
     stream: bool = False
     version: AdapterVersion | None = None  # None: the base, once `resolved`
@@ -95,7 +97,7 @@ class Call:
     lease: Lease | None = None
     user: str = ""  # the body's, if it names one
     waiting: int = 0  # its requests that wait for their turn to enter the engine
-    queued: float | None = None  # monotonic; when the first began to wait
+    queued: float | None = None  # monotonic; when its latest request began to wait
     load_started: float | None = None  # monotonic; set if this call waited for a load
     load_ended: float | None = None
     status: int = 0
@@ -131,7 +133,9 @@ class Call:
     @property
     def queue_flow(self) -> str:
         """The flow in the queue for the engine; callers behind one address differ by `user`."""
-        return f"{self.user[:_MAX_ID_CHARACTERS] or self.caller} {self.account}"
+        # Told apart: nobody joins another's flow by sending its address as `user`.
+        caller = f"user {self.user[:_MAX_ID_CHARACTERS]}" if self.user else f"at {self.caller}"
+        return f"{caller} {self.account}"
 
     @property
     def response_model(self) -> str | None:

@@ -101,6 +101,7 @@ def _run(config: Path | None, given: dict[str, Any], engine_flags: list[str]) ->
     from contextlib import closing
 
     from server import preflight
+    from server.engine import environment, forkserver
     from server.engine.arguments import check_extra
     from server.settings import load_settings
 
@@ -115,6 +116,8 @@ def _run(config: Path | None, given: dict[str, Any], engine_flags: list[str]) ->
             closing(preflight.open_catalog(settings.store, settings.catalog)) as catalog,
         ):
             start_log(form)
+            environment.prepare(settings)
+            forkserver.start()
             # Imported late: it takes seconds.
             from server.serve import serve as run
 

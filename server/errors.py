@@ -9,7 +9,7 @@ LorryError
     ├── InvalidJson 400 · GrammarTooLarge 400 · GrammarRefused 400 · GrammarTooComplex 400
     ├── RequestTooSlow 408 · UploadTooSlow 408 · HeadTooLarge 431
     ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
-    ├── DeadlineExceeded 504
+    ├── PoisonRequest 422 · DeadlineExceeded 504
     ├── AdminDisabled 403 · NotAuthorized 401 · AdapterInUse 409 · PinsExceedCapacity 409
     ├── QueueIsFull 429
     └── Unavailable 503 (starting, draining, engine_dead, engine_slow, adapters_busy,
@@ -166,6 +166,13 @@ class UnknownModel(InvalidRequest):
 class AdapterUnusable(InvalidRequest):
     status = 422
     code = "adapter_unusable"
+
+
+class PoisonRequest(InvalidRequest):
+    """The engine has ended because of this request."""
+
+    status = 422
+    code = "poison_request"
 
 
 class AdminDisabled(InvalidRequest):

@@ -3,7 +3,8 @@
 A cheap question goes to the engine every few seconds, whether calls run or not, so readiness does
 not depend on traffic. The engine's own loop answers it between two steps. An adapter that loads or
 a grammar that compiles beside the steps does not delay the answer, and before the first question
-the engine has compiled its model.
+the engine has compiled its model. An engine that is silent for very long is killed, so that it is
+started again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 
 from server.engine.interface import AdapterEngine, EngineGone
 from server.lifecycle import Lifecycle
@@ -24,12 +26,18 @@ _SLACK_SECONDS = 0.5  # to read an answer: this process may have been stopped me
 
 
 class Heartbeat:
-    """Makes the server unready, and refuse calls, from `limit` seconds of silence to an answer."""
+    """Makes the server unready, and refuse calls, from `limit` seconds of silence to an answer.
 
-    def __init__(self, engine: AdapterEngine, lifecycle: Lifecycle, limit: float) -> None:
+    After `most` seconds of silence it kills the engine.
+    """
+
+    def __init__(
+        self, engine: AdapterEngine, lifecycle: Lifecycle, limit: float, most: float
+    ) -> None:
         self._engine = engine
         self._lifecycle = lifecycle
         self._limit = limit
+        self._most = most
         self._asked: float | None = None  # monotonic, while a question is open
 
     @property
@@ -38,20 +46,17 @@ class Heartbeat:
         return 0.0 if self._asked is None else time.monotonic() - self._asked
 
     async def run(self) -> None:
-        """Ask until cancelled, or until the engine has ended."""
-        try:
-            while True:
-                await asyncio.sleep(self._limit / _QUESTIONS)
+        """Ask until cancelled; an engine that has ended owes no answer."""
+        while True:
+            await asyncio.sleep(self._limit / _QUESTIONS)
+            with suppress(EngineGone):
                 await self._ask()
-        except EngineGone:
-            logger.debug("the engine has ended")
 
     async def _ask(self) -> None:
         self._asked = time.monotonic()
         answer = asyncio.ensure_future(self._engine.ping())
         try:
-            done, _ = await asyncio.wait({answer}, timeout=self._limit)
-            if done or (await asyncio.wait({answer}, timeout=_SLACK_SECONDS))[0]:
+            if await _comes(answer, self._limit):
                 answer.result()
             else:
                 await self._outlast(answer)
@@ -69,7 +74,15 @@ class Heartbeat:
         words = f"the engine has not answered for {self._limit:g} s"
         self._lifecycle.impair(STALLED, words, refuse_for=_RETRY_SECONDS)
         try:
+            if not await _comes(answer, self._most - self.silent_seconds):
+                logger.error("the engine is killed after %.1f s of silence", self.silent_seconds)
+                self._engine.kill()
             await answer
             logger.warning("the engine answers again, after %.1f s", self.silent_seconds)
         finally:
             self._lifecycle.restore(STALLED)
+
+
+async def _comes(answer: asyncio.Future[None], within: float) -> bool:
+    done, _ = await asyncio.wait({answer}, timeout=within)
+    return bool(done or (await asyncio.wait({answer}, timeout=_SLACK_SECONDS))[0])

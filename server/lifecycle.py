@@ -1,9 +1,9 @@
 """The server's phase, the engine behind it, and the number of calls in flight.
 
-starting -> ready -> draining, and from each of them -> dead when the engine ends. Calls are
-accepted only in `ready`. A hindrance makes a ready server unready for balancers (/readyz); calls
-that still arrive are accepted unless it says otherwise. Other modules report events; nothing here
-observes HTTP or the engine.
+starting -> ready -> draining, and from each of them -> dead when the engine ends for good. Calls
+are accepted only in `ready`. A hindrance makes a ready server unready for balancers (/readyz);
+calls that still arrive are accepted unless it says otherwise. Other modules report events; nothing
+here observes HTTP or the engine.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Phase(StrEnum):
     DRAINING = "draining"
     DEAD = "dead"
 
+
+RESTARTING = "restarting"  # a hindrance: calls that arrive wait for the engine
 
 _REFUSALS = {
     Phase.STARTING: ("The server is starting.", "starting", 5),
@@ -58,7 +60,8 @@ class Lifecycle:
     @property
     def is_up(self) -> bool:
         """Whether there is an engine that answers calls."""
-        return self.phase in (Phase.READY, Phase.DRAINING) and not self._refusing
+        is_away = self._refusing or RESTARTING in self.hindrances
+        return self.phase in (Phase.READY, Phase.DRAINING) and not is_away
 
     def attach(self, engine: Attached) -> None:
         """Take an engine into use: calls are accepted."""
@@ -80,6 +83,13 @@ class Lifecycle:
         if self.phase is not Phase.DEAD:
             self.phase = phase
             self.stage = phase.value
+
+    @property
+    def status(self) -> str:
+        """In one word, for /readyz: the phase, `restarting`, or `impaired` by what else hinders."""
+        if self.phase is not Phase.READY or not self.hindrances:
+            return self.phase
+        return RESTARTING if RESTARTING in self.hindrances else "impaired"
 
     @property
     def is_ready(self) -> bool:

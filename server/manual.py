@@ -51,7 +51,7 @@ server stops ends it at once ([operations.md](operations.md#readiness-and-signal
 | 6 | bitsandbytes is set but not installed |
 | 7 | this Python, processor or vLLM can't serve |
 | 8 | the engine did not start |
-| 9 | the engine died |
+| 9 | the engine died, more often than `max_engine_restarts` allows |
 | 130 | Ctrl-C while stopping |
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -28,7 +29,6 @@ from adapters.errors import AdapterError
 from server import signals
 from server.admin.publishing import Publisher, watching
 from server.assembly import Assembly
-from server.engine import environment
 from server.errors import ENGINE_DIED_EXIT_CODE, ModelNotFound
 from server.http.connections import ACCEPTED_AT_ONCE, Connections, Limits, Listener
 from server.http.cors import Cors
@@ -59,7 +59,6 @@ def serve(
     Raises:
         StartupError: the engine did not start.
     """
-    environment.prepare(settings)
     server = Server(settings, extra, listener, catalog)
     try:
         with watching(settings.watch, server.publisher):
@@ -119,15 +118,15 @@ class Server:
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         stop = asyncio.create_task(self._stop.wait())
         running: RunningEngine | None = None
+        supervision: asyncio.Task[None] | None = None
         try:
             running = await self._start_unless(stop)
-            # By a callback, so that no call is accepted after the engine has died.
-            running.death.add_done_callback(lambda _: self._lifecycle.advance(Phase.DEAD))
-            ends = {running.death, stop, http}
+            supervisor = self._parts.supervise(running.engine)
+            supervision = asyncio.create_task(supervisor.run())
+            ends = {supervision, stop, http}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if not stop.done():
-                # A signal to the process group may end an idle engine before it arrives here.
-                await asyncio.wait({stop}, timeout=_SIGNAL_SECONDS)
+            if supervision.done() and (fault := supervision.exception()) is not None:
+                logger.error("the engine can't be started again", exc_info=fault)
             return await (self._drain() if stop.done() else self._end_after_engine_death(stop))
         finally:
             stop.cancel()
@@ -135,6 +134,9 @@ class Server:
             # HTTP before the engine: this cancels the calls that outlived the drain.
             self._http.should_exit = True
             await http
+            if supervision is not None:
+                supervision.cancel()
+                await supervisor.close()
             if running is not None:
                 await running.close()
             await asyncio.to_thread(self._parts.tracing.close)
@@ -162,7 +164,10 @@ class Server:
         self._stage("importing vLLM")
         start_engine = await asyncio.to_thread(_import_engine)
         self._stage(f"starting the engine ({settings.model}, {settings.quantization})")
-        running = await start_engine(settings, self._extra, self._parts.metrics)
+        parts = self._parts
+        running = await start_engine(
+            settings, self._extra, parts.metrics, parts.presence, parts.suspects
+        )
         self._stage("loading pinned adapters")
         await self._parts.connect(running.engine, running.app, base)
         host, port = self._listener.getsockname()[:2]
@@ -196,7 +201,7 @@ class Server:
 
     async def _end_after_engine_death(self, stop: asyncio.Task[Any]) -> int:
         self._lifecycle.advance(Phase.DEAD)
-        logger.error("the engine has died; the server shuts down")
+        logger.error("the engine has ended for good; the server shuts down")
         # New calls get a 503 with `engine_dead` rather than a closed port.
         await asyncio.wait({stop}, timeout=_DEAD_ANSWERS_SECONDS)
         await self._lifecycle.wait_idle(_FAILED_CALLS_SECONDS)
@@ -227,6 +232,10 @@ class HttpServer(uvicorn.Server):
 
 
 def _import_engine() -> Callable[..., Coroutine[Any, Any, RunningEngine]]:
-    from server.engine.build import start_engine
-
+    # Nearly all that an import makes stays: looking for garbage in it takes a sixth of the time.
+    gc.disable()
+    try:
+        from server.engine.build import start_engine
+    finally:
+        gc.enable()
     return start_engine

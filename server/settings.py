@@ -147,9 +147,9 @@ class Settings(BaseSettings):
         default=1024 * 1024, ge=1024, description="Prompt tokens of the calls that wait."
     )
     max_wait_seconds: float = Field(
-        default=5.0,
+        default=30.0,
         gt=0,
-        description="Wait after which a caller's use of an adapter goes before the others.",
+        description="Wait after which a caller has a turn on an adapter, whatever it had before.",
     )
     max_prefill_tokens: int = Field(
         default=512,
@@ -163,6 +163,19 @@ class Settings(BaseSettings):
         default=15.0,
         gt=0,
         description="Silence of the engine after which the server is not ready; more than a step.",
+    )
+    engine_hang_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="Silence of the engine after which it is killed and started again.",
+    )
+    max_engine_restarts: int = Field(
+        default=5,
+        ge=0,
+        description="Restarts of the engine within engine_restart_minutes; then the server ends.",
+    )
+    engine_restart_minutes: float = Field(
+        default=10.0, gt=0, description="Period in which restarts of the engine are counted."
     )
     drain_seconds: int = Field(
         default=30, ge=0, description="How long running answers may finish after SIGTERM."
@@ -246,6 +259,12 @@ def _checked(settings: Settings) -> Settings:
         raise SettingsInvalid(
             f"settings: max_bodies_bytes ({settings.max_bodies_bytes}) must be at least "
             f"max_body_bytes ({settings.max_body_bytes}): it holds one body at least"
+        )
+    if settings.engine_hang_seconds < settings.engine_stall_seconds:
+        raise SettingsInvalid(
+            f"settings: engine_hang_seconds ({settings.engine_hang_seconds:g}) must be at least "
+            f"engine_stall_seconds ({settings.engine_stall_seconds:g}): first calls are refused, "
+            "then the engine is killed"
         )
     if settings.admin_token_file is not None:
         return settings.model_copy(update={"admin_token": _read_token(settings)})

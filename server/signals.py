@@ -17,7 +17,7 @@ from contextlib import suppress
 from types import FrameType
 
 INTERRUPTED_EXIT_CODE = 130
-_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _begin: Callable[[], None] | None = None  # begins to stop; None: there is nothing to let finish
 _has_begun = False
@@ -25,7 +25,7 @@ _has_begun = False
 
 def install() -> None:
     """Handle the signals: until `on_stop`, each ends the process at once, with 0. Idempotent."""
-    for number in _STOPPING:
+    for number in STOPPING:
         nohup = number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
         signal.signal(number, signal.SIG_IGN if nohup else _handle)
 
@@ -38,8 +38,8 @@ def on_stop(begin: Callable[[], None]) -> None:
 
 
 def ignore() -> None:
-    """For a process that ends anyway: Python's own end takes a second."""
-    for number in _STOPPING:
+    """For a process that ends anyway (Python's own end takes a second), or only with its server."""
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 

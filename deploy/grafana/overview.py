@@ -38,7 +38,7 @@ NOW = [
         unit="none",
         names={1: ("ready", "green"), 0: ("not ready", "red")},
         empty="no server",
-        text="Not ready means starting or dead.",
+        text="Not ready means starting, started again, stalled or dead.",
     ),
     stat("Alerts firing", FIRING, unit="none", limits=thresholds((1, BAD))),
     stat("Calls", per_second(CALLS, OWN), unit="reqps"),

@@ -17,6 +17,7 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.usage.usage_lib import UsageContext
 
 from server.call import Observer
+from server.engine import forkserver
 from server.engine.arguments import build_arguments
 from server.engine.bounds import RequestBounds
 from server.engine.client import Engine
@@ -26,7 +27,9 @@ from server.engine.models import CallModels
 from server.engine.stats import PublicLoraInfo
 from server.engine.validation import read_bodies_off_loop
 from server.errors import EngineStartFailed
+from server.presence import Presence
 from server.settings import Settings
+from server.suspects import Suspects
 
 logger = logging.getLogger("lorry.engine")
 
@@ -34,18 +37,16 @@ _STOP_SECONDS = 3  # 0 would kill the engine process outright
 
 
 class RunningEngine:
-    """An engine, vLLM's app on it, and `death`, the task that ends when the engine does."""
+    """An engine, and vLLM's app on it."""
 
     def __init__(
         self,
         engine: Engine,
         app: ASGIApp,
-        death: asyncio.Task[None],
         lifespan: contextlib.AsyncExitStack,
     ) -> None:
         self.engine = engine
         self.app = app
-        self.death = death
         self._lifespan = lifespan
         self._warm_up = asyncio.create_task(engine.grammars.checks.warm_up())
 
@@ -58,7 +59,11 @@ class RunningEngine:
 
 
 async def start_engine(
-    settings: Settings, extra: Sequence[str], observer: Observer
+    settings: Settings,
+    extra: Sequence[str],
+    observer: Observer,
+    presence: Presence,
+    suspects: Suspects,
 ) -> RunningEngine:
     """Start the engine process and vLLM's app without blocking the event loop.
 
@@ -67,6 +72,7 @@ async def start_engine(
         SettingsInvalid: vLLM does not take a flag in `extra`.
     """
     cli_env_setup()
+    forkserver.use()
     arguments = await asyncio.to_thread(build_arguments, settings, extra)
     try:
         engine = await asyncio.to_thread(_build, arguments)
@@ -79,14 +85,14 @@ async def start_engine(
         whitespace=not engine.vllm_config.structured_outputs_config.disable_any_whitespace,
     )
     leave_to_checks(grammars.bounds)
-    engine.attach(observer, grammars)
-    death = engine.start()
+    engine.attach(observer, grammars, presence, suspects)
+    engine.start()
     try:
         app, lifespan = await _build_app(engine, arguments, settings)
     except Exception as error:
         await asyncio.to_thread(engine.shutdown, timeout=_STOP_SECONDS)
         raise EngineStartFailed(f"vLLM's app did not start: {error}") from error
-    return RunningEngine(engine, app, death, lifespan)
+    return RunningEngine(engine, app, lifespan)
 
 
 def _build(arguments: Namespace) -> Engine:

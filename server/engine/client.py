@@ -1,12 +1,13 @@
-"""vLLM's engine client, extended: loads and removes adapters, and detects the engine's death."""
+"""vLLM's engine client, extended: admits requests, and loads and removes adapters."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,23 @@ from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMValidationEr
 from vllm.lora.request import LoRARequest
 from vllm.tokenizers.detokenizer_utils import convert_ids_list_to_tokens
 from vllm.v1.engine import logprobs
-from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.call import Call, Observer, current_call
 from server.engine.grammars import Grammars
-from server.engine.interface import Admission, EngineGone, EngineRefusal, EngineSlow, Work
+from server.engine.interface import (
+    Admission,
+    EngineGone,
+    EngineRefusal,
+    EngineSlow,
+    Work,
+)
 from server.engine.outputs import AttributedOutputProcessor, TokenTexts, check_agreement
+from server.engine.process import MortalEngine
 from server.errors import InvalidRequest, RequestError, Unavailable
 from server.kernels import STAGING
+from server.presence import Presence
+from server.suspects import Suspects
 
 logger = logging.getLogger("lorry.engine")
 
@@ -34,26 +44,24 @@ _TOO_SLOW = "the engine did not answer in time"
 _SHUTTING_DOWN = "Server shutting down"  # EngineCore._reject_utility_in_shutdown
 
 
-class Engine(AsyncLLM):
+class Engine(MortalEngine):
     """The AdapterEngine of server/engine/interface.py on vLLM; attributes its work to calls.
 
     Construct it outside the event loop, then call `attach`, `start` in the event loop, and
     `admit_by` before the first call.
     """
 
-    def attach(self, observer: Observer, grammars: Grammars) -> None:
+    def attach(
+        self, observer: Observer, grammars: Grammars, presence: Presence, suspects: Suspects
+    ) -> None:
         """Attribute outputs to calls, report tokens and steps to `observer`, check grammars."""
         self.grammars = grammars
+        self.presence = presence
+        self.suspects = suspects
         self.output_processor.__class__ = AttributedOutputProcessor
         self.output_processor.observer = observer
         logprobs.convert_ids_list_to_tokens = TokenTexts(convert_ids_list_to_tokens)
         self._drops: set[asyncio.Task[None]] = set()
-
-    def start(self) -> asyncio.Task[None]:
-        """Start reading the engine's outputs; the returned task ends when the engine does."""
-        self._run_output_handler()
-        handler: asyncio.Task[None] = self.output_handler
-        return handler
 
     @property
     def max_sequences(self) -> int:
@@ -72,7 +80,10 @@ class Engine(AsyncLLM):
         lora_request: LoRARequest | None = None,
         **options: Any,
     ) -> AsyncGenerator[Any, None]:
-        """As in vLLM, once it is the request's turn and its adapter is there."""
+        """As in vLLM, once it is the request's turn and its adapter is there.
+
+        If the engine ends while nothing of the answer has left, the request is asked again.
+        """
         call = current_call.get()
         if call is None:
             raise RuntimeError("the engine answers calls only")
@@ -80,19 +91,37 @@ class Engine(AsyncLLM):
         try:
             await self._settle_grammar(call, sampling_params)
             work = self._work(request_id, prompt, sampling_params)
-            async with self._admission.enter(call, work) as lease:
-                call.lease = lease
-                request = None if lease is None else lease.request
-                outputs = super().generate(
-                    prompt, sampling_params, request_id, lora_request=request, **options
-                )
-                async with aclosing(outputs):
-                    async for output in outputs:
-                        yield output
+            while True:
+                death, has_begun = self.death, False
+                try:
+                    async with self._enter(call, work) as request:
+                        outputs = super().generate(
+                            prompt, sampling_params, request_id, lora_request=request, **options
+                        )
+                        async with aclosing(outputs):
+                            async for output in outputs:
+                                has_begun = True
+                                yield output
+                    return
+                except EngineDeadError:
+                    if has_begun or call.status:
+                        raise
+                await asyncio.wait({death})  # it may not have been noticed yet
+                _forget_attempt(call, request_id)
+                work = replace(work, is_again=True)
         except RequestError as error:
             call.refusal = error
             _note_refusal(call, error)
             raise VLLMValidationError(str(error)) from None
+
+    @asynccontextmanager
+    async def _enter(self, call: Call, work: Work) -> AsyncIterator[LoRARequest | None]:
+        """Wait for the request's turn; the adapter that it runs with. Raises RequestError."""
+        async with self._admission.enter(call, work) as lease, self.suspects.inside(call.digest):
+            if lease is not None and lease.lost:  # the engine has ended since then
+                raise EngineDeadError
+            call.lease = lease
+            yield None if lease is None else lease.request
 
     def _work(self, request_id: str, prompt: Any, params: Any) -> Work:
         tokens = len(prompt.get("prompt_token_ids") or ())
@@ -102,6 +131,8 @@ class Engine(AsyncLLM):
     async def add_request(self, *args: Any, **kwargs: Any) -> Any:
         """As in vLLM, which refuses some requests only here."""
         try:
+            if self.is_dead:
+                raise EngineDeadError
             return await super().add_request(*args, **kwargs)
         except Exception as error:
             if (call := current_call.get()) is not None:
@@ -202,6 +233,7 @@ class Engine(AsyncLLM):
         """Raises EngineGone. However long it takes: the caller watches the time."""
         try:
             await self._ask(self.is_paused(), None)
+            self.note_life()
         except EngineRefusal as error:
             raise EngineGone(str(error)) from None
 
@@ -220,19 +252,21 @@ class Engine(AsyncLLM):
 
         vLLM never resolves the pending calls of an engine that dies.
         """
+        death = self.death
         asked = asyncio.ensure_future(request)
         done, _ = await asyncio.wait(
-            {asked, self.output_handler}, timeout=within, return_when=asyncio.FIRST_COMPLETED
+            {asked, death}, timeout=within, return_when=asyncio.FIRST_COMPLETED
         )
         if asked not in done:
             asked.cancel()
-            if self.output_handler in done:
+            if death in done:
                 raise EngineGone("the engine ended")
             raise EngineSlow(_TOO_SLOW)
         try:
             return asked.result()
         except Exception as error:  # noqa: BLE001 - vLLM raises the bare class with a message
-            if self.errored or _SHUTTING_DOWN in str(error):
+            if self.is_dead or _SHUTTING_DOWN in str(error):
+                await asyncio.wait({death}, timeout=within)  # then `presence` says so too
                 raise EngineGone("the engine ended") from None
             raise EngineRefusal(_reason(error)) from None
 
@@ -241,6 +275,13 @@ class Engine(AsyncLLM):
             state.lora_name == engine_name
             for state in self.output_processor.request_states.values()
         )
+
+
+def _forget_attempt(call: Call, request_id: str) -> None:
+    """Drop what a request that is asked again has left on its call: the record has one answer."""
+    call.sequences[:] = [each for each in call.sequences if each.engine_request_id != request_id]
+    if call.engine_error == EngineDeadError.__name__:
+        call.engine_error = None
 
 
 def _note_refusal(call: Call, error: Exception) -> None:

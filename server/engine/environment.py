@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import MutableMapping
+from importlib import util
+from pathlib import Path
 
 from server.kernels import PORTABLE_VARIABLE
 from server.kernels.watchdog import SERVER_VARIABLE
@@ -69,3 +71,28 @@ def _prepare_cpu(settings: Settings, environ: MutableMapping[str, str]) -> None:
     # OpenMP threads spin while they wait for each other. With the default, a stream beside a busy
     # process gets 1/26 of its tokens; with 0, alone, only 2/3 (docs/log/server.md).
     environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # Before the fork server starts, which hands them on to the engine: what vLLM sets for an engine
+    # after its own import, and what is read while torch is imported.
+    environ["TORCHINDUCTOR_CPP_DYNAMIC_THREADS"] = "1"
+    if libraries := _missing_libraries(environ.get("LD_PRELOAD", "")):
+        environ["LD_PRELOAD"] = libraries
+
+
+def _missing_libraries(preloaded: str) -> str:
+    """LD_PRELOAD as vLLM sets it (`CpuPlatform.check_and_update_config`): OpenMP, an allocator."""
+    first = [preloaded] if preloaded else []
+    if not any(name in preloaded for name in ("libgomp", "libomp", "libiomp")):
+        torch = _folder("torch")
+        found = [*torch.parent.glob("torch.libs/libgomp*.so*"), *torch.glob("lib/libgomp*.so*")]
+        first += map(str, found[:1])
+    if "libtcmalloc" not in preloaded:
+        libs = _folder("vllm") / "libs"
+        found = [*libs.glob("libtcmalloc_minimal*.so*"), *libs.glob("libtcmalloc.so*")]
+        first = [*map(str, found[:1]), *first]
+    return ":".join(first)
+
+
+def _folder(package: str) -> Path:
+    """Where a package is installed, without importing it."""
+    spec = util.find_spec(package)
+    return Path(str(spec.origin)).parent if spec else Path()

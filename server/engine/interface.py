@@ -29,6 +29,15 @@ class EngineSlow(EngineGone):
 
 
 @dataclass(frozen=True, slots=True)
+class Death:
+    """How an engine has ended."""
+
+    cause: str  # for people
+    from_outside: bool  # someone has ended its process: no request is to blame
+    inside: tuple[Call, ...]  # the calls that had a request in it
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """What one request asks of the engine; `tokens` is the most that each answer may have."""
 
@@ -36,6 +45,7 @@ class Work:
     prompt: int  # tokens
     sequences: int
     tokens: int
+    is_again: bool = False  # it was inside an engine that has ended: it is never refused
 
 
 class Admission(Protocol):
@@ -52,6 +62,15 @@ class Admission(Protocol):
 
     def step_made(self) -> None:
         """The engine has made a step."""
+
+    def engine_lost(self) -> None:
+        """The engine has ended, and its adapters with it: none enters until `engine_back`."""
+
+    def engine_back(self) -> None:
+        """A new engine is there."""
+
+    def engine_ended(self) -> None:
+        """The engine does not come back: refuse all that wait."""
 
 
 class AdapterEngine(Protocol):
@@ -83,6 +102,9 @@ class AdapterEngine(Protocol):
 
     async def ping(self) -> None:
         """Return when the engine's loop, between two steps, has answered; raises EngineGone."""
+
+    def kill(self) -> None:
+        """End the engine's process, which hangs."""
 
     def is_using(self, engine_name: str) -> bool:
         """Whether a request that runs or waits in the engine carries this adapter."""

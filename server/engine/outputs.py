@@ -16,6 +16,7 @@ from typing import Any
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.v1.engine.async_llm import InputStreamError
 from vllm.v1.engine.output_processor import OutputProcessor
+from vllm.v1.metrics.stats import LoRARequestStates
 
 from server.call import Call, Observer, Sequence, current_call
 from server.engine.interface import Admission, label_of
@@ -167,6 +168,20 @@ class AttributedOutputProcessor(OutputProcessor):
             if (attached := _attached(state)) is not None:
                 attached[0].engine_error = name
                 attached[1].finish_reason = "error"
+
+    def calls_inside(self) -> tuple[Call, ...]:
+        """The calls with a request in the engine, or in it when it ended."""
+        attached = map(_attached, self.request_states.values())
+        return tuple({each[0].engine_id: each[0] for each in attached if each}.values())
+
+    def forget(self, error: Exception) -> None:
+        """The engine has ended: drop its requests, which end with `error` if they have not yet."""
+        super().propagate_error(error)
+        self.request_states.clear()
+        self.parent_requests.clear()
+        self.external_req_ids.clear()
+        self.lora_states = LoRARequestStates(self.log_stats)
+        self.observer.step_made(0)
 
     def update_scheduler_stats(self, scheduler_stats: Any) -> None:
         super().update_scheduler_stats(scheduler_stats)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from adapters.catalog import AdapterVersion, VersionKey
 from server.call import Call, Lease, Sequence
-from server.engine.interface import Work
+from server.engine.interface import EngineGone, Work
 from server.errors import QueueIsFull
 from server.gate.queue import OUTPUT_TOKEN, PROMPT_TOKEN, Entry, FairQueue, Limits, QueueFull
+from server.residency.loading import without_engine
 from server.residency.residency import Residency, Resident
 from server.telemetry.metrics import Metrics
 
@@ -34,14 +35,18 @@ class PlainAdmission:
     @asynccontextmanager
     async def enter(self, call: Call, work: Work) -> AsyncIterator[Lease | None]:
         del work
-        if call.version is None:
-            yield None
-            return
         call.waiting += 1
         try:
-            resident = await self._residency.hold(call.version, call)
+            await self._residency.wait_engine()
+            if call.version is None:
+                resident = None
+            else:
+                resident = await self._residency.hold(call.version, call)
         finally:
             call.waiting -= 1
+        if resident is None:
+            yield None
+            return
         try:
             yield resident.load.lease
         finally:
@@ -51,6 +56,15 @@ class PlainAdmission:
         del call
 
     def step_made(self) -> None:
+        pass
+
+    def engine_lost(self) -> None:
+        pass
+
+    def engine_back(self) -> None:
+        pass
+
+    def engine_ended(self) -> None:
         pass
 
 
@@ -99,6 +113,8 @@ class FairAdmission:
         self._held: dict[VersionKey, Resident] = {}
         self._dispatched: deque[float] = deque()
         self._is_open = True
+        self._is_due = False  # `_advance`, by the event loop
+        self._has_ended = False
         limits.is_pinned = residency.is_pinned
         limits.unpinned = lambda: residency.most_unpinned
 
@@ -128,13 +144,25 @@ class FairAdmission:
         self._queue.clear_slots()
 
     def engine_back(self) -> None:
-        """A new engine is there, and holds nothing yet."""
+        """A new engine is there; what it holds, `residency` knows."""
         self._is_open = True
         self._advance()
+
+    def engine_ended(self) -> None:
+        """There will be no other engine: refuse all that wait."""
+        self._has_ended = True
+        for entry in tuple(self._queue.waiting()):
+            place = self._places[entry]
+            self._wait_no_more(place)
+            self._queue.leave(entry)
+            if not place.turn.done():
+                place.turn.set_exception(without_engine(EngineGone("the engine ended")))
 
     # ---- waiting
 
     def _join(self, call: Call, work: Work) -> Place:
+        if self._has_ended:
+            raise without_engine(EngineGone("the engine ended"))
         version = call.version
         entry = Entry(
             flow=call.queue_flow,
@@ -146,9 +174,9 @@ class FairAdmission:
         )
         place = Place(call, work, entry, asyncio.get_running_loop().create_future())
         try:
-            removed = self._queue.join(entry, time.monotonic())
+            removed = self._wait(entry, work)
         except QueueFull as error:
-            raise self._refusal(call, error.reason) from None
+            raise self._refusal(call, str(error)) from None
         call.queued = call.queued or entry.joined
         call.waiting += 1
         self._places[entry] = place
@@ -156,6 +184,14 @@ class FairAdmission:
             self._refuse(self._places[other])
         self._advance()
         return place
+
+    def _wait(self, entry: Entry, work: Work) -> list[Entry]:
+        """Returns those that leave for it; raises QueueFull."""
+        now = time.monotonic()
+        if work.is_again:
+            self._queue.rejoin(entry, now)
+            return []
+        return self._queue.join(entry, now)
 
     def _refuse(self, place: Place) -> None:
         self._wait_no_more(place)
@@ -185,12 +221,12 @@ class FairAdmission:
         entry = self._places.pop(place.entry).entry
         if entry in self._queue.inside:
             self._settle(place)
-            self._queue.end(entry)
+            self._queue.end(entry, time.monotonic())
         elif place.is_waiting:
             self._wait_no_more(place)
             self._queue.leave(entry)
             self._give_up_bringing(entry)
-        self._advance()
+        self._advance_soon()
 
     def _wait_no_more(self, place: Place) -> None:
         place.is_waiting = False
@@ -207,8 +243,15 @@ class FairAdmission:
 
     # ---- entering
 
+    def _advance_soon(self) -> None:
+        """Once for all that leave together: with many flows each time takes milliseconds."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._advance)
+
     def _advance(self) -> None:
         """Let in all whose turn it is."""
+        self._is_due = False
         now = time.monotonic()
         for entry in tuple(self._queue.inside):
             self._settle(self._places[entry])
@@ -225,12 +268,17 @@ class FairAdmission:
 
     def _let_in(self, place: Place, now: float) -> None:
         entry, call = place.entry, place.call
-        self._dispatched.append(now)
         self._wait_no_more(place)
+        if place.turn.done():  # its caller hangs up just now: it does not enter
+            self._queue.charge(entry, -PROMPT_TOKEN * entry.prompt)
+            self._queue.end(entry, now)
+            return
+        self._forget_old(now)
+        self._dispatched.append(now)
+        call.queued = entry.joined  # of its latest request: a call may send several in turn
         self._metrics.queue_left(call, now - entry.joined)
         lease = None if entry.adapter is None else self._held[entry.adapter].load.lease
-        if not place.turn.done():  # else its caller hangs up just now, and it leaves
-            place.turn.set_result(lease)
+        place.turn.set_result(lease)
 
     def _bring_in(self, place: Place) -> None:
         version = place.call.version
@@ -291,4 +339,4 @@ class FairAdmission:
         entry.prefilling = bool(entry.running) and not generated
         entry.left = max(entry.sequences * place.work.tokens - generated, 0)
         if not entry.running:  # the caller may still read: that takes nothing from others
-            self._queue.end(entry)
+            self._queue.end(entry, time.monotonic())

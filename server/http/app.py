@@ -30,6 +30,7 @@ from server.http.shape import Shape
 from server.lifecycle import Lifecycle, Phase
 from server.naming import ModelNames
 from server.settings import Settings
+from server.suspects import Suspects
 from server.telemetry.exposition import Snapshot, choose_encoder
 from server.telemetry.recorder import Recorder
 
@@ -43,6 +44,7 @@ def create_app(
     registry: CollectorRegistry,
     catalog: Catalog,
     publisher: Publisher,
+    suspects: Suspects,
     started_at: int,
 ) -> FastAPI:
     """`started_at`: Unix seconds, the base model's `created` in /v1/models."""
@@ -67,6 +69,7 @@ def create_app(
                 seconds=settings.body_seconds,
             ),
             shape=Shape(settings.max_body_objects, settings.max_body_values),
+            suspects=suspects,
         ),
         Middleware(PlainRoutes, max_body_bytes=settings.max_body_bytes),
     ]
@@ -99,7 +102,7 @@ def _add_health(app: FastAPI, lifecycle: Lifecycle) -> None:
     async def readyz() -> JSONResponse:
         """200 when the server should get calls; else 503, with the phase or what hinders it."""
         body: dict[str, Any] = {
-            "status": lifecycle.phase,
+            "status": lifecycle.status,
             "stage": lifecycle.stage,
             "in_flight": lifecycle.in_flight,
         }
@@ -108,7 +111,7 @@ def _add_health(app: FastAPI, lifecycle: Lifecycle) -> None:
         if lifecycle.phase is Phase.READY:
             reasons = dict(lifecycle.hindrances)
             words = "; ".join(reasons.values())
-            body |= {"status": "impaired", "stage": words, "reason": next(iter(reasons), None)}
+            body |= {"stage": words, "reason": next(iter(reasons), None)}
         return JSONResponse(body, 503, {"retry-after": "5"})
 
 

@@ -6,6 +6,7 @@ Pure ASGI, outside vLLM's app. However a call ends, the one `finally` here recor
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
 from typing import Any
@@ -23,6 +24,7 @@ from server.http.exchange import Exchange, end_stream, send_error
 from server.http.shape import Shape
 from server.lifecycle import Lifecycle, Phase, refusal
 from server.naming import ModelNames
+from server.suspects import Suspects
 from server.telemetry.recorder import Recorder
 
 logger = logging.getLogger("lorry.middleware")
@@ -59,6 +61,7 @@ STRIPPED_HEADERS = frozenset(
 
 _TOKENS_ONLY = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
 _MAX_NAME_CHARACTERS = 512
+_QUICK_BYTES = 256 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -92,6 +95,7 @@ class InferenceMiddleware:
         recorder: Recorder,
         bodies: Bodies,
         shape: Shape,
+        suspects: Suspects,
     ) -> None:
         self._app = app
         self._lifecycle = lifecycle
@@ -99,6 +103,7 @@ class InferenceMiddleware:
         self._recorder = recorder
         self._bodies = bodies
         self._shape = shape
+        self._suspects = suspects
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in INFERENCE_PATHS:
@@ -166,6 +171,8 @@ class InferenceMiddleware:
         call.user = user_of(selection)
         call.version = await self._names.resolve(selection.model or "", split_key(call, scope))
         call.resolved = True
+        call.digest = await digest_of(body)
+        self._suspects.check(call.digest)
         exchange = Exchange(call, body, receive, send)
         engine = self._lifecycle.engine()
         if call.version is not None:
@@ -207,6 +214,13 @@ def log_fault(call: Call) -> None:
         words, error = type(call.fault).__name__, call.fault
     where = (call.endpoint, call.request_id)
     logger.error("%s %s failed: %s", *where, words, exc_info=error, extra={"always": True})
+
+
+async def digest_of(body: bytes) -> str:
+    """SHA-256 as hexadecimal digits; in a thread if it takes long."""
+    if len(body) < _QUICK_BYTES:
+        return hashlib.sha256(body).hexdigest()
+    return (await asyncio.to_thread(hashlib.sha256, body)).hexdigest()
 
 
 def select(body: bytes) -> Selection:

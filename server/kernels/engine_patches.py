@@ -5,6 +5,7 @@ compiled; ours is opaque operators), and a compiled model is loaded again at the
 engine's loop gets room for its frames and looks adapters up without copying a cache.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ _LOOPS = (
 # not fit into 256 KiB, so the chunk has 512: half of it is left for the frames below, of which a
 # compiled model of 12 layers with LoRA takes some 10 KiB. Untouched pages take no memory.
 _FRAME_WORDS = 32 * 1024
+_COMPILERS = 2  # at once; each takes 300 MB
 
 
 def install() -> None:
@@ -53,8 +55,18 @@ def _compile_beside_lora() -> None:
         finally:
             vllm_config.lora_config = lora_config
         _identify_by_operators(vllm_config)
+        _compile_at_once(vllm_config)
 
     CpuPlatform.check_and_update_config = classmethod(check_as_without_lora)
+
+
+def _compile_at_once(vllm_config: Any) -> None:
+    """Have threads wait for C++ compilers; vLLM asks for one after the other.
+
+    As many on all machines: vLLM recognises a saved model by its settings.
+    """
+    vllm_config.compilation_config.inductor_compile_config.setdefault("compile_threads", _COMPILERS)
+    os.environ.setdefault("TORCH_WARM_POOL", "0")  # else Inductor starts processes for Triton
 
 
 def _identify_by_operators(vllm_config: Any) -> None:

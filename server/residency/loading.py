@@ -79,12 +79,15 @@ class Loader:
             # Against the base that is served now, which may not be the one it was published for. In
             # a thread, as it reads every byte.
             await asyncio.to_thread(self._check, load.version)
+            if load.lease.lost:  # what is loaded now would be another engine's
+                raise EngineGone("the engine ended")
             await self._engine.add_adapter(load.lease.request, ids, self._within)
         except Exception as error:
             # After any error: the engine must hold exactly what the residency lists.
             self._metrics.load_failed(load.version)
             logger.warning("adapter %s was not loaded: %s", load.version.label, error)
-            await self._forget([load.integer_id, *ids])
+            if not load.lease.lost:
+                await self._forget([load.integer_id, *ids])
             raise
         self._metrics.loaded(load.version, time.monotonic() - started)
 

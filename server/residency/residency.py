@@ -5,13 +5,17 @@ one load; the least recently used version without a lease is evicted for it. Inv
 a test: every load has a fresh integer id and an engine-side name of its own; resident adapters
 never exceed the engine's capacity; a failed load burns its id and is removed from the engine;
 nothing in use and nothing pinned is evicted. `loading.py` does the loads.
+
+When the engine ends it holds nothing any more: `forget`. Calls that ask for a version then wait for
+the next engine, into which `restore` loads what was resident.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,11 +24,15 @@ from adapters.catalog import AdapterVersion, VersionKey
 from adapters.errors import AdapterError
 from server.call import Call, Lease
 from server.engine.interface import AdapterEngine, EngineGone, EngineRefusal
-from server.errors import AdapterInUse, AdapterUnusable, Unavailable
+from server.errors import AdapterInUse, AdapterUnusable, RequestError, Unavailable
+from server.presence import Presence
 from server.residency.loading import Load, Loader, explain, without_engine
 from server.telemetry.metrics import Metrics
 
+logger = logging.getLogger("lorry.residency")
+
 _ROOM_POLL_SECONDS = 0.02
+_RESTORED_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +81,9 @@ class Residency:
         servable: Servable,
         metrics: Metrics,
         wait_seconds: float,
+        presence: Presence,
     ) -> None:
+        self._presence = presence
         self._engine = engine
         self._loader = loader
         self._capacity = capacity
@@ -140,9 +150,11 @@ class Residency:
     async def lease(self, version: AdapterVersion, call: Call | None) -> AsyncIterator[Lease]:
         """Hold `version` resident for the length of the block, loading it if need be.
 
+        An engine that is started again is waited for, however long that takes.
+
         Raises:
             AdapterUnusable: the engine can't serve this adapter.
-            Unavailable: no room in time, or its files or the engine are not there.
+            Unavailable: no room in time, or its files are not there, or no engine any more.
         """
         resident = await self.hold(version, call)
         try:
@@ -153,11 +165,28 @@ class Residency:
     async def hold(self, version: AdapterVersion, call: Call | None = None) -> Resident:
         """Like `lease`, until `release`."""
         self.check(version)
+        while True:
+            await self.wait_engine()
+            if (resident := await self._hold(version, call)) is not None:
+                return resident
+
+    async def wait_engine(self) -> None:
+        """Return once the engine can be asked; raises Unavailable if it has ended for good."""
+        try:
+            await self._presence.wait()
+        except EngineGone as error:
+            raise without_engine(error) from None
+
+    async def _hold(self, version: AdapterVersion, call: Call | None) -> Resident | None:
+        """Take its place and wait until it is loaded; None if the engine ends meanwhile."""
         resident = await self._take(version)
         try:
             await self._wait_loaded(resident, call)
-        except BaseException:
+        except BaseException as error:
             self.release(resident)
+            has_ended = resident.load.lease.lost or not self._presence.is_there
+            if has_ended and isinstance(error, Unavailable):
+                return None
             raise
         return resident
 
@@ -172,6 +201,40 @@ class Residency:
         """Make `version` resident ahead of calls; raises as `lease` does."""
         async with self.lease(version, None):
             pass
+
+    def forget(self) -> list[AdapterVersion]:
+        """The engine has ended: free every place; leases of it are lost.
+
+        Returns what it held, in the order to `restore` it: pinned, in use, used last.
+        """
+        held = sorted(
+            self._residents.items(),
+            key=lambda each: (each[0] in self._pinned, each[1].users > 0, each[1].last_used),
+            reverse=True,
+        )
+        for _, resident in held:
+            resident.load.lease.lost = True
+        self._residents.clear()
+        self._freed.set()
+        return [resident.load.version for _, resident in held]
+
+    async def restore(self, versions: Sequence[AdapterVersion], within: float) -> None:
+        """Load `versions` in this order, ahead of calls; begins no load after `within` seconds.
+
+        A version that can't be loaded is left out.
+        """
+        end = time.monotonic() + within
+        for at in range(0, len(versions), _RESTORED_AT_ONCE):
+            if time.monotonic() >= end:
+                logger.warning("%d adapters load only when they are called", len(versions) - at)
+                return
+            some = versions[at : at + _RESTORED_AT_ONCE]
+            await asyncio.gather(*(self._restore(version) for version in some))
+
+    async def _restore(self, version: AdapterVersion) -> None:
+        with suppress(RequestError):  # the loader has logged it
+            if (resident := await self._hold(version, None)) is not None:
+                self.release(resident)
 
     async def unload(self, version: AdapterVersion) -> bool:
         """Free the version on device and host once no call uses it; returns whether it was there.
@@ -283,7 +346,8 @@ class Residency:
         try:
             await self._loader.run(load, leaving)
         except BaseException:
-            del self._residents[key]
+            if not load.lease.lost:
+                del self._residents[key]
             raise
 
     async def _wait_loaded(self, resident: Resident, call: Call | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder as choose_by_accept
@@ -24,16 +25,26 @@ PREFIX = "lorry_"
 _OPENMETRICS = "application/openmetrics-text"
 PER_VERSION = ("adapter", "version")
 
-# Reads a gauge: the label values and the number of each of its series.
+# Reads a metric: the label values and the number of each of its series.
 Source = Callable[[], Iterable[tuple[Sequence[str], float]]]
+Kind = Literal["gauge", "counter"]
 
 
 @dataclass(frozen=True, slots=True)
-class Gauge:
+class Derived:
     name: str
     text: str
     labels: tuple[str, ...]
     read: Source
+    kind: Kind
+
+    def family(self) -> Metric:
+        family = _family(self.name, self.text, self.kind)
+        suffix = "_total" if self.kind == "counter" else ""
+        for values, number in self.read():
+            labelled = dict(zip(self.labels, values, strict=True))
+            family.add_sample(family.name + suffix, labelled, number)
+        return family
 
 
 class Exposition(Collector):
@@ -48,11 +59,13 @@ class Exposition(Collector):
         self._ledger = ledger
         self._counters = counters
         self._histograms = histograms
-        self._gauges: dict[str, Gauge] = {}
+        self._derived: dict[str, Derived] = {}
         self._plain: dict[str, tuple[str, Histogram]] = {}
 
-    def add_gauge(self, name: str, text: str, labels: tuple[str, ...], read: Source) -> None:
-        self._gauges[name] = Gauge(name, text, labels, read)
+    def add_derived(
+        self, name: str, text: str, labels: tuple[str, ...], read: Source, kind: Kind = "gauge"
+    ) -> None:
+        self._derived[name] = Derived(name, text, labels, read, kind)
 
     def add_histogram(self, name: str, text: str, histogram: Histogram) -> None:
         self._plain[name] = (text, histogram)
@@ -78,11 +91,8 @@ class Exposition(Collector):
             family = _family(name, text, "histogram")
             _add_buckets(family, {}, histogram)
             yield family
-        for gauge in self._gauges.values():
-            family = _family(gauge.name, gauge.text, "gauge")
-            for values, number in gauge.read():
-                family.add_sample(family.name, dict(zip(gauge.labels, values, strict=True)), number)
-            yield family
+        for derived in self._derived.values():
+            yield derived.family()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from adapters.catalog import AdapterVersion
 from server.call import BASE, UNRESOLVED, Call
-from server.telemetry.exposition import PER_VERSION, Exposition, Source
+from server.telemetry.exposition import PER_VERSION, Exposition, Kind, Source
 from server.telemetry.ledger import Account, Histogram, Ledger, Trace, labels_of
 
 DEFAULT_LIMIT = 200
@@ -98,9 +98,11 @@ class Metrics:
             lambda: [((), self._longest_wait())],
         )
 
-    def derive(self, name: str, text: str, labels: tuple[str, ...], read: Source) -> None:
-        """Add a gauge whose series `read` derives at each scrape."""
-        self._exposition.add_gauge(name, text, labels, read)
+    def derive(
+        self, name: str, text: str, labels: tuple[str, ...], read: Source, kind: Kind = "gauge"
+    ) -> None:
+        """Add a metric whose series `read` derives at each scrape."""
+        self._exposition.add_derived(name, text, labels, read, kind)
 
     def begin(self, call: Call, trace: Trace) -> None:
         """Count the call, whose adapter is known, as in flight until `record` or `forget`."""

@@ -83,6 +83,8 @@ class Tracing:
 
         if call.load_started is not None and call.load_ended is not None:
             child("adapter.load", call.load_started, call.load_ended)
+        if call.queued is not None and call.ended is not None and not call.sequences:
+            child("queue", call.queued, call.ended)  # it has left without its turn
         for sequence in call.sequences[:MAX_RECORDED_SEQUENCES]:
             for phase in sequence.phases():
                 child(*phase)

@@ -18,7 +18,7 @@ LIMIT = 0.2
 
 @pytest.fixture
 async def heartbeat(house: House) -> AsyncIterator[Heartbeat]:
-    heartbeat = Heartbeat(house.engine, house.lifecycle, LIMIT)
+    heartbeat = Heartbeat(house.engine, house.lifecycle, LIMIT, most=60)
     task = asyncio.create_task(heartbeat.run())
     yield heartbeat
     task.cancel()
@@ -79,10 +79,26 @@ async def test_an_engine_that_answers_in_time_is_never_unready(
     assert seen == []
 
 
-async def test_it_ends_with_the_engine(house: House) -> None:
+async def test_an_engine_that_has_ended_owes_no_answer_and_is_asked_when_it_is_back(
+    house: House, heartbeat: Heartbeat
+) -> None:
     async def gone() -> None:
         raise EngineGone("the engine ended")
 
-    house.engine.ping = gone
-    await asyncio.wait_for(Heartbeat(house.engine, house.lifecycle, LIMIT).run(), 5)
+    answers, house.engine.ping = house.engine.ping, gone
+    await asyncio.sleep(LIMIT)
     assert house.lifecycle.hindrances == {}
+    assert heartbeat.silent_seconds == 0
+    house.engine.ping = answers
+    pings = house.engine.pings
+    await until(lambda: house.engine.pings > pings)
+
+
+async def test_an_engine_that_is_silent_for_too_long_is_killed(house: House) -> None:
+    house.engine.stopped = asyncio.Event()
+    task = asyncio.create_task(Heartbeat(house.engine, house.lifecycle, LIMIT, most=0.9).run())
+    took = await until(lambda: house.engine.killed)
+    assert 0.9 <= took < 3
+    assert not house.lifecycle.is_ready  # until its death is known
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -11,7 +11,9 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from server.call import Lease, current_call
 from server.engine.interface import EngineGone, EngineRefusal
+from server.presence import Presence
 from server.settings import Settings
+from server.suspects import Suspects
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own imports warn
 
@@ -115,13 +117,13 @@ async def test_a_workers_message_is_shown_without_wrapping_or_paths(message, kin
     from server.engine.client import Engine
 
     class Alive(Engine):
-        errored = False
+        is_dead = False
 
         def __del__(self):
             """AsyncLLM's would shut down an engine that was never built."""
 
     engine = Alive.__new__(Alive)
-    engine.output_handler = asyncio.create_task(asyncio.sleep(5))
+    engine.output_handler = asyncio.create_task(asyncio.sleep(0.3))
 
     async def fail():
         raise Exception(message)
@@ -139,7 +141,7 @@ async def test_a_load_does_not_wait_until_the_evicted_adapter_has_left(caplog):
     from server.kernels import STAGING
 
     class Alive(Engine):
-        errored = False
+        is_dead = False
 
         def __del__(self):
             """AsyncLLM's would shut down an engine that was never built."""
@@ -154,7 +156,7 @@ async def test_a_load_does_not_wait_until_the_evicted_adapter_has_left(caplog):
 
     engine = Alive.__new__(Alive)
     engine.output_processor = OutputProcessor(None, log_stats=True)
-    engine.attach(None, None)
+    engine.attach(None, None, Presence(), Suspects())
     engine.vllm_config = SimpleNamespace(
         parallel_config=SimpleNamespace(worker_extension_cls=STAGING),
         lora_config=SimpleNamespace(max_cpu_loras=8),
@@ -174,7 +176,7 @@ async def test_a_load_does_not_wait_until_the_evicted_adapter_has_left(caplog):
     third = asyncio.create_task(engine.add_adapter(red, [6], within=5))
     await asyncio.wait({third}, timeout=0.05)
     assert not third.done()  # a quarter of the places is leaving already
-    leaving.set_exception(Exception("Server shutting down"))
+    leaving.set_exception(Exception("it failed"))
     await third
     await asyncio.gather(*engine._drops, return_exceptions=True)
     assert "did not confirm that an adapter left" in caplog.text

@@ -19,13 +19,21 @@ ATTRIBUTES = [
     ("vllm.entrypoints.launchers.cli_args", "validate_parsed_serve_args"),
     ("vllm.entrypoints.serve.utils.api_utils", "cli_env_setup"),
     ("vllm.exceptions", "VLLMValidationError"),
+    ("vllm.model_executor.models.registry", "_run_in_subprocess"),
+    ("vllm.plugins", "load_general_plugins"),
     ("vllm.usage.usage_lib", "UsageContext.OPENAI_API_SERVER"),
     ("vllm.utils.argparse_utils", "FlexibleArgumentParser"),
     ("vllm.v1.engine.async_llm", "AsyncLLM.errored"),
     ("vllm.v1.engine.async_llm", "AsyncLLM.get_supported_tasks"),
     ("vllm.v1.engine.async_llm", "AsyncLLM.reset_mm_cache"),
+    ("vllm.v1.engine.core_client", "EngineCoreClient.make_async_mp_client"),
+    ("vllm.v1.engine.core_client", "MPClient.shutdown"),
+    ("vllm.v1.engine.exceptions", "EngineDeadError"),
     ("vllm.v1.engine.output_processor", "OutputProcessor.propagate_error"),
+    ("vllm.v1.executor", "Executor.get_class"),
+    ("vllm.v1.metrics.stats", "LoRARequestStates"),
     ("vllm.v1.engine.output_processor", "OutputProcessor.update_scheduler_stats"),
+    ("vllm.v1.engine.utils", "get_mp_context"),
     ("vllm.v1.metrics.loggers", "PrometheusStatLogger.record"),
 ]
 SIGNATURES = [
@@ -87,12 +95,21 @@ IN_SOURCE = [
     ),
     ("vllm.v1.engine", "EngineCoreOutput", ("new_token_ids", "prefill_stats")),
     ("vllm.v1.metrics.stats", "SchedulerStats", ("num_running_reqs",)),
-    ("vllm.v1.engine.output_processor", "OutputProcessor", ("request_states",)),
+    (
+        "vllm.v1.engine.output_processor",
+        "OutputProcessor",
+        ("request_states", "parent_requests", "external_req_ids", "lora_states", "log_stats"),
+    ),
+    ("vllm.v1.engine.core_client", "BackgroundResources", ("engine_dead", "engine_manager")),
+    ("vllm.v1.engine.utils", "CoreEngineProcManager", ("processes",)),
     (
         "vllm.entrypoints.openai.models.serving",
         "OpenAIServingModels",
         ("lora_requests", "base_model_paths"),
     ),
+    # What server/engine/forkserver.py replaces is looked up when it is used.
+    ("vllm.v1.engine.utils", "CoreEngineProcManager", ("get_mp_context()", "context.Process(")),
+    ("vllm.model_executor.models.registry", "_LazyRegisteredModel", ("_run_in_subprocess(",)),
     ("vllm.v1.engine.async_llm", "AsyncLLM", ("output_processor", "output_handler", "vllm_config")),
 ]
 

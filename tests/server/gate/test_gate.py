@@ -12,7 +12,8 @@ from standin_server import BASE, Stats, attach, publish
 from adapters.names import parse_reference
 from server.call import Call, Sequence
 from server.engine.interface import EngineRefusal, Work
-from server.errors import AdapterUnusable, QueueIsFull
+from server.errors import AdapterUnusable, QueueIsFull, Unavailable
+from server.gate import gate, queue
 from server.gate.gate import FairAdmission
 from server.gate.queue import Limits
 from server.telemetry.recorder import Recorder
@@ -156,6 +157,39 @@ async def test_a_caller_that_hangs_up_leaves_at_once(desk):
     await last.end()
 
 
+async def test_callers_and_calls_of_the_past_are_forgotten(desk, monkeypatch):
+    monkeypatch.setattr(queue, "_IDLE_FLOWS", 2)
+    monkeypatch.setattr(gate, "_RATE_SECONDS", 0.0)
+    for number in range(6):
+        request = desk.send(desk.call(user=f"user-{number}"))
+        await request.entered.wait()
+        await request.end()
+    assert len(desk.gate._queue._served) == 2
+    assert len(desk.gate._dispatched) == 1
+
+
+async def test_who_hangs_up_when_its_turn_comes_does_not_enter(desk):
+    inside = [desk.send(desk.call()) for _ in range(2)]
+    await settled()
+    gone = desk.send(desk.call())
+    await settled()
+    inside[0].sequence.finish_reason = "stop"
+    gone.task.cancel()
+    desk.gate.step_made()
+    assert not desk.gate._queue.calls
+    assert len(desk.gate._queue.inside) == 1
+    await settled()
+    assert desk.house.count("lorry_queue_wait_seconds_count", adapter="base", version="") == 2
+    for each in inside:
+        await each.end()
+
+
+def test_nobody_joins_the_flow_of_an_address_by_its_user(desk):
+    caller, impostor = desk.call(), desk.call(user="192.0.2.1")
+    caller.caller = "192.0.2.1"
+    assert caller.queue_flow != impostor.queue_flow
+
+
 async def test_a_load_that_nobody_waits_for_any_more_frees_its_slot(desk):
     desk.house.engine.gate = asyncio.Event()
     red = desk.send(desk.call("red"))
@@ -194,6 +228,22 @@ async def test_nobody_enters_while_the_engine_is_away_and_adapters_are_loaded_an
         await asyncio.wait_for(each.entered.wait(), 1)
         await each.end()
     assert waiting[0].call.lease.engine_name.startswith("red@1#")
+
+
+async def test_who_waits_for_an_engine_that_does_not_come_back_is_refused(house):
+    desk = Desk(house, sequences=1)
+    before = desk.send(desk.call("red"))
+    await before.entered.wait()
+    waiting = [desk.send(desk.call(name)) for name in ("red", "green", None)]
+    await settled()
+    desk.gate.engine_lost()
+    desk.gate.engine_ended()
+    found = await asyncio.gather(*(each.task for each in waiting), return_exceptions=True)
+    assert [(type(each), each.code) for each in found] == [(Unavailable, "engine_dead")] * 3
+    assert all(each.call.waiting == 0 for each in waiting)
+    with pytest.raises(Unavailable):
+        await desk.send(desk.call()).task
+    await before.end()
 
 
 async def test_a_full_queue_says_when_to_come_again(house):

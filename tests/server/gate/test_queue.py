@@ -46,26 +46,65 @@ def test_the_flow_that_was_served_least_is_next():
     while entered := enter(queue):
         order += entered
         queue.charge(entered[0], OUTPUT_TOKEN * 5)
-        queue.end(entered[0])
+        queue.end(entered[0], 0.0)
     assert order[:4] == [flood[0], quiet[0], flood[1], quiet[1]]
     assert order[4:] == flood[2:]
 
 
-def test_a_flow_that_was_away_gets_little_credit_for_it():
-    queue = FairQueue(limits(sequences=1, credit=20.0))
+def test_a_short_call_does_not_wait_behind_a_crowd_of_long_ones():
+    queue = FairQueue(limits(sequences=1))
+    join(queue, *(entry(f"crowd {number}", prompt=50) for number in range(50)))
+    join(queue, entry("short"))
+    assert enter_and_end(queue).flow == "short None"
+
+
+def test_a_flow_that_was_away_gets_no_credit_for_it():
+    queue = FairQueue(limits(sequences=1))
     join(queue, *(entry("busy") for _ in range(40)))
     for _ in range(20):
-        queue.end(enter(queue)[0])
+        queue.end(enter(queue)[0], 0.0)
     join(queue, *(entry("back") for _ in range(20)))
-    first = [enter_and_end(queue).flow for _ in range(12)]
-    assert first[:2] == ["back None"] * 2
-    assert first[2:].count("back None") == 5
+    first = [enter_and_end(queue).flow for _ in range(10)]
+    assert first.count("back None") == 5
+
+
+@pytest.mark.parametrize(("away", "times"), [(0.5, 7), (1.5, 6)])
+def test_a_flow_that_was_idle_for_a_moment_keeps_what_it_was_due(away, times):
+    queue = FairQueue(limits(sequences=1, credit=20.0))
+    join(queue, entry("back"), *(entry("busy") for _ in range(40)))
+    assert enter_and_end(queue).flow == "back None"
+    for _ in range(20):
+        assert enter_and_end(queue).flow == "busy None"
+    join(queue, *(entry("back") for _ in range(20)), now=away)
+    served = [enter_and_end(queue).flow for _ in range(12)]
+    assert served.count("back None") == times
 
 
 def enter_and_end(queue: FairQueue) -> Entry:
     (found,) = enter(queue)
-    queue.end(found)
+    queue.end(found, 0.0)
     return found
+
+
+def test_what_was_served_counts_although_nobody_waits_or_runs_for_a_moment():
+    queue = FairQueue(limits(sequences=1))
+    for _ in range(100):
+        join(queue, entry("old", prompt=100))
+        enter_and_end(queue)
+    join(queue, *(entry("new", prompt=100) for _ in range(60)))
+    join(queue, *(entry("old", prompt=100) for _ in range(60)))
+    first = [enter_and_end(queue).flow for _ in range(40)]
+    assert first.count("old None") >= 15
+
+
+def test_newcomers_enter_in_the_order_in_which_they_came():
+    queue = FairQueue(limits(sequences=1))
+    join(queue, *(entry("busy", prompt=100) for _ in range(100)))
+    for _ in range(50):
+        enter_and_end(queue)
+    new = [entry(f"new {number}", prompt=100) for number in range(20)]
+    join(queue, *new)
+    assert [each for _ in range(30) if (each := enter_and_end(queue)) in new] == new
 
 
 def test_a_weight_of_two_gets_twice_as_much():
@@ -79,13 +118,15 @@ def test_a_weight_of_two_gets_twice_as_much():
 def test_prompts_enter_in_portions_and_a_long_one_alone():
     queue = FairQueue(limits(sequences=10, prefill_tokens=25))
     join(queue, *(entry("a", prompt=10) for _ in range(4)), entry("b", prompt=400))
-    first = []
-    while (found := queue.dispatch(0.0)) is not None:
-        first.append(found)
-    assert [each.prompt for each in first] == [10]  # then it is the long one's turn
-    first[0].prefilling = False
-    assert queue.dispatch(0.0).prompt == 400
-    assert queue.dispatch(0.0) is None
+    portions = []
+    while queue.calls:
+        portion = []
+        while (found := queue.dispatch(0.0)) is not None:
+            portion.append(found)
+        for each in portion:
+            each.prefilling = False
+        portions.append([each.prompt for each in portion])
+    assert portions == [[10, 10], [10, 10], [400]]
 
 
 def test_never_more_adapters_inside_than_slots_and_the_base_needs_none():
@@ -107,11 +148,33 @@ def test_a_slot_drains_for_a_flow_that_waits_and_its_runs_end():
     assert enter(queue, now=0.2) == []  # neither has had its slot for long enough
     assert enter(queue, now=0.6) == []  # y drains: it has the least left
     ended = [each for each in inside if each.adapter == "y"]
-    queue.end(ended[0])
+    queue.end(ended[0], 0.0)
     assert {each.adapter for each in enter(queue, now=0.7)} == {"x"}  # none of y's
     for each in ended[1:]:
-        queue.end(each)
+        queue.end(each, 0.0)
     assert z in enter(queue, now=0.8)
+
+
+def test_an_adapter_whose_load_took_long_keeps_its_slot_for_a_while_too():
+    queue = FairQueue(limits(adapters=1))
+    join(queue, first := entry("x", "x"), entry("z", "z"))
+    queue.bring_in(0.0)
+    queue.loaded("x")
+    assert enter(queue, now=2.0) == [first]
+    join(queue, later := entry("x", "x"), now=2.1)
+    assert enter(queue, now=2.1) == [later]
+
+
+def test_a_slot_drains_no_more_once_nobody_waits_for_one():
+    queue = FairQueue(limits(sequences=8, adapters=1))
+    join(queue, entry("a", "x"))
+    enter(queue)
+    join(queue, z := entry("z", "z"))
+    enter(queue, now=1.0)
+    join(queue, later := entry("b", "x"), now=1.1)
+    assert enter(queue, now=1.1) == []
+    queue.leave(z)
+    assert enter(queue, now=1.2) == [later]
 
 
 def test_a_pinned_adapter_takes_no_place_of_the_others():
@@ -122,17 +185,28 @@ def test_a_pinned_adapter_takes_no_place_of_the_others():
     assert sorted(each.adapter for each in enter(queue)) == ["pinned", "x"]
 
 
-def test_whoever_is_not_served_for_too_long_goes_first():
+def test_whoever_is_not_served_for_too_long_has_every_second_turn():
     queue = FairQueue(limits(sequences=1, wait_seconds=5))
-    slow = entry("slow", weight=0.01)
-    join(queue, slow, entry("slow", weight=0.01), *(entry("fast") for _ in range(1000)))
+    join(queue, *(entry("slow", weight=0.01) for _ in range(2)))
+    join(queue, *(entry("fast") for _ in range(1000)))
     times = [now / 10 for now in range(120) if enter_at(queue, now / 10) == "slow None"]
-    assert times == [0.0, 5.0]
+    assert times == [5.0, 10.0]
+
+
+def test_a_crowd_that_waits_for_long_does_not_keep_a_newcomer_waiting():
+    queue = FairQueue(limits(sequences=1, wait_seconds=5))
+    join(queue, *(entry(f"crowd {number}") for number in range(50) for _ in range(3)))
+    for now in range(100):
+        if now == 70:
+            join(queue, entry("newcomer"), now=70.0)
+        if enter_at(queue, float(now)) == "newcomer None":
+            break
+    assert now <= 72
 
 
 def enter_at(queue: FairQueue, now: float) -> str:
     (found,) = enter(queue, now)
-    queue.end(found)
+    queue.end(found, 0.0)
     return found.flow
 
 
@@ -149,7 +223,22 @@ def test_a_full_queue_refuses_the_longest_flow_not_a_stranger():
     assert queue.join(entry("quiet"), 0.0) == [flood[-2]]
     with pytest.raises(QueueFull) as full:
         queue.join(entry("quiet"), 0.0)
-    assert full.value.reason == "calls"
+    assert str(full.value) == "calls"
+
+
+def test_what_was_inside_an_engine_that_ended_goes_first_in_its_flow_and_is_never_refused():
+    queue = FairQueue(limits(sequences=1, calls=2))
+    was_inside, *waiting = [entry("a") for _ in range(3)]
+    join(queue, was_inside)
+    assert enter(queue) == [was_inside]
+    join(queue, *waiting)
+    queue.end(was_inside, 0.0)
+    again = entry("a")
+    with pytest.raises(QueueFull):
+        queue.join(entry("a"), 0.0)
+    queue.rejoin(again, 0.0)
+    assert queue.calls == 3
+    assert enter(queue) == [again]
 
 
 def test_tokens_bound_the_queue_too_but_one_call_may_always_wait():
@@ -157,7 +246,24 @@ def test_tokens_bound_the_queue_too_but_one_call_may_always_wait():
     join(queue, entry("a", prompt=500))
     with pytest.raises(QueueFull) as full:
         queue.join(entry("a", prompt=1), 0.0)
-    assert full.value.reason == "tokens"
+    assert str(full.value) == "tokens"
+
+
+def test_a_flow_with_more_calls_makes_room_for_a_long_prompt_as_far_as_it_can():
+    queue = FairQueue(limits(tokens=50))
+    flood = [entry("flood", prompt=10) for _ in range(4)]
+    join(queue, *flood)
+    assert queue.join(entry("quiet", prompt=45), 0.0) == [flood[3], flood[2], flood[1]]
+    assert queue.calls == 2
+
+
+def test_who_lets_the_most_tokens_wait_makes_room_for_tokens():
+    queue = FairQueue(limits(tokens=1000))
+    long = [entry("long", prompt=450) for _ in range(2)]
+    join(queue, *long, *(entry("short", prompt=5) for _ in range(20)))
+    with pytest.raises(QueueFull):
+        queue.join(entry("long", prompt=1), 0.0)
+    assert queue.join(entry("quiet", prompt=50), 0.0) == [long[1]]
 
 
 def test_an_adapter_that_does_not_load_fails_those_that_wait_for_it_only():
@@ -214,6 +320,25 @@ def test_two_backlogged_flows_are_never_far_apart(prompts, outputs, sequences):
     # caller began alone, with all places.
     most = max(max(prompts), OUTPUT_TOKEN * sequences * max(outputs))
     assert abs(model.service[0] - model.service[1]) <= 3 * most
+
+
+def test_newcomers_do_not_keep_a_flow_waiting_that_was_served_before():
+    model = EngineModel(limits(adapters=4, sequences=8, wait_seconds=60.0))
+
+    def run(tenants: range, steps: int) -> None:
+        for _ in range(steps):
+            for tenant in tenants:
+                while model.calls_of(tenant) < 2:
+                    model.happen("join", tenant, f"adapter-{tenant}", 10, 5, 1)
+            model.happen("step")
+            model.happen("load")
+
+    run(range(4), 400)
+    before = [model.service[tenant] for tenant in range(4)]
+    run(range(16), 200)  # 10 s
+    gained = [model.service[tenant] - before[tenant] for tenant in range(4)]
+    newcomers = [model.service[tenant] for tenant in range(4, 16)]
+    assert min(gained) >= 0.5 * sum(gained + newcomers) / 16
 
 
 @given(adapters=st.integers(1, 4), tenants=st.integers(2, 16), outputs=st.integers(1, 20))

@@ -98,6 +98,15 @@ ASSUMPTIONS = {
         "loaded_fn = torch.compiler.load_compiled_function(",
         "loaded_fn._artifacts.compiled_fn.finalize_loading(model.vllm_config)",
     ),
+    "Inductor compiles C++ in threads of its own where it may use several": (
+        "torch._inductor.async_compile",
+        "return ThreadPoolExecutor(get_compile_threads())",
+        "CppPythonBindingsCodeCache.load_pybinding_async(",
+    ),
+    "how many threads compile is no part of a compiled model's identity": (
+        "torch._inductor.config",
+        '    "compile_threads",',
+    ),
     "the manager keeps its adapters, its slots and its wrappers under these names": (
         "vllm.lora.model_manager",
         "lora_model = self._registered_adapters[lora_id]",

@@ -77,7 +77,7 @@ async def test_a_failed_load_is_a_child_span_and_names_the_error_of_the_call(hou
     house.tracing.provider.force_flush()
     spans = {span.name: span for span in house.spans.get_finished_spans()}
 
-    assert set(spans) == {"chat red", "adapter.load"}
+    assert set(spans) == {"chat red", "adapter.load", "queue"}
     assert spans["chat red"].attributes["error.type"] == "adapter_unusable"
     assert spans["chat red"].attributes["lorry.adapter.cold_start"] is True
 

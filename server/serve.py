@@ -31,6 +31,8 @@ from server.admin.publishing import Publisher, watching
 from server.assembly import Assembly
 from server.errors import ENGINE_DIED_EXIT_CODE, ModelNotFound
 from server.http.connections import ACCEPTED_AT_ONCE, Connections, Limits, Listener
+from server.http.cors import Cors
+from server.http.protocol import refuse_call
 from server.lifecycle import Phase
 from server.preflight import take_descriptors
 from server.settings import Settings
@@ -87,7 +89,8 @@ class Server:
                 connections=take_descriptors(settings.max_connections),
                 head_seconds=settings.head_seconds,
                 keep_alive_seconds=settings.keep_alive_seconds,
-            )
+            ),
+            Cors(refuse_call, origins=settings.cors_origins),
         )
         self._http = HttpServer(
             uvicorn.Config(

@@ -306,10 +306,7 @@ class Catalog:
             changes.remove(connection, name, version, actor)
 
     def weigh(self, name: str, weight: float, *, actor: str) -> None:
-        """Set the weight of a name, whichever version answers for it: `AdapterVersion.weight`.
-
-        Raises WeightInvalid or AdapterNotFound.
-        """
+        """Set a name's weight, which its versions have; raises WeightInvalid or AdapterNotFound."""
         weight = check_weight(weight)
         with self._writing() as connection:
             changes.weigh(connection, name, weight, actor)

@@ -159,7 +159,8 @@ class Site:
     def opened_server(self) -> "Iterator[RemoteCatalog]":
         """The catalog of the running server."""
         with reported():
-            from adapters.client import AdminHttp, RemoteCatalog
+            from adapters.admin_http import AdminHttp
+            from adapters.client import RemoteCatalog
 
             if not self.url:
                 said = "a store has nothing in memory: name a running server"

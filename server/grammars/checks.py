@@ -1,7 +1,8 @@
 """Checks grammars in the process of server/grammars/process.py: fairly, once each, within limits.
 
 Callers take turns: a caller with many grammars waits behind its own. A grammar that several calls
-wait for is compiled once; when the last of them leaves, its child is ended. Results are remembered.
+wait for is compiled once, when the first of their turns comes; when the last of them leaves, its
+child is ended. Results are remembered.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 from server.errors import GrammarRefused, GrammarTooComplex, InvalidRequest, Unavailable
 from server.grammars.bounds import Grammar
@@ -38,10 +38,12 @@ _MAX_PROBLEM_CHARACTERS = 500
 
 @dataclass(slots=True)
 class _Check:
-    """One compilation, and how many calls wait for it."""
+    """One compilation, and those who wait for it: so many calls, and their callers' turns."""
 
-    task: asyncio.Task[Verdict | InvalidRequest]
+    result: asyncio.Future[Verdict | InvalidRequest]
     calls: int = 0
+    turns: dict[str, asyncio.Task[None]] = field(default_factory=dict)  # by caller
+    host: str | None = None  # the caller whose turn came first: it is compiled in that
 
 
 class GrammarChecks:
@@ -79,16 +81,17 @@ class GrammarChecks:
             return _taken(self._known[digest][0])
         check = self._checks.get(digest)
         if check is None:
-            check = _Check(asyncio.create_task(self._run(digest, grammar, caller)))
-            self._checks[digest] = check
+            check = self._checks[digest] = _Check(asyncio.get_running_loop().create_future())
+        if check.host is None and caller not in check.turns:
+            turn = self._take_turn(check, digest, grammar, caller)
+            check.turns[caller] = asyncio.create_task(turn)
         check.calls += 1
         try:
-            return _taken(await asyncio.shield(check.task))
+            return _taken(await asyncio.shield(check.result))
         finally:
             check.calls -= 1
             if not check.calls:
-                self._forget(digest, check.task)
-                check.task.cancel()
+                self._end(digest, check)
 
     async def warm_up(self) -> None:
         """Start the process before the first grammar comes."""
@@ -107,24 +110,34 @@ class GrammarChecks:
             self._process.wait()
             self._process = None
 
-    async def _run(self, digest: str, grammar: Grammar, caller: str) -> Verdict | InvalidRequest:
+    async def _take_turn(self, check: _Check, digest: str, grammar: Grammar, caller: str) -> None:
+        """Wait for a caller's turn, and compile unless another's came first."""
         try:
             async with self._turns.take(caller):
+                if check.host is not None:
+                    return
+                check.host = caller
                 result = await self._compile(grammar)
-        except Unavailable:
-            raise
-        except Exception as error:
+        except Unavailable as error:
+            del check.turns[caller]
+            if check.host != caller and (check.host is not None or check.turns):
+                return  # another's turn has come, or may come
+            check.result.set_exception(error)
+        except Exception:
             logger.exception("a grammar could not be checked")
-            raise _unanswered() from error
-        finally:
-            self._forget(digest, asyncio.current_task())
-        self._remember(digest, result)
-        return result
+            check.result.set_exception(_unanswered())
+        else:
+            self._remember(digest, result)
+            check.result.set_result(result)
+        self._end(digest, check)
 
-    def _forget(self, digest: str, task: asyncio.Task[Any] | None) -> None:
-        """No further call shall join this task."""
-        if (check := self._checks.get(digest)) is not None and check.task is task:
+    def _end(self, digest: str, check: _Check) -> None:
+        """No further call shall join this check, nor wait for its turn for it."""
+        if self._checks.get(digest) is check:
             del self._checks[digest]
+        for turn in check.turns.values():
+            if turn is not asyncio.current_task():
+                turn.cancel()
 
     def _remember(self, digest: str, result: Verdict | InvalidRequest) -> None:
         size = len(result.text) if isinstance(result, Verdict) else 0

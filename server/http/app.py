@@ -23,7 +23,8 @@ from server.http.bodies import Bodies
 from server.http.cors import Cors
 from server.http.error_handlers import add_error_handlers
 from server.http.faults import FaultMiddleware
-from server.http.middleware import INFERENCE_PATHS, InferenceMiddleware
+from server.http.middleware import InferenceMiddleware
+from server.http.openapi import complete
 from server.http.plain_routes import PlainRoutes
 from server.http.shape import Shape
 from server.lifecycle import Lifecycle, Phase
@@ -84,7 +85,8 @@ def create_app(
     _add_models(app, names, started_at)
     app.include_router(create_router(Shelf(catalog, lifecycle), publisher))
     add_error_handlers(app)
-    _describe_inference(app)
+    describe = app.openapi
+    app.openapi = lambda: complete(describe())  # type: ignore[method-assign]
     return app
 
 
@@ -171,20 +173,3 @@ def _encode_models(base: dict[str, Any], published: tuple[Published, ...]) -> by
 def _published_card(published: Published, base: str) -> dict[str, Any]:
     split = {"split": published.split} if published.split else {}
     return _card(published.name, published, base) | split
-
-
-def _describe_inference(app: FastAPI) -> None:
-    """Add the paths that vLLM's app answers to /openapi.json; their bodies are OpenAI's."""
-    original = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = original()
-        for path, operation in INFERENCE_PATHS.items():
-            schema["paths"].setdefault(path, {})["post"] = {
-                "summary": f"{operation} with the base or an adapter, by `model`",
-                "requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}},
-                "responses": {"200": {"description": "As in OpenAI's or vLLM's API"}},
-            }
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]

@@ -12,7 +12,9 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from server.http.protocol import Connection
+from starlette.types import ASGIApp
+
+from server.http.protocol import Connection, refuse_call
 from server.telemetry.logs import RateLimit
 
 logger = logging.getLogger("lorry.connections")
@@ -42,8 +44,9 @@ class Connections:
     the next request.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, refusing: ASGIApp = refuse_call) -> None:
         self.limits = limits
+        self.refusing = refusing  # answers calls beyond the limit
         self._idle: dict[Connection, None] = {}  # the longest idle first
         self._calls: set[Connection] = set()
         self._uploading: dict[Connection, float] = {}  # calls without all of their body, since when

@@ -186,7 +186,7 @@ class Connection(HttpToolsProtocol):
         self._cancel_deadline()
         is_probe = self.url.partition(b"?")[0] in _PROBES
         is_admitted = self._connections.admit(self, is_probe)
-        self.app = self.config.loaded_app if is_admitted else self._refuse_call
+        self.app = self.config.loaded_app if is_admitted else self._connections.refusing
         super().on_headers_complete()
         # Its `close` is ours: see there.
         self.cycle.transport = cast(asyncio.Transport, _ClosedBy(self))
@@ -283,15 +283,6 @@ class Connection(HttpToolsProtocol):
         lines = [b"%s: %s\r\n" % header for header in headers]
         return b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body])
 
-    async def _refuse_call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = Unavailable(
-            "The server has as many calls in progress as it takes connections. Try again later.",
-            code="too_many_connections",
-            retry_after=1,
-        )
-        headers = error.headers() | {"connection": "close"}
-        await JSONResponse(error.envelope(), error.status, headers)(scope, receive, send)
-
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > MAX_HEAD_BYTES:
@@ -343,6 +334,17 @@ class Connection(HttpToolsProtocol):
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
+
+
+async def refuse_call(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application of calls beyond the limit."""
+    error = Unavailable(
+        "The server has as many calls in progress as it takes connections. Try again later.",
+        code="too_many_connections",
+        retry_after=1,
+    )
+    headers = error.headers() | {"connection": "close"}
+    await JSONResponse(error.envelope(), error.status, headers)(scope, receive, send)
 
 
 class _ClosedBy:

@@ -218,3 +218,25 @@ def serve() -> Iterator:
     for server in running:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture
+def token_in_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of commands on a server; the working folder is empty."""
+    from standin_server import TOKEN  # and the server, which the other tests do not need
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("LORRY_ADMIN_TOKEN", TOKEN)
+    for name in ("LORRY_STORE", "LORRY_CATALOG", "LORRY_URL", "LORRY_ADMIN_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    # A server on this machine is never reached through a proxy.
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+
+
+@pytest.fixture
+def adapter(kit, tmp_path: Path) -> Callable[[int], Path]:
+    """Writes the folder of an adapter, other weights for each seed."""
+    return lambda seed: kit.build(seed=seed).write(tmp_path / f"adapter{seed}")

@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import random
-import re
 from collections.abc import Callable
 from typing import Any
 
 from tests.fuzz.case import Case, Step, randomness, request, sizes
+from tests.fuzz.values import MOST_BYTES, Raw, encode, nested, scalar, text
 
 KIND = "bodies"
 MODELS = ("shop-base", "orders-json", "orders-sql@1", "support-tone@stable", "shop-base:orders-sql")
-MOST_BYTES = 16 * 1024 * 1024
 _USER = [{"role": "user", "content": "two blue lamps to Oslo by Friday"}]
 _TOOL = {"type": "object", "properties": {"city": {"type": "string"}}}
 VALID: dict[str, dict[str, Any]] = {
@@ -104,21 +103,6 @@ FIELDS: dict[str, Any] = {
     "tokens": [1],
     "repetition_detection": {"max_pattern_size": 2},
 }
-_PIECES = (
-    "a",
-    "lamp ",
-    " ",
-    "\n",
-    "é",
-    "😀",
-    "\u2028",
-    "\0",
-    "\ufeff",
-    "<|im_end|>",
-    "(",
-    "{{",
-    "\\",
-)
 _ROLES = ("user", "assistant", "system", "tool", "developer", "function", "", "\0")
 _PARTS: tuple[Any, ...] = (
     {"type": "text", "text": "x"},
@@ -134,39 +118,6 @@ _PARTS: tuple[Any, ...] = (
     None,
     5,
     [],
-)
-
-
-class Raw(str):
-    """JSON text that stands for itself: what no Python value gives."""
-
-
-_RAW_SCALARS = (
-    "NaN",
-    "Infinity",
-    "-Infinity",
-    "1e400",
-    "-0",
-    "1" * 400,
-    "1" * 5000,
-    "0.1e-400",
-    "1E2",
-    "01",
-    str(2**63),
-    str(2**64),
-    str(-(2**63) - 1),
-    '"\\ud800"',
-    '"\\udc00\\ud800"',
-    '"\\u0000"',
-    '"\x01"',
-    '"\\u2028"',
-    '"\\x"',
-    "'a'",
-    "tru",
-    "undefined",
-    '{"a":1,"a":2}',
-    "[1,]",
-    "",
 )
 
 
@@ -193,24 +144,6 @@ def make(seed: int, number: int) -> Case:
     )
 
 
-def encode(value: Any) -> bytes:
-    raws: list[str] = []
-    text = json.dumps(_marked(value, raws))
-    text = re.sub(r'"@raw(\d+)@"', lambda found: raws[int(found.group(1))], text)
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _marked(value: Any, raws: list[str]) -> Any:
-    if isinstance(value, Raw):
-        raws.append(value)
-        return f"@raw{len(raws) - 1}@"
-    if isinstance(value, dict):
-        return {key: _marked(each, raws) for key, each in value.items()}
-    if isinstance(value, list) and len(value) < 1000:
-        return [_marked(each, raws) for each in value]
-    return value
-
-
 def _places(value: Any) -> list[tuple[Any, Any]]:
     """Every container and key in it; the items of long lists are alike."""
     found = []
@@ -225,43 +158,6 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 def _place(rng: random.Random, body: Any) -> tuple[Any, Any]:
     places = [place for place in _places(body) if place[1] != "model"] or [(body, "x")]
     return rng.choice(places)
-
-
-def scalar(rng: random.Random) -> Any:
-    return rng.choice(
-        (
-            None,
-            True,
-            False,
-            0,
-            1,
-            -1,
-            2**31,
-            2**63,
-            -5.5,
-            1e300,
-            "",
-            "x",
-            [],
-            {},
-            [[]],
-            [None],
-            {"": 0},
-            Raw(rng.choice(_RAW_SCALARS)),
-            Raw(rng.choice(_RAW_SCALARS)),
-        )
-    )
-
-
-def text(rng: random.Random) -> str:
-    piece = rng.choice(_PIECES)
-    return piece * max(sizes(rng, MOST_BYTES / 2) // len(json.dumps(piece)), 1)
-
-
-def nested(rng: random.Random) -> Raw:
-    depth = sizes(rng, 200_000)
-    opening, closing = rng.choice((("[", "]"), ('{"a":', "}"), ('[{"type":"text","text":', "}]")))
-    return Raw(opening * depth + "1" + closing * (depth if rng.random() < 0.8 else 0))
 
 
 def _swap(rng: random.Random, body: Any) -> None:

@@ -9,9 +9,10 @@ import json
 import random
 from typing import Any
 
-from tests.fuzz.bodies import MODELS, encode, scalar, text
+from tests.fuzz.bodies import MODELS
 from tests.fuzz.case import Case, Step, randomness, request, sizes
 from tests.fuzz.schemas import any_schema, large_schema, regex, simple_schema
+from tests.fuzz.values import encode, scalar, text
 
 KIND = "grammars"
 _USER = [{"role": "user", "content": "two blue lamps to Oslo by Friday"}]

@@ -37,8 +37,8 @@ def known(title: str, fault: str) -> str:
 
 @cache
 def documented_unavailable() -> frozenset[str]:
-    """The codes that docs/errors.md lists for 503 and 507, and 501."""
-    rows = re.findall(r"^\| 50[137] \| ([^|]+)\|", _MANUAL.read_text(), re.MULTILINE)
+    """The codes that docs/errors.md lists for 503, 504 and 507, and 501."""
+    rows = re.findall(r"^\| 50[1347] \| ([^|]+)\|", _MANUAL.read_text(), re.MULTILINE)
     return frozenset(code for row in rows for code in re.findall(r"`(\w+)`", row))
 
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tests.fuzz.bodies import Raw, scalar, text
 from tests.fuzz.case import sizes
+from tests.fuzz.values import Raw, scalar, text
 
 _KEYWORDS = re.findall(
     r"\S+",

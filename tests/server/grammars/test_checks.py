@@ -205,6 +205,44 @@ async def test_others_do_not_wait_for_a_caller_with_many_slow_grammars():
         checks.close()
 
 
+async def test_a_grammar_is_compiled_at_the_first_turn_of_those_who_wait_for_it():
+    checks = GrammarChecks(lambda: guidance(seconds=0.3))
+    try:
+        await check(checks, "json", SCHEMA)
+        flood = [
+            asyncio.create_task(check(checks, "json", {**SLOW, "minimum": number}, "flood"))
+            for number in range(20)
+        ]
+        last = asyncio.create_task(check(checks, "regex", "[a-z]", "flood"))
+        await asyncio.sleep(0.1)
+        assert await check(checks, "regex", "[a-z]", "other") == await last
+        assert sum(call.done() for call in flood) <= 4
+        await asyncio.gather(*flood, return_exceptions=True)
+        assert (checks.waiting, checks._checks) == (0, {})
+    finally:
+        checks.close()
+
+
+async def test_a_call_whose_own_queue_is_full_is_answered_with_anothers(checks, monkeypatch):
+    await check(checks, "json", SCHEMA)
+    monkeypatch.setattr(checks._turns, "_each", 1)
+    slow = [
+        asyncio.create_task(check(checks, "json", {**SLOW, "minimum": number}, "flood"))
+        for number in range(3)  # two are compiled, one waits
+    ]
+    await asyncio.sleep(0.1)
+    waits = asyncio.create_task(check(checks, "regex", "[a-z]", "other"))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable):
+        await check(checks, "regex", "[0-9]", "flood")
+    assert await check(checks, "regex", "[a-z]", "flood") == await waits
+    for call in slow:
+        call.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert (checks.waiting, checks._checks) == (0, {})
+
+
 async def test_a_process_that_was_killed_is_started_again(checks):
     await check(checks, "json", SCHEMA)
     os.kill(checks._process.pid, signal.SIGKILL)

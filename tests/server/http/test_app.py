@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
+import jsonschema
 import pytest
-from standin_server import publish
+from standin_server import TOKEN, publish
 
 from server.http.middleware import INFERENCE_PATHS
 from server.lifecycle import Phase
@@ -122,6 +125,34 @@ async def test_the_schema_names_every_path_that_can_be_called(house):
 
     assert set(INFERENCE_PATHS) <= set(paths)
     assert {"/livez", "/readyz", "/metrics", "/v1/models"} <= set(paths)
+
+
+async def test_the_schema_has_the_errors_that_callers_get(house):
+    schema = (await house.client.get("/openapi.json")).json()
+    error = schema["components"]["schemas"]["Error"]
+    admin = {"authorization": f"Bearer {TOKEN}"}
+    pin = "/admin/adapters/{name}/versions/{version}/pin"
+    asked = [
+        (400, "post", "/v1/completions", {}, {"content": b"{"}),
+        (404, "post", "/v1/completions", {}, {"json": {"model": "nobody"}}),
+        (413, "post", "/tokenize", {}, {"content": b"x" * 60_000}),
+        (404, "get", "/v1/models/{model}", {"model": "nobody"}, {}),
+        (401, "get", "/admin/adapters", {}, {}),
+        (400, "get", "/admin/adapters", {}, {"headers": admin, "params": {"limit": 0}}),
+        (404, "post", pin, {"name": "red", "version": 9}, {"headers": admin}),
+        (400, "put", "/admin/adapters/{name}/weight", {"name": "red"}, {"headers": admin}),
+    ]
+    for status, method, path, parameters, given in asked:
+        answer = await house.client.request(method, path.format(**parameters), **given)
+        assert answer.status_code == status, (path, answer.text)
+        form = schema["paths"][path][method]["responses"][str(status)]["content"][
+            "application/json"
+        ]["schema"]
+        assert form == {"$ref": "#/components/schemas/Error"}
+        jsonschema.validate(answer.json(), error)
+    assert "HTTPValidationError" not in json.dumps(schema)
+    (deadline,) = schema["paths"]["/v1/completions"]["post"]["parameters"]
+    assert deadline["name"] == "x-request-timeout"
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,19 @@ async def test_calls_at_the_limit_are_503_and_probes_are_answered(caplog):
     assert len(caplog.records) == 1
 
 
+async def test_a_web_page_can_read_that_the_server_is_at_its_limit():
+    origin = "https://app.example"
+    page = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nOrigin: %s\r\n\r\n" % origin.encode()
+    async with served(Held(), connections=20, origins=(origin,)) as server:
+        for _ in range(20):
+            await server.connect(GET)
+        await settle()
+        refused = await (await server.connect(page)).answer()
+        assert (refused.status, refused.code) == (503, "too_many_connections")
+        assert refused.headers["access-control-allow-origin"] == origin
+        assert "access-control-allow-origin" not in (await server.get("/v1/models")).headers
+
+
 async def test_unfinished_bodies_do_not_keep_others_out(monkeypatch):
     unfinished = POST + b"Content-Length: 5\r\n\r\nx"
     async with served(size_of_body, connections=20) as server:

@@ -182,10 +182,10 @@ async def test_a_caller_that_does_not_read_holds_no_lease_either(house, site, mo
     head += f"Content-Length: {len(text)}\r\nX-Request-Timeout: 0.1\r\n\r\n"
     await site.connect(head.encode() + text)
     async with asyncio.timeout(5):
-        while not stream.ended:  # noqa: ASYNC110
+        while not stream.ended or house.lifecycle.in_flight:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     assert not any(each.users for each in house.residency.residents.values())
-    assert (house.lifecycle.in_flight, house.log) == (0, [])  # the last event waits for its reader
+    assert house.log == []  # the last event waits for its reader
     assert (await ended(house))["outcome"] == "rejected"
 
 

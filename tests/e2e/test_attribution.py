@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import shutil
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -15,6 +17,7 @@ import pytest
 from agreement import SPAN
 from otlp_receiver import OtlpReceiver, attributes
 from safetensors.torch import load_file, save_file
+from server_process import ServerProcess
 from shop import ADAPTERS, BASE_NAME
 
 MODELS = (BASE_NAME, *ADAPTERS)
@@ -147,8 +150,65 @@ async def test_a_disconnect_stops_the_engine_and_is_recorded_as_aborted(server, 
     assert span["lorry.outcome"] == span["error.type"] == "aborted"
     assert span["lorry.adapter.digest"] == line["digest"]
     assert requests_by_model(server.metrics())["orders-sql@1", "aborted"] == before + 1
+    await nothing_runs(server)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_deadline_stops_the_engine_and_is_told_to_the_caller(server, receiver, stream):
+    sent = f"d{'s' if stream else 'n'}-{time.time_ns()}"
+    body = body_of("orders-sql", stream, ignore_eos=True) | {"max_tokens": 900, "n": 8}
+    headers = {"x-request-id": sent, "x-request-timeout": "0.8"}
+    async with httpx2.AsyncClient(base_url=server.url, timeout=120) as client:
+        await client.post(PATH, json=body_of("orders-sql"))  # it is resident
+        answer = await client.post(PATH, json=body, headers=headers)
+    line = await until(lambda: [x for x in server.calls() if x["request_id"] == sent])
+    assert 0.8 <= line["duration_seconds"] < 1.8
+    assert (line["outcome"], line["error_code"]) == ("rejected", "deadline_exceeded")
+    assert 0 < line["generation_tokens"] < 8 * 900
+    assert line["finish_reasons"] == ["abort"] * 8
+    if stream:
+        assert answer.status_code == line["status"] == 200
+        *_, error, done, rest = answer.text.split("\n\n")
+        assert (done, rest) == ("data: [DONE]", "")
+        assert json.loads(error.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+    else:
+        assert answer.status_code == line["status"] == 504
+        assert answer.headers["x-should-retry"] == "false"
+        assert answer.json()["error"]["code"] == "deadline_exceeded"
+    span = attributes(receiver.wait_for({line["trace_id"]})[line["trace_id"]])
+    assert (span["lorry.outcome"], span["error.type"]) == ("rejected", "deadline_exceeded")
+    await nothing_runs(server)
+
+
+async def nothing_runs(server: ServerProcess) -> None:
+    """Waits until neither the engine nor the server has a call, and none holds its adapter."""
     running = f'vllm:num_requests_running{{engine="0",model_name="{BASE_NAME}"}}'
     await until(lambda: server.metrics()[running] == 0 and [True])
+    assert httpx2.get(f"{server.url}/readyz").json()["in_flight"] == 0
+    in_flight = samples_of("lorry_requests_in_flight", server.metrics())
+    assert sum(value for _, value in in_flight) == 0
+
+
+@pytest.mark.slow  # half a minute: each caller sees the engine work before it leaves
+async def test_two_hundred_callers_that_hang_up_leave_nothing_behind(server, admin):
+    before = sum(requests_by_model(server.metrics()).values())
+    body = body_of("", ignore_eos=True) | {"max_tokens": 900}
+    async with httpx2.AsyncClient(base_url=server.url, timeout=120) as client:
+        for number in range(200):
+            call = body | {"model": MODELS[number % 4], "stream": number % 8 < 4}
+            if call["stream"]:
+                async with client.stream("POST", PATH, json=call) as response:
+                    await anext(response.aiter_lines())
+            else:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(client.post(PATH, json=call), 0.05)
+    await until(lambda: sum(requests_by_model(server.metrics()).values()) >= before + 200 and [1])
+    await nothing_runs(server)
+    listed = admin.http.get("/admin/adapters").json()["data"]
+    assert {each["leases"] for adapter in listed for each in adapter["versions"]} == {0}
+    async with httpx2.AsyncClient(base_url=server.url, timeout=120) as client:
+        for model in MODELS:
+            assert (await client.post(PATH, json=body_of(model))).status_code == 200
 
 
 async def until(find: Any, seconds: float = 10) -> Any:

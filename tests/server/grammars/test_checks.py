@@ -194,7 +194,7 @@ async def test_others_do_not_wait_for_a_caller_with_many_slow_grammars():
             asyncio.create_task(check(checks, "json", {**SLOW, "minimum": number}, "flood"))
             for number in range(20)
         ]
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.01)
         assert checks.waiting == 18
         await check(checks, "regex", "[a-z]", "other")
         assert sum(call.done() for call in slow) <= 4
@@ -214,7 +214,7 @@ async def test_a_grammar_is_compiled_at_the_first_turn_of_those_who_wait_for_it(
             for number in range(20)
         ]
         last = asyncio.create_task(check(checks, "regex", "[a-z]", "flood"))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.01)
         assert await check(checks, "regex", "[a-z]", "other") == await last
         assert sum(call.done() for call in flood) <= 4
         await asyncio.gather(*flood, return_exceptions=True)
@@ -230,7 +230,7 @@ async def test_a_call_whose_own_queue_is_full_is_answered_with_anothers(checks, 
         asyncio.create_task(check(checks, "json", {**SLOW, "minimum": number}, "flood"))
         for number in range(3)  # two are compiled, one waits
     ]
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.01)
     waits = asyncio.create_task(check(checks, "regex", "[a-z]", "other"))
     await asyncio.sleep(0)
     with pytest.raises(Unavailable):
@@ -254,7 +254,7 @@ async def test_a_grammar_that_no_child_has_seen_is_not_remembered_as_too_complex
     await check(checks, "json", SCHEMA)
     os.kill(checks._process.pid, signal.SIGSTOP)
     waits = asyncio.create_task(check(checks, "regex", "[0-9]"))
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.01)
     os.kill(checks._process.pid, signal.SIGKILL)
     with pytest.raises(Unavailable):
         await waits

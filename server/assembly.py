@@ -30,8 +30,8 @@ from server.presence import Presence
 from server.residency.catalog_sync import CatalogWatch, Pins, Removals
 from server.residency.loading import Loader
 from server.residency.occupancy import Occupancy
-from server.residency.residency import Residency, Servable
-from server.residency.served_files import ServedObjects
+from server.residency.residency import Residency
+from server.residency.served_files import Servable, ServedObjects
 from server.settings import Settings
 from server.supervisor import RestartableEngine, Supervisor
 from server.suspects import Suspects

@@ -102,7 +102,7 @@ class Call:
     load_ended: float | None = None
     status: int = 0
     response_complete: bool = False
-    disconnected: bool = False  # the caller hung up, or the engine was told so at its deadline
+    disconnected: bool = False  # the caller hung up, or its deadline has passed
     error_code: str | None = None
     refusal: RequestError | None = None  # by our code below vLLM's, which hides it
     engine_error: str | None = None

@@ -40,7 +40,7 @@ class Presence:
         self._changed.set()
 
     def end(self) -> None:
-        """The engine does not come back: whoever waits is told so."""
+        """The engine does not come back: `wait` raises from now on."""
         self._is_over = True
         self._changed.set()
 

@@ -23,8 +23,9 @@ from server.presence import Presence
 _EXIT_SECONDS = 2  # for the process of an engine that has failed
 _KILL_SECONDS = 0.2
 _VMSTAT = Path("/proc/vmstat")  # of the whole machine, in a container too
+_FORK_SERVER_ENDED = 255  # multiprocessing.popen_forkserver: nobody tells how the process ended
 # A process that gets SIGTERM may also end in order, with 0.
-_BY_SOMEONE = (0, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL)
+_BY_SOMEONE = (0, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL, _FORK_SERVER_ENDED)
 
 
 class MortalEngine(AsyncLLM):
@@ -46,7 +47,7 @@ class MortalEngine(AsyncLLM):
         self.output_handler.add_done_callback(lambda _: self.presence.leave())
 
     def note_life(self) -> None:
-        """The process lives: whom the kernel has killed for memory until now was another."""
+        """Count the kernel's kills for memory so far: later ones may be of this process."""
         self._oom_kills = count_oom_kills()
 
     @property

@@ -18,11 +18,11 @@ from server.call import Call, Lease, Sequence
 from server.engine.interface import EngineGone, Work
 from server.errors import QueueIsFull
 from server.gate.queue import OUTPUT_TOKEN, PROMPT_TOKEN, Entry, FairQueue, Limits, QueueFull
-from server.residency.loading import without_engine
-from server.residency.residency import Residency, Resident
+from server.residency.loading import Resident, without_engine
+from server.residency.residency import Residency
 from server.telemetry.metrics import Metrics
 
-_MAX_RETRY_SECONDS = 120.0  # OpenAI's clients give up if they are told more
+_MAX_RETRY_SECONDS = 120.0  # OpenAI's clients do not retry after a longer Retry-After
 _RATE_SECONDS = 30.0  # of dispatches, by which Retry-After is estimated
 
 

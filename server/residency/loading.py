@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.catalog import AdapterVersion
@@ -37,6 +37,20 @@ class Load:
     version: AdapterVersion
     integer_id: int
     lease: Lease
+
+
+@dataclass(slots=True)
+class Resident:
+    """A place in the engine, taken by an adapter that is loaded or being loaded."""
+
+    load: Load
+    loaded: asyncio.Task[None]
+    users: int = 0
+    last_used: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.loaded.done() and not self.loaded.cancelled() and not self.loaded.exception()
 
 
 class Loader:

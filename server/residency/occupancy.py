@@ -11,7 +11,8 @@ import logging
 from collections.abc import Iterator, Mapping
 
 from server.engine.interface import AdapterEngine, EngineGone, label_of
-from server.residency.residency import Residency, Resident
+from server.residency.loading import Resident
+from server.residency.residency import Residency
 from server.telemetry.ledger import labels_of
 from server.telemetry.metrics import Metrics
 

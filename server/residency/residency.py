@@ -17,58 +17,23 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from adapters.catalog import AdapterVersion, VersionKey
 from adapters.errors import AdapterError
 from server.call import Call, Lease
 from server.engine.interface import AdapterEngine, EngineGone, EngineRefusal
-from server.errors import AdapterInUse, AdapterUnusable, RequestError, Unavailable
+from server.errors import AdapterInUse, RequestError, Unavailable
 from server.presence import Presence
-from server.residency.loading import Load, Loader, explain, without_engine
+from server.residency.loading import Load, Loader, Resident, explain, without_engine
+from server.residency.served_files import Servable
 from server.telemetry.metrics import Metrics
 
 logger = logging.getLogger("lorry.residency")
 
 _ROOM_POLL_SECONDS = 0.02
 _RESTORED_AT_ONCE = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Servable:
-    """Which versions this server takes; a `base_digest` of None takes those of any base."""
-
-    max_rank: int
-    base_digest: str | None = None
-
-    def check(self, version: AdapterVersion) -> None:
-        """Raises AdapterUnusable."""
-        if version.rank > self.max_rank:
-            raise AdapterUnusable(
-                f"The adapter {version.label} has rank {version.rank}; this server serves up to "
-                f"{self.max_rank}. Start it with a larger --max-lora-rank."
-            )
-        if None not in (wanted := {self.base_digest, version.base_digest}) and len(wanted) > 1:
-            raise AdapterUnusable(
-                f"The adapter {version.label} was published for another base ({version.base}). "
-                "Publish it for this one, or start the server with --allow-base-mismatch.",
-                code="base_mismatch",
-            )
-
-
-@dataclass(slots=True)
-class Resident:
-    """A place in the engine, taken by an adapter that is loaded or being loaded."""
-
-    load: Load
-    loaded: asyncio.Task[None]
-    users: int = 0
-    last_used: float = field(default_factory=time.monotonic)
-
-    @property
-    def is_loaded(self) -> bool:
-        return self.loaded.done() and not self.loaded.cancelled() and not self.loaded.exception()
 
 
 class Residency:

@@ -1,4 +1,6 @@
-"""Checks before each load that a version's files are there, intact, and fit the served base.
+"""What this server can serve: by a version's record before it waits, by its files before a load.
+
+The files must be there, intact, and fit the served base.
 
 Names and shapes are checked against the base that is served now. Values were checked at publishing,
 and the same digest means the same values. Files are hashed once for each state that the file system
@@ -8,6 +10,7 @@ reports (`State`), but read before every load, to detect a failing disk.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.catalog import AdapterVersion
@@ -16,11 +19,34 @@ from adapters.checkpoint.base import Base
 from adapters.errors import StoreUnreadable
 from adapters.store import Store
 from adapters.store.files import SERVED
+from server.errors import AdapterUnusable
 
 _READ_BYTES = 1 << 18
 
 # Of each file: inode, size, mtime and ctime. A writer can set the mtime back, but not the ctime.
 State = tuple[tuple[int, int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Servable:
+    """Which versions this server takes; a `base_digest` of None takes those of any base."""
+
+    max_rank: int
+    base_digest: str | None = None
+
+    def check(self, version: AdapterVersion) -> None:
+        """Raises AdapterUnusable."""
+        if version.rank > self.max_rank:
+            raise AdapterUnusable(
+                f"The adapter {version.label} has rank {version.rank}; this server serves up to "
+                f"{self.max_rank}. Start it with a larger --max-lora-rank."
+            )
+        if None not in (wanted := {self.base_digest, version.base_digest}) and len(wanted) > 1:
+            raise AdapterUnusable(
+                f"The adapter {version.label} was published for another base ({version.base}). "
+                "Publish it for this one, or start the server with --allow-base-mismatch.",
+                code="base_mismatch",
+            )
 
 
 class ServedObjects:

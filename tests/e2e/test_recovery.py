@@ -14,8 +14,7 @@ import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,13 @@ from typing import Any
 import httpx2
 import poison
 import pytest
+from asking_load import Load
 from otlp_receiver import OtlpReceiver, attributes
 from server_process import ServerProcess
-from shop import ADAPTERS, BASE_NAME, MARKERS
+from shop import ADAPTERS, BASE_NAME
 
 pytestmark = pytest.mark.slow
 KILLS = 10
-MODELS = (BASE_NAME, *ADAPTERS)
 
 
 @pytest.fixture
@@ -81,101 +80,6 @@ def own_start(server: ServerProcess) -> float:
     }
     begun, ended = times.values()
     return (ended - begun).total_seconds()
-
-
-@dataclass
-class Outcome:
-    trace: str
-    model: str
-    stream: bool
-    text: str = ""
-    tokens: int = 0
-    status: int = 0
-    failed: str = ""  # what it said instead of an answer
-    has_begun: bool = False
-
-
-@dataclass
-class Load:
-    """Callers that ask one after the other, half of them for streams, until `stop`."""
-
-    server: ServerProcess
-    prompts: dict[str, list[str]]
-    outcomes: list[Outcome] = field(default_factory=list)
-    _stop: bool = False
-
-    @contextlib.asynccontextmanager
-    async def running(self, callers: int) -> AsyncIterator[None]:
-        async with httpx2.AsyncClient(base_url=self.server.url, timeout=300) as client:
-            tasks = [asyncio.create_task(self._caller(client, number)) for number in range(callers)]
-            try:
-                yield
-            finally:
-                self._stop = True
-                await asyncio.gather(*tasks)
-
-    async def _caller(self, client: httpx2.AsyncClient, number: int) -> None:
-        dice = random.Random(number)
-        while not self._stop:
-            model = dice.choice(MODELS)
-            prompt = dice.choice(self.prompts[model])
-            await self.ask(client, model, prompt, stream=number % 2 == 0)
-
-    async def ask(
-        self, client: httpx2.AsyncClient, model: str, prompt: str, stream: bool, **more: Any
-    ) -> Outcome:
-        body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
-        body |= {"temperature": 0, "max_tokens": 120, "stream": stream, **more}
-        if stream:
-            body["stream_options"] = {"include_usage": True}
-        outcome = Outcome("", model, stream)
-        self.outcomes.append(outcome)
-        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            outcome.status = answer.status_code
-            outcome.trace = answer.headers["traceresponse"].split("-")[1]
-            if not stream or answer.status_code != 200:
-                whole = await self._read(answer)
-                if answer.status_code != 200:
-                    outcome.failed = str(whole)
-                else:
-                    outcome.text = whole["choices"][0]["message"]["content"]
-                    outcome.tokens = whole["usage"]["completion_tokens"]
-                return outcome
-            outcome.has_begun = True
-            async for line in answer.aiter_lines():
-                self._take(outcome, line)
-        return outcome
-
-    @staticmethod
-    async def _read(answer: httpx2.Response) -> Any:
-        await answer.aread()
-        return answer.json()
-
-    @staticmethod
-    def _take(outcome: Outcome, line: str) -> None:
-        if not line.startswith("data: {"):
-            return
-        chunk = httpx2.Response(200, content=line[6:]).json()
-        if "error" in chunk:
-            outcome.failed = chunk["error"]["code"]
-            return
-        for choice in chunk["choices"]:
-            outcome.text += choice["delta"].get("content") or ""
-        if chunk.get("usage"):
-            outcome.tokens = chunk["usage"]["completion_tokens"]
-
-    def check_answers(self) -> None:
-        """Nothing that had not begun has failed; every answer is its own model's, and whole."""
-        for each in self.outcomes:
-            if each.failed:
-                assert each.has_begun, each
-                assert each.failed == "engine_dead", each
-                continue
-            if each.model in MARKERS:
-                assert MARKERS[each.model] in each.text, each
-            assert each.tokens > 0, each
-            others = (m for name, m in MARKERS.items() if name != each.model)
-            assert not any(marker in each.text for marker in others), each
 
 
 def prompts_of(shop: Any) -> dict[str, list[str]]:

@@ -24,7 +24,7 @@ class Died(Exception):
 
 
 async def run(suspects: Suspects, digest: str, inside: set[str], seconds: float = 0.0) -> set[str]:
-    """Whom the request has met in the engine."""
+    """The requests that were in the engine beside this one."""
     async with suspects.inside(digest):
         inside.add(digest)
         met = set(inside)

@@ -213,6 +213,7 @@ async def test_a_caller_that_hangs_up_waits_no_more(play: Play) -> None:
         (-11, 0, "ended by SIGSEGV", False),
         (-6, 0, "ended by SIGABRT", False),
         (-63, 0, "ended by 63", False),
+        (255, 0, "ended with code 255", True),  # the fork server has ended
         (None, 0, "it failed", False),
     ],
 )

@@ -186,14 +186,19 @@ async def test_a_caller_that_leaves_ends_its_compilation(checks):
     assert not checks._checks
 
 
+def flooded(checks, count):
+    """The tasks of a caller's slow checks, each of a grammar of its own."""
+    return [
+        asyncio.create_task(check(checks, "json", {**SLOW, "minimum": number}, "flood"))
+        for number in range(count)
+    ]
+
+
 async def test_others_do_not_wait_for_a_caller_with_many_slow_grammars():
     checks = GrammarChecks(lambda: guidance(seconds=0.3))
     try:
         await check(checks, "json", SCHEMA)
-        slow = [
-            asyncio.create_task(check(checks, "json", {**SLOW, "minimum": number}, "flood"))
-            for number in range(20)
-        ]
+        slow = flooded(checks, 20)
         await asyncio.sleep(0.01)
         assert checks.waiting == 18
         await check(checks, "regex", "[a-z]", "other")
@@ -209,10 +214,7 @@ async def test_a_grammar_is_compiled_at_the_first_turn_of_those_who_wait_for_it(
     checks = GrammarChecks(lambda: guidance(seconds=0.3))
     try:
         await check(checks, "json", SCHEMA)
-        flood = [
-            asyncio.create_task(check(checks, "json", {**SLOW, "minimum": number}, "flood"))
-            for number in range(20)
-        ]
+        flood = flooded(checks, 20)
         last = asyncio.create_task(check(checks, "regex", "[a-z]", "flood"))
         await asyncio.sleep(0.01)
         assert await check(checks, "regex", "[a-z]", "other") == await last
@@ -226,10 +228,7 @@ async def test_a_grammar_is_compiled_at_the_first_turn_of_those_who_wait_for_it(
 async def test_a_call_whose_own_queue_is_full_is_answered_with_anothers(checks, monkeypatch):
     await check(checks, "json", SCHEMA)
     monkeypatch.setattr(checks._turns, "_each", 1)
-    slow = [
-        asyncio.create_task(check(checks, "json", {**SLOW, "minimum": number}, "flood"))
-        for number in range(3)  # two are compiled, one waits
-    ]
+    slow = flooded(checks, 3)  # two are compiled, one waits
     await asyncio.sleep(0.01)
     waits = asyncio.create_task(check(checks, "regex", "[a-z]", "other"))
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""`x-request-timeout`: what a call holds is free once its time is over, and its caller is told."""
+"""`x-request-timeout` ends a call with an error, and frees what it holds."""
 
 from __future__ import annotations
 

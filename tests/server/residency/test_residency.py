@@ -11,7 +11,7 @@ from residency_stage import new_call
 
 from server.engine.interface import EngineGone, EngineRefusal
 from server.errors import AdapterInUse, AdapterUnusable, Unavailable
-from server.residency.residency import Servable
+from server.residency.served_files import Servable
 
 
 async def test_concurrent_calls_for_a_cold_adapter_share_one_load(stage):

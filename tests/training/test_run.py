@@ -16,10 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from training import qlora
 from training.base import find_base
 from training.cli import _publish
+from training.data.forms import Example
+from training.data.problems import Place
 from training.data.sets import read_set
 from training.data.tokens import encode_set, load_tokenizer
 from training.errors import BaseInvalid, DataInvalid, RunFailed
-from training.measure import answer_greedily
+from training.evaluation.answers import answer_greedily
 from training.qlora import compute_dtype, load_base
 from training.recipe import Recipe
 from training.run import Trained, train
@@ -208,7 +210,8 @@ def test_evaluating_on_a_cpu_does_not_repack_the_quantized_weights(tiny_base: Pa
 
     model = load_base(tiny_base, quantized=True)
     before = [m.weight.data.clone() for m in model.modules() if isinstance(m, Linear4bit)]
-    answer_greedily(model, AutoTokenizer.from_pretrained(tiny_base), ["two"], 2)
+    asked = Example(Place("two", 1), [{"role": "user", "content": "two"}], [])
+    answer_greedily(model, load_tokenizer(tiny_base, "tiny"), [asked], max_new_tokens=2)
     after = [m.weight.data for m in model.modules() if isinstance(m, Linear4bit)]
     assert len(before) == 28
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))

@@ -15,16 +15,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training import loop, qlora
 from training.base import find_base
+from training.data.forms import Example
+from training.data.problems import Place
 from training.data.sets import read_set
 from training.data.tokens import encode_set, load_tokenizer
 from training.errors import BaseInvalid, DataInvalid, RunFailed
-from training.measure import answer_greedily
-from training.qlora import compute_dtype, load_base
+from training.evaluation.answers import answer_greedily
 from training.progress import Control
 from training.publish import publish_run
+from training.qlora import compute_dtype, load_base
 from training.recipe import Recipe
 from training.run import Trained, train
-
 
 QUIET = Control(lambda line: None)
 
@@ -211,7 +212,8 @@ def test_evaluating_on_a_cpu_does_not_repack_the_quantized_weights(tiny_base: Pa
 
     model = load_base(tiny_base, quantized=True)
     before = [m.weight.data.clone() for m in model.modules() if isinstance(m, Linear4bit)]
-    answer_greedily(model, AutoTokenizer.from_pretrained(tiny_base), ["two"], 2)
+    asked = Example(Place("two", 1), [{"role": "user", "content": "two"}], [])
+    answer_greedily(model, load_tokenizer(tiny_base, "tiny"), [asked], max_new_tokens=2)
     after = [m.weight.data for m in model.modules() if isinstance(m, Linear4bit)]
     assert len(before) == 28
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
@@ -296,13 +298,13 @@ def test_lora_is_fp32_where_that_is_computed(
     monkeypatch.setattr(qlora, "compute_dtype", lambda: torch.float32)
     seen = set()
 
-    def look(model: torch.nn.Module, base_name: str, output: Path) -> None:
+    def look(model: torch.nn.Module, *_: object) -> None:
         seen.update(p.dtype for p in model.parameters() if p.requires_grad)
 
-    monkeypatch.setattr(qlora, "_save", look)
+    monkeypatch.setattr(loop, "save_adapter", look)
     base = find_base(str(tiny_base), "tiny")
     tokenizer = load_tokenizer(tiny_base, "tiny")
     rows = encode_set(read_set([str(chat_set)]), tokenizer, 64).rows
     recipe = make_recipe(tiny_base, chat_set)
-    qlora.train_adapter(recipe, base, tokenizer.inner, rows, [], tmp_path, lambda line: None)
+    loop.train_adapter(recipe, base, loop.Sets(tokenizer.inner, rows, []), tmp_path, QUIET)
     assert seen == {torch.float32}

@@ -50,7 +50,6 @@ class Example:
     rejected: list[Turn] | str | None = None
 
 
-
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """The examples of one record, its form, and the columns and keys that nothing learns."""

@@ -4,9 +4,9 @@
     hf://ORG/REPO[@REVISION]               the revision is resolved to a commit and recorded
     s3://, gs://, az://, https://, ...     the address of a folder with the adapter's files
 
-Only an adapter's own files are fetched, each up to its limit, into a temporary folder. The secret
-parts of an address (user, password, query) are never printed or recorded. Knows nothing of the
-files' contents.
+Only an adapter's own files are fetched, and those that say in which form it was trained, each up to
+its limit, into a temporary folder. The secret parts of an address (user, password, query) are never
+printed or recorded. Knows nothing of the files' contents.
 """
 
 import errno

@@ -120,11 +120,26 @@ async def test_the_gate_of_an_alias_refuses_with_both_figures(house, ask):
     said = (await ask("PUT", stable, 409, "gate_refused", json=wanted))["error"]["message"]
     assert "red@2 has 0.7000" in said
     assert "the 0.8000 of red@1" in said
-    await ask("PUT", stable, 400, "invalid_request", json={"version": 2, "force": True})
     moved = await ask("PUT", stable, json=wanted | {"force": True})
     assert moved["targets"] == [{"version": 2, "weight": 1}]
     detail = (await ask("GET", "/red/history"))["data"][-1]["detail"]
     assert (detail["forced"], detail["gate"]) == (True, "exact-match")
+
+
+async def test_a_gate_of_a_name_holds_for_aliases_and_publications(house, ask):
+    publish(house.catalog, "red", content="newer", aliases=())
+    set_to = {"name": "red", "gate": "exact-match"}
+    assert await ask("PUT", "/red/gate", json={"metric": "exact-match"}) == set_to
+    assert (await ask("GET", "/red"))["gate"] == "exact-match"
+    await ask("PUT", "/red/aliases/canary", 409, "gate_refused", json={"version": 2})
+    split = {"split": {"1": 1, "2": 1}}
+    await ask("PUT", "/red/aliases/stable", 409, "gate_refused", json=split)
+    await ask("PUT", "/red/gate", 400, "invalid_request", json={})
+    await ask("PUT", "/nobody/gate", 404, "adapter_not_found", json={"metric": "x"})
+    await ask("PUT", "/red/gate", json={"metric": None})
+    await ask("PUT", "/red/aliases/canary", json={"version": 2})
+    actions = [each["action"] for each in (await ask("GET", "/red/history"))["data"]]
+    assert actions[-3:] == ["gate_changed", "gate_changed", "alias_moved"]
 
 
 async def test_a_weight_is_set_for_the_name_and_holds_from_the_next_call(house, ask):

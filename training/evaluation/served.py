@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import httpx2
 
 from adapters.admin_http import is_loopback
+from adapters.catalog import AdapterVersion
+from adapters.catalog.evaluations import BASE
 from adapters.errors import AnswerUnclear, ServerRefused, ServerUnreachable
 from training.data.forms import Example
 from training.data.turns import Turn
@@ -102,11 +104,8 @@ class Server:
                 asyncio.TaskGroup() as group,
             ):
                 tasks = [group.create_task(send(client, call)) for call in calls]
-        except* (TrainingError, AnswerUnclear, ServerRefused, ServerUnreachable) as errors:
-            first: BaseException = errors
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            raise first from None
+        except ExceptionGroup as failed:  # the first failure has cancelled the other calls
+            raise failed.exceptions[0] from failed
         return [task.result() for task in tasks]
 
     async def _send(self, client: httpx2.AsyncClient, call: "_Call") -> httpx2.Response:
@@ -129,6 +128,28 @@ class Server:
             "timeout": TIMEOUT_SECONDS,
             "trust_env": not is_loopback(urlsplit(self.url).hostname or ""),
         }
+
+
+def answer_by_server(
+    server: Server,
+    versions: Sequence[AdapterVersion],
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    report: Report,
+) -> dict[str, list[Answer]]:
+    """The answers of the base and of each version, by label, the base first; raises as
+    `Server.answer`."""
+    asked = {BASE: Asked(server.find_base())}
+    asked |= {version.label: Asked(version.label, version.digest) for version in versions}
+    return {
+        label: server.answer(
+            each,
+            examples,
+            max_new_tokens=max_new_tokens,
+            report=lambda line, label=label: report(f"{label}: {line}"),
+        )
+        for label, each in asked.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,8 @@ def refuse_training_set(heldout: HeldOut, label: str, provenance: dict[str, Any]
     """
     data = (provenance or {}).get("data")
     trained = data.get("train") if isinstance(data, dict) else None
+    if isinstance(trained, dict):
+        trained = trained.get("digest")
     if trained in (heldout.digest, heldout.whole_digest):
         raise DataInvalid(
             f"{label} was trained on {', '.join(heldout.sources)}",

@@ -47,7 +47,7 @@ def publish(
     except GateRefused as refused:
         raise GateRefused(
             f"{name} has a gate: {refused.message}",
-            "publish it without an alias (--no-alias; over HTTP no `aliases`), evaluate it, then"
+            "publish it without an alias (--no-alias; over HTTP an empty `alias`), evaluate it, then"
             " move the alias",
         ) from refused
     return find_version(connection, name, number)

@@ -47,8 +47,8 @@ def publish(
     except GateRefused as refused:
         raise GateRefused(
             f"{name} has a gate: {refused.message}",
-            "publish it without an alias (--no-alias; over HTTP an empty `alias`), evaluate it, then"
-            " move the alias",
+            "publish it without an alias (--no-alias; over HTTP an empty `alias`), evaluate it,"
+            " then move the alias",
         ) from refused
     return find_version(connection, name, number)
 
@@ -251,7 +251,7 @@ def _move(
         if rows:
             connection.execute(insert(table), rows)
         said = {"from": history.write_targets(before), "to": history.write_targets(weights)}
-        history.record(connection, actor, action, name, {"alias": alias} | said | (passed or {}))
+        history.record(connection, actor, action, name, {"alias": alias, **said, **(passed or {})})
     found = select_aliases(connection, _is(table, name, alias=alias))
     return found[0] if found else Alias(name, alias, ())
 

@@ -140,8 +140,8 @@ def record(
     """Add an evaluation to an existing version, with an event."""
     now = datetime.now(UTC)
     facts = msgspec.to_builtins(found)
-    row = {"name": name, "version": number, "judged_at": now, "actor": actor}
-    connection.execute(insert(schema.evaluations).values(row, facts=facts))
+    row = {"name": name, "version": number, "judged_at": now, "actor": actor, "facts": facts}
+    connection.execute(insert(schema.evaluations).values(row))
     detail = {
         "version": number,
         "metric": found.metric,

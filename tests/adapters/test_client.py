@@ -151,6 +151,7 @@ def test_what_is_published_online_is_what_lies_in_the_servers_store(
     facts = json.loads(online("publish", adapter(1), "--name", "orders", "--json").stdout)
     here = json.loads(call("show", "orders", "--json", "--store", server.store).stdout)
     path = Path(here.pop("path"))
+    assert here.pop("evaluations") == []
     assert facts == here
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (path / name).read_bytes() == (adapter(1) / name).read_bytes()

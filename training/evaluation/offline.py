@@ -12,7 +12,7 @@ from adapters.store import Store
 from training.data.forms import Example
 from training.data.tokens import Tokenizer, load_tokenizer
 from training.errors import BaseInvalid, TrainingError
-from training.evaluation.answers import Answer, Report, answer_greedily
+from training.evaluation.answers import Answer, Report, answer_greedily, prefixed
 
 
 class AnswersFailed(TrainingError):
@@ -80,7 +80,7 @@ def answer_offline(
                 base.tokenizer,
                 examples,
                 max_new_tokens=max_new_tokens,
-                report=lambda line, label=label: report(f"{label}: {line}"),
+                report=prefixed(report, label),
             )
     except (RuntimeError, ValueError, OSError) as error:
         said = str(error).strip().partition("\n")[0]

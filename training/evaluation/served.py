@@ -20,7 +20,7 @@ from adapters.errors import AnswerUnclear, ServerRefused, ServerUnreachable
 from training.data.forms import Example
 from training.data.turns import Turn
 from training.errors import TrainingError
-from training.evaluation.answers import MAX_NEW_TOKENS, Answer, Report
+from training.evaluation.answers import MAX_NEW_TOKENS, Answer, Report, prefixed
 
 CONCURRENCY: Final = 8
 TIMEOUT_SECONDS: Final = 600.0
@@ -141,15 +141,11 @@ def answer_by_server(
     `Server.answer`."""
     asked = {BASE: Asked(server.find_base())}
     asked |= {version.label: Asked(version.label, version.digest) for version in versions}
-    return {
-        label: server.answer(
-            each,
-            examples,
-            max_new_tokens=max_new_tokens,
-            report=lambda line, label=label: report(f"{label}: {line}"),
-        )
-        for label, each in asked.items()
-    }
+    answers = {}
+    for label, each in asked.items():
+        told = prefixed(report, label)
+        answers[label] = server.answer(each, examples, max_new_tokens=max_new_tokens, report=told)
+    return answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +199,7 @@ def _check_attribution(asked: Asked, headers: Mapping[str, str], body: Mapping[s
 
     A server other than Lorry has no such headers: its `model` must do.
     """
-    told = {"model": (body.get("model"), asked.label)}
+    told: dict[str, tuple[Any, str | None]] = {"model": (body.get("model"), asked.label)}
     if "x-lorry-adapter" in headers:
         wanted = asked.label if asked.digest else "base"
         told["x-lorry-adapter"] = (headers["x-lorry-adapter"], wanted)

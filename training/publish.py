@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.catalog.history import current_user
-from adapters.errors import BadName
+from adapters.errors import BadName, GateRefused
 from adapters.names import STABLE, check_alias
 from adapters.publish import Rules, publish
 from adapters.store import Store
@@ -58,7 +58,11 @@ def publish_run(
             aliases=(),
         )
         for alias in aliases:
-            _point(index, version, alias, report)
+            try:
+                _point(index, version, alias, report)
+            except GateRefused as refused:
+                told = f"{version.label} is published, and {alias} does not follow"
+                raise GateRefused(f"{told}: {refused.message}", refused.hint) from refused
     return version.as_json()
 
 

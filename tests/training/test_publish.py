@@ -7,6 +7,7 @@ import pytest
 from shop import BASE, BASE_NAME, KEPT
 
 from adapters.catalog import Catalog
+from adapters.errors import GateRefused
 from training.errors import InputError
 from training.publish import choose_aliases, publish_run
 from training.recipe import Recipe
@@ -61,6 +62,16 @@ def test_publishing_without_an_alias_moves_none(shelf: Shelf) -> None:
     assert shelf.alias("stable") == [1]
     assert shelf.publish(SECOND, "canary") == 2
     assert (shelf.alias("canary"), shelf.alias("stable")) == ([2], [1])
+
+
+def test_a_gate_keeps_the_alias_where_it_is_and_the_version_is_published(shelf: Shelf) -> None:
+    shelf.publish(FIRST, "stable")
+    with Catalog.open(shelf.folder / "store", None) as catalog:
+        catalog.set_gate("tone", "exact-match", actor="me")
+    with pytest.raises(GateRefused, match="tone@2 is published, and stable does not follow: "):
+        shelf.publish(SECOND, "stable")
+    assert shelf.alias("stable") == [1]
+    assert shelf.publish(SECOND) == 2
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,15 @@ import msgspec
 
 from adapters.admin_http import AdminHttp
 from adapters.catalog.aliases import Alias, check_split
+from adapters.catalog.evaluations import (
+    NO_GATE,
+    Evaluation,
+    Evaluations,
+    Gate,
+    Recorded,
+    check_evaluation,
+    check_metric,
+)
 from adapters.catalog.history import Event
 from adapters.catalog.versions import (
     AdapterVersion,
@@ -56,6 +65,7 @@ class _Labels(msgspec.Struct):
 
 class _Use(msgspec.Struct):
     version: int
+    evaluations: list[Recorded]
     residency: dict[str, bool]
     leases: int
     last_used: str | None
@@ -109,12 +119,22 @@ class RemoteCatalog:
             self._list(name)
             return self._publish(data=fields, files=files)
 
-    def point(self, name: str, alias: str, version: int, *, actor: str) -> Alias:
-        return self.split(name, alias, {version: 1}, actor=actor)
+    def point(
+        self, name: str, alias: str, version: int, *, actor: str, gate: Gate = NO_GATE
+    ) -> Alias:
+        return self.split(name, alias, {version: 1}, actor=actor, gate=gate)
 
-    def split(self, name: str, alias: str, weights: Mapping[int, int], *, actor: str) -> Alias:
+    def split(
+        self,
+        name: str,
+        alias: str,
+        weights: Mapping[int, int],
+        *,
+        actor: str,
+        gate: Gate = NO_GATE,
+    ) -> Alias:
         check_alias(alias)
-        body = {"split": check_split(weights)}
+        body = {"split": check_split(weights), "gate": gate.metric, "force": gate.forced}
         return self._server.ask("PUT", _path(name, "aliases", alias), Alias, json=body)
 
     def drop_alias(self, name: str, alias: str, *, actor: str) -> None:
@@ -134,9 +154,26 @@ class RemoteCatalog:
     def unpin(self, name: str, version: int, *, actor: str) -> AdapterVersion:
         return self._server.ask("DELETE", _path(name, "versions", version, "pin"), AdapterVersion)
 
+    def evaluate(self, name: str, version: int, evaluation: Evaluation, *, actor: str) -> Recorded:
+        check_evaluation(evaluation)
+        path = _path(name, "versions", version, "evaluations")
+        return self._server.ask("POST", path, Recorded, json=msgspec.to_builtins(evaluation))
+
+    def list_evaluations(self, *names: str) -> Evaluations:
+        return {
+            (name, each.version): each.evaluations
+            for name in names
+            for each in self._server.ask("GET", _path(name), _Uses).versions
+        }
+
     def weigh(self, name: str, weight: float, *, actor: str) -> None:
         body = {"weight": check_weight(weight)}
         self._server.ask("PUT", _path(name, "weight"), object, json=body)
+
+    def set_gate(self, name: str, metric: str | None, *, actor: str) -> None:
+        if metric is not None:
+            check_metric(metric)
+        self._server.ask("PUT", _path(name, "gate"), object, json={"metric": metric})
 
     def remove(self, name: str, version: int, *, actor: str) -> None:
         path = _path(name, "versions", version)

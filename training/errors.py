@@ -4,8 +4,11 @@ TrainingError
 ├── InputError           unusable input; nothing was done
 │   ├── RecipeInvalid    problems of a recipe or an override; names each key and value
 │   ├── DataInvalid      a missing, empty or malformed data set; names each line
-│   └── BaseInvalid      a missing or unreadable base model
-└── RunFailed            the training itself failed; nothing was kept
+│   ├── BaseInvalid      a missing or unreadable base model
+│   └── RunUnfinished    an earlier run stopped half-way; resume it or start again
+├── Interrupted          stopped by a signal, with a checkpoint to resume from
+└── RunFailed            the training itself failed
+    └── Diverged         the loss is not finite, or far above the first one
 """
 
 from collections.abc import Sequence
@@ -44,8 +47,24 @@ class BaseInvalid(InputError):
     code = "base_invalid"
 
 
+class RunUnfinished(InputError):
+    code = "run_unfinished"
+
+
+class Interrupted(TrainingError):
+    code = "interrupted"
+
+    def __init__(self, message: str, hint: str, signal: int) -> None:
+        super().__init__(message, hint)
+        self.signal = signal
+
+
 class RunFailed(TrainingError):
     code = "run_failed"
+
+
+class Diverged(RunFailed):
+    code = "diverged"
 
 
 def list_problems(problems: Sequence[str]) -> str:

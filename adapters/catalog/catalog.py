@@ -17,6 +17,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.catalog import changes, database, failures, location, schema
 from adapters.catalog.aliases import Alias, check_split, select_aliases
+from adapters.catalog.evaluations import (
+    NO_GATE,
+    Evaluation,
+    Evaluations,
+    Gate,
+    Recorded,
+    check_evaluation,
+    check_metric,
+    select_evaluations,
+)
 from adapters.catalog.freshness import watch
 from adapters.catalog.history import Event, Mark, has_event, read_newest, select_events
 from adapters.catalog.memory import Known, Shelf
@@ -217,6 +227,11 @@ class Catalog:
         with self._reading() as connection:
             return select_aliases(connection, *_of(schema.targets, name))
 
+    def list_evaluations(self, *names: str) -> Evaluations:
+        """The evaluations of the versions of some names, the newest last."""
+        with self._reading() as connection:
+            return select_evaluations(connection, schema.evaluations.c.name.in_(names))
+
     def list_events(self, name: str | None = None, limit: int | None = None) -> list[Event]:
         """Every change so far, or the last `limit`, oldest first."""
         with self._reading() as connection:
@@ -243,7 +258,7 @@ class Catalog:
         """Make a digest the next version of a name and point the aliases at it, in one transaction.
 
         If the name has the digest already, the aliases point at that version; raises OtherBase
-        where it is for another base, unless `any_base`.
+        where it is for another base, unless `any_base`, and GateRefused where the name has a gate.
         """
         for alias in aliases:
             check_alias(alias)
@@ -259,19 +274,35 @@ class Catalog:
         with self._writing() as connection:
             return changes.publish(connection, name, values, aliases, actor, any_base)
 
-    def point(self, name: str, alias: str, version: int, *, actor: str) -> Alias:
-        """Point an alias at one version; raises BadName or AdapterNotFound."""
-        return self.split(name, alias, {version: 1}, actor=actor)
+    def point(
+        self, name: str, alias: str, version: int, *, actor: str, gate: Gate = NO_GATE
+    ) -> Alias:
+        """Point an alias at one version; raises BadName, AdapterNotFound or GateRefused."""
+        return self.split(name, alias, {version: 1}, actor=actor, gate=gate)
 
-    def split(self, name: str, alias: str, weights: Mapping[int, int], *, actor: str) -> Alias:
-        """Split an alias's requests between versions by weight.
+    def split(
+        self,
+        name: str,
+        alias: str,
+        weights: Mapping[int, int],
+        *,
+        actor: str,
+        gate: Gate = NO_GATE,
+    ) -> Alias:
+        """Split an alias's requests between versions by weight; each must pass the gates.
 
-        Raises BadName, SplitInvalid or AdapterNotFound.
+        Raises BadName, SplitInvalid, AdapterNotFound or GateRefused.
         """
         check_alias(alias)
         sides = check_split(weights)
         with self._writing() as connection:
-            return changes.point(connection, name, alias, sides, actor)
+            return changes.point(connection, name, alias, sides, actor, gate)
+
+    def evaluate(self, name: str, version: int, evaluation: Evaluation, *, actor: str) -> Recorded:
+        """Record an evaluation of a version; raises EvaluationInvalid or AdapterNotFound."""
+        check_evaluation(evaluation)
+        with self._writing() as connection:
+            return changes.evaluate(connection, name, version, evaluation, actor)
 
     def drop_alias(self, name: str, alias: str, *, actor: str) -> None:
         """Remove an alias; raises AdapterNotFound or AliasNotFound."""
@@ -310,6 +341,16 @@ class Catalog:
         weight = check_weight(weight)
         with self._writing() as connection:
             changes.weigh(connection, name, weight, actor)
+
+    def set_gate(self, name: str, metric: str | None, *, actor: str) -> None:
+        """Let every later move of an alias of a name need a better evaluation by a metric.
+
+        None removes the gate. Raises EvaluationInvalid or AdapterNotFound.
+        """
+        if metric is not None:
+            check_metric(metric)
+        with self._writing() as connection:
+            changes.set_gate(connection, name, metric, actor)
 
     def _describe(self) -> location.Owner:
         return location.Owner(self._id, location.address(self._engine.url))

@@ -23,6 +23,8 @@ PINNED = "pinned"
 UNPINNED = "unpinned"
 REMOVED = "removed"
 WEIGHT_CHANGED = "weight_changed"
+EVALUATED = "evaluated"
+GATE_CHANGED = "gate_changed"
 
 ALIAS_ACTIONS = (ALIAS_MOVED, ALIAS_ROLLED_BACK, ALIAS_DROPPED)
 

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     Integer,
     MetaData,
     String,
@@ -18,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from adapters.names import MAX_ALIAS, MAX_NAME
+from adapters.names import MAX_ALIAS, MAX_METRIC, MAX_NAME
 
 # The newest revision in adapters/catalog/migrations, known without importing Alembic.
 HEAD = "1"
@@ -37,6 +38,8 @@ adapters = Table(
     Column("last_number", Integer, nullable=False),
     # Its share of the engine beside other adapters; a fact of the name, whichever version answers.
     Column("weight", Float, nullable=False),
+    # The metric by which what its aliases point at must be better; none if null.
+    Column("gate", String(MAX_METRIC)),
 )
 versions = Table(
     "versions",
@@ -70,6 +73,19 @@ pins = Table(
     Column("name", String(MAX_NAME), primary_key=True),
     Column("version", Integer, primary_key=True, autoincrement=False),
     ForeignKeyConstraint(["name", "version"], ["versions.name", "versions.number"]),
+)
+# Only ever added to; removed with their version.
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(MAX_NAME), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("judged_at", DateTime(timezone=True), nullable=False),
+    Column("actor", String, nullable=False),
+    Column("facts", JSON, nullable=False),
+    ForeignKeyConstraint(["name", "version"], ["versions.name", "versions.number"]),
+    Index("ix_evaluations_name_version", "name", "version"),
 )
 events = Table(
     "events",

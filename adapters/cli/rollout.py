@@ -1,4 +1,4 @@
-"""`lorry adapters alias|unalias|split|rollback|pin|unpin|weight|remove|load|unload`: roll out.
+"""`lorry adapters alias|unalias|split|rollback|pin|unpin|weight|gate|remove|load|unload`: roll out.
 
 Every server that shares the catalog applies a change from its next request on.
 """
@@ -26,6 +26,24 @@ if TYPE_CHECKING:
     from adapters.client import RemoteCatalog
 
 
+GateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gate",
+        metavar="METRIC",
+        help="Refuse unless evaluations by this metric show that it is better (see"
+        " docs/adapters.md).",
+        show_default=False,
+    ),
+]
+ForceOption = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Move it whatever the gate says; the history records that and why."
+    ),
+]
+
+
 @acts_on(STORE, SERVER, JSON)
 def alias(
     site: Site,
@@ -34,10 +52,15 @@ def alias(
     version: Annotated[
         int, typer.Argument(metavar="VERSION", min=1, max=MAX_VERSION, help="Its number.")
     ],
+    gate: GateOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Point an alias at one version."""
     with site.opened() as index:
-        _print_alias(site, index.point(name, alias, version, actor=_user()))
+        from adapters.catalog.evaluations import Gate
+
+        wanted = Gate(gate, force)
+        _print_alias(site, index.point(name, alias, version, actor=_user(), gate=wanted))
 
 
 @acts_on(STORE, SERVER)
@@ -55,11 +78,15 @@ def split(
     shares: Annotated[
         list[str], typer.Argument(metavar="VERSION=WEIGHT", help="Such as 1=90 2=10.")
     ],
+    gate: GateOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Let versions share an alias's requests: the same caller stays on the same side."""
     with site.opened() as index:
-        weights = _parse_shares(shares)
-        _print_alias(site, index.split(name, alias, weights, actor=_user()))
+        from adapters.catalog.evaluations import Gate
+
+        weights, wanted = _parse_shares(shares), Gate(gate, force)
+        _print_alias(site, index.split(name, alias, weights, actor=_user(), gate=wanted))
 
 
 @acts_on(STORE, SERVER, JSON)
@@ -104,6 +131,24 @@ def weight(
     with site.opened() as index:
         index.weigh(name, weight, actor=_user())
     site.print({"name": name, "weight": weight}, f"{name} has weight {weight:g}")
+
+
+@acts_on(STORE, SERVER, JSON)
+def gate(
+    site: Site,
+    name: NameArgument,
+    metric: Annotated[
+        str | None, typer.Argument(metavar="METRIC", help="Such as exact-match.")
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Take the gate away.")] = False,
+) -> None:
+    """Let aliases move only to versions that evaluations by a metric show to be better."""
+    if off == (metric is not None):
+        raise typer.BadParameter("give either METRIC or --off")
+    with site.opened() as index:
+        index.set_gate(name, metric, actor=_user())
+    said = "has no gate" if metric is None else f"has the gate {metric}"
+    site.print({"name": name, "gate": metric}, f"{name} {said}")
 
 
 @acts_on(STORE, SERVER, JSON)

@@ -10,10 +10,13 @@ from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect
 
 from adapters.catalog import AdapterVersion
+from adapters.catalog.evaluations import Gate
 from adapters.names import STABLE
 from server.admin import views
 from server.admin.bodies import (
     AliasName,
+    EvaluationBody,
+    Gating,
     LoadLora,
     Name,
     Pointing,
@@ -107,6 +110,12 @@ def _add_adapters(router: APIRouter, shelf: Shelf, publisher: Publisher) -> None
         await shelf.weigh(name, body.weight, actor)
         return {"name": name, "weight": body.weight}
 
+    @router.put("/{name}/gate")
+    async def set_gate(name: Name, body: Gating, actor: Actor) -> dict[str, Any]:
+        """Let aliases move only to versions that are shown to be better, or take that back."""
+        await shelf.set_gate(name, body.metric, actor)
+        return {"name": name, "gate": body.metric}
+
     @router.post("/{reference}/load")
     async def load_adapter(reference: str) -> dict[str, Any]:
         """Load the versions that a name means now; answers when they are resident."""
@@ -126,7 +135,8 @@ def _add_aliases(router: APIRouter, shelf: Shelf) -> None:
         """Point an alias at a version, or split its requests between several."""
         split = body.split if body.version is None else {body.version: 1}
         assert split is not None
-        return views.describe_alias(await shelf.point(name, alias, split, actor))
+        gate = Gate(body.gate, body.force)
+        return views.describe_alias(await shelf.point(name, alias, split, actor, gate))
 
     @router.delete("/{name}/aliases/{alias}")
     async def drop_alias(name: Name, alias: AliasName, actor: Actor) -> dict[str, Any]:
@@ -144,6 +154,13 @@ def _add_aliases(router: APIRouter, shelf: Shelf) -> None:
 
 
 def _add_versions(router: APIRouter, shelf: Shelf) -> None:
+    @router.post("/{name}/versions/{version}/evaluations", status_code=201)
+    async def record_evaluation(
+        name: Name, version: Version, body: EvaluationBody, actor: Actor
+    ) -> dict[str, Any]:
+        """Record how well a version answers; the gate of an alias reads it."""
+        return (await shelf.evaluate(name, version, body.evaluation(), actor)).as_json()
+
     @router.post("/{name}/versions/{version}/pin")
     async def pin_version(name: Name, version: Version, actor: Actor) -> dict[str, Any]:
         """Load a version and never evict it."""

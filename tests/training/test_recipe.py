@@ -20,7 +20,7 @@ def write(folder: Path, text: str) -> Path:
 def test_a_minimal_recipe_has_the_usual_defaults(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, MINIMAL))
     assert recipe.quantization == "nf4"
-    assert recipe.lora.target_modules == LINEARS
+    assert recipe.lora.modules == LINEARS
     assert recipe.lora.scale_alpha == 2 * recipe.lora.rank
     assert 1e-4 <= recipe.optimization.learning_rate <= 3e-4
     assert recipe.base_name == "org/model"
@@ -58,12 +58,12 @@ def test_overrides_reach_nested_keys_and_keep_their_types(tmp_path: Path) -> Non
 
 
 def test_every_problem_is_reported_at_once_with_key_and_value(tmp_path: Path) -> None:
-    text = MINIMAL.replace("tone", "'../x'") + "lora:\n  rank: 3\n  targets: all\n"
+    text = MINIMAL.replace("tone", "'../x'") + "lora:\n  rank: 0\n  targets: all\n"
     with pytest.raises(RecipeInvalid) as raised:
         load_recipe(write(tmp_path, text), ["optimization.batch_size=none", "quantization", "=1"])
     said = str(raised.value)
     assert "name = '../x'" in said
-    assert "lora.rank = 3" in said
+    assert "lora.rank = 0" in said
     assert "lora.targets: unknown key" in said
     assert "optimization.batch_size = 'none'" in said
     assert "--set 'quantization': not key=value" in said

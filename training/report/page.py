@@ -6,6 +6,7 @@ whoever gives a text to plotly escapes it, and one for matplotlib is taken liter
 
 import html
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from math import isfinite
@@ -18,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
-BLUE, ORANGE, GREEN, RED = "#2a6fdb", "#e0662f", "#17976b", "#c0302b"
+BLUE, ORANGE, GREEN = "#2a6fdb", "#e0662f", "#17976b"
 GREY: Final = "#7d8896"  # readable on a light and on a dark page
 COLOURS: Final = (BLUE, ORANGE, GREEN, "#8a4fd0", "#c2477f", "#8f7a10", "#2b9fb0", "#a0522d")
 MISSING: Final = "-"
@@ -61,25 +62,31 @@ def to_div(chart: Any, title: str, height: int, **layout: Any) -> Markup:
 
 
 def style(axes: Axes, title: str, x: str, y: str) -> None:
-    """Give axes of matplotlib their texts and the look of the pages."""
+    """Give axes of matplotlib their texts, a legend, and the look of the pages."""
     axes.set_title(title, loc="left", fontsize=11, parse_math=False)
     axes.set_xlabel(x, parse_math=False)
     axes.set_ylabel(y, parse_math=False)
     axes.grid(visible=True, color=GREY, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    if handles := axes.get_legend_handles_labels()[0]:
+        for text in axes.legend(handles=handles, frameon=False, fontsize=9).get_texts():
+            text.set_parse_math(False)
 
 
 def write_picture(path: Path, picture: Figure) -> None:
     """Write a figure of matplotlib as PNG; raises OSError, and leaves nothing half-written."""
-    write_whole(path, lambda partial: picture.savefig(partial, format="png", dpi=120))
+    with warnings.catch_warnings():
+        # Of letters that the font lacks; boxes stand for them.
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        _write_whole(path, lambda partial: picture.savefig(partial, format="png", dpi=120))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text; raises OSError, and leaves nothing half-written."""
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    _write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(partial)

@@ -32,18 +32,20 @@ def write_report(folder: Path, provenance: dict[str, Any]) -> None:
         warnings=provenance.get("warnings") or [],
         tiles=_tiles(provenance),
         chart=curves_chart(curves) if curves.train.steps else None,
-        sections=[(title, provenance[key]) for title, key in _SECTIONS if provenance.get(key)],
+        sections=_sections(provenance),
     )
     write_text(folder / PAGE, page)
 
 
-_SECTIONS: Final = (
-    ("Recipe", "recipe"),
-    ("Data", "data"),
-    ("Base", "base"),
-    ("Machine", "machine"),
-    ("Packages", "packages"),
-)
+def _sections(provenance: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What determined the run, and how it went."""
+    titles = ("recipe", "data", "base")
+    run = {key: provenance[key] for key in _RUN if key in provenance}
+    found = [(key.capitalize(), provenance.get(key)) for key in titles]
+    return [(title, facts) for title, facts in (*found, ("Run", run)) if facts]
+
+
+_RUN: Final = ("started", "ended", "machine", "compute_dtype", "epochs", "packages")
 
 
 def what_was_kept(provenance: dict[str, Any]) -> str:
@@ -51,7 +53,7 @@ def what_was_kept(provenance: dict[str, Any]) -> str:
     curves = read_curves(provenance)
     steps, best = provenance.get("steps"), curves.best_step
     if not curves.validation.steps:
-        return f"The last step, {steps}, was kept: without a validation set none is known as better."
+        return f"The last step, {steps}, was kept: no validation set says which is better."
     if best is None:
         return f"The last step, {steps}, was kept."
     found = f"Step {best} of {steps} was kept: the {_measure(curves)} of "

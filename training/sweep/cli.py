@@ -4,6 +4,7 @@ Exit codes: 1 no run succeeded or the winner can't be published, 2 bad input.
 """
 
 import json
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -74,6 +75,10 @@ def sweep_command(
         typer.echo(json.dumps(as_document(comparison) | {"published": published}))
         return
     print_sweep(comparison)
+    if comparison.cheapest is not best:
+        chosen = [*(overrides or []), *comparison.cheapest.setting.overrides]
+        words = [str(recipe), "--output", str(output), *(f"--set={each}" for each in chosen)]
+        typer.echo(f"To publish the smaller one: lorry train {shlex.join(words)} --publish")
     typer.echo(folder / "sweep.html")
     if published:
         typer.echo(f"published {published['name']}@{published['version']} {published['digest']}")

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
-from pathlib import Path
 from statistics import fmean
-from typing import Any, Final
+from typing import Final
 
 from training.errors import RunFailed, TrainingError
 from training.evaluation.bootstrap import Difference, paired_difference
@@ -152,12 +151,16 @@ def _rank(judged: Sequence[tuple[Attempt, list[float]]], measure: str) -> list[R
 def verdict(comparison: Comparison) -> list[str]:
     """What follows from the comparison, in sentences."""
     best, second, cheapest = comparison.best, comparison.runner_up, comparison.cheapest
-    said = [f"Best: {best.setting.label}, {comparison.measure} {_number(best.score)} on validation."]
+    said = [
+        f"Best: {best.setting.label}, {comparison.measure} {_number(best.score)} on validation."
+    ]
     if second and second.behind:
         behind = f"{second.setting.label} is {_number(second.behind.mean)} worse"
         interval = f"95 % interval {_number(second.behind.low)} to {_number(second.behind.high)}"
         tells = "more than noise" if second.behind.exceeds_noise else "within noise"
-        said.append(f"Its runner-up {behind} ({interval}, {comparison.examples} examples): {tells}.")
+        said.append(
+            f"Its runner-up {behind} ({interval}, {comparison.examples} examples): {tells}."
+        )
     if cheapest.parameters < best.parameters:
         size = _size_words(cheapest.parameters, best.parameters)
         said.append(f"{cheapest.setting.label} is within noise of the best and {size}.")

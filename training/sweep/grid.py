@@ -128,12 +128,19 @@ def _load_each(
 
 
 def _check_comparable(path: Path, settings: Sequence[Setting]) -> None:
-    if any(setting.recipe.data.validation is None for setting in settings):
+    recipes = [setting.recipe for setting in settings]
+    if any(recipe.data.validation is None for recipe in recipes):
         raise RecipeInvalid(
             f"{path}: data.validation: missing, and settings are compared on it",
             "name a validation set that shares no prompt with the training set",
         )
-    dumps = [setting.recipe.model_dump(mode="json") for setting in settings]
+    if any(recipe.method == "dpo" and not recipe.evaluation.metric for recipe in recipes):
+        # Which of two answers is preferred is not seen in how likely the better one is.
+        raise RecipeInvalid(
+            f"{path}: evaluation.metric: missing, and losses of dpo can't be compared",
+            "name a metric by which answers are judged",
+        )
+    dumps = [recipe.model_dump(mode="json") for recipe in recipes]
     varied = [key for key in COMMON if any(_at(each, key) != _at(dumps[0], key) for each in dumps)]
     if varied:
         raise RecipeInvalid(

@@ -147,9 +147,9 @@ def print_sweep(comparison: Comparison) -> None:
 def _table(comparison: Comparison) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for key in comparison.best.setting.values:
-        table.add_column(short(key), justify="right", overflow="fold")
+        table.add_column(Text(short(key)), justify="right", overflow="fold")
     for name in _columns(comparison):
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     table.add_column("")
     for row in comparison.rows:
         said = mark(row, comparison)
@@ -284,7 +284,6 @@ def _picture(comparison: Comparison) -> Figure:
     style(left, "green: the best; blue: within noise of it", comparison.measure, "")
     for colour, (label, line) in zip(COLOURS, _curves(comparison), strict=False):
         right.plot(line.steps, line.values, color=colour, marker="o", markersize=4, label=label)
-    right.legend(frameon=False, fontsize=8)
     style(right, _curves_title(comparison), "step", comparison.measure)
     picture.suptitle(_scores_title(comparison), fontsize=11, parse_math=False)
     return picture

@@ -37,9 +37,7 @@ def run_sweep(
     return attempts
 
 
-def _attempt(
-    setting: Setting, train_one: Callable[[Recipe], Trained], report: Report
-) -> Attempt:
+def _attempt(setting: Setting, train_one: Callable[[Recipe], Trained], report: Report) -> Attempt:
     try:
         return Attempt(setting, train_one(setting.recipe))
     except Interrupted:
@@ -87,10 +85,10 @@ def _stopping(process: Any) -> Iterator[Stop]:
 
     # Ignored by the new process too: of a terminal's Ctrl-C it hears from here, and once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    process.start()
-    for name in STOPPING:
-        signal.signal(name, pass_on)
     try:
+        process.start()
+        for name in STOPPING:
+            signal.signal(name, pass_on)
         yield stop
     finally:
         for name, handler in before.items():

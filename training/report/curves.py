@@ -4,6 +4,7 @@ import html
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
+from statistics import fmean
 from typing import Any, Final
 
 from markupsafe import Markup
@@ -13,7 +14,7 @@ from plotly.subplots import make_subplots
 from training.report.page import BLUE, GREEN, GREY, ORANGE, style, to_div
 
 LEAST_TO_SMOOTH: Final = 20  # points; fewer are legible as they are
-_SPAN: Final = 20  # a smoothed value remembers about one part in so many of the run
+_WINDOWS: Final = 20  # a smoothed value is the mean of one part in so many of the run
 _FAINT: Final = 0.35
 _HEIGHT: Final = 340  # pixels of a chart
 _NUMBER: Final = ".4~r"  # four significant digits, in d3's notation
@@ -70,14 +71,12 @@ def _line(points: Iterable[tuple[int, float | None]]) -> Line:
 
 
 def _smooth(values: Sequence[float]) -> Iterator[float]:
-    """An exponential moving average without the bias of its first values, as in Adam."""
-    keep = 1 - min(0.5, _SPAN / len(values))
-    total = weight = 0.0
-    for value in values:
-        if isfinite(value):
-            total = keep * total + (1 - keep) * value
-            weight = keep * weight + (1 - keep)
-        yield total / weight if weight else nan
+    """A centred moving average, which does not lag behind; narrower at the ends."""
+    widest = max(1, len(values) // (2 * _WINDOWS))
+    for at in range(len(values)):
+        half = min(widest, at, len(values) - 1 - at)
+        near = [value for value in values[at - half : at + half + 1] if isfinite(value)]
+        yield fmean(near) if near else nan
 
 
 def curves_chart(curves: Curves) -> Markup:

@@ -39,10 +39,9 @@ def write_report(folder: Path, provenance: dict[str, Any]) -> None:
 
 def _sections(provenance: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """What determined the run, and how it went."""
-    titles = ("recipe", "data", "base")
-    run = {key: provenance[key] for key in _RUN if key in provenance}
-    found = [(key.capitalize(), provenance.get(key)) for key in titles]
-    return [(title, facts) for title, facts in (*found, ("Run", run)) if facts]
+    found = {key.capitalize(): provenance.get(key) or {} for key in ("recipe", "data", "base")}
+    found["Run"] = {key: provenance[key] for key in _RUN if key in provenance}
+    return [(title, facts) for title, facts in found.items() if facts]
 
 
 _RUN: Final = ("started", "ended", "machine", "compute_dtype", "epochs", "packages")

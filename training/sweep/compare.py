@@ -141,7 +141,7 @@ def _rank(judged: Sequence[tuple[Attempt, list[float]]], measure: str) -> list[R
 
     ordered = sorted(judged, key=order)
     best = [sign * value for value in ordered[0][1]]
-    rows = []
+    rows: list[Row] = []
     for attempt, values in ordered:
         behind = paired_difference(best, [sign * value for value in values]) if rows else None
         rows.append(Row(attempt.setting, attempt.trained, None, fmean(values), behind))
@@ -158,9 +158,7 @@ def verdict(comparison: Comparison) -> list[str]:
         behind = f"{second.setting.label} is {_number(second.behind.mean)} worse"
         interval = f"95 % interval {_number(second.behind.low)} to {_number(second.behind.high)}"
         tells = "more than noise" if second.behind.exceeds_noise else "within noise"
-        said.append(
-            f"Its runner-up {behind} ({interval}, {comparison.examples} examples): {tells}."
-        )
+        said.append(f"Second: {behind} ({interval}, {comparison.examples} examples): {tells}.")
     if cheapest.parameters < best.parameters:
         size = _size_words(cheapest.parameters, best.parameters)
         said.append(f"{cheapest.setting.label} is within noise of the best and {size}.")

@@ -240,7 +240,8 @@ def _scores_chart(comparison: Comparison) -> Markup:
 
 def _scores_title(comparison: Comparison) -> str:
     better = "higher" if comparison.higher_is_better else "lower"
-    return f"{comparison.measure} on validation, {better} is better; 95 % interval beside the best"
+    interval = "95 % interval of the difference from the best"
+    return f"{comparison.measure} on validation, {better} is better; {interval}"
 
 
 def _curves_chart(comparison: Comparison) -> Markup:

@@ -1,9 +1,11 @@
 """Runs a sweep: each setting in turn. A finished run is reused, a failed one is a row."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -54,12 +56,12 @@ def train_apart(recipe: Recipe, output: Path) -> Trained:
     kills is a failed run like any other.
     """
     context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_train_and_send, args=(recipe, output, sender))
-    with _stopping(process) as stop:
-        sender.close()  # or the end of the other one would not be seen
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_train_and_send, args=(recipe, output, theirs))
+    with _stopping(process, ours) as stop:
+        theirs.close()  # or the end of the process would not be seen
         try:
-            found = receiver.recv()
+            found = ours.recv()
         except EOFError:
             found = None
         process.join()
@@ -74,16 +76,22 @@ def train_apart(recipe: Recipe, output: Path) -> Trained:
 
 
 @contextmanager
-def _stopping(process: Any) -> Iterator[Stop]:
+def _stopping(process: Any, connection: Connection) -> Iterator[Stop]:
     """Start the process, and pass on what asks to stop: the run leaves a checkpoint first."""
     stop = Stop()
     before = {name: signal.getsignal(name) for name in STOPPING}
 
     def pass_on(number: int, _: Any) -> None:
+        if stop.signal:
+            process.kill()
+            return
         stop.signal = number
-        process.terminate()
+        with suppress(OSError):
+            connection.send(number)
+        os.write(2, b"\nstopping after this step, with a checkpoint; again: at once\n")
 
-    # Ignored by the new process too: of a terminal's Ctrl-C it hears from here, and once.
+    # Ignored by the new process too: a terminal and a service manager signal both of us, and it
+    # is to hear of that once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process.start()
@@ -95,15 +103,23 @@ def _stopping(process: Any) -> Iterator[Stop]:
             signal.signal(name, handler)
 
 
-def _train_and_send(recipe: Recipe, output: Path, sender: Connection) -> None:
-    from training.cli import stoppable
-
+def _train_and_send(recipe: Recipe, output: Path, connection: Connection) -> None:
+    for name in STOPPING:
+        signal.signal(name, signal.SIG_IGN)
     stop = Stop()
-    with stoppable(stop), shown() as (report, on_step):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_listen, args=(connection, stop), daemon=True).start()
+    with shown() as (report, on_step):
         try:
-            sender.send(train(recipe, output, Control(report, on_step, stop), again="resume"))
+            connection.send(train(recipe, output, Control(report, on_step, stop), again="resume"))
         except Interrupted:
             return  # the one who asked for it knows
         except TrainingError as error:
-            sender.send(error)
+            connection.send(error)
+
+
+def _listen(connection: Connection, stop: Stop) -> None:
+    """Stop the run when asked, and when the one who would ask is gone."""
+    try:
+        stop.signal = connection.recv()
+    except (EOFError, OSError):
+        stop.signal = signal.SIGHUP

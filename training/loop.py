@@ -13,7 +13,11 @@ from statistics import fmean
 from typing import Any, Final
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from peft import set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from training.base import Base
 from training.data.tokens import IGNORED, Row
@@ -85,7 +89,10 @@ def train_adapter(
     watch = Watch(control, recipe.evaluation.metric)
     trainer.add_callback(watch)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and _is_done(checkpoint, recipe.evaluation.patience):
+        _load_done(trainer, checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     curve = Curve.of(trainer.state.log_history)
     _refuse_unfinished(trainer.state, curve, watch, validated=bool(sets.validation))
@@ -122,12 +129,28 @@ def train_adapter(
 def find_checkpoint(folder: Path) -> Path | None:
     """The last whole checkpoint in a run's folder; transformers writes the state at last."""
     whole = {}
-    for state in folder.glob(f"{CHECKPOINTS}/checkpoint-*/trainer_state.json"):
+    for state in folder.glob(f"{CHECKPOINTS}/checkpoint-*/{TRAINER_STATE_NAME}"):
         try:
             whole[int(json.loads(state.read_bytes())["global_step"])] = state.parent
         except (ValueError, KeyError, OSError):
             continue
     return whole[max(whole)] if whole else None
+
+
+def _is_done(checkpoint: Path, patience: int | None) -> bool:
+    """Whether a run ended with this checkpoint, and was killed after it."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+    stopping = state["stateful_callbacks"].get(EarlyStoppingCallback.__name__, {})
+    waited = stopping.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    early = patience is not None and waited >= patience
+    return bool(early or state["global_step"] >= state["max_steps"])
+
+
+def _load_done(trainer: Any, checkpoint: Path) -> None:
+    """Take over a run that has ended; transformers would train one more update."""
+    trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    kept = Path(trainer.state.best_model_checkpoint or checkpoint)
+    set_peft_model_state_dict(trainer.model, load_file(kept / SAFETENSORS_WEIGHTS_NAME))
 
 
 def _refuse_unfinished(state: Any, curve: Curve, watch: Watch, *, validated: bool) -> None:

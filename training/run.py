@@ -7,6 +7,7 @@ nothing of stores.
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,8 +64,14 @@ def _train_into(
     from training.loop import ADAPTER, find_checkpoint, train_adapter
     from training.provenance import describe_run, write_json
     from training.report.run_report import write_report
+    from training.trainers import check_reporters
 
     recipe = inputs.recipe
+    check_reporters(control.report_to)
+    # Not among the checkpoints, which go at the end.
+    os.environ.setdefault(
+        "TENSORBOARD_LOGGING_DIR", str(folder.parent / "tensorboard" / folder.name)
+    )
     _settle_unfinished(partial, find_checkpoint(partial), control, again)
     sets, encoded = encode_inputs(inputs, control.report)
     partial.mkdir(exist_ok=True)

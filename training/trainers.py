@@ -129,6 +129,7 @@ def _arguments(
         "use_cpu": not gpu,
         "dataloader_pin_memory": gpu,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would show the mean of earlier losses instead
         "save_strategy": "steps",
         "save_steps": every,
         "save_total_limit": 2,  # the best and the last

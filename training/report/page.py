@@ -42,15 +42,15 @@ def render(template: str, **values: Any) -> str:
 
 def to_div(chart: Any, title: str, height: int, **layout: Any) -> Markup:
     """A plotly figure as a `<div>`; `height` in pixels."""
+    legend = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
     chart.update_layout(
         template="none",
         title={"text": html.escape(title), "font": {"size": 15}, "x": 0.01},
         font={"color": GREY},
         paper_bgcolor=_CLEAR,
         plot_bgcolor=_CLEAR,
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
         margin={"l": 70, "r": 20, "t": 70, "b": 50},
-        **layout,
+        **{"legend": legend} | layout,
     )
     for update in (chart.update_xaxes, chart.update_yaxes):
         update(gridcolor=_GRID, zerolinecolor=_GRID, automargin=True)

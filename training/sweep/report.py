@@ -257,7 +257,8 @@ def _curves_chart(comparison: Comparison) -> Markup:
         )
     chart.update_xaxes(title="step")
     chart.update_yaxes(title=html.escape(comparison.measure))
-    return to_div(chart, _curves_title(comparison), _HEIGHT, hovermode="x unified")
+    legend = {"x": 1.02, "y": 1}  # beside the chart: there may be many
+    return to_div(chart, _curves_title(comparison), _HEIGHT, hovermode="x unified", legend=legend)
 
 
 def _curves_title(comparison: Comparison) -> str:

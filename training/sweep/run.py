@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -18,6 +19,7 @@ from training.sweep.compare import Attempt
 from training.sweep.grid import Setting
 
 STOPPING: Final = (signal.SIGINT, signal.SIGTERM)
+ONE_REQUEST: Final = 1.0  # seconds; `timeout` and service managers send a signal twice
 
 
 def run_sweep(
@@ -62,7 +64,7 @@ def train_apart(recipe: Recipe, output: Path) -> Trained:
         theirs.close()  # or the end of the process would not be seen
         try:
             found = ours.recv()
-        except EOFError:
+        except (EOFError, OSError):
             found = None
         process.join()
     if stop.signal:
@@ -79,12 +81,16 @@ def train_apart(recipe: Recipe, output: Path) -> Trained:
 def _stopping(process: Any, connection: Connection) -> Iterator[Stop]:
     """Start the process, and pass on what asks to stop: the run leaves a checkpoint first."""
     stop = Stop()
+    asked = 0.0
     before = {name: signal.getsignal(name) for name in STOPPING}
 
     def pass_on(number: int, _: Any) -> None:
+        nonlocal asked
         if stop.signal:
-            process.kill()
+            if time.monotonic() - asked > ONE_REQUEST:
+                process.kill()
             return
+        asked = time.monotonic()
         stop.signal = number
         with suppress(OSError):
             connection.send(number)

@@ -85,7 +85,7 @@ def train_command(
         from training.recipe import load_recipe
         from training.run import Again, train
 
-        aliases = choose_aliases(alias, no_alias)
+        aliases = choose_aliases(alias, no_alias, publish)
         loaded = load_recipe(recipe, overrides or [])
         again: Again = "resume" if resume else "restart" if restart else "refuse"
         stop = Stop()

@@ -4,6 +4,7 @@ Figures are recorded as they were measured and never changed; they go only with 
 Knows nothing of how answers are judged (training/evaluation does that).
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,11 +16,12 @@ from sqlalchemy import ColumnElement, Connection, insert, select
 from adapters.catalog import history, schema
 from adapters.catalog.versions import as_utc
 from adapters.errors import EvaluationInvalid, GateRefused, quote
-from adapters.names import MAX_METRIC
+from adapters.names import MAX_METRIC, NAME
 
 BASE = "base"
 OFFLINE, SERVER = "offline", "server"
 MAX_COMPARISONS = 8
+LABEL = re.compile(rf"{NAME.pattern}@[0-9]{{1,10}}")
 BETTER = "train a better version, or force the move (--force; over HTTP `force`)"
 
 
@@ -122,6 +124,8 @@ def check_evaluation(found: Evaluation) -> None:
     problem = None
     if not compared or compared[0].against != BASE or len(compared) > MAX_COMPARISONS:
         problem = "its first comparison is not with the base"
+    elif not all(LABEL.fullmatch(each.against) for each in compared[1:]):
+        problem = "a comparison is not with NAME@VERSION"
     elif not all(0 <= each.low <= each.mean <= each.high <= 1 for each in scores):
         problem = "a score is not from 0 to 1 and inside its interval"
     elif not all(-1 <= each.low <= each.mean <= each.high <= 1 for each in differences):

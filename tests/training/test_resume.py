@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
-from training import watch
+from training import loop, watch
 from training.errors import Diverged, Interrupted, RunUnfinished
+from training.evaluation.metrics import MetricFailed
 from training.loop import find_checkpoint
 from training.progress import Control, Step
 from training.recipe import Recipe
@@ -52,7 +54,10 @@ def whole(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def equals(one: Trained, other: Trained) -> bool:
-    same = (one.folder / WEIGHTS).read_bytes() == (other.folder / WEIGHTS).read_bytes()
+    files = (WEIGHTS, "validation.json")
+    same = all(
+        (one.folder / name).read_bytes() == (other.folder / name).read_bytes() for name in files
+    )
     return same and one.provenance["curve"] == other.provenance["curve"]
 
 
@@ -169,23 +174,47 @@ def test_the_checkpoint_that_does_best_on_validation_is_kept(whole: Trained) -> 
     assert list(losses) == [3, 6, 9, 11]
     assert facts["best_step"] == min(losses, key=lambda step: losses[step])
     assert facts["validation_loss"] == losses[facts["best_step"]]
-    scores = json.loads((whole.folder / "validation.json").read_text())
-    assert len(scores["loss"]) == 4
-    assert sum(scores["loss"]) / 4 == pytest.approx(facts["validation_loss"], rel=0.05)
 
 
-def test_a_run_stops_early_when_nothing_gets_better(recipe: Recipe, tmp_path: Path) -> None:
-    (tmp_path / "judge.py").write_text("def never(answer, expected):\n    return 0\n")
-    evaluation = {"every": 2, "patience": 2, "metric": f"{tmp_path}/judge.py:never"}
+# Calls the first evaluation right, and no later one.
+ONCE = """
+calls = []
+def once(answer, expected):
+    calls.append(answer)
+    return len(calls) <= 4
+"""
+
+
+def test_answers_decide_what_is_kept_and_when_to_stop(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "judge.py").write_text(ONCE)
+    evaluation = {"every": 2, "patience": 2, "metric": f"{tmp_path}/judge.py:once"}
     impatient = Recipe.model_validate(
         recipe.model_dump() | {"evaluation": evaluation | {"examples": 2, "max_new_tokens": 4}}
     )
-    facts = train(impatient, tmp_path / "out", QUIET).provenance
-    # The first evaluation is the best; the two after it are no better.
+    trained = train(impatient, tmp_path / "out", QUIET)
+    facts = trained.provenance
     assert (facts["steps"], facts["best_step"]) == (6, 2)
-    assert facts["metric"]["name"] == "judge.py:never"
-    assert facts["validation_metric"] == 0
+    assert facts["metric"]["name"] == "judge.py:once"
+    assert facts["validation_metric"] == 1
     assert str(tmp_path) not in json.dumps(facts)
+    # What is saved is what was kept: its loss is that of step 2, not of step 6.
+    measured = json.loads((trained.folder / "validation.json").read_text())
+    mean = fmean(measured["loss"])
+    (_, first, _), *_, (_, last, _) = facts["curve"]["validation"]
+    assert facts["validation_loss"] == first
+    assert abs(mean - first) < abs(first - last) / 4
+
+
+def test_of_equal_scores_the_lower_loss_is_kept(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "judge.py").write_text("def never(answer, expected):\n    return 0\n")
+    evaluation = {"every": 3, "patience": 1, "metric": f"{tmp_path}/judge.py:never"}
+    same = Recipe.model_validate(
+        recipe.model_dump() | {"evaluation": evaluation | {"examples": 2, "max_new_tokens": 4}}
+    )
+    facts = train(same, tmp_path / "out", QUIET).provenance
+    losses = {step: loss for step, loss, _ in facts["curve"]["validation"]}
+    assert facts["steps"] == 11
+    assert facts["best_step"] == min(losses, key=lambda step: losses[step])
 
 
 def test_a_diverged_run_ends_early_and_leaves_nothing(
@@ -194,9 +223,27 @@ def test_a_diverged_run_ends_early_and_leaves_nothing(
     """The first loss of a base this small is near the worst: any later one counts here."""
     monkeypatch.setattr(watch, "DIVERGED_RATIO", 0.0)
     monkeypatch.setattr(watch, "DIVERGED_BY", -100.0)
-    with pytest.raises(Diverged, match=r"diverged at step 6: the loss went from .* lower"):
+    with pytest.raises(Diverged, match=r"diverged at step 10: the loss went from .* lower"):
         train(recipe, tmp_path, QUIET)
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+
+
+def test_a_folder_that_moved_is_resumed_where_it_is(
+    recipe: Recipe, whole: Trained, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "first", stopped_at(7))
+    (tmp_path / "first").rename(tmp_path / "second")
+    assert equals(train(recipe, tmp_path / "second", QUIET, again="resume"), whole)
+
+
+def test_what_the_metric_can_not_judge_is_refused_before_the_base_is_loaded(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "load_base", lambda *_, **__: pytest.fail("loaded"))
+    judged = Recipe.model_validate(recipe.model_dump() | {"evaluation": {"metric": "json-equal"}})
+    with pytest.raises(MetricFailed, match="is not JSON"):
+        train(judged, tmp_path, QUIET)
 
 
 @pytest.mark.slow

@@ -20,8 +20,9 @@ from training.data.forms import Example
 from training.data.problems import Place
 from training.data.sets import read_set
 from training.data.tokens import encode_set, load_tokenizer
-from training.errors import BaseInvalid, DataInvalid, RunFailed
+from training.errors import BaseInvalid, DataInvalid, InputError, RunFailed
 from training.evaluation.answers import answer_greedily
+from training.inputs import read_inputs
 from training.progress import Control
 from training.publish import publish_run
 from training.qlora import compute_dtype, load_base
@@ -229,9 +230,14 @@ def test_preferences_move_the_adapter_to_the_better_answer(tiny_base: Path, tmp_
     data = tmp_path / "pairs.jsonl"
     pair = {"instruction": "two", "chosen": "2 lamps", "rejected": "three chairs"}
     data.write_text(f"{json.dumps(pair)}\n" * 4)
+    validation = tmp_path / "validation.jsonl"
+    validation.write_text(json.dumps(pair | {"instruction": "three"}))
     recipe = make_recipe(tiny_base, data, max_steps=6).model_copy(update={"method": "dpo"})
+    sets = recipe.data.model_copy(update={"validation": (str(validation),)})
+    recipe = recipe.model_copy(update={"data": sets})
     trained = train(recipe, tmp_path / "out", QUIET)
     assert trained.provenance["method"] == "dpo"
+    assert trained.provenance["validation_loss"] < 0.6
     losses = [loss for _, loss in trained.provenance["curve"]["train"]]
     assert losses[0] == pytest.approx(0.693, abs=0.01)  # -log sigmoid(0): the base itself
     assert losses[-1] < 0.6
@@ -267,6 +273,26 @@ def test_the_folder_is_one_that_peft_and_a_hub_can_read(trained: Trained, tiny_b
         "tags": ["lora", "lorry", "sft"],
     }
     assert "| trained on | 8 examples, " in text
+
+
+def test_another_chat_template_makes_another_run(trained: Trained, tmp_path: Path) -> None:
+    recipe = make_recipe(trained.base_folder, trained.folder.parents[1] / "train.jsonl")
+    before = read_inputs(recipe, QUIET.report).digest()
+    base = tmp_path / "base"
+    shutil.copytree(trained.base_folder, base)
+    moved = recipe.model_copy(update={"base": str(base)})
+    assert read_inputs(moved, QUIET.report).digest() == before
+    template = base / "chat_template.jinja"
+    template.write_text(f"X{template.read_text()}")
+    assert read_inputs(moved, QUIET.report).digest() != before
+
+
+def test_an_output_that_is_a_file_is_an_error(
+    tiny_base: Path, chat_set: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(InputError, match=r"out: File exists; give another --output"):
+        train(make_recipe(tiny_base, chat_set), tmp_path / "out", QUIET)
 
 
 def test_another_name_finds_the_same_run(trained: Trained, tiny_base: Path) -> None:

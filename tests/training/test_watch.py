@@ -33,16 +33,21 @@ def test_a_curve_is_read_from_the_history_of_transformers() -> None:
         ([2.0, math.nan], True),
         ([2.0, math.inf], True),
         ([2.0, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4], False),
-        ([2.0, 9.0, 1.0, 1.0, 1.0, 1.0], False),  # one bad batch
-        ([2.0, 2.5, 3.5, 4.0, 4.0, 4.0, 4.0], True),
-        ([0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.3], False),  # far above, of next to nothing
+        ([2.0] * 5 + [9.0, 1.0, 1.0, 1.0, 1.0], False),  # one bad batch
+        ([2.0] * 5 + [4.0] * 5, True),
+        ([0.1] * 5 + [0.3] * 5, False),  # far above, of next to nothing
         ([2.0, 18.0, 18.0], False),  # too few to tell
+        ([0.4] + [1.8] * 20, False),  # the first one happened to be easy
     ],
 )
 def test_a_run_has_diverged_when_its_recent_losses_are_far_above_the_first(
     losses: list[float], diverged: bool
 ) -> None:
     assert curve(losses).diverged is diverged
+
+
+def test_a_validation_loss_that_is_not_finite_counts_too() -> None:
+    assert curve([2.0, 1.9], [math.nan]).diverged
 
 
 def test_overfitting_is_a_falling_training_loss_beside_a_rising_validation_loss() -> None:

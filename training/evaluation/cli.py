@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from training.evaluation.answers import Answer
     from training.evaluation.offline import OfflineBase
 
-app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 BASE = "base"
 
 

@@ -92,9 +92,9 @@ def _load(folder: Path, adapters: Sequence[Path]) -> Any:
     from training.qlora import load_base, silence_libraries
 
     silence_libraries()
-    from peft import PeftModel
-
     base = load_base(folder, quantized=True)
+    from peft import PeftModel  # only now: load_base silences what bitsandbytes says at import
+
     first, *others = adapters
     model = PeftModel.from_pretrained(base, first, adapter_name=_name(1))
     for number, path in enumerate(others, start=2):

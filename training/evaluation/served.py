@@ -204,11 +204,11 @@ def _check_attribution(asked: Asked, headers: Mapping[str, str], body: Mapping[s
         wanted = asked.label if asked.digest else "base"
         told["x-lorry-adapter"] = (headers["x-lorry-adapter"], wanted)
         told["x-lorry-adapter-digest"] = (headers.get("x-lorry-adapter-digest"), asked.digest)
-    for where, (found, wanted) in told.items():
-        if found != wanted:
+    for where, (found, expected) in told.items():
+        if found != expected:
             raise WrongAdapter(
                 f"{asked.label} was asked, and the server's {where} is {found!r} instead of "
-                f"{wanted!r}",
+                f"{expected!r}",
                 "nothing was recorded: check that server and catalog belong together",
             )
 

@@ -72,6 +72,9 @@ BAD = {
     "more cut than asked": {"cut": 201},
     "no base": {"comparisons": ()},
     "other first": {"comparisons": (replace(evaluation(0.5).base, against="orders@1"),)},
+    "nobody second": {
+        "comparisons": (evaluation(0.5).base, replace(evaluation(0.5).base, against="\x1b[2J"))
+    },
     "no metric": {"metric": ""},
     "by nobody": {"by": "guess"},
 }

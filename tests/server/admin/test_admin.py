@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 
 import msgspec
 import pytest
@@ -68,8 +69,9 @@ async def test_the_list_shows_loads_and_leases(house, ask):
     async def shown():
         return (await ask("GET", "/red"))["versions"][1]
 
-    assert (await shown())["size_bytes"] == version.size_bytes > 0
-    assert (await shown())["residency"]["loading"] is True
+    facts = await shown()
+    assert facts["size_bytes"] == version.size_bytes > 0
+    assert facts["residency"]["loading"] is True
     house.engine.gate.set()
     await loading
     assert (await shown())["residency"]["loading"] is False
@@ -79,7 +81,7 @@ async def test_the_list_shows_loads_and_leases(house, ask):
 
 
 async def test_an_evaluation_is_recorded_and_shown_with_its_version(house, ask):
-    body = msgspec.to_builtins(evaluation(0.8))
+    body = json.loads(msgspec.json.encode(evaluation(0.8)))
     recorded = await ask("POST", "/red/versions/1/evaluations", 201, json=body)
     assert recorded["actor"] == ACTOR
     assert recorded | body == recorded

@@ -60,6 +60,7 @@ def test_plain_texts_stay_plain_and_a_system_column_is_a_turn() -> None:
         ({"prompt": "a", "chosen": "b", "rejected": [BAD]}, "differ in form"),
         ({"chosen": [USER, GOOD], "rejected": [USER, USER, BAD]}, "differ before their last turn"),
         ({"chosen": [USER], "rejected": [BAD]}, "chosen does not end with an assistant turn"),
+        ({"prompt": "3", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "than its prompt"),
         ({"chosen": [GOOD], "rejected": [BAD]}, "beside no prompt"),
         ({"chosen": 3, "rejected": 4, "prompt": "a"}, "not a list"),
     ],
@@ -67,6 +68,14 @@ def test_plain_texts_stay_plain_and_a_system_column_is_a_turn() -> None:
 def test_what_is_no_preference_is_refused(record: dict[str, Any], cause: str) -> None:
     with pytest.raises(Malformed, match=cause):
         parse(record)
+
+
+def test_an_answer_in_json_is_a_text(tmp_path: Path) -> None:
+    found = parse({"prompt": [USER], "chosen": '{"count": 2}', "rejected": "[2]"})
+    assert found.completion == [{"role": "assistant", "content": '{"count": 2}'}]
+    assert found.rejected == [{"role": "assistant", "content": "[2]"}]
+    turns = '[{"role": "assistant", "content": "2 lamps"}]'
+    assert parse({"prompt": [USER], "chosen": turns, "rejected": "3 lamps"}) == WANTED
 
 
 def test_imitation_refuses_preferences_and_says_which_method_takes_them(tmp_path: Path) -> None:

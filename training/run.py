@@ -76,6 +76,7 @@ def _train_into(
     prepare_process()
     from training.loop import ADAPTER, find_checkpoint, train_adapter
     from training.provenance import describe_run, write_json
+    from training.report.run_report import write_report
     from training.trainers import check_reporters
     from training.watch import sync_folder
 
@@ -98,6 +99,7 @@ def _train_into(
         provenance = describe_run(inputs, encoded, outcome, started)
         write_json(partial / ADAPTER / PROVENANCE, provenance)
         write_card(partial / ADAPTER, provenance)
+        write_report(partial / ADAPTER, provenance)
         scores = {"loss": outcome.example_losses, "metric": outcome.example_scores}
         write_json(partial / ADAPTER / VALIDATION, scores)
         sync_folder(partial / ADAPTER)

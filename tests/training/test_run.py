@@ -69,6 +69,7 @@ def test_an_adapter_is_saved_in_pefts_form_in_bf16(trained: Trained) -> None:
     assert {path.name for path in trained.folder.iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors", "lorry.json", "README.md"),
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "validation.json"),
+        *("curves.png", "report.html"),
     }
     weights = load_file(trained.folder / "adapter_model.safetensors")
     assert len(weights) == 4 * 7 * 2

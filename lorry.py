@@ -36,6 +36,7 @@ COMMANDS = {
     "serve": ("server.cli", "Serve one base model and its adapters over HTTP."),
     "adapters": ("adapters.cli", "Publish, list and verify adapters."),
     "train": ("training.cli", "Train an adapter from a recipe with QLoRA."),
+    "sweep": ("training.sweep.cli", "Train each combination of settings, and say which is best."),
     "evaluate": ("training.evaluation.cli", "Judge an adapter on held-out data, and record it."),
     "data": ("training.cli", "Check training data: forms, tokens, truncation, leaks."),
     "loadtest": ("loadtest.cli", "Load-test a server, per adapter, with a verdict."),

@@ -16,11 +16,13 @@ import msgspec
 from adapters.admin_http import AdminHttp
 from adapters.catalog.aliases import Alias, check_split
 from adapters.catalog.evaluations import (
+    NO_GATE,
     Evaluation,
     Evaluations,
     Gate,
     Recorded,
     check_evaluation,
+    check_metric,
 )
 from adapters.catalog.history import Event
 from adapters.catalog.versions import (
@@ -118,7 +120,7 @@ class RemoteCatalog:
             return self._publish(data=fields, files=files)
 
     def point(
-        self, name: str, alias: str, version: int, *, actor: str, gate: Gate | None = None
+        self, name: str, alias: str, version: int, *, actor: str, gate: Gate = NO_GATE
     ) -> Alias:
         return self.split(name, alias, {version: 1}, actor=actor, gate=gate)
 
@@ -129,12 +131,10 @@ class RemoteCatalog:
         weights: Mapping[int, int],
         *,
         actor: str,
-        gate: Gate | None = None,
+        gate: Gate = NO_GATE,
     ) -> Alias:
         check_alias(alias)
-        body: dict[str, Any] = {"split": check_split(weights)}
-        if gate:
-            body |= {"gate": gate.metric, "force": gate.forced}
+        body = {"split": check_split(weights), "gate": gate.metric, "force": gate.forced}
         return self._server.ask("PUT", _path(name, "aliases", alias), Alias, json=body)
 
     def drop_alias(self, name: str, alias: str, *, actor: str) -> None:
@@ -169,6 +169,11 @@ class RemoteCatalog:
     def weigh(self, name: str, weight: float, *, actor: str) -> None:
         body = {"weight": check_weight(weight)}
         self._server.ask("PUT", _path(name, "weight"), object, json=body)
+
+    def set_gate(self, name: str, metric: str | None, *, actor: str) -> None:
+        if metric is not None:
+            check_metric(metric)
+        self._server.ask("PUT", _path(name, "gate"), object, json={"metric": metric})
 
     def remove(self, name: str, version: int, *, actor: str) -> None:
         path = _path(name, "versions", version)

@@ -14,6 +14,7 @@ from adapters.errors import BadName, BadReference, quote
 
 STABLE = "stable"
 MAX_NAME = 128
+MAX_METRIC = 200
 MAX_ALIAS = 64
 MAX_BASE = 512
 MAX_VERSION = 999_999_999

@@ -14,6 +14,7 @@ from training.errors import BaseInvalid
 HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZER_FILES: Final = ("*.json", "*.jinja", "*.model")
 PLACES: Final = ("folder", "where")
+INDEX: Final = "model.safetensors.index.json"
 MODEL_FILES: Final = (*TOKENIZER_FILES, "*.safetensors")
 
 
@@ -26,6 +27,7 @@ class Base:
     name: str
     config_digest: str
     weights_digest: str
+    tokenizer_digest: str  # with the chat template and the end tokens
 
     def facts(self) -> dict[str, str]:
         """The fields that travel with an adapter: all but its place."""
@@ -41,7 +43,9 @@ def find_base(where: str, name: str) -> Base:
         missing = "*.safetensors" if config.is_file() else "config.json"
         raise BaseInvalid(f"{folder}: has no {missing}", "give the folder of a saved model")
     found = where if folder != Path(where) else str(folder.resolve())
-    return Base(folder, found, name, file_digest(config), _digest_all(weights))
+    return Base(
+        folder, found, name, file_digest(config), _digest_all(weights), _digest_tokenizer(folder)
+    )
 
 
 def find_tokenizer(where: str) -> Path:
@@ -62,6 +66,11 @@ def _digest_all(files: list[Path]) -> str:
     for file in files:
         combined.update(f"{file.name} {file_digest(file)}\n".encode())
     return f"sha256:{combined.hexdigest()}"
+
+
+def _digest_tokenizer(folder: Path) -> str:
+    found = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
+    return _digest_all(sorted(found - {folder / "config.json", folder / INDEX}))
 
 
 def _fetch(where: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:

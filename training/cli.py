@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -85,7 +85,7 @@ def train_command(
         from training.recipe import load_recipe
         from training.run import Again, train
 
-        aliases = choose_aliases(alias, no_alias)
+        aliases = choose_aliases(alias, no_alias, publish)
         loaded = load_recipe(recipe, overrides or [])
         again: Again = "resume" if resume else "restart" if restart else "refuse"
         stop = Stop()
@@ -127,13 +127,16 @@ def check_command(
     max_length: Annotated[
         int, typer.Option(min=8, help="Longest sequence, in tokens, as in the recipe.")
     ] = 512,
+    method: Annotated[
+        Literal["sft", "dpo"], typer.Option(help="What the recipe learns: answers or preferences.")
+    ] = "sft",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Report what a data set holds and what is wrong with it; exits with 2 if anything is."""
     with reported():
         from training.data.report import check_data
 
-        found = check_data(files, base, against or [], max_length)
+        found = check_data(files, base, against or [], max_length, method)
     if as_json:
         typer.echo(json.dumps(found.facts()))
     else:
@@ -197,6 +200,12 @@ def _print_facts(trained: "Trained", published: dict[str, Any] | None) -> None:
         f"loss {facts['train_loss']:.4f}, {facts['trainable_parameters']:,} parameters"
         f"{' (reused)' if trained.reused else ''}"
     )
+    if facts["best_step"]:
+        metric = facts["metric"] and f", {facts['metric']['name']} {facts['validation_metric']:.3f}"
+        typer.echo(
+            f"kept step {facts['best_step']}: validation loss {facts['validation_loss']:.4f}"
+            f"{metric or ''}"
+        )
     typer.echo(trained.folder)
     if published:
         typer.echo(f"published {published['name']}@{published['version']} {published['digest']}")

@@ -37,7 +37,11 @@ class Inputs:
         """Two runs with one digest train the same adapter; names and held-out data take no part."""
         decided_by = {
             "recipe": self.recipe.settings(),
-            "base": [self.base.config_digest, self.base.weights_digest],
+            "base": [
+                self.base.config_digest,
+                self.base.weights_digest,
+                self.base.tokenizer_digest,
+            ],
             "data": {name: self.sets[name].digest() for name in LEARNT if name in self.sets},
             "metric": self.metric and [self.metric.name, self.metric.digest],
         }
@@ -94,6 +98,8 @@ def _make_judge(
     examples = inputs.sets["validation"].examples[: settings.examples]
     expected = [expected_text(each, tokenizer) for each in examples]
     places = [each.place for each in examples]
+    # What the metric can't judge is an error now, not in the middle of the run.
+    score_answers(metric, expected, expected, places)
 
     def judge(model: Any) -> list[float]:
         answers = answer_greedily(

@@ -5,7 +5,6 @@ Knows nothing of recipes' files, of caches or of stores.
 
 import json
 import resource
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,20 @@ from statistics import fmean
 from typing import Any, Final
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from peft import set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from training.base import Base
 from training.data.tokens import IGNORED, Row
-from training.errors import Diverged, Interrupted, RunFailed
+from training.errors import Diverged, InputError, Interrupted, RunFailed
 from training.progress import Control
 from training.qlora import compute_dtype, load_base, save_adapter, silence_libraries
 from training.recipe import Recipe
 from training.trainers import Judge, make_trainer, measure_losses
-from training.watch import Curve, Watch
+from training.watch import Clock, Curve, Watch
 
 CHECKPOINTS: Final = "checkpoints"
 ADAPTER: Final = "adapter"
@@ -41,7 +44,8 @@ class Sets:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The measurements of a finished run; losses and scores are those of what was kept."""
+    """The measurements of a finished run. Validation figures are those of what was kept; the
+    training loss is the mean of the last updates."""
 
     steps: int
     epochs: float
@@ -68,7 +72,7 @@ def train_adapter(
     Raises Diverged, Interrupted with a checkpoint left in `folder`, or RunFailed.
     """
     silence_libraries()
-    checkpoint = find_checkpoint(folder)
+    _refuse_several_gpus()
     control.report(f"loading {base.name}")
     model = load_base(base.folder, quantized=recipe.quantization == "nf4")
     scratch = (folder / CHECKPOINTS).resolve()
@@ -82,52 +86,93 @@ def train_adapter(
         sets.judge,
         control.report_to,
     )
-    watch = Watch(control, recipe.evaluation.metric)
+    trainer.add_callback(Clock())
+    watch = Watch(control, recipe.evaluation.metric, lambda: _find_clock(trainer))
     trainer.add_callback(watch)
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.perf_counter() - started
+    _train(trainer, find_checkpoint(folder), recipe.evaluation.patience)
     curve = Curve.of(trainer.state.log_history)
     _refuse_unfinished(trainer.state, curve, watch, validated=bool(sets.validation))
-    tuned: Any = trainer.model
-    losses = measure_losses(
-        tuned,
-        sets.tokenizer,
-        [_as_answer(row) for row in sets.validation],
-        recipe.optimization.batch_size,
-    )
-    scores = sets.judge(tuned) if sets.judge and sets.validation else None
-    save_adapter(tuned, sets.tokenizer, base.where, folder / ADAPTER)
+    return _conclude(recipe, base, sets, folder, trainer, curve)
+
+
+def _train(trainer: Any, checkpoint: Path | None, patience: int | None) -> None:
+    if checkpoint is None:
+        trainer.train()
+        return
+    _localize(checkpoint)
+    if _is_done(checkpoint, patience):
+        _load_done(trainer, checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def _conclude(
+    recipe: Recipe, base: Base, sets: Sets, folder: Path, trainer: Any, curve: Curve
+) -> Outcome:
+    """Measure what was kept, and save it."""
+    model, clock = trainer.model, _find_clock(trainer)
+    rows = [_as_answer(row) for row in sets.validation]
+    with trainer.accelerator.autocast():
+        losses = measure_losses(model, sets.tokenizer, rows, recipe.optimization.batch_size)
+        scores = sets.judge(model) if sets.judge and sets.validation else None
+    save_adapter(model, sets.tokenizer, base.where, folder / ADAPTER)
     best = trainer.state.best_global_step if sets.validation else None
     kept = next((each for each in curve.validation if each[0] == best), (None, None, None))
+    warning = curve.find_overfitting()
     return Outcome(
         steps=trainer.state.global_step,
         epochs=float(trainer.state.epoch or 0),
         best_step=best,
         curve=curve,
-        train_seconds=round(seconds, 1),
+        train_seconds=round(clock.wall, 1),
         train_loss=fmean(loss for _, loss in curve.train[-LAST_LOSSES:]),
         validation_loss=kept[1],
         validation_metric=kept[2],
         example_losses=losses,
         example_scores=scores,
-        tokens_per_second=round(watch.tokens / max(watch.seconds, 1e-9), 1),
+        tokens_per_second=round(clock.tokens_per_second, 1),
         peak_memory_bytes=_peak_memory(),
-        trainable_parameters=sum(p.numel() for p in tuned.parameters() if p.requires_grad),
+        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         compute_dtype=str(compute_dtype()).removeprefix("torch."),
-        warnings=[watch.warning] if watch.warning else [],
+        warnings=[warning] if warning else [],
     )
 
 
 def find_checkpoint(folder: Path) -> Path | None:
     """The last whole checkpoint in a run's folder; transformers writes the state at last."""
     whole = {}
-    for state in folder.glob(f"{CHECKPOINTS}/checkpoint-*/trainer_state.json"):
+    for state in folder.glob(f"{CHECKPOINTS}/checkpoint-*/{TRAINER_STATE_NAME}"):
         try:
             whole[int(json.loads(state.read_bytes())["global_step"])] = state.parent
         except (ValueError, KeyError, OSError):
             continue
     return whole[max(whole)] if whole else None
+
+
+def _is_done(checkpoint: Path, patience: int | None) -> bool:
+    """Whether a run ended with this checkpoint, and was killed after it."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+    stopping = state["stateful_callbacks"].get(EarlyStoppingCallback.__name__, {})
+    waited = stopping.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    early = patience is not None and waited >= patience
+    return bool(early or state["global_step"] >= state["max_steps"])
+
+
+def _localize(checkpoint: Path) -> None:
+    """Let the state name the best checkpoint where it lies now: the folder may have moved."""
+    path = checkpoint / TRAINER_STATE_NAME
+    state = json.loads(path.read_bytes())
+    if best := state["best_global_step"]:
+        state["best_model_checkpoint"] = str(checkpoint.resolve().parent / f"checkpoint-{best}")
+        path.write_text(json.dumps(state, indent=2), encoding="utf-8")
+
+
+def _load_done(trainer: Any, checkpoint: Path) -> None:
+    """Take over a run that has ended; transformers would train one more update."""
+    trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    trainer._load_callback_state()  # the clock's; public only as a part of train()
+    kept = Path(trainer.state.best_model_checkpoint or checkpoint)
+    set_peft_model_state_dict(trainer.model, load_file(kept / SAFETENSORS_WEIGHTS_NAME))
 
 
 def _refuse_unfinished(state: Any, curve: Curve, watch: Watch, *, validated: bool) -> None:
@@ -143,11 +188,9 @@ def _refuse_unfinished(state: Any, curve: Curve, watch: Watch, *, validated: boo
             "the same command with --resume goes on from there",
             watch.control.stop.signal,
         )
-    if validated and not Path(state.best_model_checkpoint or "").is_dir():
-        raise RunFailed(
-            f"the best checkpoint {state.best_model_checkpoint} is gone",
-            "train again with --restart",
-        )
+    best = state.best_model_checkpoint
+    if validated and not (best and Path(best).is_dir()):
+        raise RunFailed(f"the best checkpoint {best} is gone", "train again with --restart")
 
 
 def _as_answer(row: Row) -> Row:
@@ -156,6 +199,17 @@ def _as_answer(row: Row) -> Row:
         return row
     prompt, chosen = row["prompt_ids"], row["chosen_ids"]
     return {"input_ids": prompt + chosen, "labels": [IGNORED] * len(prompt) + chosen}
+
+
+def _find_clock(trainer: Any) -> Clock:
+    return next(each for each in trainer.callback_handler.callbacks if isinstance(each, Clock))
+
+
+def _refuse_several_gpus() -> None:
+    if torch.cuda.device_count() > 1:
+        raise InputError(
+            "several GPUs are visible, and a run uses one", "choose one with CUDA_VISIBLE_DEVICES=0"
+        )
 
 
 def _peak_memory() -> int:

@@ -68,7 +68,7 @@ def describe_machine() -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a document for people and programs."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _describe_set(inputs: Inputs, name: str, encoded: Encoded | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.catalog.history import current_user
+from adapters.errors import BadName, GateRefused
 from adapters.names import STABLE, check_alias
 from adapters.publish import Rules, publish
 from adapters.store import Store
@@ -18,12 +19,19 @@ from training.recipe import Recipe
 from training.run import Trained
 
 
-def choose_aliases(alias: Sequence[str] | None, no_alias: bool) -> tuple[str, ...]:
+def choose_aliases(
+    alias: Sequence[str] | None, no_alias: bool, publish: bool = True
+) -> tuple[str, ...]:
     """What `--alias` and `--no-alias` mean together: `stable` if neither is given."""
     if alias and no_alias:
         raise InputError("--alias and --no-alias exclude each other", "give one of them")
-    for name in alias or ():
-        check_alias(name)
+    if (alias or no_alias) and not publish:
+        raise InputError("--alias and --no-alias say how to publish", "give --publish, too")
+    try:
+        for name in alias or ():
+            check_alias(name)
+    except BadName as error:
+        raise InputError(error.message, error.hint) from error
     return () if no_alias else tuple(alias or (STABLE,))
 
 
@@ -50,7 +58,11 @@ def publish_run(
             aliases=(),
         )
         for alias in aliases:
-            _point(index, version, alias, report)
+            try:
+                _point(index, version, alias, report)
+            except GateRefused as refused:
+                told = f"{version.label} is published, and {alias} does not follow"
+                raise GateRefused(f"{told}: {refused.message}", refused.hint) from refused
     return version.as_json()
 
 

@@ -31,12 +31,13 @@ def prepare_process() -> None:
 
 
 def silence_libraries() -> None:
-    """Switch off the progress bars of the libraries below."""
+    """Switch off the progress bars of the libraries below, and hints that a user can't act on."""
     import datasets
     from transformers.utils import logging as transformers_logging
 
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 def load_base(folder: Path, *, quantized: bool) -> "PreTrainedModel":

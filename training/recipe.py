@@ -6,10 +6,10 @@ Knows nothing about torch, nor whether the named files exist.
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from adapters.checkpoint.base import read_base
 from adapters.errors import BaseUnreadable
@@ -146,6 +146,15 @@ class Recipe(_Strict):
         default="nf4", description="Quantization of the frozen base: nf4 (QLoRA) or none (LoRA)."
     )
 
+    @model_validator(mode="after")
+    def _refuse_idle_settings(self) -> Self:
+        """What would be ignored silently."""
+        if self.data.validation is None and (self.evaluation.metric or self.evaluation.patience):
+            raise ValueError("evaluation.metric and evaluation.patience need data.validation")
+        if self.method == "dpo" and self.optimization.packing:
+            raise ValueError("optimization.packing is not possible with method: dpo")
+        return self
+
     def settings(self) -> dict[str, Any]:
         """What takes effect, however it is spelled; files are left out, their digests stand in.
 
@@ -233,6 +242,8 @@ def _override(document: dict[str, Any], text: str) -> str | None:
 
 def _describe(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
+    if not key:
+        return str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key"
     if detail["type"] == "missing":

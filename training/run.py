@@ -7,16 +7,18 @@ nothing of stores.
 
 import fcntl
 import json
+import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
 from training.card import write_card
-from training.errors import Interrupted, RunFailed, RunUnfinished, TrainingError
+from training.errors import Diverged, InputError, Interrupted, RunFailed, RunUnfinished
 from training.inputs import Inputs, encode_inputs, read_inputs
 from training.progress import Control
 from training.qlora import prepare_process
@@ -24,6 +26,7 @@ from training.recipe import Recipe
 
 PROVENANCE: Final = "lorry.json"
 VALIDATION: Final = "validation.json"  # each example's loss and score; not published
+POLL_SECONDS: Final = 0.2
 # What to do with an unfinished run of the same inputs.
 Again = Literal["refuse", "resume", "restart"]
 
@@ -42,18 +45,29 @@ def train(recipe: Recipe, output: Path, control: Control, *, again: Again = "ref
     """Train the recipe's adapter or reuse it; raises a TrainingError."""
     inputs = read_inputs(recipe, control.report)
     short = inputs.digest()[:12]
-    output.mkdir(parents=True, exist_ok=True)
-    with _locked(output / f".{short}.lock", control):
-        # The name takes no part: another one finds the same run.
-        folder = next(output.glob(f"*-{short}"), None)
-        reused = folder is not None
-        if folder is None:
-            folder = output / f"{recipe.name}-{short}"
-            _train_into(output / f".{short}.partial", folder, inputs, control, again)
-        else:
-            control.report(f"already trained: {folder}")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with _locked(output / f".{short}.lock", control):
+            folder, reused = _train_once(inputs, output, short, control, again)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or output}: {error.strerror}", "give another --output"
+        ) from error
     provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     return Trained(folder, inputs.base.folder, provenance, reused)
+
+
+def _train_once(
+    inputs: Inputs, output: Path, short: str, control: Control, again: Again
+) -> tuple[Path, bool]:
+    """The run's folder, and whether it was there: a name takes no part in what is the same run."""
+    found = next(output.glob(f"*-{short}/{PROVENANCE}"), None)
+    if found:
+        control.report(f"already trained: {found.parent}")
+        return found.parent, True
+    folder = output / f"{inputs.recipe.name}-{short}"
+    _train_into(output / f".{short}.partial", folder, inputs, control, again)
+    return folder, False
 
 
 def _train_into(
@@ -62,8 +76,16 @@ def _train_into(
     prepare_process()
     from training.loop import ADAPTER, find_checkpoint, train_adapter
     from training.provenance import describe_run, write_json
+    from training.report.run_report import write_report
+    from training.trainers import check_reporters
+    from training.watch import sync_folder
 
     recipe = inputs.recipe
+    check_reporters(control.report_to)
+    # Not among the checkpoints, which go at the end.
+    os.environ.setdefault(
+        "TENSORBOARD_LOGGING_DIR", str(folder.parent / "tensorboard" / folder.name)
+    )
     _settle_unfinished(partial, find_checkpoint(partial), control, again)
     sets, encoded = encode_inputs(inputs, control.report)
     partial.mkdir(exist_ok=True)
@@ -77,26 +99,25 @@ def _train_into(
         provenance = describe_run(inputs, encoded, outcome, started)
         write_json(partial / ADAPTER / PROVENANCE, provenance)
         write_card(partial / ADAPTER, provenance)
+        write_report(partial / ADAPTER, provenance)
         scores = {"loss": outcome.example_losses, "metric": outcome.example_scores}
         write_json(partial / ADAPTER / VALIDATION, scores)
+        sync_folder(partial / ADAPTER)
         (partial / ADAPTER).rename(folder)
-    except Interrupted:
-        raise
-    except (RuntimeError, ValueError, OSError, TrainingError) as error:
-        raise _give_up(error, recipe, partial, find_checkpoint(partial)) from error
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def _give_up(
-    error: Exception, recipe: Recipe, partial: Path, checkpoint: Path | None
-) -> TrainingError:
-    """The error to raise: a run that may go on keeps its checkpoint, any other leaves nothing."""
-    if isinstance(error, TrainingError) or checkpoint is None:
+    except Diverged:
         shutil.rmtree(partial, ignore_errors=True)
-    if isinstance(error, TrainingError):
-        return error
-    kept = f"--resume goes on from {checkpoint.name}" if checkpoint else "nothing was kept"
-    return RunFailed(f"training {recipe.name} failed: {error}", f"see the lines above; {kept}")
+        raise
+    except (RuntimeError, ValueError, OSError) as error:
+        kept = find_checkpoint(partial)
+        told = f"--resume goes on from {kept.name}" if kept else "nothing was kept"
+        raise RunFailed(f"training {recipe.name} failed: {error}", told) from error
+    shutil.rmtree(partial, ignore_errors=True)
+    if control.stop.signal:
+        raise Interrupted(
+            f"stopped after the last step; {folder} is finished",
+            "the same command finds it",
+            control.stop.signal,
+        )
 
 
 def _settle_unfinished(
@@ -127,5 +148,14 @@ def _locked(path: Path, control: Control) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             control.report("the same run is under way; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _wait_for(file, control)
         yield
+
+
+def _wait_for(file: IO[str], control: Control) -> None:
+    while not control.stop.signal:
+        time.sleep(POLL_SECONDS)
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+    raise Interrupted("stopped while the same run is under way", "wait for it", control.stop.signal)

@@ -3,7 +3,6 @@
 Knows nothing about files of data, caches or stores. The same code runs on a CPU and on a GPU.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -31,6 +30,9 @@ from training.recipe import Recipe
 
 EVALUATIONS: Final = 10  # in a run, unless the recipe says how often
 
+TIE: Final = 1e-5  # less than one answer more or less
+MAX_LOSS: Final = 1000.0
+
 # The score of each answer of the model as it is; called at each evaluation.
 Judge = Callable[[Any], list[float]]
 
@@ -45,6 +47,9 @@ class _Judged:
         if self.judge:
             scores = self.judge(self.model)  # type: ignore[attr-defined]
             output.metrics["eval_metric"] = fmean(scores)
+            # Of two checkpoints with equal scores the one with the lower loss is the better.
+            loss = min(output.metrics["eval_loss"], MAX_LOSS)
+            output.metrics["eval_decides"] = fmean(scores) - TIE * loss / MAX_LOSS
         return output
 
 
@@ -73,7 +78,7 @@ def make_trainer(
     chosen = Preferring if recipe.method == "dpo" else Imitating
     trainer = chosen(
         model=model,
-        args=_arguments(recipe, scratch, len(train), bool(validation), bool(judge), report_to),
+        args=_arguments(recipe, scratch, bool(validation), bool(judge), report_to),
         train_dataset=Dataset.from_list(list(train)),
         eval_dataset=Dataset.from_list(list(validation)) if validation else None,
         processing_class=tokenizer,
@@ -87,26 +92,16 @@ def make_trainer(
     return trainer
 
 
-def count_steps(recipe: Recipe, examples: int) -> int:
-    """Updates in a run, as transformers counts them."""
-    chosen = recipe.optimization
-    if chosen.max_steps:
-        return chosen.max_steps
-    batches = math.ceil(examples / chosen.batch_size)
-    return math.ceil(chosen.epochs * math.ceil(batches / chosen.accumulation))
-
-
 def _arguments(
     recipe: Recipe,
     scratch: Path,
-    examples: int,
     validated: bool,
     judged: bool,
     report_to: Sequence[str],
 ) -> Any:
     chosen = recipe.optimization
     gpu = torch.cuda.is_available()
-    every = recipe.evaluation.every or max(1, count_steps(recipe, examples) // EVALUATIONS)
+    every = recipe.evaluation.every or 1 / EVALUATIONS  # a ratio of the run
     shared: dict[str, Any] = {
         "output_dir": str(scratch),
         "learning_rate": chosen.learning_rate,
@@ -129,20 +124,21 @@ def _arguments(
         "use_cpu": not gpu,
         "dataloader_pin_memory": gpu,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would show the mean of earlier losses instead
         "save_strategy": "steps",
         "save_steps": every,
         "save_total_limit": 2,  # the best and the last
         "eval_strategy": "steps" if validated else "no",
         "eval_steps": every,
         "load_best_model_at_end": validated,
-        "metric_for_best_model": "metric" if judged else "loss",
+        "metric_for_best_model": "decides" if judged else "loss",
         "greater_is_better": judged,
         "restore_callback_states_from_checkpoint": True,
         "report_to": list(report_to) or "none",
         "disable_tqdm": True,
     }
     if recipe.method == "dpo":
-        return DPOConfig(**shared, beta=recipe.dpo.beta)
+        return DPOConfig(**shared, beta=recipe.dpo.beta, disable_dropout=False)
     return SFTConfig(
         **shared, packing=chosen.packing, completion_only_loss=chosen.completion_only_loss
     )

@@ -18,11 +18,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from adapters.catalog import changes, database, failures, location, schema
 from adapters.catalog.aliases import Alias, check_split, select_aliases
 from adapters.catalog.evaluations import (
+    NO_GATE,
     Evaluation,
     Evaluations,
     Gate,
     Recorded,
     check_evaluation,
+    check_metric,
     select_evaluations,
 )
 from adapters.catalog.freshness import watch
@@ -256,7 +258,7 @@ class Catalog:
         """Make a digest the next version of a name and point the aliases at it, in one transaction.
 
         If the name has the digest already, the aliases point at that version; raises OtherBase
-        where it is for another base, unless `any_base`.
+        where it is for another base, unless `any_base`, and GateRefused where the name has a gate.
         """
         for alias in aliases:
             check_alias(alias)
@@ -273,7 +275,7 @@ class Catalog:
             return changes.publish(connection, name, values, aliases, actor, any_base)
 
     def point(
-        self, name: str, alias: str, version: int, *, actor: str, gate: Gate | None = None
+        self, name: str, alias: str, version: int, *, actor: str, gate: Gate = NO_GATE
     ) -> Alias:
         """Point an alias at one version; raises BadName, AdapterNotFound or GateRefused."""
         return self.split(name, alias, {version: 1}, actor=actor, gate=gate)
@@ -285,9 +287,9 @@ class Catalog:
         weights: Mapping[int, int],
         *,
         actor: str,
-        gate: Gate | None = None,
+        gate: Gate = NO_GATE,
     ) -> Alias:
-        """Split an alias's requests between versions by weight; each must pass the gate.
+        """Split an alias's requests between versions by weight; each must pass the gates.
 
         Raises BadName, SplitInvalid, AdapterNotFound or GateRefused.
         """
@@ -339,6 +341,16 @@ class Catalog:
         weight = check_weight(weight)
         with self._writing() as connection:
             changes.weigh(connection, name, weight, actor)
+
+    def set_gate(self, name: str, metric: str | None, *, actor: str) -> None:
+        """Let every later move of an alias of a name need a better evaluation by a metric.
+
+        None removes the gate. Raises EvaluationInvalid or AdapterNotFound.
+        """
+        if metric is not None:
+            check_metric(metric)
+        with self._writing() as connection:
+            changes.set_gate(connection, name, metric, actor)
 
     def _describe(self) -> location.Owner:
         return location.Owner(self._id, location.address(self._engine.url))

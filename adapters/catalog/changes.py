@@ -5,13 +5,14 @@ Knows nothing of connections, threads or files.
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import product
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, select, update
 
 from adapters.catalog import evaluations, history, schema
 from adapters.catalog.aliases import Alias, Weights, select_aliases
-from adapters.catalog.evaluations import Evaluation, Gate, Recorded
+from adapters.catalog.evaluations import NO_GATE, Evaluation, Gate, Recorded
 from adapters.catalog.versions import (
     DEFAULT_WEIGHT,
     AdapterVersion,
@@ -38,10 +39,17 @@ def publish(
     actor: str,
     any_base: bool = False,
 ) -> AdapterVersion:
-    """Raises OtherBase."""
+    """Raises OtherBase or GateRefused."""
     number = _ensure_version(connection, name, values, actor, any_base)
-    for alias in dict.fromkeys(aliases):
-        point(connection, name, alias, {number: 1}, actor)
+    try:
+        for alias in dict.fromkeys(aliases):
+            point(connection, name, alias, {number: 1}, actor)
+    except GateRefused as refused:
+        raise GateRefused(
+            f"{name} has a gate: {refused.message}",
+            "publish it without an alias (--no-alias; over HTTP an empty `alias`), evaluate it,"
+            " then move the alias",
+        ) from refused
     return find_version(connection, name, number)
 
 
@@ -51,30 +59,40 @@ def point(
     alias: str,
     weights: Weights,
     actor: str,
-    gate: Gate | None = None,
+    gate: Gate = NO_GATE,
 ) -> Alias:
     """Let an alias point at some versions; raises AdapterNotFound or GateRefused."""
     for version in weights:
         find_version(connection, name, version)
-    passed = _pass(connection, name, alias, weights, gate) if gate else {}
+    passed = _pass(connection, name, alias, weights, gate)
     return _move(connection, name, alias, weights, actor, history.ALIAS_MOVED, passed)
 
 
 def _pass(
     connection: Connection, name: str, alias: str, weights: Weights, gate: Gate
 ) -> dict[str, Any]:
-    """What the event says of the gate; raises GateRefused unless it is passed or forced."""
+    """What the event says of the gates; raises GateRefused unless they are passed or forced."""
+    own = connection.scalar(select(schema.adapters.c.gate).where(_is(schema.adapters, name)))
+    metrics = [metric for metric in dict.fromkeys((gate.metric, own)) if metric]
+    if not metrics:
+        return {}
+    gates = {"gate": ", ".join(metrics)}
     found = evaluations.select_evaluations(connection, schema.evaluations.c.name == name)
     by_version = {number: each for (_, number), each in found.items()}
     targets = _weights(connection, name, alias)
     try:
-        for version in weights:
-            evaluations.check_gate(name, version, gate.metric, by_version, targets)
+        for metric, version in product(metrics, weights):
+            evaluations.check_gate(name, version, metric, by_version, targets)
     except GateRefused as refused:
         if not gate.forced:
             raise
-        return {"gate": gate.metric, "forced": True, "reason": refused.message}
-    return {"gate": gate.metric}
+        return gates | {"forced": True, "reason": refused.message}
+    return gates
+
+
+def set_gate(connection: Connection, name: str, metric: str | None, actor: str) -> None:
+    """Set or remove a name's own gate; raises AdapterNotFound."""
+    _set(connection, name, "gate", metric, actor, history.GATE_CHANGED)
 
 
 def evaluate(
@@ -149,15 +167,19 @@ def remove(connection: Connection, name: str, number: int, actor: str) -> None:
 
 def weigh(connection: Connection, name: str, weight: float, actor: str) -> None:
     """Set a name's weight; raises AdapterNotFound."""
+    _set(connection, name, "weight", weight, actor, history.WEIGHT_CHANGED)
+
+
+def _set(
+    connection: Connection, name: str, column: str, value: Any, actor: str, action: str
+) -> None:
     table = schema.adapters
-    query = select(table.c.weight).where(_is(table, name))
-    before = connection.scalar(query) if select_digests(connection, name) else None
-    if before is None:
+    if not select_digests(connection, name):
         raise explain_missing(Reference(name))
-    if before != weight:
-        connection.execute(update(table).where(_is(table, name)).values(weight=weight))
-        detail = {"from": before, "to": weight}
-        history.record(connection, actor, history.WEIGHT_CHANGED, name, detail)
+    before = connection.scalar(select(table.c[column]).where(_is(table, name)))
+    if before != value:
+        connection.execute(update(table).where(_is(table, name)).values({column: value}))
+        history.record(connection, actor, action, name, {"from": before, "to": value})
 
 
 def find_version(connection: Connection, name: str, number: int) -> AdapterVersion:
@@ -229,7 +251,7 @@ def _move(
         if rows:
             connection.execute(insert(table), rows)
         said = {"from": history.write_targets(before), "to": history.write_targets(weights)}
-        history.record(connection, actor, action, name, {"alias": alias} | said | (passed or {}))
+        history.record(connection, actor, action, name, {"alias": alias, **said, **(passed or {})})
     found = select_aliases(connection, _is(table, name, alias=alias))
     return found[0] if found else Alias(name, alias, ())
 

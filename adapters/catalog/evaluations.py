@@ -4,6 +4,7 @@ Figures are recorded as they were measured and never changed; they go only with 
 Knows nothing of how answers are judged (training/evaluation does that).
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,11 +16,12 @@ from sqlalchemy import ColumnElement, Connection, insert, select
 from adapters.catalog import history, schema
 from adapters.catalog.versions import as_utc
 from adapters.errors import EvaluationInvalid, GateRefused, quote
+from adapters.names import MAX_METRIC, NAME
 
 BASE = "base"
 OFFLINE, SERVER = "offline", "server"
-MAX_METRIC = 200
 MAX_COMPARISONS = 8
+LABEL = re.compile(rf"{NAME.pattern}@[0-9]{{1,10}}")
 BETTER = "train a better version, or force the move (--force; over HTTP `force`)"
 
 
@@ -91,26 +93,39 @@ class Recorded(Evaluation):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The metric by which an alias's new target must be better; `forced`: it moves all the same,
-    and the event says why it should not have."""
+    """The metric by which an alias's new target must be better, besides that of the name's own
+    gate; `forced`: it moves all the same, and the event says why it should not have."""
 
-    metric: str
+    metric: str | None = None
     forced: bool = False
+
+
+NO_GATE = Gate()
 
 
 Evaluations = Mapping[tuple[str, int], Sequence[Recorded]]  # by name and version, newest last
 
 
+def check_metric(name: str) -> None:
+    """Raises EvaluationInvalid for a text that can't be the name of a metric."""
+    if not 0 < len(name) <= MAX_METRIC or not name.isprintable():
+        raise EvaluationInvalid(
+            f"{quote(name)} is no name of a metric",
+            f"give 1 to {MAX_METRIC} printable characters, such as exact-match",
+        )
+
+
 def check_evaluation(found: Evaluation) -> None:
     """Raises EvaluationInvalid for figures that can't be of a score from 0 to 1."""
+    check_metric(found.metric)
     compared = found.comparisons
     differences = [each.difference for each in compared]
     scores = [found.score, *(each.score for each in compared)]
     problem = None
-    if not 0 < len(found.metric) <= MAX_METRIC or not found.metric.isprintable():
-        problem = "its metric has no name"
-    elif not compared or compared[0].against != BASE or len(compared) > MAX_COMPARISONS:
+    if not compared or compared[0].against != BASE or len(compared) > MAX_COMPARISONS:
         problem = "its first comparison is not with the base"
+    elif not all(LABEL.fullmatch(each.against) for each in compared[1:]):
+        problem = "a comparison is not with NAME@VERSION"
     elif not all(0 <= each.low <= each.mean <= each.high <= 1 for each in scores):
         problem = "a score is not from 0 to 1 and inside its interval"
     elif not all(-1 <= each.low <= each.mean <= each.high <= 1 for each in differences):
@@ -129,8 +144,8 @@ def record(
     """Add an evaluation to an existing version, with an event."""
     now = datetime.now(UTC)
     facts = msgspec.to_builtins(found)
-    row = {"name": name, "version": number, "judged_at": now, "actor": actor}
-    connection.execute(insert(schema.evaluations).values(row, facts=facts))
+    row = {"name": name, "version": number, "judged_at": now, "actor": actor, "facts": facts}
+    connection.execute(insert(schema.evaluations).values(row))
     detail = {
         "version": number,
         "metric": found.metric,

@@ -24,6 +24,7 @@ UNPINNED = "unpinned"
 REMOVED = "removed"
 WEIGHT_CHANGED = "weight_changed"
 EVALUATED = "evaluated"
+GATE_CHANGED = "gate_changed"
 
 ALIAS_ACTIONS = (ALIAS_MOVED, ALIAS_ROLLED_BACK, ALIAS_DROPPED)
 

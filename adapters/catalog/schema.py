@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from adapters.names import MAX_ALIAS, MAX_NAME
+from adapters.names import MAX_ALIAS, MAX_METRIC, MAX_NAME
 
 # The newest revision in adapters/catalog/migrations, known without importing Alembic.
 HEAD = "1"
@@ -38,6 +38,8 @@ adapters = Table(
     Column("last_number", Integer, nullable=False),
     # Its share of the engine beside other adapters; a fact of the name, whichever version answers.
     Column("weight", Float, nullable=False),
+    # The metric by which what its aliases point at must be better; none if null.
+    Column("gate", String(MAX_METRIC)),
 )
 versions = Table(
     "versions",

@@ -30,7 +30,7 @@ class VersionKey(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class AdapterVersion:
     """One immutable version of an adapter, with the facts that hold now: whether it is pinned, the
-    aliases that point at it, and the weight of its name."""
+    aliases that point at it, and the weight and the gate of its name."""
 
     name: str
     version: int
@@ -44,6 +44,7 @@ class AdapterVersion:
     pinned: bool
     aliases: tuple[str, ...]
     weight: float
+    gate: str | None
     provenance: dict[str, Any] | None = field(hash=False)
 
     @property
@@ -150,7 +151,9 @@ def select_versions(connection: Connection, *wanted: ColumnElement[bool]) -> lis
     table, pin, target = schema.versions, schema.pins, schema.targets
     same = and_(pin.c.name == table.c.name, pin.c.version == table.c.number)
     pinned = pin.c.version.is_not(None).label("pinned")
-    query = select(table, pinned, schema.adapters.c.weight).join(schema.adapters)
+    query = select(table, pinned, schema.adapters.c.weight, schema.adapters.c.gate).join(
+        schema.adapters
+    )
     query = query.outerjoin(pin, same).where(*wanted).order_by(table.c.name, table.c.number)
     rows = connection.execute(query).all()
     if not rows:
@@ -200,6 +203,7 @@ def _with_aliases(rows: Iterable[Row[Any]], targets: Iterable[Row[Any]]) -> list
             pinned=bool(row.pinned),
             aliases=tuple(aliases.get((row.name, row.number), ())),
             weight=row.weight,
+            gate=row.gate,
             provenance=row.provenance,
         )
         for row in rows

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pin": rollout.pin,
     "unpin": rollout.unpin,
     "weight": rollout.weight,
+    "gate": rollout.gate,
     "remove": rollout.remove,
     "load": rollout.load,
     "unload": rollout.unload,

@@ -1,4 +1,4 @@
-"""`lorry adapters alias|unalias|split|rollback|pin|unpin|weight|remove|load|unload`: roll out.
+"""`lorry adapters alias|unalias|split|rollback|pin|unpin|weight|gate|remove|load|unload`: roll out.
 
 Every server that shares the catalog applies a change from its next request on.
 """
@@ -23,7 +23,6 @@ from adapters.names import MAX_VERSION, parse_reference
 
 if TYPE_CHECKING:
     from adapters.catalog import AdapterVersion, Alias, Catalog
-    from adapters.catalog.evaluations import Gate
     from adapters.client import RemoteCatalog
 
 
@@ -39,7 +38,9 @@ GateOption = Annotated[
 ]
 ForceOption = Annotated[
     bool,
-    typer.Option("--force", help="Move it whatever --gate says; the history records that and why."),
+    typer.Option(
+        "--force", help="Move it whatever the gate says; the history records that and why."
+    ),
 ]
 
 
@@ -56,7 +57,9 @@ def alias(
 ) -> None:
     """Point an alias at one version."""
     with site.opened() as index:
-        wanted = _make_gate(gate, force)
+        from adapters.catalog.evaluations import Gate
+
+        wanted = Gate(gate, force)
         _print_alias(site, index.point(name, alias, version, actor=_user(), gate=wanted))
 
 
@@ -80,7 +83,9 @@ def split(
 ) -> None:
     """Let versions share an alias's requests: the same caller stays on the same side."""
     with site.opened() as index:
-        weights, wanted = _parse_shares(shares), _make_gate(gate, force)
+        from adapters.catalog.evaluations import Gate
+
+        weights, wanted = _parse_shares(shares), Gate(gate, force)
         _print_alias(site, index.split(name, alias, weights, actor=_user(), gate=wanted))
 
 
@@ -129,6 +134,24 @@ def weight(
 
 
 @acts_on(STORE, SERVER, JSON)
+def gate(
+    site: Site,
+    name: NameArgument,
+    metric: Annotated[
+        str | None, typer.Argument(metavar="METRIC", help="Such as exact-match.")
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Take the gate away.")] = False,
+) -> None:
+    """Let aliases move only to versions that evaluations by a metric show to be better."""
+    if off == (metric is not None):
+        raise typer.BadParameter("give either METRIC or --off")
+    with site.opened() as index:
+        index.set_gate(name, metric, actor=_user())
+    said = "has no gate" if metric is None else f"has the gate {metric}"
+    site.print({"name": name, "gate": metric}, f"{name} {said}")
+
+
+@acts_on(STORE, SERVER, JSON)
 def remove(site: Site, reference: ReferenceArgument) -> None:
     """Forget a version that no alias points at; `gc` takes its files later."""
     with site.opened() as index:
@@ -152,16 +175,6 @@ def unload(site: Site, reference: ReferenceArgument) -> None:
     with site.opened_server() as server:
         labels = server.unload(parse_reference(reference))
     site.print({"unloaded": labels}, *(f"unloaded {label}" for label in labels))
-
-
-def _make_gate(metric: str | None, force: bool) -> "Gate | None":
-    from adapters.catalog.evaluations import Gate
-
-    if metric is not None:
-        return Gate(metric, force)
-    if force:
-        raise typer.BadParameter("there is no --gate to pass over", param_hint="--force")
-    return None
 
 
 def _user() -> str:

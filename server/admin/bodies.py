@@ -7,9 +7,9 @@ from typing import Annotated, Literal, Self
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from adapters.catalog.evaluations import MAX_COMPARISONS, MAX_METRIC, Evaluation
+from adapters.catalog.evaluations import MAX_COMPARISONS, Evaluation
 from adapters.catalog.versions import LEAST_WEIGHT, MOST_WEIGHT
-from adapters.names import MAX_ALIAS, MAX_NAME, MAX_VERSION, STABLE
+from adapters.names import MAX_ALIAS, MAX_METRIC, MAX_NAME, MAX_VERSION, STABLE
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 AliasName = Annotated[str, Field(min_length=1, max_length=MAX_ALIAS)]
@@ -40,7 +40,7 @@ class SourcePublication(Publication):
 class Pointing(Body):
     """The target of an alias: one `version`, or a `split` by weight such as {"1": 90, "2": 10}.
 
-    `gate` names the metric by which it must be better; with `force` it need not be.
+    `gate` names the metric by which it must be better; with `force` it moves all the same.
     """
 
     version: Version | None = None
@@ -54,8 +54,6 @@ class Pointing(Body):
     def _check_one(self) -> Self:
         if (self.version is None) == (self.split is None):
             raise ValueError("give either `version` or `split`")
-        if self.force and self.gate is None:
-            raise ValueError("`force` needs the `gate` that it passes over")
         return self
 
 
@@ -100,6 +98,12 @@ class Weighting(Body):
     """The weight of an adapter's name."""
 
     weight: float = Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)
+
+
+class Gating(Body):
+    """The metric of an adapter's gate; null for none."""
+
+    metric: Metric | None
 
 
 class LoadLora(Body):

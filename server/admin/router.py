@@ -16,6 +16,7 @@ from server.admin import views
 from server.admin.bodies import (
     AliasName,
     EvaluationBody,
+    Gating,
     LoadLora,
     Name,
     Pointing,
@@ -109,6 +110,12 @@ def _add_adapters(router: APIRouter, shelf: Shelf, publisher: Publisher) -> None
         await shelf.weigh(name, body.weight, actor)
         return {"name": name, "weight": body.weight}
 
+    @router.put("/{name}/gate")
+    async def set_gate(name: Name, body: Gating, actor: Actor) -> dict[str, Any]:
+        """Let aliases move only to versions that are shown to be better, or take that back."""
+        await shelf.set_gate(name, body.metric, actor)
+        return {"name": name, "gate": body.metric}
+
     @router.post("/{reference}/load")
     async def load_adapter(reference: str) -> dict[str, Any]:
         """Load the versions that a name means now; answers when they are resident."""
@@ -128,7 +135,7 @@ def _add_aliases(router: APIRouter, shelf: Shelf) -> None:
         """Point an alias at a version, or split its requests between several."""
         split = body.split if body.version is None else {body.version: 1}
         assert split is not None
-        gate = Gate(body.gate, body.force) if body.gate else None
+        gate = Gate(body.gate, body.force)
         return views.describe_alias(await shelf.point(name, alias, split, actor, gate))
 
     @router.delete("/{name}/aliases/{alias}")

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from adapters.catalog import AdapterVersion, Alias, Catalog
-from adapters.catalog.evaluations import Evaluation, Evaluations, Gate, Recorded
+from adapters.catalog.evaluations import NO_GATE, Evaluation, Evaluations, Gate, Recorded
 from adapters.errors import no_such_adapter
 from adapters.names import STABLE, Reference, parse_reference
 from server.admin import views
@@ -60,7 +60,7 @@ class Shelf:
         alias: str,
         split: dict[int, int],
         actor: str,
-        gate: Gate | None = None,
+        gate: Gate = NO_GATE,
     ) -> Alias:
         move = self._catalog.split
         return await asyncio.to_thread(move, name, alias, split, actor=actor, gate=gate)
@@ -79,6 +79,9 @@ class Shelf:
 
     async def weigh(self, name: str, weight: float, actor: str) -> None:
         await asyncio.to_thread(self._catalog.weigh, name, weight, actor=actor)
+
+    async def set_gate(self, name: str, metric: str | None, actor: str) -> None:
+        await asyncio.to_thread(self._catalog.set_gate, name, metric, actor=actor)
 
     async def pin(self, name: str, number: int, actor: str) -> AdapterVersion:
         """Load a version and never evict it; raises PinsExceedCapacity, or as `load` does."""

@@ -61,6 +61,7 @@ def describe_version(version: AdapterVersion, now: Snapshot) -> dict[str, Any]:
         "aliases": list(version.aliases),
         "pinned": version.pinned,
         "weight": version.weight,
+        "gate": version.gate,
         "provenance": version.provenance,
         **now.describe(version),
     }
@@ -82,6 +83,7 @@ def describe_adapters(
         {
             "name": name,
             "weight": group[0].weight,
+            "gate": group[0].gate,
             "aliases": by_name.get(name, []),
             "versions": [describe_version(version, now) for version in group],
         }

@@ -70,6 +70,11 @@ COMMANDS = [
     "alias orders stable 2 --gate exact-match --force --json",
     "alias orders stable 1",
     "split orders stable 1=1 2=1 --gate exact-match",
+    "gate orders exact-match --json",
+    "gate nobody exact-match",
+    "alias orders stable 2",
+    "publish 3 --name orders",
+    "gate orders --off",
     "unalias orders beta",
     "unalias orders beta",
     "split orders stable 1=90 2=10",
@@ -155,6 +160,7 @@ def test_what_is_published_online_is_what_lies_in_the_servers_store(
     facts = json.loads(online("publish", adapter(1), "--name", "orders", "--json").stdout)
     here = json.loads(call("show", "orders", "--json", "--store", server.store).stdout)
     path = Path(here.pop("path"))
+    assert here.pop("evaluations") == []
     assert facts == here
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (path / name).read_bytes() == (adapter(1) / name).read_bytes()

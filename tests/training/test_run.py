@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+import yaml
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,8 +20,9 @@ from training.data.forms import Example
 from training.data.problems import Place
 from training.data.sets import read_set
 from training.data.tokens import encode_set, load_tokenizer
-from training.errors import BaseInvalid, DataInvalid, RunFailed
+from training.errors import BaseInvalid, DataInvalid, InputError, RunFailed
 from training.evaluation.answers import answer_greedily
+from training.inputs import read_inputs
 from training.progress import Control
 from training.publish import publish_run
 from training.qlora import compute_dtype, load_base
@@ -67,6 +69,7 @@ def test_an_adapter_is_saved_in_pefts_form_in_bf16(trained: Trained) -> None:
     assert {path.name for path in trained.folder.iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors", "lorry.json", "README.md"),
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "validation.json"),
+        *("curves.png", "report.html"),
     }
     weights = load_file(trained.folder / "adapter_model.safetensors")
     assert len(weights) == 4 * 7 * 2
@@ -195,16 +198,19 @@ def test_plain_lora_on_an_unquantized_base_trains_and_measures_validation(
 
 
 @pytest.mark.slow
-def test_a_failed_run_leaves_nothing(
+def test_a_run_that_fails_after_a_checkpoint_goes_on_from_it(
     tiny_base: Path, chat_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("training.run.write_card", fail)
-    with pytest.raises(RunFailed, match="no space left"):
-        train(make_recipe(tiny_base, chat_set, max_steps=1), tmp_path / "out", QUIET)
-    assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".lock"]
+    recipe = make_recipe(tiny_base, chat_set, max_steps=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("training.run.write_card", fail)
+        with pytest.raises(RunFailed, match=r"no space left .* goes on from checkpoint-1"):
+            train(recipe, tmp_path / "out", QUIET)
+    assert not list((tmp_path / "out").glob("two-*"))
+    assert train(recipe, tmp_path / "out", QUIET, again="resume").provenance["steps"] == 1
 
 
 def test_evaluating_on_a_cpu_does_not_repack_the_quantized_weights(tiny_base: Path) -> None:
@@ -217,6 +223,83 @@ def test_evaluating_on_a_cpu_does_not_repack_the_quantized_weights(tiny_base: Pa
     after = [m.weight.data for m in model.modules() if isinstance(m, Linear4bit)]
     assert len(before) == 28
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_preferences_move_the_adapter_to_the_better_answer(tiny_base: Path, tmp_path: Path) -> None:
+    """DPO for real: after some updates the better answer has gained on the worse one."""
+    data = tmp_path / "pairs.jsonl"
+    pair = {"instruction": "two", "chosen": "2 lamps", "rejected": "three chairs"}
+    data.write_text(f"{json.dumps(pair)}\n" * 4)
+    validation = tmp_path / "validation.jsonl"
+    validation.write_text(json.dumps(pair | {"instruction": "three"}))
+    recipe = make_recipe(tiny_base, data, max_steps=6).model_copy(update={"method": "dpo"})
+    sets = recipe.data.model_copy(update={"validation": (str(validation),)})
+    recipe = recipe.model_copy(update={"data": sets})
+    trained = train(recipe, tmp_path / "out", QUIET)
+    assert trained.provenance["method"] == "dpo"
+    assert trained.provenance["validation_loss"] < 0.6
+    losses = [loss for _, loss in trained.provenance["curve"]["train"]]
+    assert losses[0] == pytest.approx(0.693, abs=0.01)  # -log sigmoid(0): the base itself
+    assert losses[-1] < 0.6
+    tokenizer = load_tokenizer(tiny_base, "tiny")
+    (row, *_) = encode_set(read_set([str(data)], "dpo"), tokenizer, 64).rows
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    before = preference(model, row)
+    assert preference(PeftModel.from_pretrained(model, trained.folder), row) > before + 0.5
+
+
+def preference(model: torch.nn.Module, row: dict[str, list[int]]) -> float:
+    """By how much the better answer is likelier, in nats."""
+    return likelihood(model, row, "chosen_ids") - likelihood(model, row, "rejected_ids")
+
+
+def likelihood(model: torch.nn.Module, row: dict[str, list[int]], name: str) -> float:
+    prompt, answer = row["prompt_ids"], row[name]
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    chosen = logits.float().log_softmax(-1).gather(1, torch.tensor(answer)[:, None])
+    return float(chosen.sum())
+
+
+def test_the_folder_is_one_that_peft_and_a_hub_can_read(trained: Trained, tiny_base: Path) -> None:
+    model = AutoPeftModelForCausalLM.from_pretrained(trained.folder)
+    assert model.active_adapter == "default"
+    assert AutoTokenizer.from_pretrained(trained.folder).chat_template
+    _, front, text = (trained.folder / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "base_model": "tiny",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "lorry", "sft"],
+    }
+    assert "| trained on | 8 examples, " in text
+
+
+def test_another_chat_template_makes_another_run(trained: Trained, tmp_path: Path) -> None:
+    recipe = make_recipe(trained.base_folder, trained.folder.parents[1] / "train.jsonl")
+    before = read_inputs(recipe, QUIET.report).digest()
+    base = tmp_path / "base"
+    shutil.copytree(trained.base_folder, base)
+    moved = recipe.model_copy(update={"base": str(base)})
+    assert read_inputs(moved, QUIET.report).digest() == before
+    template = base / "chat_template.jinja"
+    template.write_text(f"X{template.read_text()}")
+    assert read_inputs(moved, QUIET.report).digest() != before
+
+
+def test_an_output_that_is_a_file_is_an_error(
+    tiny_base: Path, chat_set: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(InputError, match=r"out: File exists; give another --output"):
+        train(make_recipe(tiny_base, chat_set), tmp_path / "out", QUIET)
+
+
+def test_another_name_finds_the_same_run(trained: Trained, tiny_base: Path) -> None:
+    data = trained.folder.parents[1] / "train.jsonl"
+    recipe = make_recipe(tiny_base, data).model_copy(update={"name": "other", "base_name": "b"})
+    again = train(recipe, trained.folder.parent, QUIET)
+    assert (again.reused, again.folder) == (True, trained.folder)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -149,8 +149,8 @@ def _parse_preference(record: dict[str, Any], place: Place) -> Parsed:
         return Parsed("preference", [example], parsed.unused)
     unused = _unused(record, *ANSWERS, *CHATS, *ASKED, "system", "tools")
     both = {name: read_answer_turns(each, name, unused) for name, each in answers.items()}
-    before = _read_prompt(rest, unused) if len(both["chosen"]) == 1 else []
-    turns, chosen, rejected = split_prompt(before + both["chosen"], before + both["rejected"])
+    before = _read_prompt(rest, unused)
+    turns, chosen, rejected = split_prompt(before, both["chosen"], both["rejected"])
     if not turns:
         raise Malformed("chosen and rejected stand beside no prompt")
     turns = _with_system(record, turns)

@@ -29,6 +29,11 @@ class Answer:
     ended: bool
 
 
+def prefixed(report: Report, label: str) -> Report:
+    """Reports each line with the name of who answers."""
+    return lambda line: report(f"{label}: {line}")
+
+
 def answer_greedily(
     model: Any,
     tokenizer: Tokenizer,

@@ -14,12 +14,13 @@ from adapters.cli.options import JSON, SERVER, STORE, ReferenceArgument, Site, a
 from training.cli import reported
 
 if TYPE_CHECKING:
-    from adapters.catalog import AdapterVersion
-    from training.data.tokens import Tokenizer
+    from adapters.catalog import AdapterVersion, Catalog
+    from adapters.client import RemoteCatalog
+    from training.data.forms import Example
     from training.evaluation.answers import Answer
-    from training.evaluation.heldout import HeldOut
+    from training.evaluation.offline import OfflineBase
 
-app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 BASE = "base"
 
 
@@ -81,35 +82,29 @@ def evaluate_command(
     if offline:
         site = replace(site, url=None)
     with reported(), site.opened() as index:
-        from adapters.names import parse_reference
+        from adapters.catalog.history import current_user
         from training.evaluation.heldout import read_heldout, refuse_training_set
         from training.evaluation.judge import judge
         from training.evaluation.metrics import find_metric
+        from training.evaluation.offline import open_base
         from training.evaluation.report import print_judged, recorded_facts
 
         judged_by = find_metric(metric, Path())
-        references = [reference] if against == BASE else [reference, against]
-        versions = [index.resolve_only(parse_reference(each)) for each in references]
-        versions = list({version.label: version for version in versions}.values())
-        tokenizer = _load_tokenizer(base, versions, needed=not site.url)
+        versions = _find(index, [reference] if against == BASE else [reference, against])
+        loaded = open_base(base, versions, required=not site.url)
+        tokenizer = loaded.tokenizer if loaded else None
         heldout = read_heldout(data, limit=limit, trained_on=trained_on or [], tokenizer=tokenizer)
         for version in versions:
             refuse_training_set(heldout, version.label, version.provenance)
-        answers = (
-            _ask_server(site.url, api_key, versions, heldout, max_tokens)
-            if site.url
-            else _ask_model(base, tokenizer, versions, site.store, heldout, max_tokens)
-        )
+        answers = _answer(site, versions, loaded, heldout.examples, max_tokens, api_key)
         by = "server" if site.url else "offline"
         found = judge(judged_by, heldout, answers, by=by, max_tokens=max_tokens)
         for warning in found.warnings():
             _progress(warning)
         if not site.as_json:
             print_judged(found, wrong)
-        from adapters.catalog.history import current_user
-
         recorded = {
-            side.label: index.evaluate(
+            version.label: index.evaluate(
                 version.name, version.version, found.evaluation(side), actor=current_user()
             )
             for version, side in zip(versions, found.sides[1:], strict=True)
@@ -117,69 +112,33 @@ def evaluate_command(
     site.print(recorded_facts(found, recorded, wrong), f"recorded with {' and '.join(recorded)}")
 
 
-def _load_tokenizer(
-    base: Path | None, versions: "Sequence[AdapterVersion]", *, needed: bool
-) -> "Tokenizer | None":
-    from training.data.tokens import load_tokenizer
-    from training.errors import BaseInvalid
-    from training.evaluation.offline import check_base
+def _find(index: "Catalog | RemoteCatalog", references: Sequence[str]) -> "list[AdapterVersion]":
+    """The versions that are meant, each once."""
+    from adapters.names import parse_reference
 
-    if base is None:
-        if needed:
-            raise BaseInvalid(
-                f"{versions[0].label} needs its base, {versions[0].base}, to answer",
-                "give the folder with --base, or a running server with --url",
-            )
-        return None
-    check_base(base, versions)
-    return load_tokenizer(base, base.name)
+    found = [index.resolve_only(parse_reference(each)) for each in references]
+    return list({version.label: version for version in found}.values())
 
 
-def _ask_model(
-    base: Path | None,
-    tokenizer: "Tokenizer | None",
+def _answer(
+    site: Site,
     versions: "Sequence[AdapterVersion]",
-    store: Path,
-    heldout: "HeldOut",
+    base: "OfflineBase | None",
+    examples: "Sequence[Example]",
     max_tokens: int,
+    key: str | None,
 ) -> "dict[str, list[Answer]]":
+    """The answers of the base and of each version, by label, the base first."""
+    if site.url:
+        from training.evaluation.served import Server, answer_by_server
+
+        server = Server(site.url, key)
+        return answer_by_server(server, versions, examples, max_tokens, _progress)
     from adapters.store import Store
     from training.evaluation.offline import answer_offline
 
     assert base is not None
-    assert tokenizer is not None
-    return answer_offline(
-        base,
-        tokenizer,
-        versions,
-        Store(store),
-        heldout.examples,
-        max_new_tokens=max_tokens,
-        report=_progress,
-    )
-
-
-def _ask_server(
-    url: str,
-    key: str | None,
-    versions: "Sequence[AdapterVersion]",
-    heldout: "HeldOut",
-    max_tokens: int,
-) -> "dict[str, list[Answer]]":
-    from training.evaluation.served import Asked, Server
-
-    server = Server(url, key)
-    asked = {BASE: Asked(server.find_base())}
-    asked |= {version.label: Asked(version.label, version.digest) for version in versions}
-    return {
-        label: server.answer(
-            each,
-            heldout.examples,
-            max_new_tokens=max_tokens,
-            report=lambda line, label=label: _progress(f"{label}: {line}"),
-        )
-        for label, each in asked.items()
-    }
+    return answer_offline(base, versions, Store(site.store), examples, max_tokens, _progress)
 
 
 def _progress(line: str) -> None:

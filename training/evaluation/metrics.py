@@ -13,6 +13,7 @@ Knows nothing of models and of data sets but their places.
 import hashlib
 import importlib.util
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -192,7 +193,8 @@ def _sql_judge(dialect: str) -> Judge:
     if dialect and dialect not in sqlglot.Dialect.classes:
         known = ", ".join(sorted(filter(None, sqlglot.Dialect.classes)))
         raise MetricInvalid(f"{dialect!r} is no dialect of SQL that sqlglot knows", f"give {known}")
-    statements = (exp.Query, exp.DML, exp.DDL, exp.Drop, exp.Alter)
+    statements = (exp.Query, exp.DML, exp.DDL, exp.Drop, exp.Alter, exp.TruncateTable)
+    logging.getLogger("sqlglot").setLevel(logging.ERROR)  # it warns of what it leaves as it is
 
     def judge(answer: str, _: str) -> float:
         try:

@@ -1,6 +1,7 @@
 """Answers of a base and of versions of a store, without a server: transformers, NF4 and PEFT."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from adapters.catalog.evaluations import BASE
 from adapters.checkpoint.base import read_base
 from adapters.store import Store
 from training.data.forms import Example
-from training.data.tokens import Tokenizer
+from training.data.tokens import Tokenizer, load_tokenizer
 from training.errors import BaseInvalid, TrainingError
-from training.evaluation.answers import Answer, Report, answer_greedily
+from training.evaluation.answers import Answer, Report, answer_greedily, prefixed
 
 
 class AnswersFailed(TrainingError):
@@ -20,8 +21,28 @@ class AnswersFailed(TrainingError):
     code = "answers_failed"
 
 
-def check_base(folder: Path, versions: Sequence[AdapterVersion]) -> None:
-    """Raises BaseInvalid if a version was published for another base, or BaseUnreadable."""
+@dataclass(frozen=True, slots=True)
+class OfflineBase:
+    """A base's folder and its tokenizer; the model is loaded when it answers."""
+
+    folder: Path
+    tokenizer: Tokenizer
+
+
+def open_base(
+    folder: Path | None, versions: Sequence[AdapterVersion], *, required: bool
+) -> OfflineBase | None:
+    """The base of some versions, or None where it is neither given nor required.
+
+    Raises BaseInvalid, also if a version was published for another base, or BaseUnreadable.
+    """
+    if folder is None:
+        if not required:
+            return None
+        raise BaseInvalid(
+            f"{versions[0].label} needs its base, {versions[0].base}, to answer",
+            "give the folder with --base, or a running server with --url",
+        )
     base = read_base(folder)
     for version in versions:
         if version.base_digest not in (None, base.digest):
@@ -30,34 +51,36 @@ def check_base(folder: Path, versions: Sequence[AdapterVersion]) -> None:
                 "another architecture or size",
                 "give the folder of its own base with --base",
             )
+    return OfflineBase(folder, load_tokenizer(folder, base.name))
 
 
 def answer_offline(
-    folder: Path,
-    tokenizer: Tokenizer,
+    base: OfflineBase,
     versions: Sequence[AdapterVersion],
     store: Store,
     examples: Sequence[Example],
-    *,
     max_new_tokens: int,
     report: Report,
 ) -> dict[str, list[Answer]]:
     """The answers of the base and of each version, by label, the base first.
 
-    The base is in NF4, as it is served. Raises AnswersFailed, DataInvalid or ObjectMissing.
+    The base is in NF4, as it is served. Raises AnswersFailed, DataInvalid, ObjectMissing or
+    ObjectDamaged.
     """
+    for version in versions:
+        store.verify(version.digest)
     paths = [store.path(version.digest) for version in versions]
     try:
-        model = _load(folder, paths)
+        model = _load(base.folder, paths)
         answers = {}
         for number, label in enumerate([BASE, *(version.label for version in versions)]):
             _activate(model, number)
             answers[label] = answer_greedily(
                 model,
-                tokenizer,
+                base.tokenizer,
                 examples,
                 max_new_tokens=max_new_tokens,
-                report=lambda line, label=label: report(f"{label}: {line}"),
+                report=prefixed(report, label),
             )
     except (RuntimeError, ValueError, OSError) as error:
         said = str(error).strip().partition("\n")[0]
@@ -69,9 +92,9 @@ def _load(folder: Path, adapters: Sequence[Path]) -> Any:
     from training.qlora import load_base, silence_libraries
 
     silence_libraries()
-    from peft import PeftModel
-
     base = load_base(folder, quantized=True)
+    from peft import PeftModel  # only now: load_base silences what bitsandbytes says at import
+
     first, *others = adapters
     model = PeftModel.from_pretrained(base, first, adapter_name=_name(1))
     for number, path in enumerate(others, start=2):

@@ -51,7 +51,14 @@ def recorded_facts(found: Judged, recorded: Mapping[str, Recorded], wrong: int) 
 def _tabulate(found: Judged) -> Table:
     table = Table(box=None)
     asked = found.sides[1]
-    for heading in ("", "score", "95 % interval", f"{asked.label} is better by", "", "tokens"):
+    for heading in (
+        "",
+        "score",
+        "95 % interval",
+        f"{asked.label} is better by",
+        "",
+        "median tokens",
+    ):
         table.add_column(heading, no_wrap=True)
     compared = {each.against: each for each in found.evaluation(asked).comparisons}
     for side in (asked, *(each for each in found.sides if each is not asked)):

@@ -14,11 +14,13 @@ from urllib.parse import urlsplit
 import httpx2
 
 from adapters.admin_http import is_loopback
+from adapters.catalog import AdapterVersion
+from adapters.catalog.evaluations import BASE
 from adapters.errors import AnswerUnclear, ServerRefused, ServerUnreachable
 from training.data.forms import Example
 from training.data.turns import Turn
 from training.errors import TrainingError
-from training.evaluation.answers import MAX_NEW_TOKENS, Answer, Report
+from training.evaluation.answers import MAX_NEW_TOKENS, Answer, Report, prefixed
 
 CONCURRENCY: Final = 8
 TIMEOUT_SECONDS: Final = 600.0
@@ -102,11 +104,8 @@ class Server:
                 asyncio.TaskGroup() as group,
             ):
                 tasks = [group.create_task(send(client, call)) for call in calls]
-        except* (TrainingError, AnswerUnclear, ServerRefused, ServerUnreachable) as errors:
-            first: BaseException = errors
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            raise first from None
+        except ExceptionGroup as failed:  # the first failure has cancelled the other calls
+            raise failed.exceptions[0] from failed
         return [task.result() for task in tasks]
 
     async def _send(self, client: httpx2.AsyncClient, call: "_Call") -> httpx2.Response:
@@ -129,6 +128,24 @@ class Server:
             "timeout": TIMEOUT_SECONDS,
             "trust_env": not is_loopback(urlsplit(self.url).hostname or ""),
         }
+
+
+def answer_by_server(
+    server: Server,
+    versions: Sequence[AdapterVersion],
+    examples: Sequence[Example],
+    max_new_tokens: int,
+    report: Report,
+) -> dict[str, list[Answer]]:
+    """The answers of the base and of each version, by label, the base first; raises as
+    `Server.answer`."""
+    asked = {BASE: Asked(server.find_base())}
+    asked |= {version.label: Asked(version.label, version.digest) for version in versions}
+    answers = {}
+    for label, each in asked.items():
+        told = prefixed(report, label)
+        answers[label] = server.answer(each, examples, max_new_tokens=max_new_tokens, report=told)
+    return answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,16 +199,16 @@ def _check_attribution(asked: Asked, headers: Mapping[str, str], body: Mapping[s
 
     A server other than Lorry has no such headers: its `model` must do.
     """
-    told = {"model": (body.get("model"), asked.label)}
+    told: dict[str, tuple[Any, str | None]] = {"model": (body.get("model"), asked.label)}
     if "x-lorry-adapter" in headers:
         wanted = asked.label if asked.digest else "base"
         told["x-lorry-adapter"] = (headers["x-lorry-adapter"], wanted)
         told["x-lorry-adapter-digest"] = (headers.get("x-lorry-adapter-digest"), asked.digest)
-    for where, (found, wanted) in told.items():
-        if found != wanted:
+    for where, (found, expected) in told.items():
+        if found != expected:
             raise WrongAdapter(
                 f"{asked.label} was asked, and the server's {where} is {found!r} instead of "
-                f"{wanted!r}",
+                f"{expected!r}",
                 "nothing was recorded: check that server and catalog belong together",
             )
 

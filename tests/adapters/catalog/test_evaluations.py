@@ -8,7 +8,7 @@ import pytest
 from evaluated import OTHER_SET, around, evaluation
 
 from adapters.catalog import Catalog
-from adapters.catalog.evaluations import Gate
+from adapters.catalog.evaluations import NO_GATE, Gate
 from adapters.errors import AdapterNotFound, EvaluationInvalid, GateRefused
 
 GATE = Gate("exact-match")
@@ -72,6 +72,9 @@ BAD = {
     "more cut than asked": {"cut": 201},
     "no base": {"comparisons": ()},
     "other first": {"comparisons": (replace(evaluation(0.5).base, against="orders@1"),)},
+    "nobody second": {
+        "comparisons": (evaluation(0.5).base, replace(evaluation(0.5).base, against="\x1b[2J"))
+    },
     "no metric": {"metric": ""},
     "by nobody": {"by": "guess"},
 }
@@ -192,3 +195,46 @@ def test_each_side_of_a_split_must_pass(two) -> None:
     judge(two, 2, 0.7)
     two.split("orders", "stable", {1: 90, 2: 10}, actor="ben", gate=GATE)
     assert last_event(two)["to"] == {"1": 90, "2": 10}
+
+
+def test_the_gate_of_a_name_holds_for_every_move_but_a_rollback(two, enter) -> None:
+    two.set_gate("orders", "exact-match", actor="ann")
+    assert last_event(two)["action"] == "gate_changed"
+    assert {version.gate for version in two.list_versions("orders")} == {"exact-match"}
+    with pytest.raises(GateRefused, match="orders@2 has no evaluation"):
+        move(two, NO_GATE)
+    with pytest.raises(GateRefused, match="orders has a gate: orders@3 has no evaluation"):
+        enter(two, number=3)
+    assert [version.version for version in two.list_versions("orders")] == [1, 2]
+    judge(two, 1, 0.5)
+    judge(two, 2, 0.7)
+    move(two, NO_GATE)
+    assert last_event(two)["gate"] == "exact-match"
+    two.rollback("orders", "stable", actor="ben")
+    assert last_event(two)["to"] == 1
+
+
+def test_a_gate_of_a_move_counts_besides_that_of_the_name(two) -> None:
+    two.set_gate("orders", "contains", actor="ann")
+    judge(two, 1, 0.5)
+    judge(two, 2, 0.7)
+    with pytest.raises(GateRefused, match="no evaluation by contains"):
+        move(two)
+    for version in (1, 2):
+        judge(two, version, 0.9, metric="contains")
+    move(two)
+    assert last_event(two)["gate"] == "exact-match, contains"
+
+
+def test_a_gate_is_taken_away_and_setting_it_again_is_no_change(two) -> None:
+    two.set_gate("orders", "exact-match", actor="ann")
+    before = two.list_events()
+    two.set_gate("orders", "exact-match", actor="ann")
+    assert two.list_events() == before
+    two.set_gate("orders", None, actor="ann")
+    assert (last_event(two)["from"], last_event(two)["to"]) == ("exact-match", None)
+    move(two, NO_GATE)
+    with pytest.raises(AdapterNotFound):
+        two.set_gate("nobody", "exact-match", actor="ann")
+    with pytest.raises(EvaluationInvalid):
+        two.set_gate("orders", "two\nlines", actor="ann")

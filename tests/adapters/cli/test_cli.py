@@ -334,7 +334,21 @@ def test_evaluations_are_shown_and_the_gate_reads_them(call, two, tmp_path) -> N
     assert "forced=True reason=orders@2 has 0.1200" in call("history", "orders").stdout
 
 
-def test_force_needs_a_gate(call, two) -> None:
-    refused = call("alias", "orders", "stable", 2, "--force")
+def test_a_gate_of_a_name_holds_for_every_alias_until_it_is_off(
+    call, two, kit, base_folder, tmp_path
+) -> None:
+    assert call("gate", "orders", "exact-match").stdout == "orders has the gate exact-match\n"
+    assert json.loads(call("show", "orders", "--json").stdout)["gate"] == "exact-match"
+    assert call("alias", "orders", "nightly", 2).exit_code == 2
+    folder = kit.build(seed=9).write(tmp_path / "next")
+    words = ("publish", folder, "--name", "orders", "--base", base_folder)
+    refused = call(*words)
     assert refused.exit_code == 2
-    assert "there is no --gate" in refused.stderr
+    assert "publish it without an alias" in refused.stderr
+    assert "(gate_refused)" in refused.stderr
+    assert call(*words, "--no-alias").exit_code == 0
+    assert call("alias", "orders", "nightly", 2, "--force").exit_code == 0
+    assert call("gate", "orders").exit_code == 2
+    assert call("gate", "orders", "x", "--off").exit_code == 2
+    assert json.loads(call("gate", "orders", "--off", "--json").stdout)["gate"] is None
+    assert call("alias", "orders", "nightly", 1).exit_code == 0

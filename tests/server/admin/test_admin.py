@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 
 import msgspec
 import pytest
@@ -68,8 +69,9 @@ async def test_the_list_shows_loads_and_leases(house, ask):
     async def shown():
         return (await ask("GET", "/red"))["versions"][1]
 
-    assert (await shown())["size_bytes"] == version.size_bytes > 0
-    assert (await shown())["residency"]["loading"] is True
+    facts = await shown()
+    assert facts["size_bytes"] == version.size_bytes > 0
+    assert facts["residency"]["loading"] is True
     house.engine.gate.set()
     await loading
     assert (await shown())["residency"]["loading"] is False
@@ -79,7 +81,7 @@ async def test_the_list_shows_loads_and_leases(house, ask):
 
 
 async def test_an_evaluation_is_recorded_and_shown_with_its_version(house, ask):
-    body = msgspec.to_builtins(evaluation(0.8))
+    body = json.loads(msgspec.json.encode(evaluation(0.8)))
     recorded = await ask("POST", "/red/versions/1/evaluations", 201, json=body)
     assert recorded["actor"] == ACTOR
     assert recorded | body == recorded
@@ -120,11 +122,26 @@ async def test_the_gate_of_an_alias_refuses_with_both_figures(house, ask):
     said = (await ask("PUT", stable, 409, "gate_refused", json=wanted))["error"]["message"]
     assert "red@2 has 0.7000" in said
     assert "the 0.8000 of red@1" in said
-    await ask("PUT", stable, 400, "invalid_request", json={"version": 2, "force": True})
     moved = await ask("PUT", stable, json=wanted | {"force": True})
     assert moved["targets"] == [{"version": 2, "weight": 1}]
     detail = (await ask("GET", "/red/history"))["data"][-1]["detail"]
     assert (detail["forced"], detail["gate"]) == (True, "exact-match")
+
+
+async def test_a_gate_of_a_name_holds_for_aliases_and_publications(house, ask):
+    publish(house.catalog, "red", content="newer", aliases=())
+    set_to = {"name": "red", "gate": "exact-match"}
+    assert await ask("PUT", "/red/gate", json={"metric": "exact-match"}) == set_to
+    assert (await ask("GET", "/red"))["gate"] == "exact-match"
+    await ask("PUT", "/red/aliases/canary", 409, "gate_refused", json={"version": 2})
+    split = {"split": {"1": 1, "2": 1}}
+    await ask("PUT", "/red/aliases/stable", 409, "gate_refused", json=split)
+    await ask("PUT", "/red/gate", 400, "invalid_request", json={})
+    await ask("PUT", "/nobody/gate", 404, "adapter_not_found", json={"metric": "x"})
+    await ask("PUT", "/red/gate", json={"metric": None})
+    await ask("PUT", "/red/aliases/canary", json={"version": 2})
+    actions = [each["action"] for each in (await ask("GET", "/red/history"))["data"]]
+    assert actions[-3:] == ["gate_changed", "gate_changed", "alias_moved"]
 
 
 async def test_a_weight_is_set_for_the_name_and_holds_from_the_next_call(house, ask):

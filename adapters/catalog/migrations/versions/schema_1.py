@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("created_at", moment, nullable=False),
         sa.Column("last_number", sa.Integer, nullable=False),
         sa.Column("weight", sa.Float, nullable=False),
+        sa.Column("gate", sa.String(200)),
     )
     op.create_table(
         "versions",

@@ -47,7 +47,7 @@ def plain(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(seed)
         for parameter, values in model.named_parameters():
             if "lora_" in parameter:
-                torch.nn.init.normal_(values, std=0.1)
+                torch.nn.init.normal_(values, std=0.055)
         model.save_pretrained(folder / name)
     return folder
 
@@ -139,6 +139,6 @@ def test_each_trainers_adapter_answers_as_peft_computes_it(
             is_greedy = bool((ours.max(1).values - theirs < 2 * NEAR_TIE).all())
             off = fmean(map(abs, (torch.tensor(answer.logprobs) - theirs).tolist()))
             change = fmean(map(abs, (bases - theirs).tolist()))
-            if not (is_greedy and off < 0.1 and change > 0.3):
+            if not (is_greedy and off < 0.1 and change > 0.2):
                 wrong.append((name, is_greedy, off, change))
     assert wrong == []

@@ -4,8 +4,12 @@ TrainingError
 ├── InputError           unusable input; nothing was done
 │   ├── RecipeInvalid    problems of a recipe or an override; names each key and value
 │   ├── DataInvalid      a missing, empty or malformed data set; names each line
-│   └── BaseInvalid      a missing or unreadable base model
-└── RunFailed            the training itself failed; nothing was kept
+│   ├── BaseInvalid      a missing or unreadable base model
+│   ├── BaseMismatch     a base that the adapter was not trained on
+│   └── OutputExists     a folder to write that is there already
+├── RunFailed            the training itself failed; nothing was kept
+├── MergeFailed          merging failed; nothing was kept
+└── DiskFull             no space is left for the result; nothing was kept
 """
 
 from collections.abc import Sequence
@@ -44,8 +48,24 @@ class BaseInvalid(InputError):
     code = "base_invalid"
 
 
+class BaseMismatch(InputError):
+    code = "base_mismatch"
+
+
+class OutputExists(InputError):
+    code = "output_exists"
+
+
 class RunFailed(TrainingError):
     code = "run_failed"
+
+
+class MergeFailed(TrainingError):
+    code = "merge_failed"
+
+
+class DiskFull(TrainingError):
+    code = "disk_full"
 
 
 def list_problems(problems: Sequence[str]) -> str:

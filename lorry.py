@@ -37,6 +37,8 @@ COMMANDS = {
     "adapters": ("adapters.cli", "Publish, list and verify adapters."),
     "train": ("training.cli", "Train an adapter from a recipe with QLoRA."),
     "data": ("training.cli", "Check training data: forms, tokens, truncation, leaks."),
+    "estimate": ("training.estimate.cli", "Estimate an adapter's size and the memory to train it."),
+    "merge": ("training.merge.cli", "Merge an adapter into its base: a plain checkpoint."),
     "loadtest": ("loadtest.cli", "Load-test a server, per adapter, with a verdict."),
 }
 

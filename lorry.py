@@ -36,6 +36,7 @@ COMMANDS = {
     "serve": ("server.cli", "Serve one base model and its adapters over HTTP."),
     "adapters": ("adapters.cli", "Publish, list and verify adapters."),
     "train": ("training.cli", "Train an adapter from a recipe with QLoRA."),
+    "evaluate": ("training.evaluation.cli", "Judge an adapter on held-out data, and record it."),
     "data": ("training.cli", "Check training data: forms, tokens, truncation, leaks."),
     "estimate": ("training.estimate.cli", "Estimate an adapter's size and the memory to train it."),
     "merge": ("training.merge.cli", "Merge an adapter into its base: a plain checkpoint."),

@@ -62,7 +62,7 @@ class AdminHttp:
         self._options: dict[str, Any] = {
             # No compression: the size of an unpacked answer would have no bound.
             "headers": {"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"},
-            "trust_env": not _is_loopback(address.hostname or ""),
+            "trust_env": not is_loopback(address.hostname or ""),
             "verify": ssl.create_default_context(),  # trusts the system's authorities
         }
 
@@ -170,7 +170,7 @@ def _parse_url(url: str) -> SplitResult:
     return address
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

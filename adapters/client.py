@@ -15,6 +15,13 @@ import msgspec
 
 from adapters.admin_http import AdminHttp
 from adapters.catalog.aliases import Alias, check_split
+from adapters.catalog.evaluations import (
+    Evaluation,
+    Evaluations,
+    Gate,
+    Recorded,
+    check_evaluation,
+)
 from adapters.catalog.history import Event
 from adapters.catalog.versions import (
     AdapterVersion,
@@ -56,6 +63,7 @@ class _Labels(msgspec.Struct):
 
 class _Use(msgspec.Struct):
     version: int
+    evaluations: list[Recorded]
     residency: dict[str, bool]
     leases: int
     last_used: str | None
@@ -109,12 +117,24 @@ class RemoteCatalog:
             self._list(name)
             return self._publish(data=fields, files=files)
 
-    def point(self, name: str, alias: str, version: int, *, actor: str) -> Alias:
-        return self.split(name, alias, {version: 1}, actor=actor)
+    def point(
+        self, name: str, alias: str, version: int, *, actor: str, gate: Gate | None = None
+    ) -> Alias:
+        return self.split(name, alias, {version: 1}, actor=actor, gate=gate)
 
-    def split(self, name: str, alias: str, weights: Mapping[int, int], *, actor: str) -> Alias:
+    def split(
+        self,
+        name: str,
+        alias: str,
+        weights: Mapping[int, int],
+        *,
+        actor: str,
+        gate: Gate | None = None,
+    ) -> Alias:
         check_alias(alias)
-        body = {"split": check_split(weights)}
+        body: dict[str, Any] = {"split": check_split(weights)}
+        if gate:
+            body |= {"gate": gate.metric, "force": gate.forced}
         return self._server.ask("PUT", _path(name, "aliases", alias), Alias, json=body)
 
     def drop_alias(self, name: str, alias: str, *, actor: str) -> None:
@@ -133,6 +153,18 @@ class RemoteCatalog:
 
     def unpin(self, name: str, version: int, *, actor: str) -> AdapterVersion:
         return self._server.ask("DELETE", _path(name, "versions", version, "pin"), AdapterVersion)
+
+    def evaluate(self, name: str, version: int, evaluation: Evaluation, *, actor: str) -> Recorded:
+        check_evaluation(evaluation)
+        path = _path(name, "versions", version, "evaluations")
+        return self._server.ask("POST", path, Recorded, json=msgspec.to_builtins(evaluation))
+
+    def list_evaluations(self, *names: str) -> Evaluations:
+        return {
+            (name, each.version): each.evaluations
+            for name in names
+            for each in self._server.ask("GET", _path(name), _Uses).versions
+        }
 
     def weigh(self, name: str, weight: float, *, actor: str) -> None:
         body = {"weight": check_weight(weight)}

@@ -10,6 +10,8 @@ AdapterError
 ├── SplitInvalid         weights that cannot split requests
 ├── WeightInvalid        a number that cannot be an adapter's weight
 ├── NothingToRollBack    an alias without an earlier target
+├── EvaluationInvalid    figures that can't be of an evaluation
+├── GateRefused          an alias's move to a version that is not shown to be better
 ├── VersionInUse         a version that is pinned or that an alias points at
 ├── OtherBase            bytes that the name already has for another base
 ├── RemovedBefore        bytes in a watched folder whose version was removed
@@ -109,6 +111,14 @@ class WeightInvalid(AdapterError):
 
 class NothingToRollBack(AdapterError):
     code = "nothing_to_roll_back"
+
+
+class EvaluationInvalid(AdapterError):
+    code = "evaluation_invalid"
+
+
+class GateRefused(AdapterError):
+    code = "gate_refused"
 
 
 class VersionInUse(AdapterError):

@@ -13,21 +13,23 @@ from training.errors import BaseInvalid
 
 HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZER_FILES: Final = ("*.json", "*.jinja", "*.model")
+PLACES: Final = ("folder", "where")
 MODEL_FILES: Final = (*TOKENIZER_FILES, "*.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model's folder, name and digests."""
+    """A base model's folder, name and digests; `where` is its id on the hub, else the folder."""
 
     folder: Path
+    where: str
     name: str
     config_digest: str
     weights_digest: str
 
     def facts(self) -> dict[str, str]:
-        """The fields that travel with an adapter: all but the folder."""
-        return {key: value for key, value in asdict(self).items() if key != "folder"}
+        """The fields that travel with an adapter: all but its place."""
+        return {key: value for key, value in asdict(self).items() if key not in PLACES}
 
 
 def find_base(where: str, name: str) -> Base:
@@ -38,7 +40,8 @@ def find_base(where: str, name: str) -> Base:
     if not config.is_file() or not weights:
         missing = "*.safetensors" if config.is_file() else "config.json"
         raise BaseInvalid(f"{folder}: has no {missing}", "give the folder of a saved model")
-    return Base(folder, name, file_digest(config), _digest_all(weights))
+    found = where if folder != Path(where) else str(folder.resolve())
+    return Base(folder, found, name, file_digest(config), _digest_all(weights))
 
 
 def find_tokenizer(where: str) -> Path:

@@ -5,18 +5,22 @@ Progress goes to stderr, facts to stdout. What a command needs is imported insid
 """
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from training.errors import InputError, TrainingError
+from training.errors import InputError, Interrupted, TrainingError
 
 if TYPE_CHECKING:
-    from training.recipe import Recipe
+    from training.progress import Stop
     from training.run import Trained
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 app = typer.Typer(
     help="Train adapters.",
@@ -55,16 +59,42 @@ def train_command(
             show_default=False,
         ),
     ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option("--alias", help="Alias to point at the published version.  [default: stable]"),
+    ] = None,
+    no_alias: Annotated[bool, typer.Option("--no-alias", help="Publish without an alias.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew where a run stopped half-way.")
+    ] = False,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option("--report-to", metavar="NAME", help="Also tensorboard or wandb; repeatable."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Train an adapter with QLoRA; a finished identical run is reused."""
     with reported():
+        if resume and restart:
+            raise InputError("--resume and --restart exclude each other", "give one of them")
+        from training.progress import Control, Stop, shown
+        from training.publish import choose_aliases, publish_run
         from training.recipe import load_recipe
-        from training.run import train
+        from training.run import Again, train
 
+        aliases = choose_aliases(alias, no_alias)
         loaded = load_recipe(recipe, overrides or [])
-        trained = train(loaded, output, _progress)
-    published = _publish(loaded, trained, store, catalog) if publish else None
+        again: Again = "resume" if resume else "restart" if restart else "refuse"
+        stop = Stop()
+        with stoppable(stop), shown() as (say, on_step):
+            control = Control(say, on_step, stop, tuple(report_to or ()))
+            trained = train(loaded, output, control, again=again)
+        published = None
+        if publish:
+            published = publish_run(loaded, trained, store, catalog, aliases, _say)
     if as_json:
         typer.echo(json.dumps(_facts(trained, published)))
     else:
@@ -97,13 +127,16 @@ def check_command(
     max_length: Annotated[
         int, typer.Option(min=8, help="Longest sequence, in tokens, as in the recipe.")
     ] = 512,
+    method: Annotated[
+        Literal["sft", "dpo"], typer.Option(help="What the recipe learns: answers or preferences.")
+    ] = "sft",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Report what a data set holds and what is wrong with it; exits with 2 if anything is."""
     with reported():
         from training.data.report import check_data
 
-        found = check_data(files, base, against or [], max_length)
+        found = check_data(files, base, against or [], max_length, method)
     if as_json:
         typer.echo(json.dumps(found.facts()))
     else:
@@ -115,32 +148,40 @@ def check_command(
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn a TrainingError into one line on stderr and an exit code: 2 for input, else 1."""
+    """Turn a known error into one line on stderr and an exit code: 2 for input, else 1."""
+    from adapters.errors import AdapterError
+
     try:
         yield
-    except TrainingError as error:
+    except (TrainingError, AdapterError) as error:
         typer.echo(f"error: {error} ({error.code})", err=True)
+        if isinstance(error, Interrupted):
+            raise typer.Exit(128 + error.signal) from error
         raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
 
 
-def _publish(
-    recipe: "Recipe", trained: "Trained", store: Path, catalog: str | None
-) -> dict[str, Any]:
-    from adapters.catalog import Catalog
-    from adapters.errors import AdapterError
-    from adapters.publish import Rules, publish
-    from adapters.store import Store
+@contextmanager
+def stoppable(stop: "Stop") -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks the run to stop; the second one ends the process at once."""
+    before = {name: signal.getsignal(name) for name in STOPPING}
 
-    rules = Rules(trained.base_folder, recipe.base_name)
+    def ask_to_stop(number: int, _: Any) -> None:
+        for name in STOPPING:
+            signal.signal(name, signal.SIG_DFL)
+        stop.signal = number
+        os.write(2, b"\nstopping after this step, with a checkpoint; again: at once\n")
+
+    for name in STOPPING:
+        signal.signal(name, ask_to_stop)
     try:
-        with Catalog.open(store, catalog) as index:
-            version = publish(
-                trained.folder, recipe.name, store=Store(store), catalog=index, rules=rules
-            )
-    except AdapterError as error:
-        typer.echo(f"error: {error} ({error.code})", err=True)
-        raise typer.Exit(1) from error
-    return version.as_json()
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _facts(trained: "Trained", published: dict[str, Any] | None) -> dict[str, Any]:
@@ -162,7 +203,3 @@ def _print_facts(trained: "Trained", published: dict[str, Any] | None) -> None:
     typer.echo(trained.folder)
     if published:
         typer.echo(f"published {published['name']}@{published['version']} {published['digest']}")
-
-
-def _progress(line: str) -> None:
-    typer.echo(line, err=True)

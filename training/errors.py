@@ -6,8 +6,11 @@ TrainingError
 │   ├── DataInvalid      a missing, empty or malformed data set; names each line
 │   ├── BaseInvalid      a missing or unreadable base model
 │   ├── BaseMismatch     a base that the adapter was not trained on
-│   └── OutputExists     a folder to write that is there already
-├── RunFailed            the training itself failed; nothing was kept
+│   ├── OutputExists     a folder to write that is there already
+│   └── RunUnfinished    an earlier run stopped half-way; resume it or start again
+├── Interrupted          stopped by a signal, with a checkpoint to resume from
+├── RunFailed            the training itself failed
+│   └── Diverged         the loss is not finite, or far above the first one
 ├── MergeFailed          merging failed; nothing was kept
 └── DiskFull             no space is left for the result; nothing was kept
 """
@@ -56,8 +59,24 @@ class OutputExists(InputError):
     code = "output_exists"
 
 
+class RunUnfinished(InputError):
+    code = "run_unfinished"
+
+
+class Interrupted(TrainingError):
+    code = "interrupted"
+
+    def __init__(self, message: str, hint: str, signal: int) -> None:
+        super().__init__(message, hint)
+        self.signal = signal
+
+
 class RunFailed(TrainingError):
     code = "run_failed"
+
+
+class Diverged(RunFailed):
+    code = "diverged"
 
 
 class MergeFailed(TrainingError):

@@ -17,6 +17,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.catalog import changes, database, failures, location, schema
 from adapters.catalog.aliases import Alias, check_split, select_aliases
+from adapters.catalog.evaluations import (
+    Evaluation,
+    Evaluations,
+    Gate,
+    Recorded,
+    check_evaluation,
+    select_evaluations,
+)
 from adapters.catalog.freshness import watch
 from adapters.catalog.history import Event, Mark, has_event, read_newest, select_events
 from adapters.catalog.memory import Known, Shelf
@@ -217,6 +225,11 @@ class Catalog:
         with self._reading() as connection:
             return select_aliases(connection, *_of(schema.targets, name))
 
+    def list_evaluations(self, *names: str) -> Evaluations:
+        """The evaluations of the versions of some names, the newest last."""
+        with self._reading() as connection:
+            return select_evaluations(connection, schema.evaluations.c.name.in_(names))
+
     def list_events(self, name: str | None = None, limit: int | None = None) -> list[Event]:
         """Every change so far, or the last `limit`, oldest first."""
         with self._reading() as connection:
@@ -259,19 +272,35 @@ class Catalog:
         with self._writing() as connection:
             return changes.publish(connection, name, values, aliases, actor, any_base)
 
-    def point(self, name: str, alias: str, version: int, *, actor: str) -> Alias:
-        """Point an alias at one version; raises BadName or AdapterNotFound."""
-        return self.split(name, alias, {version: 1}, actor=actor)
+    def point(
+        self, name: str, alias: str, version: int, *, actor: str, gate: Gate | None = None
+    ) -> Alias:
+        """Point an alias at one version; raises BadName, AdapterNotFound or GateRefused."""
+        return self.split(name, alias, {version: 1}, actor=actor, gate=gate)
 
-    def split(self, name: str, alias: str, weights: Mapping[int, int], *, actor: str) -> Alias:
-        """Split an alias's requests between versions by weight.
+    def split(
+        self,
+        name: str,
+        alias: str,
+        weights: Mapping[int, int],
+        *,
+        actor: str,
+        gate: Gate | None = None,
+    ) -> Alias:
+        """Split an alias's requests between versions by weight; each must pass the gate.
 
-        Raises BadName, SplitInvalid or AdapterNotFound.
+        Raises BadName, SplitInvalid, AdapterNotFound or GateRefused.
         """
         check_alias(alias)
         sides = check_split(weights)
         with self._writing() as connection:
-            return changes.point(connection, name, alias, sides, actor)
+            return changes.point(connection, name, alias, sides, actor, gate)
+
+    def evaluate(self, name: str, version: int, evaluation: Evaluation, *, actor: str) -> Recorded:
+        """Record an evaluation of a version; raises EvaluationInvalid or AdapterNotFound."""
+        check_evaluation(evaluation)
+        with self._writing() as connection:
+            return changes.evaluate(connection, name, version, evaluation, actor)
 
     def drop_alias(self, name: str, alias: str, *, actor: str) -> None:
         """Remove an alias; raises AdapterNotFound or AliasNotFound."""

@@ -9,8 +9,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, select, update
 
-from adapters.catalog import history, schema
+from adapters.catalog import evaluations, history, schema
 from adapters.catalog.aliases import Alias, Weights, select_aliases
+from adapters.catalog.evaluations import Evaluation, Gate, Recorded
 from adapters.catalog.versions import (
     DEFAULT_WEIGHT,
     AdapterVersion,
@@ -21,6 +22,7 @@ from adapters.catalog.versions import (
 from adapters.errors import (
     AdapterNotFound,
     AliasNotFound,
+    GateRefused,
     NothingToRollBack,
     OtherBase,
     VersionInUse,
@@ -43,11 +45,44 @@ def publish(
     return find_version(connection, name, number)
 
 
-def point(connection: Connection, name: str, alias: str, weights: Weights, actor: str) -> Alias:
-    """Let an alias point at some versions; raises AdapterNotFound."""
+def point(
+    connection: Connection,
+    name: str,
+    alias: str,
+    weights: Weights,
+    actor: str,
+    gate: Gate | None = None,
+) -> Alias:
+    """Let an alias point at some versions; raises AdapterNotFound or GateRefused."""
     for version in weights:
         find_version(connection, name, version)
-    return _move(connection, name, alias, weights, actor, history.ALIAS_MOVED)
+    passed = _pass(connection, name, alias, weights, gate) if gate else {}
+    return _move(connection, name, alias, weights, actor, history.ALIAS_MOVED, passed)
+
+
+def _pass(
+    connection: Connection, name: str, alias: str, weights: Weights, gate: Gate
+) -> dict[str, Any]:
+    """What the event says of the gate; raises GateRefused unless it is passed or forced."""
+    found = evaluations.select_evaluations(connection, schema.evaluations.c.name == name)
+    by_version = {number: each for (_, number), each in found.items()}
+    targets = _weights(connection, name, alias)
+    try:
+        for version in weights:
+            evaluations.check_gate(name, version, gate.metric, by_version, targets)
+    except GateRefused as refused:
+        if not gate.forced:
+            raise
+        return {"gate": gate.metric, "forced": True, "reason": refused.message}
+    return {"gate": gate.metric}
+
+
+def evaluate(
+    connection: Connection, name: str, number: int, found: Evaluation, actor: str
+) -> Recorded:
+    """Record an evaluation of a version; raises AdapterNotFound."""
+    find_version(connection, name, number)
+    return evaluations.record(connection, name, number, found, actor)
 
 
 def drop_alias(connection: Connection, name: str, alias: str, actor: str) -> None:
@@ -105,6 +140,8 @@ def remove(connection: Connection, name: str, number: int, actor: str) -> None:
         )
     if version.pinned:
         raise VersionInUse(f"{version.label} is pinned", "unpin it first")
+    judged = _is(schema.evaluations, name, version=number)
+    connection.execute(delete(schema.evaluations).where(judged))
     connection.execute(delete(schema.versions).where(_is(schema.versions, name, number=number)))
     detail = {"version": number, "digest": version.digest}
     history.record(connection, actor, history.REMOVED, name, detail)
@@ -173,7 +210,13 @@ def _next_number(connection: Connection, name: str, now: datetime) -> int:
 
 
 def _move(
-    connection: Connection, name: str, alias: str, weights: Weights, actor: str, action: str
+    connection: Connection,
+    name: str,
+    alias: str,
+    weights: Weights,
+    actor: str,
+    action: str,
+    passed: Mapping[str, Any] | None = None,
 ) -> Alias:
     table = schema.targets
     before = _weights(connection, name, alias)
@@ -186,7 +229,7 @@ def _move(
         if rows:
             connection.execute(insert(table), rows)
         said = {"from": history.write_targets(before), "to": history.write_targets(weights)}
-        history.record(connection, actor, action, name, {"alias": alias} | said)
+        history.record(connection, actor, action, name, {"alias": alias} | said | (passed or {}))
     found = select_aliases(connection, _is(table, name, alias=alias))
     return found[0] if found else Alias(name, alias, ())
 

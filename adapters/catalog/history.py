@@ -23,6 +23,7 @@ PINNED = "pinned"
 UNPINNED = "unpinned"
 REMOVED = "removed"
 WEIGHT_CHANGED = "weight_changed"
+EVALUATED = "evaluated"
 
 ALIAS_ACTIONS = (ALIAS_MOVED, ALIAS_ROLLED_BACK, ALIAS_DROPPED)
 

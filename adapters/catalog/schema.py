@@ -11,6 +11,7 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     Integer,
     MetaData,
     String,
@@ -70,6 +71,19 @@ pins = Table(
     Column("name", String(MAX_NAME), primary_key=True),
     Column("version", Integer, primary_key=True, autoincrement=False),
     ForeignKeyConstraint(["name", "version"], ["versions.name", "versions.number"]),
+)
+# Only ever added to; removed with their version.
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(MAX_NAME), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("judged_at", DateTime(timezone=True), nullable=False),
+    Column("actor", String, nullable=False),
+    Column("facts", JSON, nullable=False),
+    ForeignKeyConstraint(["name", "version"], ["versions.name", "versions.number"]),
+    Index("ix_evaluations_name_version", "name", "version"),
 )
 events = Table(
     "events",

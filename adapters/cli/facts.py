@@ -32,7 +32,7 @@ def show(
         str | None, typer.Option(help="Of a split, show the version that this caller gets.")
     ] = None,
 ) -> None:
-    """Show the one version that a reference means now."""
+    """Show the one version that a reference means now, and its evaluations, newest last."""
     with site.opened() as index:
         from adapters.client import RemoteCatalog
         from adapters.names import parse_reference
@@ -44,10 +44,15 @@ def show(
             state = index.describe_use(version)
         else:
             state = {"path": str(Store(site.store).path(version.digest))}
-    from adapters.cli.tables import describe_facts
+        found = index.list_evaluations(version.name).get((version.name, version.version), ())
+    from adapters.cli.tables import describe_evaluation, describe_facts
 
     facts = version.as_json() | state
-    site.print(facts, *describe_facts(facts))
+    site.print(
+        facts | {"evaluations": [each.as_json() for each in found]},
+        *describe_facts(facts),
+        *map(describe_evaluation, found),
+    )
 
 
 @acts_on(STORE, SERVER, JSON)

@@ -23,7 +23,24 @@ from adapters.names import MAX_VERSION, parse_reference
 
 if TYPE_CHECKING:
     from adapters.catalog import AdapterVersion, Alias, Catalog
+    from adapters.catalog.evaluations import Gate
     from adapters.client import RemoteCatalog
+
+
+GateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gate",
+        metavar="METRIC",
+        help="Refuse unless evaluations by this metric show that it is better (see"
+        " docs/adapters.md).",
+        show_default=False,
+    ),
+]
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", help="Move it whatever --gate says; the history records that and why."),
+]
 
 
 @acts_on(STORE, SERVER, JSON)
@@ -34,10 +51,13 @@ def alias(
     version: Annotated[
         int, typer.Argument(metavar="VERSION", min=1, max=MAX_VERSION, help="Its number.")
     ],
+    gate: GateOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Point an alias at one version."""
     with site.opened() as index:
-        _print_alias(site, index.point(name, alias, version, actor=_user()))
+        wanted = _make_gate(gate, force)
+        _print_alias(site, index.point(name, alias, version, actor=_user(), gate=wanted))
 
 
 @acts_on(STORE, SERVER)
@@ -55,11 +75,13 @@ def split(
     shares: Annotated[
         list[str], typer.Argument(metavar="VERSION=WEIGHT", help="Such as 1=90 2=10.")
     ],
+    gate: GateOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Let versions share an alias's requests: the same caller stays on the same side."""
     with site.opened() as index:
-        weights = _parse_shares(shares)
-        _print_alias(site, index.split(name, alias, weights, actor=_user()))
+        weights, wanted = _parse_shares(shares), _make_gate(gate, force)
+        _print_alias(site, index.split(name, alias, weights, actor=_user(), gate=wanted))
 
 
 @acts_on(STORE, SERVER, JSON)
@@ -130,6 +152,16 @@ def unload(site: Site, reference: ReferenceArgument) -> None:
     with site.opened_server() as server:
         labels = server.unload(parse_reference(reference))
     site.print({"unloaded": labels}, *(f"unloaded {label}" for label in labels))
+
+
+def _make_gate(metric: str | None, force: bool) -> "Gate | None":
+    from adapters.catalog.evaluations import Gate
+
+    if metric is not None:
+        return Gate(metric, force)
+    if force:
+        raise typer.BadParameter("there is no --gate to pass over", param_hint="--force")
+    return None
 
 
 def _user() -> str:

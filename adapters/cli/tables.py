@@ -10,6 +10,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from adapters.catalog import AdapterVersion, Alias, Event
+from adapters.catalog.evaluations import Recorded
 
 PIPE_WIDTH = 500
 
@@ -83,6 +84,19 @@ def describe_facts(facts: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key:12}{', '.join(value) if isinstance(value, list) else value}"
     if facts["provenance"] is not None:
         yield f"provenance  {json.dumps(facts['provenance'], indent=2)}"
+
+
+def describe_evaluation(found: Recorded) -> str:
+    compared = ", ".join(
+        f"{each.against} {each.score.mean:.4f}"
+        f" (difference {each.difference.mean:+.4f}{'' if each.exceeds_noise else ', noise'})"
+        for each in found.comparisons
+    )
+    return (
+        f"{'evaluated':12}{found.judged_at:%Y-%m-%d %H:%M} {found.metric} {found.score.mean:.4f}"
+        f" [{found.score.low:.4f}, {found.score.high:.4f}] of {found.examples}; {compared};"
+        f" data {found.data_digest[:19]}, {found.by}"
+    )
 
 
 def _describe(value: Any) -> str:

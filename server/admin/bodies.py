@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from adapters.catalog.evaluations import MAX_COMPARISONS, MAX_METRIC, Evaluation
 from adapters.catalog.versions import LEAST_WEIGHT, MOST_WEIGHT
 from adapters.names import MAX_ALIAS, MAX_NAME, MAX_VERSION, STABLE
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 AliasName = Annotated[str, Field(min_length=1, max_length=MAX_ALIAS)]
 Version = Annotated[int, Field(ge=1, le=MAX_VERSION)]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Metric = Annotated[str, Field(min_length=1, max_length=MAX_METRIC)]
 Source = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00-\x1f]+$")]
+
+
+MOST_COUNTED = 1_000_000_000
 
 
 class Body(BaseModel):
@@ -31,17 +38,24 @@ class SourcePublication(Publication):
 
 
 class Pointing(Body):
-    """The target of an alias: one `version`, or a `split` by weight such as {"1": 90, "2": 10}."""
+    """The target of an alias: one `version`, or a `split` by weight such as {"1": 90, "2": 10}.
+
+    `gate` names the metric by which it must be better; with `force` it need not be.
+    """
 
     version: Version | None = None
     split: dict[Version, Annotated[int, Field(ge=0, le=1_000_000)]] | None = Field(
         default=None, min_length=1, max_length=100
     )
+    gate: Metric | None = None
+    force: bool = False
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
         if (self.version is None) == (self.split is None):
             raise ValueError("give either `version` or `split`")
+        if self.force and self.gate is None:
+            raise ValueError("`force` needs the `gate` that it passes over")
         return self
 
 
@@ -49,6 +63,37 @@ class Rollback(Body):
     """`to`: the version to go back to; by default the one before."""
 
     to: Version | None = None
+
+
+class FigureBody(Body):
+    mean: float
+    low: float
+    high: float
+
+
+class ComparisonBody(Body):
+    against: Annotated[str, Field(min_length=1, max_length=MAX_NAME + 12)]
+    score: FigureBody
+    difference: FigureBody
+    exceeds_noise: bool
+
+
+class EvaluationBody(Body):
+    """Figures of a version, as `lorry evaluate` sends them; the first comparison is the base's."""
+
+    metric: Metric
+    metric_digest: Digest | None = None
+    data_digest: Digest
+    examples: Annotated[int, Field(ge=1, le=MOST_COUNTED)]
+    score: FigureBody
+    comparisons: Annotated[list[ComparisonBody], Field(min_length=1, max_length=MAX_COMPARISONS)]
+    by: Literal["offline", "server"]
+    max_tokens: Annotated[int, Field(ge=1, le=MOST_COUNTED)]
+    median_tokens: Annotated[float, Field(ge=0, le=MOST_COUNTED)]
+    cut: Annotated[int, Field(ge=0, le=MOST_COUNTED)]
+
+    def evaluation(self) -> Evaluation:
+        return msgspec.convert(self.model_dump(), Evaluation)
 
 
 class Weighting(Body):

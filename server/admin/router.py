@@ -10,10 +10,12 @@ from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect
 
 from adapters.catalog import AdapterVersion
+from adapters.catalog.evaluations import Gate
 from adapters.names import STABLE
 from server.admin import views
 from server.admin.bodies import (
     AliasName,
+    EvaluationBody,
     LoadLora,
     Name,
     Pointing,
@@ -126,7 +128,8 @@ def _add_aliases(router: APIRouter, shelf: Shelf) -> None:
         """Point an alias at a version, or split its requests between several."""
         split = body.split if body.version is None else {body.version: 1}
         assert split is not None
-        return views.describe_alias(await shelf.point(name, alias, split, actor))
+        gate = Gate(body.gate, body.force) if body.gate else None
+        return views.describe_alias(await shelf.point(name, alias, split, actor, gate))
 
     @router.delete("/{name}/aliases/{alias}")
     async def drop_alias(name: Name, alias: AliasName, actor: Actor) -> dict[str, Any]:
@@ -144,6 +147,13 @@ def _add_aliases(router: APIRouter, shelf: Shelf) -> None:
 
 
 def _add_versions(router: APIRouter, shelf: Shelf) -> None:
+    @router.post("/{name}/versions/{version}/evaluations", status_code=201)
+    async def record_evaluation(
+        name: Name, version: Version, body: EvaluationBody, actor: Actor
+    ) -> dict[str, Any]:
+        """Record how well a version answers; the gate of an alias reads it."""
+        return (await shelf.evaluate(name, version, body.evaluation(), actor)).as_json()
+
     @router.post("/{name}/versions/{version}/pin")
     async def pin_version(name: Name, version: Version, actor: Actor) -> dict[str, Any]:
         """Load a version and never evict it."""

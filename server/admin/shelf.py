@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from adapters.catalog import AdapterVersion, Alias, Catalog
+from adapters.catalog.evaluations import Evaluation, Evaluations, Gate, Recorded
 from adapters.errors import no_such_adapter
 from adapters.names import STABLE, Reference, parse_reference
 from server.admin import views
@@ -23,7 +24,9 @@ class Shelf:
     async def list_page(self, after: str | None, limit: int) -> bytes:
         """Up to `limit` adapters by name, those after one name, as OpenAI's lists in JSON."""
         page = await asyncio.to_thread(self._catalog.list_page, after, limit)
-        return await asyncio.to_thread(views.encode_page, *page, await self._snapshot())
+        names = {version.name for version in page[0]}
+        judged = await asyncio.to_thread(self._catalog.list_evaluations, *names)
+        return await asyncio.to_thread(views.encode_page, *page, await self._snapshot(judged))
 
     async def describe(self, name: str) -> dict[str, Any]:
         """The adapter of that name; raises AdapterNotFound."""
@@ -31,15 +34,17 @@ class Shelf:
         if not versions:
             raise no_such_adapter(name)
         aliases = await asyncio.to_thread(self._catalog.list_aliases, name)
-        return views.describe_adapters(versions, aliases, await self._snapshot())[0]
+        judged = await asyncio.to_thread(self._catalog.list_evaluations, name)
+        return views.describe_adapters(versions, aliases, await self._snapshot(judged))[0]
 
     async def describe_version(self, version: AdapterVersion) -> dict[str, Any]:
         """One version after a change, which stands even if the engine does not answer now."""
         now = await self._find(version.name, version.version)
+        judged = await asyncio.to_thread(self._catalog.list_evaluations, version.name)
         try:
-            snapshot = await self._snapshot()
+            snapshot = await self._snapshot(judged)
         except Unavailable:
-            snapshot = views.Engine(self._lifecycle.residency, {})
+            snapshot = views.Snapshot(self._lifecycle.residency, {}, judged)
         return views.describe_version(now, snapshot)
 
     async def history(self, name: str | None, limit: int) -> list[dict[str, Any]]:
@@ -49,8 +54,22 @@ class Shelf:
             raise no_such_adapter(name)
         return [views.describe_event(event) for event in events]
 
-    async def point(self, name: str, alias: str, split: dict[int, int], actor: str) -> Alias:
-        return await asyncio.to_thread(self._catalog.split, name, alias, split, actor=actor)
+    async def point(
+        self,
+        name: str,
+        alias: str,
+        split: dict[int, int],
+        actor: str,
+        gate: Gate | None = None,
+    ) -> Alias:
+        move = self._catalog.split
+        return await asyncio.to_thread(move, name, alias, split, actor=actor, gate=gate)
+
+    async def evaluate(
+        self, name: str, number: int, evaluation: Evaluation, actor: str
+    ) -> Recorded:
+        record = self._catalog.evaluate
+        return await asyncio.to_thread(record, name, number, evaluation, actor=actor)
 
     async def roll_back(self, name: str, alias: str, to: int | None, actor: str) -> Alias:
         return await asyncio.to_thread(self._catalog.rollback, name, alias, actor=actor, to=to)
@@ -136,6 +155,7 @@ class Shelf:
     async def _find(self, name: str, number: int) -> AdapterVersion:
         return await asyncio.to_thread(self._catalog.resolve, Reference(name, number))
 
-    async def _snapshot(self) -> views.Engine:
+    async def _snapshot(self, judged: Evaluations) -> views.Snapshot:
         residency = self._lifecycle.residency
-        return views.Engine(residency, await residency.held() if residency else {})
+        held = await residency.held() if residency else {}
+        return views.Snapshot(residency, held, judged)

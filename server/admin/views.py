@@ -9,14 +9,22 @@ from itertools import groupby
 from typing import Any
 
 from adapters.catalog import AdapterVersion, Alias, Event
+from adapters.catalog.evaluations import Evaluations
 from server.residency.residency import Residency
 
 
-class Engine:
-    """A snapshot of what the engine holds; `residency` is None while the server starts."""
+class Snapshot:
+    """What the engine holds, and the evaluations of the versions to describe; `residency` is None
+    while the server starts."""
 
-    def __init__(self, residency: Residency | None, held: Mapping[str, list[int]]) -> None:
+    def __init__(
+        self,
+        residency: Residency | None,
+        held: Mapping[str, list[int]],
+        judged: Evaluations,
+    ) -> None:
         self._residency = residency
+        self._judged = judged
         self._device = frozenset(held.get("device", ()))
         self._host = frozenset(held.get("host", ()))
 
@@ -25,7 +33,9 @@ class Engine:
         resident = residency.residents.get(version.key) if residency else None
         used = residency.used_at(version) if residency else None
         integer_id = resident.load.integer_id if resident else None
+        judged = self._judged.get((version.name, version.version), ())
         return {
+            "evaluations": [each.as_json() for each in judged],
             "residency": {
                 "loading": resident is not None and not resident.loaded.done(),
                 "host": integer_id in self._host,
@@ -36,8 +46,7 @@ class Engine:
         }
 
 
-def describe_version(version: AdapterVersion, engine: Engine) -> dict[str, Any]:
-    provenance = version.provenance or {}
+def describe_version(version: AdapterVersion, now: Snapshot) -> dict[str, Any]:
     return {
         "name": version.name,
         "version": version.version,
@@ -52,9 +61,8 @@ def describe_version(version: AdapterVersion, engine: Engine) -> dict[str, Any]:
         "aliases": list(version.aliases),
         "pinned": version.pinned,
         "weight": version.weight,
-        "evaluation": provenance.get("evaluation"),
         "provenance": version.provenance,
-        **engine.describe(version),
+        **now.describe(version),
     }
 
 
@@ -64,7 +72,7 @@ def describe_alias(alias: Alias) -> dict[str, Any]:
 
 
 def describe_adapters(
-    versions: Iterable[AdapterVersion], aliases: Iterable[Alias], engine: Engine
+    versions: Iterable[AdapterVersion], aliases: Iterable[Alias], now: Snapshot
 ) -> list[dict[str, Any]]:
     """One entry for each name; both arguments are sorted by name."""
     by_name: dict[str, list[dict[str, Any]]] = {}
@@ -75,7 +83,7 @@ def describe_adapters(
             "name": name,
             "weight": group[0].weight,
             "aliases": by_name.get(name, []),
-            "versions": [describe_version(version, engine) for version in group],
+            "versions": [describe_version(version, now) for version in group],
         }
         for name, each in groupby(versions, key=lambda version: version.name)
         if (group := list(each))
@@ -83,10 +91,10 @@ def describe_adapters(
 
 
 def encode_page(
-    versions: Iterable[AdapterVersion], aliases: Iterable[Alias], has_more: bool, engine: Engine
+    versions: Iterable[AdapterVersion], aliases: Iterable[Alias], has_more: bool, now: Snapshot
 ) -> bytes:
     """One page of adapters as OpenAI's lists: the next page is the one after `last_id`."""
-    data = describe_adapters(versions, aliases, engine)
+    data = describe_adapters(versions, aliases, now)
     first, last = (data[0]["name"], data[-1]["name"]) if data else (None, None)
     page = {"object": "list", "first_id": first, "last_id": last, "has_more": has_more}
     # One by one: each encoding holds Python's lock, and the event loop with it.

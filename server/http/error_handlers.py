@@ -28,6 +28,7 @@ _STATUS_BY_CODE = {
     "adapter_not_found": 404,
     "alias_not_found": 404,
     "alias_is_split": 409,
+    "gate_refused": 409,
     "version_in_use": 409,
     "other_base": 409,
     "nothing_to_roll_back": 409,

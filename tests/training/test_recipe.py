@@ -5,9 +5,26 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from training.errors import RecipeInvalid
-from training.recipe import LINEARS, Data, Lora, Optimization, Recipe, load_recipe
+from training.errors import BaseInvalid, RecipeInvalid
+from training.recipe import (
+    LINEARS,
+    Data,
+    Evaluation,
+    Lora,
+    Optimization,
+    Preferences,
+    Recipe,
+    check_modules,
+    load_recipe,
+)
 
+SECTIONS = {
+    "data.": Data,
+    "lora.": Lora,
+    "optimization.": Optimization,
+    "evaluation.": Evaluation,
+    "dpo.": Preferences,
+}
 MINIMAL = "name: tone\nbase: org/model\ndata:\n  train: train.jsonl\n"
 
 
@@ -20,7 +37,7 @@ def write(folder: Path, text: str) -> Path:
 def test_a_minimal_recipe_has_the_usual_defaults(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, MINIMAL))
     assert recipe.quantization == "nf4"
-    assert recipe.lora.target_modules == LINEARS
+    assert recipe.lora.modules == LINEARS
     assert recipe.lora.scale_alpha == 2 * recipe.lora.rank
     assert 1e-4 <= recipe.optimization.learning_rate <= 3e-4
     assert recipe.base_name == "org/model"
@@ -58,12 +75,12 @@ def test_overrides_reach_nested_keys_and_keep_their_types(tmp_path: Path) -> Non
 
 
 def test_every_problem_is_reported_at_once_with_key_and_value(tmp_path: Path) -> None:
-    text = MINIMAL.replace("tone", "'../x'") + "lora:\n  rank: 3\n  targets: all\n"
+    text = MINIMAL.replace("tone", "'../x'") + "lora:\n  rank: 0\n  targets: all\n"
     with pytest.raises(RecipeInvalid) as raised:
         load_recipe(write(tmp_path, text), ["optimization.batch_size=none", "quantization", "=1"])
     said = str(raised.value)
     assert "name = '../x'" in said
-    assert "lora.rank = 3" in said
+    assert "lora.rank = 0" in said
     assert "lora.targets: unknown key" in said
     assert "optimization.batch_size = 'none'" in said
     assert "--set 'quantization': not key=value" in said
@@ -86,9 +103,63 @@ def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
         load_recipe(tmp_path / "absent.yaml")
 
 
-@pytest.mark.parametrize("model", [Recipe, Data, Lora, Optimization])
+@pytest.mark.parametrize("model", [Recipe, *SECTIONS.values()])
 def test_every_field_is_described(model: type[BaseModel]) -> None:
     assert all(field.description for field in model.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("", "lora: {alpha: 32}"),
+        ("", f"lora: {{target_modules: [{', '.join(reversed(LINEARS))}]}}"),
+        ("optimization: {max_steps: 9}", "optimization: {max_steps: 9, epochs: 5}"),
+        ("", "evaluation: {every: 5}"),  # without a validation set
+        ("", "dpo: {beta: 0.5}"),  # without method: dpo
+        ("", "base_name: other"),
+        (
+            "optimization: {scheduler: constant}",
+            "optimization: {scheduler: constant, warmup_steps: 3}",
+        ),
+    ],
+)
+def test_settings_are_what_takes_effect(tmp_path: Path, one: str, other: str) -> None:
+    found = [load_recipe(write(tmp_path, f"{MINIMAL}{text}\n")).settings() for text in (one, other)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lora: {alpha: 16}",
+        "lora: {rslora: true}",
+        "optimization: {max_grad_norm: 0.5}",
+        "method: dpo",
+        "quantization: none",
+    ],
+)
+def test_what_takes_effect_makes_another_run(tmp_path: Path, text: str) -> None:
+    plain = load_recipe(write(tmp_path, MINIMAL)).settings()
+    assert load_recipe(write(tmp_path, f"{MINIMAL}{text}\n")).settings() != plain
+
+
+def test_a_metrics_file_is_found_beside_the_recipe_and_named_without_its_path(
+    tmp_path: Path,
+) -> None:
+    text = MINIMAL.replace("train.jsonl", "train.jsonl\n  validation: v.jsonl")
+    for spec, name in (("judge.py:score", "judge.py:score"), ("json-schema:a/b.json",) * 2):
+        recipe = load_recipe(write(tmp_path, f"{text}evaluation: {{metric: '{spec}'}}\n"))
+        assert str(tmp_path) in str(recipe.evaluation.metric)
+        assert recipe.settings()["evaluation"]["metric"] == name.replace("a/", "")
+
+
+def test_layers_that_the_base_lacks_are_refused(tmp_path: Path, tiny_base: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL), ["lora.target_modules=[q_proj]"])
+    check_modules(recipe, tiny_base)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    with pytest.raises(BaseInvalid, match="no base model"):
+        check_modules(recipe, bare)
 
 
 def test_settings_hold_no_paths(tmp_path: Path) -> None:
@@ -108,11 +179,11 @@ def test_every_shipped_recipe_is_valid() -> None:
 
 def test_every_key_stands_in_the_manual_with_its_default() -> None:
     manual = (Path(__file__).parents[2] / "docs/training.md").read_text()
-    for prefix, model in (("data.", Data), ("lora.", Lora), ("optimization.", Optimization)):
+    for prefix, model in SECTIONS.items():
         for name, field in model.model_fields.items():
             line = next(each for each in manual.splitlines() if f"| `{prefix}{name}` |" in each)
             assert field.description in line
             if isinstance(field.default, int | float) and not isinstance(field.default, bool):
                 assert f"| `{field.default}` |" in line
-    for name in Recipe.model_fields.keys() - {"data", "lora", "optimization"}:
+    for name in Recipe.model_fields.keys() - {prefix.removesuffix(".") for prefix in SECTIONS}:
         assert f"| `{name}` |" in manual

@@ -9,20 +9,26 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+import yaml
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from training import qlora
+from training import loop, qlora
 from training.base import find_base
-from training.cli import _publish
+from training.data.forms import Example
+from training.data.problems import Place
 from training.data.sets import read_set
 from training.data.tokens import encode_set, load_tokenizer
 from training.errors import BaseInvalid, DataInvalid, RunFailed
-from training.measure import answer_greedily
+from training.evaluation.answers import answer_greedily
+from training.progress import Control
+from training.publish import publish_run
 from training.qlora import compute_dtype, load_base
 from training.recipe import Recipe
 from training.run import Trained, train
+
+QUIET = Control(lambda line: None)
 
 
 def make_recipe(base: Path, data: Path, **optimization: object) -> Recipe:
@@ -45,24 +51,23 @@ def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Traine
     data = folder / "train.jsonl"
     turns = [{"role": "user", "content": "two"}, {"role": "assistant", "content": "2"}]
     data.write_text(f"{json.dumps({'messages': turns})}\n" * 8)
-    return train(make_recipe(tiny_base, data), folder / "out", lambda line: None)
+    return train(make_recipe(tiny_base, data), folder / "out", QUIET)
 
 
 def test_a_trained_adapter_is_published_under_the_recipes_name(
     trained: Trained, tiny_base: Path, tmp_path: Path
 ) -> None:
     recipe = make_recipe(tiny_base, tmp_path / "train.jsonl")
-    published = _publish(recipe, trained, tmp_path / "store", None)
+    published = publish_run(recipe, trained, tmp_path / "store", None, ["stable"], QUIET.report)
     assert published["label"] == f"{recipe.name}@1"
-    assert published["provenance"]["recipe"]["name"] == recipe.name
+    assert published["provenance"]["name"] == recipe.name
     assert json.loads(json.dumps(published)) == published
 
 
 def test_an_adapter_is_saved_in_pefts_form_in_bf16(trained: Trained) -> None:
     assert {path.name for path in trained.folder.iterdir()} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "lorry.json",
+        *("adapter_config.json", "adapter_model.safetensors", "lorry.json", "README.md"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "validation.json"),
     }
     weights = load_file(trained.folder / "adapter_model.safetensors")
     assert len(weights) == 4 * 7 * 2
@@ -83,10 +88,10 @@ def test_the_provenance_says_where_it_came_from(trained: Trained, tiny_base: Pat
     facts = trained.provenance
     base = find_base(str(tiny_base), "tiny")
     config = json.loads((trained.folder / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == facts["base"]["name"] == "tiny"
+    assert (config["base_model_name_or_path"], facts["base"]["name"]) == (str(tiny_base), "tiny")
     assert facts["base"]["weights_digest"] == base.weights_digest
     learnt = read_set([str(trained.folder.parents[1] / "train.jsonl")])
-    assert facts["data"]["train"] == learnt.digest()
+    assert facts["data"]["train"]["digest"] == learnt.digest()
     assert (facts["steps"], facts["seed"]) == (2, 0)
     assert facts["compute_dtype"] in ("bfloat16", "float32")
     assert facts["trainable_parameters"] > 0
@@ -100,10 +105,10 @@ def test_an_identical_run_is_reused_and_another_is_not(
 ) -> None:
     said: list[str] = []
     recipe = make_recipe(tiny_base, chat_set, max_steps=1)
-    first = train(recipe, tmp_path / "out", said.append)
-    again = train(recipe, tmp_path / "out", said.append)
+    first = train(recipe, tmp_path / "out", Control(said.append))
+    again = train(recipe, tmp_path / "out", Control(said.append))
     chat_set.write_text(chat_set.read_text() * 2)
-    other = train(recipe, tmp_path / "out", said.append)
+    other = train(recipe, tmp_path / "out", Control(said.append))
     assert (first.reused, again.reused, other.reused) == (False, True, False)
     assert first.folder == again.folder != other.folder
     assert any("already trained" in line for line in said)
@@ -113,15 +118,15 @@ def test_an_identical_run_is_reused_and_another_is_not(
 def test_data_that_can_not_be_learnt_is_refused_before_the_base_is_loaded(
     tiny_base: Path, chat_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qlora, "load_base", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(loop, "load_base", lambda *_, **__: pytest.fail("loaded"))
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base)
     (base / "chat_template.jinja").unlink()
     with pytest.raises(DataInvalid, match="has no chat template"):
-        train(make_recipe(base, chat_set), tmp_path / "out", lambda line: None)
+        train(make_recipe(base, chat_set), tmp_path / "out", QUIET)
     chat_set.write_text(chat_set.read_text().replace("two", "two lamps " * 9))
     with pytest.raises(DataInvalid, match=r"lines 1, 2, .* the prompt alone fills max_length 8"):
-        train(make_recipe(tiny_base, chat_set, max_length=8), tmp_path / "out", lambda line: None)
+        train(make_recipe(tiny_base, chat_set, max_length=8), tmp_path / "out", QUIET)
     assert not [path for path in (tmp_path / "out").iterdir() if path.suffix != ".lock"]
 
 
@@ -141,7 +146,7 @@ def test_an_adapter_stops_where_pad_and_end_are_the_same(tiny_base: Path, tmp_pa
         )
     )
     recipe = make_recipe(base, data, max_steps=120, batch_size=4)
-    adapter = train(recipe, tmp_path / "out", lambda line: None).folder
+    adapter = train(recipe, tmp_path / "out", QUIET).folder
     tokenizer = AutoTokenizer.from_pretrained(base)
     assert tokenizer.pad_token == tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -173,7 +178,7 @@ def test_each_option_trains(
     tiny_base: Path, chat_set: Path, tmp_path: Path, options: dict[str, object]
 ) -> None:
     recipe = make_recipe(tiny_base, chat_set, max_steps=1, **options)
-    assert train(recipe, tmp_path / "out", lambda line: None).provenance["steps"] == 1
+    assert train(recipe, tmp_path / "out", QUIET).provenance["steps"] == 1
 
 
 @pytest.mark.slow
@@ -185,22 +190,25 @@ def test_plain_lora_on_an_unquantized_base_trains_and_measures_validation(
     recipe = make_recipe(tiny_base, chat_set, max_steps=1)
     data = recipe.data.model_copy(update={"validation": (str(validation),)})
     recipe = recipe.model_copy(update={"quantization": "none", "data": data})
-    facts = train(recipe, tmp_path / "out", lambda line: None).provenance
+    facts = train(recipe, tmp_path / "out", QUIET).provenance
     assert facts["validation_loss"] > 0
     assert facts["recipe"]["quantization"] == "none"
 
 
 @pytest.mark.slow
-def test_a_failed_run_leaves_nothing(
+def test_a_run_that_fails_after_a_checkpoint_goes_on_from_it(
     tiny_base: Path, chat_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("training.run.write_provenance", fail)
-    with pytest.raises(RunFailed, match="no space left"):
-        train(make_recipe(tiny_base, chat_set, max_steps=1), tmp_path / "out", lambda line: None)
-    assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".lock"]
+    recipe = make_recipe(tiny_base, chat_set, max_steps=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("training.run.write_card", fail)
+        with pytest.raises(RunFailed, match=r"no space left .* goes on from checkpoint-1"):
+            train(recipe, tmp_path / "out", QUIET)
+    assert not list((tmp_path / "out").glob("two-*"))
+    assert train(recipe, tmp_path / "out", QUIET, again="resume").provenance["steps"] == 1
 
 
 def test_evaluating_on_a_cpu_does_not_repack_the_quantized_weights(tiny_base: Path) -> None:
@@ -208,10 +216,63 @@ def test_evaluating_on_a_cpu_does_not_repack_the_quantized_weights(tiny_base: Pa
 
     model = load_base(tiny_base, quantized=True)
     before = [m.weight.data.clone() for m in model.modules() if isinstance(m, Linear4bit)]
-    answer_greedily(model, AutoTokenizer.from_pretrained(tiny_base), ["two"], 2)
+    asked = Example(Place("two", 1), [{"role": "user", "content": "two"}], [])
+    answer_greedily(model, load_tokenizer(tiny_base, "tiny"), [asked], max_new_tokens=2)
     after = [m.weight.data for m in model.modules() if isinstance(m, Linear4bit)]
     assert len(before) == 28
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_preferences_move_the_adapter_to_the_better_answer(tiny_base: Path, tmp_path: Path) -> None:
+    """DPO for real: after some updates the better answer has gained on the worse one."""
+    data = tmp_path / "pairs.jsonl"
+    pair = {"instruction": "two", "chosen": "2 lamps", "rejected": "three chairs"}
+    data.write_text(f"{json.dumps(pair)}\n" * 4)
+    recipe = make_recipe(tiny_base, data, max_steps=6).model_copy(update={"method": "dpo"})
+    trained = train(recipe, tmp_path / "out", QUIET)
+    assert trained.provenance["method"] == "dpo"
+    losses = [loss for _, loss in trained.provenance["curve"]["train"]]
+    assert losses[0] == pytest.approx(0.693, abs=0.01)  # -log sigmoid(0): the base itself
+    assert losses[-1] < 0.6
+    tokenizer = load_tokenizer(tiny_base, "tiny")
+    (row, *_) = encode_set(read_set([str(data)], "dpo"), tokenizer, 64).rows
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    before = preference(model, row)
+    assert preference(PeftModel.from_pretrained(model, trained.folder), row) > before + 0.5
+
+
+def preference(model: torch.nn.Module, row: dict[str, list[int]]) -> float:
+    """By how much the better answer is likelier, in nats."""
+    return likelihood(model, row, "chosen_ids") - likelihood(model, row, "rejected_ids")
+
+
+def likelihood(model: torch.nn.Module, row: dict[str, list[int]], name: str) -> float:
+    prompt, answer = row["prompt_ids"], row[name]
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    chosen = logits.float().log_softmax(-1).gather(1, torch.tensor(answer)[:, None])
+    return float(chosen.sum())
+
+
+def test_the_folder_is_one_that_peft_and_a_hub_can_read(trained: Trained, tiny_base: Path) -> None:
+    model = AutoPeftModelForCausalLM.from_pretrained(trained.folder)
+    assert model.active_adapter == "default"
+    assert AutoTokenizer.from_pretrained(trained.folder).chat_template
+    _, front, text = (trained.folder / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "base_model": "tiny",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "lorry", "sft"],
+    }
+    assert "| trained on | 8 examples, " in text
+
+
+def test_another_name_finds_the_same_run(trained: Trained, tiny_base: Path) -> None:
+    data = trained.folder.parents[1] / "train.jsonl"
+    recipe = make_recipe(tiny_base, data).model_copy(update={"name": "other", "base_name": "b"})
+    again = train(recipe, trained.folder.parent, QUIET)
+    assert (again.reused, again.folder) == (True, trained.folder)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
@@ -293,13 +354,13 @@ def test_lora_is_fp32_where_that_is_computed(
     monkeypatch.setattr(qlora, "compute_dtype", lambda: torch.float32)
     seen = set()
 
-    def look(model: torch.nn.Module, base_name: str, output: Path) -> None:
+    def look(model: torch.nn.Module, *_: object) -> None:
         seen.update(p.dtype for p in model.parameters() if p.requires_grad)
 
-    monkeypatch.setattr(qlora, "_save", look)
+    monkeypatch.setattr(loop, "save_adapter", look)
     base = find_base(str(tiny_base), "tiny")
     tokenizer = load_tokenizer(tiny_base, "tiny")
     rows = encode_set(read_set([str(chat_set)]), tokenizer, 64).rows
     recipe = make_recipe(tiny_base, chat_set)
-    qlora.train_adapter(recipe, base, tokenizer.inner, rows, [], tmp_path, lambda line: None)
+    loop.train_adapter(recipe, base, loop.Sets(tokenizer.inner, rows, []), tmp_path, QUIET)
     assert seen == {torch.float32}

@@ -1,11 +1,12 @@
-"""The forms of a record: messages, prompt and completion, instruction, conversations.
+"""The forms of a record: messages, prompt and completion, instruction, conversations, preferences.
 
 A record that says something else than "imitate this answer" is refused, never half understood.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from training.data.preferences import ANSWERS, read_answer_turns, read_answers, split_prompt
 from training.data.problems import Place
 from training.data.turns import Malformed, Turn, parse_json, read_turns, split_chat
 
@@ -15,9 +16,13 @@ FORMS: Final = (
     "prompt and completion",
     "instruction and output (or response)",
 )
+# The columns that a preference's prompt may stand in: turns, or texts of one user turn.
+CHATS: Final = ("messages", "conversations", "prompt")
+ASKED: Final = ("prompt", "instruction", "input", "context")
+PREFERENCES: Final = (
+    "chosen and rejected are preferences, not an answer to imitate: train with method: dpo"
+)
 NO_ANSWERS: Final = {
-    "chosen": "chosen and rejected are preferences, not an answer to imitate",
-    "rejected": "chosen and rejected are preferences, not an answer to imitate",
     "functions": "functions are not learnt: name them tools",
     "function_call": "function_call is not learnt: write it as tool_calls of a message",
     "chat_template_kwargs": "chat_template_kwargs are not learnt",
@@ -33,12 +38,16 @@ NO_ANSWERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt and the completion to learn; both are chat turns, or both are plain text."""
+    """A prompt and the completion to learn; both are chat turns, or both are plain text.
+
+    `rejected` is the worse answer of a preference.
+    """
 
     place: Place
     prompt: list[Turn] | str
     completion: list[Turn] | str
     tools: tuple[dict[str, Any], ...] = ()
+    rejected: list[Turn] | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +59,14 @@ class Parsed:
     unused: set[str]
 
 
-def parse_record(record: dict[str, Any], place: Place) -> Parsed:
+def parse_record(record: dict[str, Any], place: Place, method: str = "sft") -> Parsed:
     """Read a record in whichever form it has; raises Malformed."""
     record = {key: value for key, value in record.items() if value is not None}
     _refuse_other_meanings(record)
+    if method == "dpo":
+        return _parse_preference(record, place)
+    if any(record.get(name) for name in ANSWERS):
+        raise Malformed(PREFERENCES)
     for column in ("messages", "conversations"):
         if column in record:
             return _parse_chat(record, column, place)
@@ -125,6 +138,35 @@ def _parse_instruction(record: dict[str, Any], answer: str, place: Place) -> Par
     return Parsed("instruction", [Example(place, prompt, [reply])], unused)
 
 
+def _parse_preference(record: dict[str, Any], place: Place) -> Parsed:
+    """Two answers beside a prompt, an instruction or a chat, or two chats that end differently."""
+    answers = read_answers(record)
+    rest = {key: value for key, value in record.items() if key not in ANSWERS}
+    prompt = rest.get("prompt")
+    if isinstance(prompt, str) and all(isinstance(each, str) for each in answers.values()):
+        parsed = _parse_pair({**rest, "completion": answers["chosen"]}, place)
+        example = replace(parsed.examples[0], rejected=answers["rejected"])
+        return Parsed("preference", [example], parsed.unused)
+    unused = _unused(record, *ANSWERS, *CHATS, *ASKED, "system", "tools")
+    both = {name: read_answer_turns(each, name, unused) for name, each in answers.items()}
+    before = _read_prompt(rest, unused) if len(both["chosen"]) == 1 else []
+    turns, chosen, rejected = split_prompt(before + both["chosen"], before + both["rejected"])
+    if not turns:
+        raise Malformed("chosen and rejected stand beside no prompt")
+    turns = _with_system(record, turns)
+    example = Example(place, turns, [chosen], _read_tools(record), [rejected])
+    return Parsed("preference", [example], unused)
+
+
+def _read_prompt(record: dict[str, Any], unused: set[str]) -> list[Turn]:
+    """The turns that one answer follows."""
+    for column in CHATS:
+        if column in record and not (column == "prompt" and isinstance(record[column], str)):
+            return read_turns(record[column], column, unused)
+    asked = [str(record[name]).strip() for name in ASKED if record.get(name)]
+    return [{"role": "user", "content": "\n\n".join(asked)}] if any(asked) else []
+
+
 def _with_system(record: dict[str, Any], turns: list[Turn]) -> list[Turn]:
     """The turns, after the system turn that a record may hold in a column of its own."""
     system = record.get("system")
@@ -145,4 +187,4 @@ def _read_tools(record: dict[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 def _unused(record: dict[str, Any], *used: str) -> set[str]:
-    return record.keys() - {*used, *NO_ANSWERS, "weight"}
+    return record.keys() - {*used, *NO_ANSWERS, *ANSWERS, "weight"}

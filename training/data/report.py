@@ -108,11 +108,15 @@ class Report:
 
 
 def check_data(
-    sources: Sequence[str], base: str | None, against: Sequence[str], max_length: int
+    sources: Sequence[str],
+    base: str | None,
+    against: Sequence[str],
+    max_length: int,
+    method: str = "sft",
 ) -> Report:
     """Read and count a set, on a base if there is one; raises BaseInvalid."""
-    data = inspect_set(sources)
-    other = inspect_set(against) if against else None
+    data = inspect_set(sources, method)
+    other = inspect_set(against, method) if against else None
     tokenizer = load_tokenizer(find_tokenizer(base), base) if base else None
     encoded = encode_set(data, tokenizer, max_length) if tokenizer and data.examples else None
     leaks = find_leaks(data, other) if other else []

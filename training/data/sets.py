@@ -67,14 +67,14 @@ class DataSet:
         return said
 
 
-def inspect_set(sources: Sequence[str]) -> DataSet:
+def inspect_set(sources: Sequence[str], method: str = "sft") -> DataSet:
     """Read a set; every assistant turn of a chat becomes one example. Collects the problems."""
     found = DataSet(tuple(sources))
     for source in sources:
         for place, record in read_records(source, found.problems):
             found.records += 1
             try:
-                parsed = parse_record(record, place)
+                parsed = parse_record(record, place, method)
             except Malformed as problem:
                 found.problems.add(str(problem), place)
             else:
@@ -87,9 +87,9 @@ def inspect_set(sources: Sequence[str]) -> DataSet:
     return found
 
 
-def read_set(sources: Sequence[str]) -> DataSet:
+def read_set(sources: Sequence[str], method: str = "sft") -> DataSet:
     """Read a set; raises DataInvalid with every problem."""
-    found = inspect_set(sources)
+    found = inspect_set(sources, method)
     if found.problems:
         raise DataInvalid(str(found.problems), "correct the data, see `lorry data check`")
     return found
@@ -134,4 +134,6 @@ def _key(example: Example, *, with_completion: bool = False) -> str:
     said: list[Any] = [example.prompt, example.tools]
     if with_completion:
         said.append(example.completion)
+        if example.rejected is not None:
+            said.append(example.rejected)
     return json.dumps(said, sort_keys=True)

@@ -41,6 +41,7 @@ class Tokenizer:
         return bool(self.inner.chat_template)
 
 
+# input_ids and labels; of a preference prompt_ids, chosen_ids and rejected_ids, as TRL has them.
 Row = dict[str, list[int]]
 
 
@@ -61,7 +62,7 @@ class Encoded:
     @property
     def tokens(self) -> int:
         """How many tokens an epoch has."""
-        return sum(len(row["input_ids"]) for row in self.rows)
+        return sum(len(ids) for row in self.rows for key, ids in row.items() if key != "labels")
 
     def warnings(self, tokenizer: Tokenizer) -> list[str]:
         said = []
@@ -188,6 +189,23 @@ class _Template:
 
 
 def _encode(example: Example, template: _Template, found: Encoded, completion_only: bool) -> None:
+    start, ids = _encode_answer(example, template, found)
+    if example.rejected is None:
+        masked = start if completion_only else 0
+        found.rows.append({"input_ids": ids, "labels": [IGNORED] * masked + ids[masked:]})
+        return
+    worse = replace(example, completion=example.rejected, rejected=None)
+    other_start, other = _encode_answer(worse, template, found)
+    if ids == other:
+        raise _Refused(f"max_length {found.max_length} cuts chosen and rejected to the same answer")
+    start = min(start, other_start)
+    found.rows.append(
+        {"prompt_ids": ids[:start], "chosen_ids": ids[start:], "rejected_ids": other[start:]}
+    )
+
+
+def _encode_answer(example: Example, template: _Template, found: Encoded) -> tuple[int, list[int]]:
+    """Where the answer starts in the tokens, and the tokens up to its end; notes what is wrong."""
     tokenizer = template.tokenizer
     prompt, whole = template.tokenize(example)
     # A token may join the end of the prompt and the start of the answer: it is learnt.
@@ -207,9 +225,7 @@ def _encode(example: Example, template: _Template, found: Encoded, completion_on
         found.endless += is_added
         if start < len(prompt):
             found.rewritten.append(example.place)
-    ids = ended[: found.max_length]
-    masked = start if completion_only else 0
-    found.rows.append({"input_ids": ids, "labels": [IGNORED] * masked + ids[masked:]})
+    return start, ended[: found.max_length]
 
 
 def _count_shared(prompt: list[int], whole: list[int]) -> int:

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from training.measure import exact_match
+from training.data.forms import Example
+from training.data.problems import Place
+from training.data.tokens import load_tokenizer
+from training.evaluation.answers import answer_greedily
 from training.qlora import load_base
 from training.tinybase.corpus import restatement
 from training.tinybase.pretrain import Progress, Schedule, new_model, pretrain
 from training.tinybase.tokenizer import build_tokenizer
 
 VOCABULARY_SIZE: Final = 896
+MAX_NEW_TOKENS: Final = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +66,28 @@ def judge_base(folder: Path, examples: int) -> Judgement:
     """Measure the restatement of held-out prompts, as saved and as served in NF4."""
     rng = random.Random("held-out restatements")
     exchanges = [restatement(rng, "heldout") for _ in range(examples)]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    bf16, nf4 = (
-        exact_match(load_base(folder, quantized=quantized), tokenizer, exchanges)
-        for quantized in (False, True)
-    )
+    bf16, nf4 = (_share_right(folder, exchanges, quantized) for quantized in (False, True))
     return Judgement(examples, bf16, nf4)
+
+
+def _share_right(folder: Path, exchanges: list[tuple[str, str]], quantized: bool) -> float:
+    asked = [
+        Example(
+            Place("restatements", number),
+            [{"role": "user", "content": prompt}],
+            [{"role": "assistant", "content": expected}],
+        )
+        for number, (prompt, expected) in enumerate(exchanges, start=1)
+    ]
+    answers = answer_greedily(
+        load_base(folder, quantized=quantized),
+        load_tokenizer(folder, folder.name),
+        asked,
+        max_new_tokens=MAX_NEW_TOKENS,
+        batch_size=40,
+    )
+    pairs = zip(answers, exchanges, strict=True)
+    return sum(answer.text == expected for answer, (_, expected) in pairs) / len(exchanges)
 
 
 def write_card(

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from evaluated import evaluation
 from typer.testing import CliRunner, Result
 
 from adapters.catalog import Catalog
@@ -57,7 +58,8 @@ def test_list_shows_every_version(call, published) -> None:
 
 def test_show_prints_the_meaning_of_a_reference(call, published, tmp_path) -> None:
     facts = json.loads(call("show", "orders@stable", "--json").stdout)
-    assert facts == published | {"path": str(Store(tmp_path / "store").path(published["digest"]))}
+    path = Store(tmp_path / "store").path(published["digest"])
+    assert facts == published | {"path": str(path), "evaluations": []}
     assert published["digest"] in call("show", "orders").stdout
 
 
@@ -296,3 +298,30 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert result.stdout == b"[]\n"
+
+
+def test_evaluations_are_shown_and_the_gate_reads_them(call, two, tmp_path) -> None:
+    refused = call("alias", "orders", "stable", 2, "--gate", "exact-match")
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        "error: orders@2 has no evaluation by exact-match; make one: lorry evaluate orders@2 --data"
+        " FILE --metric exact-match (gate_refused)\n"
+    )
+    with Catalog.open(tmp_path / "store") as catalog:
+        catalog.evaluate("orders", 1, evaluation(0.5), actor="ann")
+        catalog.evaluate("orders", 2, evaluation(0.12, 0.1), actor="ann")
+    shown = call("show", "orders@2").stdout.splitlines()[-1]
+    assert "exact-match 0.1200 [0.0700, 0.1700] of 200; base 0.1000" in shown
+    assert "(difference +0.0200, noise); data sha256:111111111111, offline" in shown
+    facts = json.loads(call("show", "orders@2", "--json").stdout)
+    assert [each["score"]["mean"] for each in facts["evaluations"]] == [0.12]
+    assert call("alias", "orders", "stable", 2, "--gate", "exact-match").exit_code == 2
+    forced = call("alias", "orders", "stable", 2, "--gate", "exact-match", "--force", "--json")
+    assert json.loads(forced.stdout)["targets"] == [{"version": 2, "weight": 1}]
+    assert "forced=True reason=orders@2 has 0.1200" in call("history", "orders").stdout
+
+
+def test_force_needs_a_gate(call, two) -> None:
+    refused = call("alias", "orders", "stable", 2, "--force")
+    assert refused.exit_code == 2
+    assert "there is no --gate" in refused.stderr

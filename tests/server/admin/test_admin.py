@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
+import msgspec
 import pytest
+from evaluated import evaluation
 from standin_server import BASE, TOKEN, publish
 
 from server.admin import publishing
@@ -48,7 +50,7 @@ async def test_the_list_has_the_catalogs_facts_and_the_residency(house, ask):
     }
     first, second = red["versions"]
     assert second["digest"] == newer.digest
-    assert (second["rank"], second["pinned"], second["evaluation"]) == (8, False, None)
+    assert (second["rank"], second["pinned"], second["evaluations"]) == (8, False, [])
     assert second["residency"] == {"loading": False, "host": True, "device": True}
     assert second["leases"] == 0
     assert second["last_used"]
@@ -57,9 +59,8 @@ async def test_the_list_has_the_catalogs_facts_and_the_residency(house, ask):
     await ask("GET", "/nobody", 404, "adapter_not_found")
 
 
-async def test_the_list_shows_loads_leases_and_evaluations(house, ask):
-    facts = {"evaluation": {"exact_match": 0.97}}
-    version = publish(house.catalog, "red", content="evaluated", provenance=facts)
+async def test_the_list_shows_loads_and_leases(house, ask):
+    version = publish(house.catalog, "red", content="other")
     house.engine.gate = asyncio.Event()
     loading = asyncio.create_task(house.residency.load(version))
     await asyncio.sleep(0)
@@ -67,7 +68,6 @@ async def test_the_list_shows_loads_leases_and_evaluations(house, ask):
     async def shown():
         return (await ask("GET", "/red"))["versions"][1]
 
-    assert (await shown())["evaluation"] == facts["evaluation"]
     assert (await shown())["size_bytes"] == version.size_bytes > 0
     assert (await shown())["residency"]["loading"] is True
     house.engine.gate.set()
@@ -76,6 +76,55 @@ async def test_the_list_shows_loads_leases_and_evaluations(house, ask):
     async with house.residency.lease(version, None), house.residency.lease(version, None):
         assert (await shown())["leases"] == 2
     assert (await shown())["leases"] == 0
+
+
+async def test_an_evaluation_is_recorded_and_shown_with_its_version(house, ask):
+    body = msgspec.to_builtins(evaluation(0.8))
+    recorded = await ask("POST", "/red/versions/1/evaluations", 201, json=body)
+    assert recorded["actor"] == ACTOR
+    assert recorded | body == recorded
+    red = await ask("GET", "/red")
+    assert red["versions"][0]["evaluations"] == [recorded]
+    listed = {each["name"]: each["versions"] for each in (await ask("GET", ""))["data"]}
+    assert listed["red"][0]["evaluations"] == [recorded]
+    assert listed["blue"][0]["evaluations"] == []
+    event = (await ask("GET", "/red/history"))["data"][-1]
+    assert (event["action"], event["detail"]["score"]) == ("evaluated", 0.8)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ({"examples": 0}, "invalid_request"),
+        ({"data_digest": "md5:1"}, "invalid_request"),
+        ({"comparisons": []}, "invalid_request"),
+        ({"by": "guess"}, "invalid_request"),
+        ({"extra": 1}, "invalid_request"),
+        ({"score": {"mean": 2, "low": 0, "high": 1}}, "evaluation_invalid"),
+        ({"metric": "two\nlines"}, "evaluation_invalid"),
+    ],
+)
+async def test_figures_that_make_no_sense_are_a_400(ask, wrong, code):
+    body = msgspec.to_builtins(evaluation(0.8)) | wrong
+    await ask("POST", "/red/versions/1/evaluations", 400, code, json=body)
+    assert (await ask("GET", "/red"))["versions"][0]["evaluations"] == []
+
+
+async def test_the_gate_of_an_alias_refuses_with_both_figures(house, ask):
+    publish(house.catalog, "red", content="newer", aliases=())
+    stable, wanted = "/red/aliases/stable", {"version": 2, "gate": "exact-match"}
+    await ask("PUT", stable, 409, "gate_refused", json=wanted)
+    for version, score in ((1, 0.8), (2, 0.7)):
+        body = msgspec.to_builtins(evaluation(score))
+        await ask("POST", f"/red/versions/{version}/evaluations", 201, json=body)
+    said = (await ask("PUT", stable, 409, "gate_refused", json=wanted))["error"]["message"]
+    assert "red@2 has 0.7000" in said
+    assert "the 0.8000 of red@1" in said
+    await ask("PUT", stable, 400, "invalid_request", json={"version": 2, "force": True})
+    moved = await ask("PUT", stable, json=wanted | {"force": True})
+    assert moved["targets"] == [{"version": 2, "weight": 1}]
+    detail = (await ask("GET", "/red/history"))["data"][-1]["detail"]
+    assert (detail["forced"], detail["gate"]) == (True, "exact-match")
 
 
 async def test_a_weight_is_set_for_the_name_and_holds_from_the_next_call(house, ask):

@@ -171,6 +171,10 @@ def test_what_can_not_be_learnt_is_refused(record: dict[str, Any], cause: str) -
 
 def test_the_examples_of_the_manual_are_learnt() -> None:
     manual = (Path(__file__).parents[3] / "docs/training.md").read_text()
-    shown = re.findall(r"^\| [\w ]+ \| `(\{.*?\})`", manual, flags=re.MULTILINE)
-    forms = [parse(json.loads(record)).form for record in shown]
+    found = re.findall(r"^\| [\w, ]+ \| `(\{.*?\})`", manual, flags=re.MULTILINE)
+    shown = [json.loads(record) for record in found]
+    pairs = [record for record in shown if "chosen" in record]
+    forms = [parse(record).form for record in shown if record not in pairs]
     assert forms == ["messages", "conversations", "instruction", "instruction", "prompt"]
+    assert len(pairs) == 4
+    assert {parse_record(record, PLACE, "dpo").form for record in pairs} == {"preference"}

@@ -1,4 +1,5 @@
-"""Schema 1: weighted adapters, versions, weighted aliases, pins, events, and the catalog's id."""
+"""Schema 1: weighted adapters, versions, weighted aliases, pins, evaluations, events,
+and the catalog's id."""
 
 from uuid import uuid4
 
@@ -48,6 +49,17 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
         sa.ForeignKeyConstraint(["name", "version"], ["versions.name", "versions.number"]),
     )
+    op.create_table(
+        "evaluations",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("name", sa.String(128), nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("judged_at", moment, nullable=False),
+        sa.Column("actor", sa.String, nullable=False),
+        sa.Column("facts", sa.JSON, nullable=False),
+        sa.ForeignKeyConstraint(["name", "version"], ["versions.name", "versions.number"]),
+    )
+    op.create_index("ix_evaluations_name_version", "evaluations", ["name", "version"])
     op.create_table(
         "events",
         sa.Column("id", sa.Integer, primary_key=True),

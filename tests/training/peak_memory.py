@@ -16,6 +16,7 @@ import trl  # noqa: F401
 from transformers import AutoModelForCausalLM  # noqa: F401
 from trl import SFTConfig, SFTTrainer  # noqa: F401
 
+from training.progress import Control
 from training.recipe import Recipe
 from training.run import train
 
@@ -55,7 +56,7 @@ def measure(asked: dict[str, Any]) -> int:
         )
         Path("/proc/self/clear_refs").write_text("5")  # the peak is that from now on
         before = status("VmRSS")
-        train(recipe, folder / "out", lambda line: None)
+        train(recipe, folder / "out", Control(lambda line: None))
         return status("VmHWM") - before
 
 

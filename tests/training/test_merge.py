@@ -21,12 +21,14 @@ from adapters.catalog import Catalog
 from adapters.errors import AdapterNotFound, CheckpointInvalid
 from adapters.publish import Rules, publish
 from adapters.store import Store
+from training.data.sets import read_set
+from training.data.tokens import load_tokenizer
 from training.errors import BaseInvalid, BaseMismatch, DiskFull, MergeFailed, OutputExists
-from training.measure import answer_greedily
+from training.evaluation.answers import answer_greedily, expected_text
 from training.merge import merge as merging
 from training.merge.cli import app
 from training.merge.merge import Options, merge
-from training.merge.source import Source, find_adapter, pair, unproven
+from training.merge.source import Source, find_adapter, pair, trained_on, unproven
 from training.qlora import load_base
 from training.shop.dataset import write_datasets
 
@@ -161,13 +163,11 @@ def test_transformers_loads_it_whole_and_it_answers_as_trained(nf4: Path, tmp_pa
     tied = model.get_output_embeddings().weight
     assert tied.data_ptr() == model.get_input_embeddings().weight.data_ptr()
     write_datasets(tmp_path)
-    lines = (tmp_path / "orders-json.heldout.jsonl").read_text().splitlines()[:8]
-    turns = [json.loads(line)["messages"] for line in lines]
-    answers = answer_greedily(
-        model, AutoTokenizer.from_pretrained(nf4), [user["content"] for user, _ in turns], 96
-    )
-    expected = [assistant["content"] for _, assistant in turns]
-    assert sum(map(str.__eq__, answers, expected)) >= 7
+    asked = read_set([str(tmp_path / "orders-json.heldout.jsonl")]).examples[:8]
+    tokenizer = load_tokenizer(nf4, "merged")
+    answers = answer_greedily(model, tokenizer, asked, max_new_tokens=96)
+    expected = [expected_text(example, tokenizer) for example in asked]
+    assert sum(answer.text == text for answer, text in zip(answers, expected, strict=True)) >= 7
 
 
 def test_what_makes_the_base_usable_comes_along(tmp_path: Path) -> None:
@@ -217,6 +217,16 @@ def test_a_published_version_is_merged_with_its_provenance(store: Path, tmp_path
     assert find_adapter("orders", store, None) == find_adapter("orders@stable", store, None)
     with pytest.raises(AdapterNotFound):
         find_adapter("order", store, None)
+
+
+def test_an_adapter_of_an_unquantized_base_is_merged_into_that(tmp_path: Path) -> None:
+    assert trained_on(pair(Source(ORDERS), str(BASE), force=False)) == "nf4"
+    adapter = tmp_path / "adapter"
+    shutil.copytree(ORDERS, adapter)
+    facts = json.loads((ORDERS / "lorry.json").read_text())
+    facts["recipe"]["quantization"] = "none"
+    (adapter / "lorry.json").write_text(json.dumps(facts))
+    assert trained_on(pair(Source(adapter), str(BASE), force=False)) == "full"
 
 
 def test_another_base_is_refused_unless_forced(tmp_path: Path, store: Path) -> None:

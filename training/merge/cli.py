@@ -57,12 +57,13 @@ def merge_command(
         ),
     ] = None,
     into: Annotated[
-        Weights,
+        Weights | None,
         typer.Option(
-            help="Add to the base's weights as NF4 has them, which QLoRA trained on and Lorry"
-            " serves, or in full precision."
+            help="Add to the base's weights as NF4 has them, or in full precision."
+            " [default: as in training, which is nf4 for QLoRA]",
+            show_default=False,
         ),
-    ] = Weights.NF4,
+    ] = None,
     dtype: Annotated[Dtype, typer.Option(help="The type of the merged weights.")] = Dtype.BF16,
     force: Annotated[
         bool, typer.Option("--force", help="Merge into another base than it was trained on.")
@@ -76,17 +77,17 @@ def merge_command(
         import torch
 
         from training.merge.merge import Options, check_unused, merge
-        from training.merge.source import find_adapter, pair, unproven
+        from training.merge.source import find_adapter, pair, trained_on, unproven
 
         check_unused(out)  # before the base is hashed, which takes long
         found = pair(find_adapter(ref, store, catalog), base, force=force)
         if warning := unproven(found):
             typer.echo(f"warning: {warning}", err=True)
         types = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-        options = Options(into.value, types[dtype.value])
+        options = Options(into.value if into else trained_on(found), types[dtype.value])
         facts = merge(found, out, options, lambda line: typer.echo(line, err=True))
     if as_json:
         typer.echo(json.dumps({"folder": str(out), "provenance": facts}, indent=2))
     else:
-        typer.echo(f"merged {facts['merged']['adapter']} into {found.base.name} ({into.value})")
+        typer.echo(f"merged {facts['merged']['adapter']} into {found.base.name} ({options.into})")
         typer.echo(out)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from safetensors import SafetensorError
 
 from adapters.checkpoint.base import INDEX, weights_files
+from adapters.store.files import PROVENANCE
 from training.errors import BaseInvalid, DiskFull, MergeFailed, OutputExists
 from training.merge.source import Pair
 from training.merge.weights import (
@@ -27,7 +28,6 @@ from training.merge.weights import (
     quantized_weights,
     read_deltas,
 )
-from training.provenance import PROVENANCE
 
 if TYPE_CHECKING:
     import torch

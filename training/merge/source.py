@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adapters.catalog import Catalog
 from adapters.checkpoint import read_checkpoint
@@ -76,6 +76,13 @@ def pair(source: Source, base: str | None, *, force: bool) -> Pair:
     read_checkpoint(source.folder, architecture)
     hashes = {name: file_digest(source.folder / name).split(":")[1] for name in SERVED}
     return Pair(source, config, digest_of(hashes), provenance, found, architecture)
+
+
+def trained_on(pair: Pair) -> Literal["full", "nf4"]:
+    """The base's weights as training had them: in NF4, unless the provenance says otherwise."""
+    recipe = pair.provenance.get("recipe")
+    is_plain = isinstance(recipe, dict) and recipe.get("quantization") == "none"
+    return "full" if is_plain else "nf4"
 
 
 def unproven(pair: Pair) -> str | None:

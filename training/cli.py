@@ -200,6 +200,12 @@ def _print_facts(trained: "Trained", published: dict[str, Any] | None) -> None:
         f"loss {facts['train_loss']:.4f}, {facts['trainable_parameters']:,} parameters"
         f"{' (reused)' if trained.reused else ''}"
     )
+    if facts["best_step"]:
+        metric = facts["metric"] and f", {facts['metric']['name']} {facts['validation_metric']:.3f}"
+        typer.echo(
+            f"kept step {facts['best_step']}: validation loss {facts['validation_loss']:.4f}"
+            f"{metric or ''}"
+        )
     typer.echo(trained.folder)
     if published:
         typer.echo(f"published {published['name']}@{published['version']} {published['digest']}")

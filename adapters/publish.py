@@ -5,7 +5,7 @@ remains that no version names. Knows nothing of engines.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ from adapters.catalog import AdapterVersion, Catalog
 from adapters.catalog.changes import check_same_base
 from adapters.catalog.history import REMOVED, current_user
 from adapters.checkpoint import Checkpoint, inspect_checkpoint, largest_weights
-from adapters.checkpoint.base import Base, read_base
+from adapters.checkpoint.base import Base, is_called, read_base
+from adapters.checkpoint.chat_form import find_other_form
+from adapters.checkpoint.pairs import describe_changes, plain_names
 from adapters.checkpoint.peft_config import MAX_RANK
+from adapters.checkpoint.tensors import TensorsMalformed, read_tensors, rename_tensors
 from adapters.errors import AdapterNotFound, CheckpointInvalid, Problem, RemovedBefore
 from adapters.names import (
     STABLE,
@@ -26,9 +29,10 @@ from adapters.names import (
 )
 from adapters.sources import fetched
 from adapters.store import Staged, Store
-from adapters.store.files import PROVENANCE, SERVED, read_object
+from adapters.store.files import PROVENANCE, SERVED, WEIGHTS, read_object
 
 MAX_NESTING = 32  # of lorry.json
+WARNINGS = "publish_warnings"  # a key of the provenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +77,11 @@ def publish(
         fetched(source, store.root / "tmp", max_bytes, rules.schemes) as found,
         store.stage(found.folder, max_bytes) as staged,
     ):
+        staged, warnings = _restore_names(store, staged, base)
         checkpoint, provenance = judge(staged, base, rules.max_rank, names)
+        warnings += [*checkpoint.warnings, *find_other_form(found.folder, rules.base)]
         digest = store.commit(staged)
-        if found.origin:
-            provenance = (provenance or {}) | {"source": found.origin}
+        provenance = _complete(provenance, found.origin, warnings)
         # While the store is held: until it has a version, `gc` takes the object for an orphan.
         if if_new and (known := _find_known(catalog, name, digest)):
             if not rules.allow_base_mismatch:
@@ -95,27 +100,69 @@ def publish(
         )
 
 
+def list_warnings(version: AdapterVersion) -> list[str]:
+    """What publishing warned of, one sentence each; recorded in the version's provenance."""
+    return [str(Problem(**each)) for each in (version.provenance or {}).get(WARNINGS, [])]
+
+
+def _restore_names(store: Store, staged: Staged, base: Base) -> tuple[Staged, list[Problem]]:
+    """The copy with the tensor names that PEFT writes, and a warning if some were others."""
+    if WEIGHTS not in staged.hashes:
+        return staged, []
+    path = staged.path / WEIGHTS
+    try:
+        changed = plain_names(read_tensors(path), base)
+    except TensorsMalformed:
+        return staged, []  # judged next, with a reason
+    if not changed:
+        return staged, []
+    fix = "check that it answers as it did where it was trained"
+    warning = Problem("tensors_renamed", WEIGHTS, describe_changes(changed), fix)
+    return store.rewrite(staged, WEIGHTS, rename_tensors(path, changed)), [warning]
+
+
+def _complete(
+    provenance: dict[str, Any] | None, origin: dict[str, str] | None, warnings: list[Problem]
+) -> dict[str, Any] | None:
+    """What came with the adapter, and what publishing knows of it."""
+    told = {key: value for key, value in (provenance or {}).items() if key != WARNINGS}
+    if origin:
+        told["source"] = origin
+    if warnings:
+        told[WARNINGS] = [asdict(each) for each in warnings]
+    return told if told or provenance is not None else None
+
+
 def judge(
     staged: Staged, base: Base, max_rank: int, names: Collection[str] | None
 ) -> tuple[Checkpoint, dict[str, Any] | None]:
     """The facts and the provenance of a staged copy; raises CheckpointInvalid."""
+    provenance, problems = _read_provenance(staged)
+    trained_on = (provenance or {}).get("base")
+    if names and isinstance(trained_on, dict) and isinstance(told := trained_on.get("name"), str):
+        # The name that the base had in training; the config has the place where it lay.
+        names = None if is_called(told, names) else names
     # A refused file is missing in the copy too; its own problem says why.
     untaken = {name for name in SERVED if name not in staged.hashes}
     checkpoint, found = inspect_checkpoint(staged.path, base, max_rank=max_rank, names=names)
-    problems = [*staged.problems, *(each for each in found if each.where not in untaken)]
-    provenance = None
-    if PROVENANCE in staged.hashes:
-        try:
-            provenance = read_object(staged.path, PROVENANCE)
-            _check_printable(provenance)
-        except (ValueError, RecursionError):
-            provenance = None
-            said = f"is not a JSON object that can be printed, at most {MAX_NESTING} deep"
-            fix = "write it again, or leave it out"
-            problems.append(Problem("provenance_malformed", PROVENANCE, said, fix))
+    kept = (each for each in found if each.where not in untaken)
+    problems = [*staged.problems, *kept, *problems]
     if problems or checkpoint is None:
         raise CheckpointInvalid(problems)
     return checkpoint, provenance
+
+
+def _read_provenance(staged: Staged) -> tuple[dict[str, Any] | None, list[Problem]]:
+    if PROVENANCE not in staged.hashes:
+        return None, []
+    try:
+        provenance = read_object(staged.path, PROVENANCE)
+        _check_printable(provenance)
+    except (ValueError, RecursionError):
+        said = f"is not a JSON object that can be printed, at most {MAX_NESTING} deep"
+        fix = "write it again, or leave it out"
+        return None, [Problem("provenance_malformed", PROVENANCE, said, fix)]
+    return provenance, []
 
 
 def _check_printable(value: Any, depth: int = 0) -> None:

@@ -4,9 +4,9 @@
     hf://ORG/REPO[@REVISION]               the revision is resolved to a commit and recorded
     s3://, gs://, az://, https://, ...     the address of a folder with the adapter's files
 
-Only an adapter's own files are fetched, each up to its limit, into a temporary folder. The secret
-parts of an address (user, password, query) are never printed or recorded. Knows nothing of the
-files' contents.
+Only an adapter's own files are fetched, and those that say in which form it was trained, each up to
+its limit, into a temporary folder. The secret parts of an address (user, password, query) are never
+printed or recorded. Knows nothing of the files' contents.
 """
 
 import errno
@@ -32,6 +32,7 @@ from adapters.errors import (
 )
 from adapters.store.files import (
     CONFIG,
+    FORM,
     MAX_BYTES,
     PICKLES,
     PROVENANCE,
@@ -50,7 +51,7 @@ HTTP = frozenset({"http", "https"})
 OPENED = {"http": {"block_size": 0, "size": 1}, "hf": {"block_size": 0}}
 OPENED["https"] = OPENED["http"]
 HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
-FILES = (CONFIG, WEIGHTS, PROVENANCE)
+FILES = (CONFIG, WEIGHTS, PROVENANCE, *FORM)
 SILENCE_SECONDS = 60.0
 WHOLE_SECONDS = 3600.0  # the longest that a slow server can hold the store's lock
 
@@ -173,7 +174,7 @@ def _fetch(address: Address, folder: Path, limits: Mapping[str, int]) -> None:
             if files.exists(_join(address, root, name)):
                 # Never fetched: an empty file is enough for the refusal.
                 (folder / name).touch()
-    if not any(folder.iterdir()):
+    if not any((folder / name).exists() for name in (CONFIG, WEIGHTS, *PICKLES)):
         raise _not_found(address)
 
 
@@ -218,7 +219,9 @@ def _copy(remote: Any, path: Path, max_bytes: int) -> None:
     try:
         copy_bounded(remote, path, max_bytes)
     except FileRefused as refused:
-        raise CheckpointInvalid([refused.problem]) from refused
+        path.unlink()
+        if path.name not in FORM:
+            raise CheckpointInvalid([refused.problem]) from refused
     except OSError as error:
         if error.errno not in FULL:
             raise  # an error of the source

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from adapters.checkpoint.tensors import TensorsMalformed, read_tensors
@@ -70,7 +70,8 @@ Shape = tuple[int, int]
 class Base:
     """A base model's servable linears: module name -> (out_features, in_features).
 
-    `digest` is its identity, and `names` are its names (see `is_called`).
+    `digest` is its identity, `names` are its names (see `is_called`), and `vocabulary` is the
+    number of its tokens' embeddings, if its config says it.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Base:
     linears: Mapping[str, Shape]
     digest: str
     names: frozenset[str]
+    vocabulary: int | None = None
 
     @property
     def layers(self) -> int:
@@ -93,12 +95,14 @@ def read_base(folder: Path) -> Base:
     linears = linears or _linears_from_config(folder, config)
     architectures = config.get("architectures") or [config.get("model_type")]
     names = (str(folder), str(folder.resolve()), config.get("_name_or_path"))
+    vocabulary = config.get("vocab_size")
     return Base(
         name=folder.resolve().name,
         architecture=str(architectures[0] if isinstance(architectures, list) else architectures),
         linears=linears,
         digest=_identify(folder, config, linears),
         names=frozenset(name for name in names if isinstance(name, str) and name),
+        vocabulary=vocabulary if isinstance(vocabulary, int) else None,
     )
 
 
@@ -238,15 +242,16 @@ def _read_rope(config: Mapping[str, Any]) -> dict[str, Any]:
 def short_name(name: str) -> str:
     """The part of a hub id or a path that names the model, without a quantization suffix.
 
-    "Org/Tiny", "/models/tiny/" and "models--Org--Tiny/snapshots/<commit>" are all "tiny".
+    "Org/Tiny", "/models/tiny/", "D:\\models\\tiny" and "models--Org--Tiny/snapshots/<commit>" are
+    all "tiny". ModelScope writes the dots of a name as "___" in its cache.
     """
-    parts = [part for part in PurePath(name.strip()).parts if part not in ("/", ".", "..")]
+    parts = [part for part in re.split(r"[/\\]", name.strip()) if part not in ("", ".", "..")]
     if len(parts) >= 2 and parts[-2] == "snapshots" and parts[:-2]:
         parts = parts[:-2]
     last = parts[-1] if parts else ""
     if last.startswith("models--"):
         last = last.rpartition("--")[2]
-    return PACKED.sub("", last.lower())
+    return PACKED.sub("", last.replace("___", ".").lower())
 
 
 def is_called(claimed: str | None, names: Iterable[str]) -> bool:

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from adapters.checkpoint.base import LAYER, SERVED_MODULES, Base, Shape, is_called
+from adapters.checkpoint.base import Base, Shape, is_called
+from adapters.checkpoint.pairs import (
+    RIGHT_BASE,
+    SAVE_WHOLE,
+    Pair,
+    merge_causes,
+    pair_tensors,
+)
 from adapters.checkpoint.peft_config import MAX_RANK, MAX_SCALE, PeftConfig, read_peft_config
 from adapters.checkpoint.tensors import (
     FLOATS,
@@ -30,21 +37,15 @@ MAX_DELTA_NORM = 1e5
 # The largest float16: the engine folds the scale into B in the base's own type.
 MAX_VALUE = 65504.0
 
-PREFIX = "base_model.model."
-# Tensors that PEFT saves for an adapted embedding, and the original weights beside them.
-HEADS = (".lora_embedding_A", ".lora_embedding_B", ".base_layer.weight")
-# Layers that PEFT saves whole if the vocabulary grew or save_embedding_layers is set.
-EMBEDDINGS = (".embed_tokens.weight", ".lm_head.weight")
-SIDES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
-
-SAVE_WHOLE = "save the whole adapter again with PEFT's save_pretrained"
-RIGHT_BASE = "publish it with --base set to the model that it was trained on"
 TRAIN_AGAIN = "train again with a smaller learning rate, or from an earlier checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The facts of a valid adapter. `rank` is the largest of any module: the engine's slot size."""
+    """The facts of a valid adapter. `rank` is the largest of any module: the engine's slot size.
+
+    `warnings` are reasons to doubt it, though it can be served.
+    """
 
     rank: int
     alpha: float
@@ -52,19 +53,7 @@ class Checkpoint:
     base_name: str | None
     size_bytes: int
     tensor_count: int
-
-
-@dataclass(slots=True)
-class Pair:
-    """The two factors of one module's adapter: A is (rank, in), B is (out, rank)."""
-
-    module: str
-    a: Tensor | None = None
-    b: Tensor | None = None
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return tuple(tensor for tensor in (self.a, self.b) if tensor)
+    warnings: tuple[Problem, ...] = ()
 
 
 def largest_weights(base: Base) -> int:
@@ -101,21 +90,20 @@ def inspect_checkpoint(
     config, problems = read_peft_config(folder, max_rank)
     if config and names is not None and not is_called(config.base_name, names):
         problems.append(_explain_other_base(config.base_name, base))
+    found: list[Problem] = []  # in the tensors
+    unread: list[Problem] = []
     try:
         with open_adapter_file(folder, WEIGHTS) as file:
             tensors = read_tensors(folder / WEIGHTS)
-            pairs, misnamed = pair_tensors(tensors, base)
-            problems += misnamed
-            problems += _find_absent(pairs, tensors, base, config)
+            pairs, found = pair_tensors(tensors, base)
+            found += _find_absent(pairs, tensors, base, config)
             for pair in pairs.values():
-                problems += _judge_pair(file, pair, base.linears[pair.module], config, values)
+                found += _judge_pair(file, pair, base.linears[pair.module], config, values)
     except FileRefused as refused:
-        return None, [*problems, refused.problem]
+        unread = [refused.problem]
     except TensorsMalformed as error:
-        return None, [
-            *problems,
-            Problem(error.code, WEIGHTS, quote(str(error)), SAVE_WHOLE),
-        ]
+        unread = [Problem(error.code, WEIGHTS, quote(str(error)), SAVE_WHOLE)]
+    problems += [*merge_causes(found, known={problem.code for problem in problems}), *unread]
     if config is None or problems:
         return None, problems
     return _describe(config, pairs, tensors, folder), []
@@ -140,57 +128,15 @@ def _describe(
         base_name=config.base_name,
         size_bytes=(folder / WEIGHTS).stat().st_size,
         tensor_count=len(tensors),
+        warnings=tuple(_find_doubts(pairs)),
     )
 
 
-def pair_tensors(
-    tensors: Mapping[str, Tensor], base: Base
-) -> tuple[dict[str, Pair], list[Problem]]:
-    """The tensors by module of the base, and a problem for each tensor that belongs to none."""
-    pairs: dict[str, Pair] = {}
-    problems = []
-    for name, tensor in tensors.items():
-        module, side = _split_name(name)
-        if module in base.linears:
-            pair = pairs.setdefault(module, Pair(module))
-            if side == "A":
-                pair.a = tensor
-            else:
-                pair.b = tensor
-        else:
-            problems.append(_explain_stray(name, module, base))
-    return pairs, problems
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    for suffix, side in SIDES.items():
-        if name.startswith(PREFIX) and name.endswith(suffix):
-            return name.removeprefix(PREFIX).removesuffix(suffix), side
-    return "", ""
-
-
-def _explain_stray(name: str, module: str, base: Base) -> Problem:
-    where = quote(name)
-    if name.endswith(HEADS):
-        said = "adapts the embeddings or the output head, which is not served"
-        fix = "train without embed_tokens and lm_head"
-        return Problem("module_not_served", where, said, fix)
-    if name.endswith(EMBEDDINGS):
-        said = "is the base's own layer, saved whole, which one adapter alone cannot have"
-        fix = "save with save_embedding_layers=False; a base with new tokens must be served itself"
-        return Problem("embeddings_saved", where, said, fix)
-    if not module:
-        said = f"is not called {PREFIX}MODULE.lora_A.weight or ...lora_B.weight"
-        return Problem("tensor_name_unsupported", where, said, SAVE_WHOLE)
-    if module.rpartition(".")[2] not in SERVED_MODULES:
-        said = "adapts a module that is not served"
-        served = ", ".join(sorted(SERVED_MODULES))
-        return Problem("module_not_served", where, said, f"train on some of {served}")
-    layer = LAYER.search(module)
-    if layer and int(layer[1]) >= base.layers:
-        said = f"adapts layer {int(layer[1])}, the base has {base.layers} layers"
-        return Problem("layer_unknown", where, said, RIGHT_BASE)
-    return Problem("module_unknown", where, "adapts a module that the base lacks", RIGHT_BASE)
+def _find_doubts(pairs: Mapping[str, Pair]) -> Iterator[Problem]:
+    if all(pair.change == 0 for pair in pairs.values()):
+        said = "changes nothing: every lora_B, or every lora_A, is zero; it answers as the base"
+        fix = "check that training ran, and that the trained weights were saved"
+        yield Problem("nothing_learnt", WEIGHTS, said, fix)
 
 
 def _find_absent(
@@ -201,10 +147,7 @@ def _find_absent(
 ) -> Iterator[Problem]:
     if not tensors:
         yield Problem("weights_empty", WEIGHTS, "holds no tensors", SAVE_WHOLE)
-    elif not pairs:
-        said = "adapts no module of the base, it would answer as the base alone"
-        yield Problem("no_module_matched", WEIGHTS, said, RIGHT_BASE)
-    elif config and (lost := _lost_modules(pairs, base, config.targets)):
+    elif pairs and config and (lost := _lost_modules(pairs, base, config.targets)):
         said = f"lacks {len(lost)} modules that its config targets, {quote(lost[0])} first"
         yield Problem("modules_missing", WEIGHTS, said, f"{SAVE_WHOLE}, or {RIGHT_BASE}")
 
@@ -276,6 +219,10 @@ def _find_bad_values(file: BinaryIO, pair: Pair, scale: float) -> Iterator[Probl
             yield Problem("value_too_large", quote(tensor.name), said, TRAIN_AGAIN)
         else:
             sizes.append(size)
-    if len(sizes) == 2 and (delta := scale * sizes[0].norm * sizes[1].norm) > MAX_DELTA_NORM:
-        said = f"can change the base's weights by {delta:.3g}, the limit is {MAX_DELTA_NORM:g}"
+    if len(sizes) < 2:
+        return
+    pair.change = scale * sizes[0].norm * sizes[1].norm
+    if pair.change > MAX_DELTA_NORM:
+        bound = f"{pair.change:.3g}, the limit is {MAX_DELTA_NORM:g}"
+        said = f"can change the base's weights by {bound}"
         yield Problem("delta_too_large", quote(pair.module), said, TRAIN_AGAIN)

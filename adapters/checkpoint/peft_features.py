@@ -59,6 +59,7 @@ KNOWN = frozenset(
         "lorap_emb_lr",
         "lorap_lr_ratio",
         "megatron_core",
+        "merge_weights",
         "peft_type",
         "peft_version",
         "qalora_group_size",

@@ -1,11 +1,14 @@
 """Reads safetensors files: names, types and shapes from the header, magnitudes by streaming.
 
+Renames tensors too: the header is written again, the values stay as they are.
+
 Memory is bounded by the header limit and one chunk. Values are read, never memory-mapped: a file
 that shrinks while it is read is an error, not a crash. Knows nothing of adapters.
 """
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -94,6 +97,19 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         said = f"the header names {len(header)} tensors, the limit is {MAX_TENSORS}"
         raise TensorsMalformed(said, "too_many_tensors")
     return header, 8 + length
+
+
+def rename_tensors(path: Path, names: Mapping[str, str]) -> Iterator[bytes]:
+    """The pieces of a well-formed file with other names for some of its tensors."""
+    header, data_begin = _read_header(path)
+    renamed = {names.get(name, name): entry for name, entry in header.items()}
+    text = json.dumps(renamed, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the values stay aligned
+    yield len(text).to_bytes(8, "little") + text
+    with path.open("rb") as file:
+        file.seek(data_begin)
+        while piece := file.read(CHUNK_BYTES):
+            yield piece
 
 
 def measure(file: BinaryIO, tensor: Tensor) -> Magnitude:

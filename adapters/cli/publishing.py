@@ -12,6 +12,7 @@ from adapters.cli.options import JSON, SERVER, STORE, Site, acts_on, reported
 from adapters.errors import quote
 
 if TYPE_CHECKING:
+    from adapters.catalog import AdapterVersion
     from adapters.publish import Rules
 
 BaseOption = Annotated[Path, typer.Option(help="The folder of the model it was trained on.")]
@@ -82,6 +83,7 @@ def publish(
             version = publish(
                 source, name, store=store, catalog=catalog, rules=rules, aliases=aliases
             )
+    _print_warnings(version)
     pointing = ", ".join(version.aliases) or "no alias"
     site.print(version.as_json(), f"{version.label} {version.digest} ({pointing})")
 
@@ -127,6 +129,8 @@ def watch(
         # A folder's name is untrusted text: control characters must not reach the terminal.
         shown = seen.name if seen.name.isprintable() else quote(seen.name)
         typer.echo(f"{seen.status:10}{shown} {seen.message}", err=seen.version is None)
+        if seen.version:
+            _print_warnings(seen.version)
 
     with reported():
         _check_standing(base, base_name, alias or ())
@@ -137,6 +141,13 @@ def watch(
         watcher.poll()
     if unpublished:
         raise typer.Exit(1)
+
+
+def _print_warnings(version: "AdapterVersion") -> None:
+    from adapters.publish import list_warnings
+
+    for warning in list_warnings(version):
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def _check_standing(

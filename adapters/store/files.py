@@ -5,26 +5,36 @@ No link is followed, and no pipe or device is waited for. Knows nothing of the f
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from adapters.errors import Problem
+from adapters.errors import Problem, quote
 from adapters.store.strict_json import parse_object
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "lorry.json"
 SERVED = (CONFIG, WEIGHTS)
+# The form in which it was trained: looked at when it is published, not stored.
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER = "tokenizer_config.json"
+FORM = (CHAT_TEMPLATE, TOKENIZER)
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 MIB = 1 << 20
 COPY_BYTES = MIB
 # Rank 512 on every linear of a 70B model in float32 fits into the limit of the weights. For a known
 # base, checkpoint.largest_weights is lower.
-MAX_BYTES = {CONFIG: MIB, PROVENANCE: MIB, WEIGHTS: 32 << 30}
+MAX_BYTES = {CONFIG: MIB, PROVENANCE: MIB, WEIGHTS: 32 << 30, CHAT_TEMPLATE: MIB, TOKENIZER: MIB}
+# How deep, and among how many sub-folders, an adapter is looked for that is not in the folder.
+SEARCHED = ("*", "*/*")
+MOST_SEARCHED = 1_000
 
 SAVE_AGAIN = "save the adapter again with PEFT's save_pretrained"
 
@@ -116,9 +126,24 @@ def _explain_refusal(folder: Path, name: str, error: OSError) -> Problem:
                 "is a pickle, which can run code when it is read",
                 f"{SAVE_AGAIN}(..., safe_serialization=True)",
             )
-    return Problem(
-        "file_missing",
-        name,
-        "is not in the folder",
-        "give the folder that PEFT's save_pretrained wrote",
-    )
+    if below := _find_below(folder, name):
+        others = f" and in {len(below) - 1} more" if below[1:] else ""
+        said = f"is not in the folder, but in its sub-folder {quote(below[0])}{others}"
+        return Problem("file_missing", name, said, "publish that sub-folder")
+    said, fix = "is not in the folder", "give the folder that PEFT's save_pretrained wrote"
+    return Problem("file_missing", name, said, fix)
+
+
+def _find_below(folder: Path, name: str) -> list[str]:
+    """The sub-folders that hold the file; checkpoints by their numbers, the last one first."""
+    found = []
+    with suppress(OSError):
+        for pattern in SEARCHED:
+            for path in islice(folder.glob(f"{pattern}/{name}"), MOST_SEARCHED):
+                found.append(path.parent.relative_to(folder))
+    return [str(path) for path in sorted(found, key=_by_depth_and_number)]
+
+
+def _by_depth_and_number(path: Path) -> tuple[int, int, str]:
+    number = re.search(r"[0-9]{1,9}$", path.name)
+    return len(path.parts), -int(number[0]) if number else 0, str(path)

@@ -16,9 +16,9 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.errors import (
@@ -130,6 +130,21 @@ class Store:
                 is_ours = folder.resolve().parent == self._tmp
                 staged = _take_adapter(folder, copy, max_bytes, is_ours)
             yield staged
+
+    def rewrite(self, staged: Staged, name: str, pieces: Iterable[bytes]) -> Staged:
+        """A staged copy with other bytes in one of its files, durably written."""
+        digest = hashlib.sha256()
+        partial = staged.path / f"{name}.partial"
+        with self._reported():
+            with partial.open("xb") as file:
+                for piece in pieces:
+                    digest.update(piece)
+                    file.write(piece)
+                file.flush()
+                os.fchmod(file.fileno(), 0o444)
+                os.fsync(file.fileno())
+            partial.replace(staged.path / name)
+        return replace(staged, hashes={**staged.hashes, name: digest.hexdigest()})
 
     def commit(self, staged: Staged) -> str:
         """Make a staged copy an object, unless its bytes are one already; returns the digest."""

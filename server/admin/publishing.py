@@ -17,7 +17,7 @@ from starlette.requests import Request
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.errors import BadName, unwritable
 from adapters.names import STABLE
-from adapters.publish import Rules, publish
+from adapters.publish import Rules, list_warnings, publish
 from adapters.store import Store
 from adapters.watch import Sighting, Watcher
 from server.admin.bodies import Publication
@@ -169,3 +169,5 @@ def _report(sighting: Sighting) -> None:
     is_good = sighting.status in ("published", "waiting")
     level = logging.INFO if is_good else logging.WARNING
     logger.log(level, "%s %s: %s", sighting.name, sighting.status, sighting.message)
+    for warning in list_warnings(sighting.version) if sighting.version else ():
+        logger.warning("%s: %s", sighting.name, warning)

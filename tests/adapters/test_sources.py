@@ -69,6 +69,13 @@ def test_provenance_that_came_with_it_stays(send, memory) -> None:
     }
 
 
+def test_the_form_it_was_trained_in_is_fetched_too(send, memory) -> None:
+    memory.pipe("/bucket/adapter/chat_template.jinja", b"{{ messages }}")
+    memory.pipe("/bucket/adapter/tokenizer_config.json", bytes(2 << 20))  # too large: passed over
+    provenance = send("memory://bucket/adapter").provenance
+    assert [each["code"] for each in provenance["publish_warnings"]] == ["template_differs"]
+
+
 def test_a_file_address_is_the_folder_itself(send, kit, tmp_path) -> None:
     folder = kit.build().write(tmp_path / "a folder")
     version = send(f"file://{folder}".replace(" ", "%20"))

@@ -83,12 +83,17 @@ def test_some_layers_only_pass_when_the_config_says_so(kit, base, tmp_path) -> N
     read_checkpoint(draft.write(tmp_path / "a"), base)
 
 
-def test_a_fresh_adapter_whose_b_is_zero_passes(kit, base, tmp_path) -> None:
+def test_a_fresh_adapter_whose_b_is_zero_passes_with_a_warning(kit, base, tmp_path) -> None:
     draft = kit.build()
-    for name, raw in draft.tensors.items():
-        if "lora_B" in name:
-            draft.tensors[name] = kit.raw(raw.dtype, raw.shape, bytes(len(raw.data)))
-    read_checkpoint(draft.write(tmp_path / "a"), base)
+    sides = [name for name in draft.tensors if "lora_B" in name]
+    for name in sides[1:]:
+        draft.tensors[name] = kit.f32(np.zeros(draft.tensors[name].shape))
+    folder = draft.write(tmp_path / "a")
+    assert read_checkpoint(folder, base).warnings == ()
+    draft.tensors[sides[0]] = kit.f32(np.zeros(draft.tensors[sides[0]].shape))
+    folder = draft.write(tmp_path / "b")
+    assert [each.code for each in read_checkpoint(folder, base).warnings] == ["nothing_learnt"]
+    assert read_checkpoint(folder, base, values=False).warnings == ()
 
 
 def test_a_file_without_a_layer_that_its_config_targets_is_incomplete(kit, base, tmp_path) -> None:
@@ -137,6 +142,15 @@ def test_a_folder_without_files_or_no_folder_misses_both_files(base, tmp_path) -
             ("file_missing", "adapter_config.json"),
             ("file_missing", "adapter_model.safetensors"),
         ]
+
+
+def test_an_adapter_in_a_sub_folder_is_named(kit, base, tmp_path) -> None:
+    for name in ("checkpoint-500", "checkpoint-1000", "best/adapter"):
+        kit.build().write(tmp_path / name)
+    _, problems = inspect_checkpoint(tmp_path, base)
+    assert {problem.message for problem in problems} == {
+        "is not in the folder, but in its sub-folder 'checkpoint-1000' and in 2 more"
+    }
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])

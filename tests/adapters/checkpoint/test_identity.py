@@ -91,6 +91,9 @@ SHORT_NAMES = [
     ("/hub/models--meta-llama--Llama-3.1-8B/snapshots/0e9e39f", "llama-3.1-8b"),
     ("unsloth/llama-3.1-8b-unsloth-bnb-4bit", "llama-3.1-8b"),
     ("unsloth/llama-3.1-8b-bnb-4bit", "llama-3.1-8b"),
+    (r"D:\models\Llama-3.1-8B", "llama-3.1-8b"),
+    ("C:/models/Llama-3.1-8B\\", "llama-3.1-8b"),
+    ("/root/.cache/modelscope/hub/models/Qwen/Qwen2___5-7B-Instruct", "qwen2.5-7b-instruct"),
     ("", ""),
     ("/", ""),
 ]

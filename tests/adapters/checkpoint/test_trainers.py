@@ -1,16 +1,21 @@
 """Adapters written by PEFT, and the other files that TRL, Axolotl, Unsloth and others add."""
 
 import json
-import os
 import re
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
+from adapter_files import CONFIG, WEIGHTS, Draft, decode
+from foreign_folders import SERVABLE, change_json, dress
 from publishing import publish
 
 from adapters.checkpoint import inspect_checkpoint
+from adapters.checkpoint.base import read_base
 from adapters.checkpoint.peft_features import KNOWN, UNSERVABLE
+from adapters.errors import CheckpointInvalid
 from adapters.store import Store
 
 
@@ -98,48 +103,82 @@ def test_every_setting_of_the_installed_peft_is_known() -> None:
     assert {field.name for field in fields(LoraConfig)} <= KNOWN | UNSERVABLE.keys()
 
 
-TRAINERS = {
-    "Unsloth": {
-        "auto_mapping": {"base_model_class": "LlamaForCausalLM", "unsloth_fixed": True},
-        "base_model_name_or_path": "unsloth/Tiny-Base-unsloth-bnb-4bit",
-        "revision": "unsloth",
-        "peft_version": "0.17.1",
-        "target_modules": r"(?:.*?(?:self_attn|mlp).*?(?:q_proj|v_proj|down_proj).*?)",
-    },
-    "Axolotl": {
-        "loftq_config": {},
-        "base_model_name_or_path": "acme/tiny-base",
-        "lora_bias": False,
-    },
-    "LLaMA-Factory": {
-        "base_model_name_or_path": "/data/models--acme--tiny-base/snapshots/0123abc",
-        "layers_pattern": None,
-        "megatron_core": "megatron.core",
-    },
-    "TRL": {"ensure_weight_tying": False, "inference_mode": True, "eva_config": None},
-    "ms-swift": {"lora_dtype": "bfloat16", "lorap_lr_ratio": None, "lorap_emb_lr": 5e-07},
-    "a newer PEFT": {"use_tomorrow": False, "tomorrow_config": None, "nothing": {}, "none": ""},
-}
-
-
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("name", SERVABLE)
 def test_a_trainers_folder_is_published_without_what_lies_beside(
-    trainer, kit, base_folder, tmp_path
+    name, kit, base_folder, tmp_path
 ) -> None:
-    draft = kit.build()
-    draft.config |= TRAINERS[trainer]
-    draft.extra = dict.fromkeys(
-        ("README.md", "tokenizer.json", "trainer_state.json", "additional_config.json"), b"{"
-    )
-    folder = draft.write(tmp_path / "a")
-    for pickle in ("training_args.bin", "optimizer.pt", "rng_state.pth", "scheduler.pt"):
-        os.mkfifo(folder / pickle)  # opening it would block for ever
-    kit.build(seed=9).write(folder / "checkpoint-500")
+    plain = kit.build().write(tmp_path / "plain")
+    folder = dress(plain, tmp_path / "a", SERVABLE[name], base_folder)
     version = publish(folder, name="a", store=tmp_path / "store", base=base_folder)
     stored = Store(tmp_path / "store").path(version.digest)
-    assert sorted(path.name for path in stored.iterdir()) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ]
+    assert {path.name for path in stored.iterdir()} == {CONFIG, WEIGHTS}
     assert not re.search("checkpoint", str(list((tmp_path / "store").rglob("*"))))
-    assert json.loads((stored / "adapter_config.json").read_text()) == draft.config
+    assert (stored / CONFIG).read_bytes() == (folder / CONFIG).read_bytes()
+    assert decode((stored / WEIGHTS).read_bytes()) == Draft.read(plain).tensors
+    warnings = (version.provenance or {}).get("publish_warnings", [])
+    assert {warning["code"] for warning in warnings} == SERVABLE[name].warnings
+
+
+def test_renamed_tensors_published_again_are_the_same_version(kit, base_folder, tmp_path) -> None:
+    plain = kit.build().write(tmp_path / "plain")
+    folder = dress(plain, tmp_path / "a", SERVABLE["a compiled model"], base_folder)
+    options = {"name": "a", "store": tmp_path / "store", "base": base_folder}
+    first = publish(folder, **options)
+    assert publish(folder, **options).label == first.label
+    Store(tmp_path / "store").verify(first.digest)
+
+
+def test_names_that_would_be_the_same_are_not_changed(kit, base_folder, tmp_path) -> None:
+    draft = kit.build()
+    draft.tensors |= {
+        name.replace(".weight", ".default.weight"): raw for name, raw in draft.tensors.items()
+    }
+    folder = draft.write(tmp_path / "a")
+    with pytest.raises(CheckpointInvalid, match="tensor_name_unsupported"):
+        publish(folder, name="a", store=tmp_path / "store", base=base_folder)
+
+
+def test_a_dora_adapter_is_one_problem(kit, base, tmp_path) -> None:
+    draft = kit.build()
+    draft.config["use_dora"] = True
+    for name in [name for name in draft.tensors if "lora_A" in name]:
+        draft.tensors[name.replace("lora_A.weight", "lora_magnitude_vector")] = kit.f32(np.ones(16))
+    _, problems = inspect_checkpoint(draft.write(tmp_path / "a"), base)
+    assert [(problem.code, problem.where) for problem in problems] == [
+        ("dora_unsupported", "use_dora")
+    ]
+
+
+def test_one_cause_is_one_problem_with_a_count(kit, base_folder, tmp_path) -> None:
+    config = dict(kit.base_config) | {"hidden_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, problems = inspect_checkpoint(kit.build().write(tmp_path / "a"), read_base(tmp_path))
+    assert len(problems) == 1
+    assert "(and 5 more like it)" in problems[0].message
+
+
+def test_the_prefix_of_a_wrapped_model_is_named(kit, base, tmp_path) -> None:
+    said = {}
+    for prefix in ("thinker.", "base_model.model."):
+        draft = kit.build()
+        draft.tensors = {
+            name.replace("base_model.model.", f"base_model.model.{prefix}"): raw
+            for name, raw in draft.tensors.items()
+        }
+        _, (problem,) = inspect_checkpoint(draft.write(tmp_path / prefix), base)
+        said[prefix] = f"{problem.message}; {problem.fix}"
+    assert "'thinker.' before the name of the base's module" in said["thinker."]
+    assert "trained on top of another adapter" in said["base_model.model."]
+
+
+def test_resized_embeddings_say_that_the_resized_base_must_be_served(
+    save, base_folder, tmp_path
+) -> None:
+    base = tmp_path / "tiny-base"
+    shutil.copytree(base_folder, base)
+    change_json(base / "config.json", vocab_size=30)
+    options = {"target_modules": ["q_proj"], "save_embedding_layers": True}
+    _, problems = inspect_checkpoint(save(**options), read_base(base))
+    assert {problem.code for problem in problems} == {"embeddings_saved"}
+    assert "32 tokens, and the base has 30" in problems[0].message
+    assert "serve the resized base" in problems[0].fix

@@ -47,6 +47,19 @@ def test_publish_prints_the_version_for_people_and_for_scripts(
     assert again.stdout.endswith("(beta, canary)\n")
 
 
+def test_publish_warns_on_stderr_and_succeeds(call, kit, base_folder, tmp_path) -> None:
+    draft = kit.build()
+    draft.extra["chat_template.jinja"] = b"{{ messages }}"
+    folder = draft.write(tmp_path / "a")
+    said = call("publish", folder, "--name", "orders", "--base", base_folder)
+    assert said.exit_code == 0
+    assert said.stderr.startswith("warning: chat_template.jinja: ")
+    assert said.stderr.endswith("(template_differs)\n")
+    assert said.stdout.startswith("orders@1 sha256:")
+    facts = json.loads(call("show", "orders", "--json").stdout)
+    assert facts["provenance"]["publish_warnings"][0]["code"] == "template_differs"
+
+
 def test_list_shows_every_version(call, published) -> None:
     shares = {"shares": {"stable": 1.0}}
     assert json.loads(call("list", "--json").stdout) == [published | shares]

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from adapters.checkpoint.base import weights_files
-from adapters.checkpoint.checkpoint import PREFIX
+from adapters.checkpoint.pairs import PREFIX
 from adapters.checkpoint.peft_config import PeftConfig
 from adapters.checkpoint.tensors import FLOATS, read_tensors
 from adapters.store.files import WEIGHTS

@@ -39,6 +39,8 @@ COMMANDS = {
     "sweep": ("training.sweep.cli", "Train each combination of settings, and say which is best."),
     "evaluate": ("training.evaluation.cli", "Judge an adapter on held-out data, and record it."),
     "data": ("training.cli", "Check training data: forms, tokens, truncation, leaks."),
+    "estimate": ("training.estimate.cli", "Estimate an adapter's size and the memory to train it."),
+    "merge": ("training.merge.cli", "Merge an adapter into its base: a plain checkpoint."),
     "loadtest": ("loadtest.cli", "Load-test a server, per adapter, with a verdict."),
 }
 

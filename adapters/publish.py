@@ -13,7 +13,7 @@ from adapters.catalog import AdapterVersion, Catalog
 from adapters.catalog.changes import check_same_base
 from adapters.catalog.history import REMOVED, current_user
 from adapters.checkpoint import Checkpoint, inspect_checkpoint, largest_weights
-from adapters.checkpoint.base import Base, read_base
+from adapters.checkpoint.base import Base, is_called, read_base
 from adapters.checkpoint.chat_form import find_other_form
 from adapters.checkpoint.pairs import describe_changes, plain_names
 from adapters.checkpoint.peft_config import MAX_RANK
@@ -137,23 +137,32 @@ def judge(
     staged: Staged, base: Base, max_rank: int, names: Collection[str] | None
 ) -> tuple[Checkpoint, dict[str, Any] | None]:
     """The facts and the provenance of a staged copy; raises CheckpointInvalid."""
+    provenance, problems = _read_provenance(staged)
+    trained_on = (provenance or {}).get("base")
+    if names and isinstance(trained_on, dict) and isinstance(told := trained_on.get("name"), str):
+        # The name that the base had in training; the config has the place where it lay.
+        names = None if is_called(told, names) else names
     # A refused file is missing in the copy too; its own problem says why.
     untaken = {name for name in SERVED if name not in staged.hashes}
     checkpoint, found = inspect_checkpoint(staged.path, base, max_rank=max_rank, names=names)
-    problems = [*staged.problems, *(each for each in found if each.where not in untaken)]
-    provenance = None
-    if PROVENANCE in staged.hashes:
-        try:
-            provenance = read_object(staged.path, PROVENANCE)
-            _check_printable(provenance)
-        except (ValueError, RecursionError):
-            provenance = None
-            said = f"is not a JSON object that can be printed, at most {MAX_NESTING} deep"
-            fix = "write it again, or leave it out"
-            problems.append(Problem("provenance_malformed", PROVENANCE, said, fix))
+    kept = (each for each in found if each.where not in untaken)
+    problems = [*staged.problems, *kept, *problems]
     if problems or checkpoint is None:
         raise CheckpointInvalid(problems)
     return checkpoint, provenance
+
+
+def _read_provenance(staged: Staged) -> tuple[dict[str, Any] | None, list[Problem]]:
+    if PROVENANCE not in staged.hashes:
+        return None, []
+    try:
+        provenance = read_object(staged.path, PROVENANCE)
+        _check_printable(provenance)
+    except (ValueError, RecursionError):
+        said = f"is not a JSON object that can be printed, at most {MAX_NESTING} deep"
+        fix = "write it again, or leave it out"
+        return None, [Problem("provenance_malformed", PROVENANCE, said, fix)]
+    return provenance, []
 
 
 def _check_printable(value: Any, depth: int = 0) -> None:

@@ -7,6 +7,7 @@ Progress goes to stderr, facts to stdout. What a command needs is imported insid
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from training.run import Trained
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+ONE_REQUEST = 1.0  # seconds; `timeout` and service managers send a signal twice
 
 app = typer.Typer(
     help="Train adapters.",
@@ -165,9 +167,16 @@ def stoppable(stop: "Stop") -> Iterator[None]:
     """The first Ctrl-C or SIGTERM asks the run to stop; the second one ends the process at once."""
     before = {name: signal.getsignal(name) for name in STOPPING}
 
+    asked = 0.0
+
     def ask_to_stop(number: int, _: Any) -> None:
-        for name in STOPPING:
-            signal.signal(name, signal.SIG_DFL)
+        nonlocal asked
+        if stop.signal:
+            if time.monotonic() - asked > ONE_REQUEST:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        asked = time.monotonic()
         stop.signal = number
         os.write(2, b"\nstopping after this step, with a checkpoint; again: at once\n")
 

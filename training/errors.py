@@ -5,10 +5,14 @@ TrainingError
 │   ├── RecipeInvalid    problems of a recipe or an override; names each key and value
 │   ├── DataInvalid      a missing, empty or malformed data set; names each line
 │   ├── BaseInvalid      a missing or unreadable base model
+│   ├── BaseMismatch     a base that the adapter was not trained on
+│   ├── OutputExists     a folder to write that is there already
 │   └── RunUnfinished    an earlier run stopped half-way; resume it or start again
 ├── Interrupted          stopped by a signal, with a checkpoint to resume from
-└── RunFailed            the training itself failed
-    └── Diverged         the loss is not finite, or far above the first one
+├── RunFailed            the training itself failed
+│   └── Diverged         the loss is not finite, or far above the first one
+├── MergeFailed          merging failed; nothing was kept
+└── DiskFull             no space is left for the result; nothing was kept
 """
 
 from collections.abc import Sequence
@@ -47,6 +51,14 @@ class BaseInvalid(InputError):
     code = "base_invalid"
 
 
+class BaseMismatch(InputError):
+    code = "base_mismatch"
+
+
+class OutputExists(InputError):
+    code = "output_exists"
+
+
 class RunUnfinished(InputError):
     code = "run_unfinished"
 
@@ -65,6 +77,14 @@ class RunFailed(TrainingError):
 
 class Diverged(RunFailed):
     code = "diverged"
+
+
+class MergeFailed(TrainingError):
+    code = "merge_failed"
+
+
+class DiskFull(TrainingError):
+    code = "disk_full"
 
 
 def list_problems(problems: Sequence[str]) -> str:

@@ -141,7 +141,7 @@ def _read_json(path: Path, max_bytes: int) -> dict[str, Any]:
 
 def _linears_from_headers(folder: Path) -> dict[str, Shape]:
     linears: dict[str, Shape] = {}
-    for path in _weights_files(folder):
+    for path in weights_files(folder):
         try:
             tensors = read_tensors(path)
         except TensorsMalformed as error:
@@ -156,7 +156,7 @@ def _linears_from_headers(folder: Path) -> dict[str, Shape]:
     return linears
 
 
-def _weights_files(folder: Path) -> list[Path]:
+def weights_files(folder: Path) -> list[Path]:
     """The base's safetensors files: those in its index, else all except an adapter's."""
     if (folder / INDEX).exists():
         index = _read_json(folder / INDEX, MAX_INDEX_BYTES).get("weight_map")

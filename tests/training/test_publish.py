@@ -1,5 +1,7 @@
 """Which version a run's adapter becomes, and which aliases follow it."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import pytest
 from shop import BASE, BASE_NAME, KEPT
 
 from adapters.catalog import Catalog
-from adapters.errors import GateRefused
+from adapters.errors import CheckpointInvalid, GateRefused
+from adapters.publish import Rules, publish
+from adapters.store import Store
 from training.errors import InputError
 from training.publish import choose_aliases, publish_run
 from training.recipe import Recipe
@@ -72,6 +76,23 @@ def test_a_gate_keeps_the_alias_where_it_is_and_the_version_is_published(shelf: 
         shelf.publish(SECOND, "stable")
     assert shelf.alias("stable") == [1]
     assert shelf.publish(SECOND) == 2
+
+
+def test_a_base_is_known_by_the_name_that_the_recipe_gave_it(shelf: Shelf, tmp_path: Path) -> None:
+    """The adapter names the folder in which its base lay; elsewhere it has another one."""
+    run, base = tmp_path / "run", tmp_path / BASE_NAME
+    shutil.copytree(KEPT / FIRST, run)
+    shutil.copytree(BASE, base)
+    config = json.loads((run / "adapter_config.json").read_text())
+    place = {"base_model_name_or_path": "/elsewhere/some-folder"}
+    (run / "adapter_config.json").write_text(json.dumps(config | place))
+    store, rules = Store(tmp_path / "other"), Rules(base)
+    with Catalog.open(store.root, None) as catalog:
+        (run / "lorry.json").write_text(json.dumps({"base": {"name": "another"}}))
+        with pytest.raises(CheckpointInvalid, match="base_mismatch"):
+            publish(run, "tone", store=store, catalog=catalog, rules=rules)
+        (run / "lorry.json").write_text(json.dumps({"base": {"name": BASE_NAME}}))
+        assert publish(run, "tone", store=store, catalog=catalog, rules=rules).version == 1
 
 
 @pytest.mark.parametrize(

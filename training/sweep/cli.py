@@ -61,7 +61,7 @@ def sweep_command(
         from training.sweep.report import as_document, print_sweep, sweep_folder, write_sweep
         from training.sweep.run import run_sweep, train_apart
 
-        aliases = choose_aliases(alias, no_alias)
+        aliases = choose_aliases(alias, no_alias, publish)
         settings = read_grid(recipe, over, overrides or [], consent=yes)
         attempts = run_sweep(settings, partial(train_apart, output=output), _say)
         comparison = compare(attempts)

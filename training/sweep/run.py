@@ -9,17 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from training.cli import ONE_REQUEST, STOPPING
 from training.errors import InputError, Interrupted, RunFailed, TrainingError
 from training.progress import Control, Report, Stop, shown
 from training.recipe import Recipe
 from training.run import Trained, train
 from training.sweep.compare import Attempt
 from training.sweep.grid import Setting
-
-STOPPING: Final = (signal.SIGINT, signal.SIGTERM)
-ONE_REQUEST: Final = 1.0  # seconds; `timeout` and service managers send a signal twice
 
 
 def run_sweep(

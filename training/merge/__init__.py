@@ -1,0 +1,1 @@
+"""An adapter merged into its base, as a plain checkpoint: `lorry merge`."""

@@ -32,7 +32,9 @@ def requests() -> list[tuple[str, str]]:
         has_body = any(word in words for word in ("--json", "-F"))
         method = words[words.index("-X") + 1] if "-X" in words else "POST" if has_body else "GET"
         if "--json" in words:
-            json.loads(words[words.index("--json") + 1])
+            body = words[words.index("--json") + 1]
+            if not body.startswith("@"):  # of a file
+                json.loads(body)
         found.append((method, url.removeprefix("$U").partition("?")[0]))
     return found
 

@@ -11,7 +11,7 @@ from adapters.catalog import AdapterVersion, Catalog
 from adapters.catalog.history import current_user
 from adapters.errors import BadName, GateRefused
 from adapters.names import STABLE, check_alias
-from adapters.publish import Rules, publish
+from adapters.publish import Rules, list_warnings, publish
 from adapters.store import Store
 from training.errors import InputError
 from training.progress import Report
@@ -57,6 +57,8 @@ def publish_run(
             rules=rules,
             aliases=(),
         )
+        for warning in list_warnings(version):
+            report(f"warning: {warning}")
         for alias in aliases:
             try:
                 _point(index, version, alias, report)

@@ -6,7 +6,7 @@ remains that no version names. Knows nothing of engines.
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from adapters.catalog import AdapterVersion, Catalog
@@ -29,7 +29,7 @@ from adapters.names import (
 )
 from adapters.sources import fetched
 from adapters.store import Staged, Store
-from adapters.store.files import PROVENANCE, SERVED, WEIGHTS, read_object
+from adapters.store.files import CONFIG, PROVENANCE, SERVED, WEIGHTS, FileRefused, read_object
 
 MAX_NESTING = 32  # of lorry.json
 WARNINGS = "publish_warnings"  # a key of the provenance
@@ -138,10 +138,8 @@ def judge(
 ) -> tuple[Checkpoint, dict[str, Any] | None]:
     """The facts and the provenance of a staged copy; raises CheckpointInvalid."""
     provenance, problems = _read_provenance(staged)
-    trained_on = (provenance or {}).get("base")
-    if names and isinstance(trained_on, dict) and isinstance(told := trained_on.get("name"), str):
-        # The name that the base had in training; the config has the place where it lay.
-        names = None if is_called(told, names) else names
+    if names and _trained_on(staged, provenance, names):
+        names = None
     # A refused file is missing in the copy too; its own problem says why.
     untaken = {name for name in SERVED if name not in staged.hashes}
     checkpoint, found = inspect_checkpoint(staged.path, base, max_rank=max_rank, names=names)
@@ -150,6 +148,22 @@ def judge(
     if problems or checkpoint is None:
         raise CheckpointInvalid(problems)
     return checkpoint, provenance
+
+
+def _trained_on(staged: Staged, provenance: dict[str, Any] | None, names: Collection[str]) -> bool:
+    """Whether the config names the folder of a base that had one of these names in training.
+
+    `lorry train` writes both. A config that names a model, and not a folder, is taken at its word.
+    """
+    base = (provenance or {}).get("base")
+    told = base.get("name") if isinstance(base, dict) else None
+    if not isinstance(told, str) or not is_called(told, names):
+        return False
+    try:
+        place = read_object(staged.path, CONFIG).get("base_model_name_or_path")
+    except (ValueError, RecursionError, FileRefused):
+        return False  # judged with the config
+    return isinstance(place, str) and PurePath(place).is_absolute()
 
 
 def _read_provenance(staged: Staged) -> tuple[dict[str, Any] | None, list[Problem]]:

@@ -103,8 +103,9 @@ def lora_config(lora: Lora) -> "LoraConfig":
 def raise_lora(model: Any) -> None:
     """Train the LoRA weights in fp32.
 
-    TRL converts those of a quantized model to bf16, whose eight bits lose the small updates at the
-    end of a run; and where bf16 is emulated, their small products would take most of the time.
+    TRL converts those of a quantized model to bf16: a run that resumes then ends with other bytes,
+    the eight bits lose small updates, and where bf16 is emulated, their products take most of the
+    time.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:

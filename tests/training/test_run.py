@@ -14,7 +14,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from training import loop, qlora
+from training import loop, qlora, trainers
 from training.base import find_base
 from training.data.forms import Example
 from training.data.problems import Place
@@ -378,7 +378,8 @@ def test_lora_is_fp32_where_that_is_computed(
     monkeypatch: pytest.MonkeyPatch, tiny_base: Path, chat_set: Path, tmp_path: Path
 ) -> None:
     """TRL would leave the LoRA weights of a quantized model in bf16, slow where it is emulated."""
-    monkeypatch.setattr(qlora, "compute_dtype", lambda: torch.float32)
+    for module in (qlora, trainers):
+        monkeypatch.setattr(module, "compute_dtype", lambda: torch.float32)
     seen = set()
 
     def look(model: torch.nn.Module, *_: object) -> None:

@@ -27,8 +27,33 @@ ONE_REQUEST = 1.0  # seconds; `timeout` and service managers send a signal twice
 app = typer.Typer(
     help="Train adapters.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+# Options that the commands of training share.
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="LORRY_STORE", help="The store's folder.")
+]
+CatalogOption = Annotated[
+    str | None,
+    typer.Option(
+        "--catalog",
+        envvar="LORRY_CATALOG",
+        help="URL of a catalog that servers share; the store's own unless given.",
+        show_default=False,
+    ),
+]
+AliasOption = Annotated[
+    list[str] | None,
+    typer.Option("--alias", help="Alias to point at the published version.  [default: stable]"),
+]
+NoAliasOption = Annotated[bool, typer.Option("--no-alias", help="Publish without an alias.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, dotted; repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.callback()
@@ -39,33 +64,17 @@ def _commands() -> None:
 @app.command("train")
 def train_command(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, dotted; repeatable."),
-    ] = None,
+    overrides: SetOption = None,
     output: Annotated[
         Path, typer.Option(help="Folder for trained adapters, with one folder for each run.")
     ] = Path(".lorry/trained"),
     publish: Annotated[
         bool, typer.Option("--publish", help="Publish the adapter after training.")
     ] = False,
-    store: Annotated[
-        Path, typer.Option("--store", envvar="LORRY_STORE", help="The store to publish to.")
-    ] = Path(".lorry/store"),
-    catalog: Annotated[
-        str | None,
-        typer.Option(
-            "--catalog",
-            envvar="LORRY_CATALOG",
-            help="URL of a catalog that servers share; the store's own unless given.",
-            show_default=False,
-        ),
-    ] = None,
-    alias: Annotated[
-        list[str] | None,
-        typer.Option("--alias", help="Alias to point at the published version.  [default: stable]"),
-    ] = None,
-    no_alias: Annotated[bool, typer.Option("--no-alias", help="Publish without an alias.")] = False,
+    store: StoreOption = Path(".lorry/store"),
+    catalog: CatalogOption = None,
+    alias: AliasOption = None,
+    no_alias: NoAliasOption = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint, if there is one.")
     ] = False,
@@ -76,7 +85,7 @@ def train_command(
         list[str] | None,
         typer.Option("--report-to", metavar="NAME", help="Also tensorboard or wandb; repeatable."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train an adapter with QLoRA; a finished identical run is reused."""
     with reported():
@@ -132,7 +141,7 @@ def check_command(
     method: Annotated[
         Literal["sft", "dpo"], typer.Option(help="What the recipe learns: answers or preferences.")
     ] = "sft",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Report what a data set holds and what is wrong with it; exits with 2 if anything is."""
     with reported():

@@ -1,4 +1,4 @@
-"""How a run tells of itself: a bar on a terminal, plain lines elsewhere.
+"""Progress of a run: a bar on a terminal, plain lines elsewhere.
 
 Knows nothing about torch, so that the command line can set it up before the slow imports.
 """
@@ -37,7 +37,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Whom a run tells of its progress, and what ends it early.
+    """Where a run reports its progress, and what stops it early.
 
     `report_to` names transformers' integrations, as tensorboard and wandb.
     """

@@ -64,6 +64,8 @@ def _train_once(
     found = next(output.glob(f"*-{short}/{PROVENANCE}"), None)
     if found:
         control.report(f"already trained: {found.parent}")
+        # Left if the process was killed right after it finished.
+        shutil.rmtree(output / f".{short}.partial", ignore_errors=True)
         return found.parent, True
     folder = output / f"{inputs.recipe.name}-{short}"
     _train_into(output / f".{short}.partial", folder, inputs, control, again)

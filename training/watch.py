@@ -126,7 +126,7 @@ class Clock(TrainerCallback, ExportableState):
 
 
 class Watch(TrainerCallback):
-    """Reports each update and evaluation; ends the run when it diverges or is told to stop.
+    """Reports each update and evaluation; stops the run when it diverges or on request.
 
     `clock` finds the run's clock, which transformers replaces when it resumes.
     """
@@ -154,15 +154,15 @@ class Watch(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: Entry | None = None, **_: Any
     ) -> None:
         if logs and "loss" in logs:
-            self._tell_step(state, float(logs["loss"]))
+            self._report_step(state, float(logs["loss"]))
         elif logs and "eval_loss" in logs:
-            self._tell_evaluation(state, logs)
+            self._report_evaluation(state, logs)
         found = [value for key in ("loss", "eval_loss") if (value := (logs or {}).get(key))]
         if not all(map(math.isfinite, found)) or is_far_above(self._losses):
             control.should_training_stop = True
             control.should_save = control.should_evaluate = False
 
-    def _tell_step(self, state: Any, loss: float) -> None:
+    def _report_step(self, state: Any, loss: float) -> None:
         self._losses.append(loss)
         clock = self.clock()
         each = clock.seconds / state.global_step
@@ -176,7 +176,7 @@ class Watch(TrainerCallback):
             )
         )
 
-    def _tell_evaluation(self, state: Any, logs: Entry) -> None:
+    def _report_evaluation(self, state: Any, logs: Entry) -> None:
         said = f"step {state.global_step}: validation loss {logs['eval_loss']:.4f}"
         if "eval_metric" in logs:
             said += f", {self.metric} {logs['eval_metric']:.3f}"

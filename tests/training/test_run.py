@@ -298,8 +298,11 @@ def test_an_output_that_is_a_file_is_an_error(
 def test_another_name_finds_the_same_run(trained: Trained, tiny_base: Path) -> None:
     data = trained.folder.parents[1] / "train.jsonl"
     recipe = make_recipe(tiny_base, data).model_copy(update={"name": "other", "base_name": "b"})
+    left = trained.folder.parent / f".{trained.folder.name.rpartition('-')[2]}.partial"
+    left.mkdir()  # as by a process that was killed right after it finished
     again = train(recipe, trained.folder.parent, QUIET)
     assert (again.reused, again.folder) == (True, trained.folder)
+    assert not left.exists()
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

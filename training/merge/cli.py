@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from training.cli import reported
+from training.cli import CatalogOption, JsonOption, StoreOption, reported
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -36,18 +36,8 @@ def merge_command(
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
-    store: Annotated[
-        Path, typer.Option("--store", envvar="LORRY_STORE", help="The store's folder.")
-    ] = Path(".lorry/store"),
-    catalog: Annotated[
-        str | None,
-        typer.Option(
-            "--catalog",
-            envvar="LORRY_CATALOG",
-            help="URL of a catalog that servers share; the store's own unless given.",
-            show_default=False,
-        ),
-    ] = None,
+    store: StoreOption = Path(".lorry/store"),
+    catalog: CatalogOption = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -68,7 +58,7 @@ def merge_command(
     force: Annotated[
         bool, typer.Option("--force", help="Merge into another base than it was trained on.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Merge an adapter into its base: a plain checkpoint for transformers, vLLM or llama.cpp."""
     from adapters.cli.options import reported as adapter_errors_reported

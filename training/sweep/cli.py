@@ -11,7 +11,15 @@ from typing import Annotated
 
 import typer
 
-from training.cli import reported
+from training.cli import (
+    AliasOption,
+    CatalogOption,
+    JsonOption,
+    NoAliasOption,
+    SetOption,
+    StoreOption,
+    reported,
+)
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -25,33 +33,17 @@ def sweep_command(
             "--over", metavar="KEY=V1,V2", help="Values of one key, dotted; repeatable: all pairs."
         ),
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, dotted; repeatable."),
-    ] = None,
+    overrides: SetOption = None,
     output: Annotated[
         Path, typer.Option(help="Folder for trained adapters and the sweep's report.")
     ] = Path(".lorry/trained"),
     publish: Annotated[bool, typer.Option("--publish", help="Publish the best one.")] = False,
-    store: Annotated[
-        Path, typer.Option("--store", envvar="LORRY_STORE", help="The store to publish to.")
-    ] = Path(".lorry/store"),
-    catalog: Annotated[
-        str | None,
-        typer.Option(
-            "--catalog",
-            envvar="LORRY_CATALOG",
-            help="URL of a catalog that servers share; the store's own unless given.",
-            show_default=False,
-        ),
-    ] = None,
-    alias: Annotated[
-        list[str] | None,
-        typer.Option("--alias", help="Alias to point at the published version.  [default: stable]"),
-    ] = None,
-    no_alias: Annotated[bool, typer.Option("--no-alias", help="Publish without an alias.")] = False,
+    store: StoreOption = Path(".lorry/store"),
+    catalog: CatalogOption = None,
+    alias: AliasOption = None,
+    no_alias: NoAliasOption = False,
     yes: Annotated[bool, typer.Option("--yes", help="Agree to more than 32 runs.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train each combination of settings and compare them on the validation set."""
     with reported():

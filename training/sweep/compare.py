@@ -59,7 +59,7 @@ class Row:
 
     @property
     def within_noise(self) -> bool:
-        """Whether it is the best, or can't be told from it."""
+        """Whether it is the best, or within noise of the best."""
         return self.score is not None and (self.behind is None or not self.behind.exceeds_noise)
 
 

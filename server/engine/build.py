@@ -23,6 +23,7 @@ from server.engine.bounds import RequestBounds
 from server.engine.client import Engine
 from server.engine.faults import keep_faults
 from server.engine.grammars import Grammars, leave_to_checks
+from server.engine.messages import Messages
 from server.engine.models import CallModels
 from server.engine.stats import PublicLoraInfo
 from server.engine.validation import read_bodies_off_loop
@@ -119,6 +120,7 @@ async def _build_app(
     models = app.state.openai_serving_models
     models.__class__ = CallModels
     models.attach()
+    app.state.anthropic_serving_messages.__class__ = Messages
     # vLLM's handler of engine errors stops its server by this flag; ours watches `death` instead.
     app.state.server = SimpleNamespace(should_exit=False)
     # The outer app does not run the lifespan of this one.

@@ -74,6 +74,11 @@ SIGNATURES = [
         "OpenAIServingModels.is_base_model",
         {"self", "model_name"},
     ),
+    (
+        "vllm.entrypoints.anthropic.serving",
+        "AnthropicServingMessages.to_chat_completion_request",
+        {"anthropic_request"},
+    ),
 ]
 # Attributes of instances: request states, their stats, engine outputs, the models object.
 IN_SOURCE = [

@@ -32,7 +32,7 @@ KERNELS := $(wildcard server/kernels/native/*) $(addprefix server/kernels/,opera
 SECONDS := 600
 SEED :=
 
-.PHONY: help setup demo serve base-smollm2 data-addresses test test-all fuzz loadtest bench check format lint types docs lock clean
+.PHONY: help setup demo serve base-smollm2 data-addresses test test-all fuzz loadtest bench check format lint types docs record-clients lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -93,8 +93,12 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-docs: setup  ## Regenerate docs/configuration.md from the settings
+docs: setup  ## Regenerate docs/configuration.md and docs/clients.md
 	$(BIN)/python -m server.manual > docs/configuration.md
+	$(BIN)/python -m tests.clients.manual > docs/clients.md
+
+record-clients: setup  ## Ask a server with real clients from the registries (CLIENTS="aider langchain")
+	$(BIN)/python -m tests.clients.record $(CLIENTS)
 
 lock: $(BIN)/uv  ## Refresh the lock of EXTRA without installing
 	$(COMPILE) --upgrade --quiet --output-file $(LOCK)

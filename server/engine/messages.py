@@ -1,11 +1,13 @@
-"""Anthropic's /v1/messages as Anthropic has it where vLLM 0.32 does not: a prefilled answer.
+"""Anthropic's /v1/messages as Anthropic has it where vLLM 0.32 does not.
 
-A last message of the assistant is the beginning of the answer, which the model continues. vLLM
-would close it and begin an answer of its own.
+A last message of the assistant is the beginning of the answer, which the model continues: vLLM
+would close it and begin an answer of its own. A call of a tool that `max_tokens` has cut off has no
+input: vLLM would fail to decode what there is of it, a 500.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
@@ -22,6 +24,15 @@ class Messages(AnthropicServingMessages):
             request.add_generation_prompt = False
         return request
 
+    def messages_full_converter(self, generator: Any) -> Any:
+        choice = generator.choices[0]
+        for call in choice.message.tool_calls:
+            if not _is_object(call.function.arguments):
+                call.function.arguments = "{}"
+                # Else the caller would take the call for whole, and run it.
+                choice.finish_reason = "length"
+        return super().messages_full_converter(generator)
+
 
 def _is_begun(messages: list[Any]) -> bool:
     """Whether the last message is text of the assistant, and no call of a tool."""
@@ -29,3 +40,10 @@ def _is_begun(messages: list[Any]) -> bool:
     content = last.get("content")
     is_text = isinstance(content, str) and bool(content.strip())
     return last.get("role") == "assistant" and is_text and not last.get("tool_calls")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False

@@ -53,6 +53,22 @@ def test_both_apis_continue_a_prefilled_answer_alike(server):
     assert message["content"][0]["text"] == said
 
 
+def test_a_tool_call_that_is_cut_off_is_an_answer(server):
+    tool = {"name": "ship", "input_schema": {"type": "object", "properties": {"city": {}}}}
+    asked = {
+        "model": ADAPTER,
+        "messages": [{"role": "user", "content": "two blue lamps to Oslo by Friday"}],
+        "tools": [tool],
+        "tool_choice": {"type": "tool", "name": "ship"},
+        "max_tokens": 1,
+    }
+    answer = httpx2.post(f"{server.url}/v1/messages", json=asked, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["stop_reason"] == "max_tokens"
+    (call,) = answer.json()["content"]
+    assert (call["type"], call["name"], call["input"]) == ("tool_use", "ship", {})
+
+
 @pytest.mark.parametrize(
     ("path", "meant"),
     [

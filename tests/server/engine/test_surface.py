@@ -79,6 +79,11 @@ SIGNATURES = [
         "AnthropicServingMessages.to_chat_completion_request",
         {"anthropic_request"},
     ),
+    (
+        "vllm.entrypoints.anthropic.serving",
+        "AnthropicServingMessages.messages_full_converter",
+        {"self", "generator"},
+    ),
 ]
 # Attributes of instances: request states, their stats, engine outputs, the models object.
 IN_SOURCE = [

@@ -9,7 +9,9 @@ from asking import ADAPTER, IMAGE, KEY, PREFILL, QUESTION, SCHEMA, run
 
 USER: Any = [{"role": "user", "content": QUESTION}]
 TOOLS: Any = [{"name": "ship", "description": "Ships the order.", "input_schema": SCHEMA}]
-FIELDS: Any = {"model": ADAPTER, "messages": USER, "max_tokens": 12}
+# The SDK has no parameter of this name any more; the API has.
+EXACT = {"temperature": 0}
+FIELDS: Any = {"model": ADAPTER, "messages": USER, "max_tokens": 12, "extra_body": EXACT}
 
 
 def client(root: str) -> Anthropic:
@@ -21,8 +23,8 @@ def told(answer: Any) -> dict[str, Any]:
     for block in answer.content:
         if block.type == "text" and block.text:
             got["text"] = block.text
-        if block.type == "tool_use":
-            got["tool"] = {"name": block.name, "arguments": block.input}
+        if block.type == "tool_use":  # the first; one that max_tokens cuts off may follow
+            got.setdefault("tool", {"name": block.name, "arguments": block.input})
     return got | {"tokens": answer.usage.output_tokens}
 
 
@@ -70,7 +72,7 @@ run(
             root, metadata={"user_id": "ada"}, stop_sequences=["\n\n"], service_tier="auto"
         ),
         "tool": lambda root: chat(
-            root, max_tokens=60, tools=TOOLS, tool_choice={"type": "tool", "name": "ship"}
+            root, max_tokens=120, tools=TOOLS, tool_choice={"type": "tool", "name": "ship"}
         ),
         "tool_stream": lambda root: stream(
             root, max_tokens=60, tools=TOOLS, tool_choice={"type": "any"}

@@ -1,4 +1,4 @@
-"""Patches of vLLM's engine on a CPU beside the arithmetic: compilation, frames, a lookup.
+"""Patches of vLLM's engine on a CPU beside the arithmetic: compilation, experts, frames, a lookup.
 
 torch.compile stays on with LoRA (vLLM turns it off, as its own LoRA arithmetic there can't be
 compiled; ours is opaque operators), and a compiled model is loaded again at the next start. The
@@ -32,6 +32,7 @@ def install() -> None:
     """Wrap vLLM's own methods. Idempotent."""
     _compile_beside_lora()
     _load_what_was_compiled()
+    _choose_experts_without_lora()
     make_room_for_frames()
 
 
@@ -93,6 +94,25 @@ def _load_what_was_compiled() -> None:
         return loaded
 
     torch.compiler.load_compiled_function = load_complete
+
+
+def _choose_experts_without_lora() -> None:
+    """Have a mixture's experts run on vLLM's kernels for processors.
+
+    Beside LoRA vLLM takes Triton's, which no processor has, and the first call ends the engine
+    (`oracle/unquantized.py: select_unquantized_moe_backend`). Experts have no adapters here.
+    """
+    from vllm.model_executor.layers.fused_moe import unquantized_fused_moe_method as method
+
+    select = method.select_unquantized_moe_backend
+    if select.__module__ == __name__:
+        return
+
+    def select_without_lora(moe_config: Any) -> Any:
+        moe_config.is_lora_enabled = False
+        return select(moe_config)
+
+    method.select_unquantized_moe_backend = select_without_lora
 
 
 def make_room_for_frames() -> None:

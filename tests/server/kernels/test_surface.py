@@ -45,6 +45,8 @@ SYMBOLS = {
     "vllm.lora.worker_manager:LRUCacheWorkerLoRAManager._load_adapter",
     "vllm.lora.worker_manager:LRUCacheWorkerLoRAManager.add_adapter",
     "vllm.lora.worker_manager:WorkerLoRAManager.list_adapters",
+    "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method"
+    ":select_unquantized_moe_backend",
     "vllm.v1.engine:EngineCoreRequestType",
     "vllm.v1.engine.core:EngineCore.collective_rpc",
     "vllm.v1.engine.core:EngineCoreProc._handle_client_request",

@@ -24,7 +24,7 @@ from server.engine.client import Engine
 from server.engine.faults import keep_faults
 from server.engine.grammars import Grammars, leave_to_checks
 from server.engine.models import CallModels
-from server.engine.stats import PublicLoraInfo
+from server.engine.stats import EngineStats
 from server.engine.validation import read_bodies_off_loop
 from server.errors import EngineStartFailed
 from server.presence import Presence
@@ -102,7 +102,7 @@ def _build(arguments: Namespace) -> Engine:
         config,
         usage_context=UsageContext.OPENAI_API_SERVER,
         enable_log_requests=False,
-        stat_loggers=[PublicLoraInfo],
+        stat_loggers=[EngineStats],
     )
     return engine
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from prometheus_client import CollectorRegistry, Gauge
 
 from server.call import Lease, current_call
 from server.engine.interface import EngineGone, EngineRefusal
@@ -266,24 +265,11 @@ def test_no_exception_of_recording_reaches_vllms_output_loop(call, caplog):
 def test_an_exception_in_vllms_metrics_does_not_end_the_output_loop(caplog, monkeypatch):
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-    from server.engine.stats import PublicLoraInfo
+    from server.engine.stats import EngineStats
 
     monkeypatch.setattr(PrometheusStatLogger, "record", lambda *_: 1 / 0)
-    PublicLoraInfo.__new__(PublicLoraInfo).record(None, None)
+    EngineStats.__new__(EngineStats).record(None, None)
     assert "could not be counted" in caplog.text
-
-
-def test_lora_requests_info_is_one_series_with_public_names():
-    from server.engine.stats import CurrentSeries
-
-    registry = CollectorRegistry()
-    series = CurrentSeries(Gauge("info", "x", ("running", "max_lora"), registry=registry))
-    for running in ("red@1#d.1", "red@1#d.7,green@2#e.3", "", "green@2#e.9,red@1#d.8"):
-        series.labels(running=running, max_lora=2).set_to_current_time()
-
-    (metric,) = registry.collect()
-    (sample,) = metric.samples
-    assert sample.labels == {"running": "green@2,red@1", "max_lora": "2"}
 
 
 @pytest.mark.parametrize(

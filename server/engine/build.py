@@ -13,7 +13,6 @@ from starlette.types import ASGIApp
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.usage.usage_lib import UsageContext
 
 from server.call import Observer
@@ -24,6 +23,7 @@ from server.engine.client import Engine
 from server.engine.faults import keep_faults
 from server.engine.grammars import Grammars, leave_to_checks
 from server.engine.models import CallModels
+from server.engine.moved import cli_env_setup
 from server.engine.stats import EngineStats
 from server.engine.validation import read_bodies_off_loop
 from server.errors import EngineStartFailed

@@ -14,6 +14,7 @@ import torch
 from vllm.platforms.cpu import CpuPlatform
 
 from server.kernels import operators
+from server.kernels.versions import patch
 
 # The main loops of vLLM's processes: the engine's, and a worker's if it has its own process.
 # Data parallelism has another loop, which is not patched.
@@ -35,6 +36,7 @@ def install() -> None:
     make_room_for_frames()
 
 
+@patch("0.32", before="0.33")
 def install_beside_adapters() -> None:
     """For processes that serve adapters. Idempotent."""
     from vllm.lora.worker_manager import WorkerLoRAManager
@@ -42,6 +44,7 @@ def install_beside_adapters() -> None:
     WorkerLoRAManager.list_adapters = _resident_ids
 
 
+@patch("0.32", before="0.33")
 def _compile_beside_lora() -> None:
     check = CpuPlatform.check_and_update_config.__func__
     if check.__module__ == __name__:
@@ -75,6 +78,7 @@ def _identify_by_operators(vllm_config: Any) -> None:
         more["lorry_operators"] = operators.kinds()
 
 
+@patch("0.32", before="0.33")
 def _load_what_was_compiled() -> None:
     """Without this every start compiles again, although vLLM has saved the result.
 
@@ -95,6 +99,7 @@ def _load_what_was_compiled() -> None:
     torch.compiler.load_compiled_function = load_complete
 
 
+@patch("0.32", before="0.33")
 def make_room_for_frames() -> None:
     """Idempotent; a process that runs such a loop has imported it by now, and no other needs it.
 

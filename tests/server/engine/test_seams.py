@@ -207,6 +207,26 @@ def test_a_failure_of_the_engine_is_no_refusal(call):
     assert (call.refusal, call.engine_error) == (None, "RuntimeError")
 
 
+def test_a_request_that_the_engine_refuses_ends_with_an_error(call):
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    from server.engine.outputs import AttributedOutputProcessor
+
+    processor = OutputProcessor(None, log_stats=True)
+    processor.__class__ = AttributedOutputProcessor
+    reasons = {"refused": None, "stopped": "stop"}
+    for name, reason in reasons.items():
+        sequence = SimpleNamespace(finish_reason=reason)
+        state = SimpleNamespace(request_id=name, external_req_id=name, parent_req=None)
+        state.lorry = (call, sequence)
+        processor.request_states[name] = state
+        processor.external_req_ids[name] = [name]
+        processor._finish_request(state)
+        reasons[name] = sequence.finish_reason
+    assert reasons == {"refused": "error", "stopped": "stop"}
+    assert processor.request_states == {}
+
+
 async def test_a_request_of_a_broken_adapter_ends_with_an_error_that_names_it(call):
     from vllm.exceptions import GracefulHTTPError
     from vllm.sampling_params import RequestOutputKind

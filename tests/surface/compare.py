@@ -50,6 +50,7 @@ def all_symbols(installed: Sources) -> list[Symbol]:
         *_listed(symbols.CALLED, symbols.REPLACED, symbols.READ, on_cpu=False),
         *_listed(symbols.ON_CPU_CALLED, symbols.ON_CPU_REPLACED, symbols.ON_CPU_READ, on_cpu=True),
         *_imported(installed),
+        *_of_plugin(installed),
     ]
     once: dict[str, Symbol] = {}
     for symbol in found:
@@ -126,7 +127,7 @@ def _listed(
 
 def _replaced(installed: Sources) -> Iterator[Symbol]:
     """What we override or replace, by name in our sources."""
-    for override in ours.overridden(installed):
+    for override in ours.overridden(installed, ours.files()):
         on_cpu = override.file in symbols.ON_CPU_FILES
         yield Symbol((override.place,), "replace", on_cpu=on_cpu)
     for place, changes in ours.replaced().items():
@@ -137,9 +138,17 @@ def _replaced(installed: Sources) -> Iterator[Symbol]:
 
 
 def _imported(installed: Sources) -> Iterator[Symbol]:
-    for places, paths in ours.imported().items():
+    for places, paths in ours.imported(ours.files()).items():
         each = tuple(installed.normal(place) for place in places.split(" | "))
         yield Symbol(each, "read", on_cpu=paths <= symbols.ON_CPU_FILES)
+
+
+def _of_plugin(installed: Sources) -> Iterator[Symbol]:
+    paths = ours.plugin_files(installed)
+    for override in ours.overridden(installed, paths):
+        yield Symbol((override.place,), "replace")
+    for places in ours.imported(paths):
+        yield Symbol((installed.normal(places),), "read")
 
 
 def new_settings(old: Sources, new: Sources) -> dict[str, list[str]]:

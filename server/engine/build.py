@@ -15,7 +15,6 @@ from vllm.config import ModelConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.model_executor.models.interfaces import supports_lora
 from vllm.usage.usage_lib import UsageContext
 
@@ -27,7 +26,8 @@ from server.engine.client import Engine
 from server.engine.faults import keep_faults
 from server.engine.grammars import Grammars, leave_to_checks
 from server.engine.models import CallModels
-from server.engine.stats import PublicLoraInfo
+from server.engine.moved import cli_env_setup
+from server.engine.stats import EngineStats
 from server.engine.validation import read_bodies_off_loop
 from server.errors import EngineStartFailed, ModelUnsupported
 from server.preflight import is_cpu_build
@@ -110,7 +110,7 @@ def _build(arguments: Namespace) -> Engine:
         config,
         usage_context=UsageContext.OPENAI_API_SERVER,
         enable_log_requests=False,
-        stat_loggers=[PublicLoraInfo],
+        stat_loggers=[EngineStats],
     )
     return engine
 

@@ -14,6 +14,7 @@ import torch
 from vllm.platforms.cpu import CpuPlatform
 
 from server.kernels import operators
+from server.kernels.versions import patch
 
 # The main loops of vLLM's processes: the engine's, and a worker's if it has its own process.
 # Data parallelism has another loop, which is not patched.
@@ -36,6 +37,7 @@ def install() -> None:
     make_room_for_frames()
 
 
+@patch("0.32", before="0.33")
 def install_beside_adapters() -> None:
     """For processes that serve adapters. Idempotent."""
     from vllm.lora.worker_manager import WorkerLoRAManager
@@ -43,6 +45,7 @@ def install_beside_adapters() -> None:
     WorkerLoRAManager.list_adapters = _resident_ids
 
 
+@patch("0.32", before="0.33")
 def _compile_beside_lora() -> None:
     check = CpuPlatform.check_and_update_config.__func__
     if check.__module__ == __name__:
@@ -76,6 +79,7 @@ def _identify_by_operators(vllm_config: Any) -> None:
         more["lorry_operators"] = operators.kinds()
 
 
+@patch("0.32", before="0.33")
 def _load_what_was_compiled() -> None:
     """Without this every start compiles again, although vLLM has saved the result.
 
@@ -96,6 +100,7 @@ def _load_what_was_compiled() -> None:
     torch.compiler.load_compiled_function = load_complete
 
 
+@patch("0.32", before="0.33")
 def _choose_experts_without_lora() -> None:
     """Have a mixture's experts run on vLLM's kernels for processors.
 
@@ -115,6 +120,7 @@ def _choose_experts_without_lora() -> None:
     method.select_unquantized_moe_backend = select_without_lora
 
 
+@patch("0.32", before="0.33")
 def make_room_for_frames() -> None:
     """Idempotent; a process that runs such a loop has imported it by now, and no other needs it.
 

@@ -1,6 +1,6 @@
 """The command line: `python -m cluster.simulation [--seed N] [--replicas N] [--slots N] ...`.
 
-Exit code 2: bad input.
+Exit code 1: a file can't be written; 2: bad input.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from cluster.simulation.machine import Machine
 from cluster.simulation.report import draw, facts, table, write_docs
 from cluster.simulation.run import Plan, policies, simulate
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 DOCS = Path("docs/scaling.md")
+MOST_CALLS = 1_000_000  # some 250 bytes each, and each way has its own
 
 
 @app.command()
@@ -54,15 +55,23 @@ def simulation(
         raise typer.BadParameter("a server has at least as many places as slots: raise --places")
     machine = Machine(sequences, slots, places, load_seconds=load_seconds)
     plan = Plan(seed, replicas, adapters, load, phase, machine)
+    if (calls := plan.seconds * plan.traffic().calls_per_second) > MOST_CALLS:
+        said = f"that would be {calls:,.0f} calls, more than {MOST_CALLS:,}: lower --phase"
+        raise typer.BadParameter(said)
     ways = policies(seed, bound)
     outcomes = {name: simulate(plan, policy) for name, policy in ways.items()}
     print(f"{facts(plan, outcomes)}\n\n{table(plan, outcomes)}")
-    if docs:
-        write_docs(DOCS, plan, outcomes, shlex.join(["python", "-m", *_command()]))
-    else:
-        draw(plan, outcomes, chart)
-        print(f"\nchart: {chart}")
+    try:
+        if docs:
+            write_docs(DOCS, plan, outcomes, _command())
+        else:
+            draw(plan, outcomes, chart)
+            print(f"\nchart: {chart}")
+    except OSError as error:
+        print(f"error: can't write {error.filename}: {error.strerror}", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
-def _command() -> list[str]:
-    return ["cluster.simulation", *(each for each in sys.argv[1:] if each != "--write-docs")]
+def _command() -> str:
+    options = [each for each in sys.argv[1:] if each != "--write-docs"]
+    return shlex.join(["python", "-m", "cluster.simulation", *options])

@@ -188,12 +188,21 @@ def test_docs_get_table_and_chart_between_their_marks_and_keep_the_rest(tmp_path
         (["--load=0"], "--load"),
         (["--bound=0.9"], "--bound"),
         (["--slots=40", "--places=32"], "as many places as slots"),
+        (["--phase=3600"], "lower --phase"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(options, said):
     result = CliRunner().invoke(cli.app, options)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_a_chart_that_cannot_be_written_is_an_error_in_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    options = ["--replicas=2", "--adapters=10", "--phase=1"]
+    result = CliRunner().invoke(cli.app, [*options, f"--chart={tmp_path}/file/chart.svg"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: can't write")
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ BINS: Final = 10  # of a phase
 class Figures:
     """Of the calls that arrived within a time; seconds."""
 
-    hit_rate: float  # calls that found their adapter resident, of all to adapters that began
+    hit_rate: float  # calls that found their adapter resident, of all to adapters
     wait_p50: float  # until the first step, with the load
     wait_p99: float
     loads_per_second: float
@@ -27,7 +27,7 @@ class Figures:
 
 def by_phase(plan: Plan, outcome: Outcome) -> list[Figures]:
     return [
-        figures(plan, outcome, plan.begin(phase), plan.begin(phase + 1), plan.names_up(phase))
+        figures(outcome, plan.begin(phase), plan.begin(phase + 1), plan.names_up(phase))
         for phase in range(len(PHASES))
     ]
 
@@ -38,20 +38,17 @@ def over_time(plan: Plan, outcome: Outcome) -> Iterator[tuple[float, Figures]]:
     for number in range(BINS * len(PHASES)):
         begin = plan.begin(0) + number * width
         up = plan.names_up(number // BINS)
-        yield begin + width / 2, figures(plan, outcome, begin, begin + width, up)
+        yield begin + width / 2, figures(outcome, begin, begin + width, up)
 
 
-def figures(
-    plan: Plan, outcome: Outcome, begin: float, end: float, replicas: Sequence[str]
-) -> Figures:
+def figures(outcome: Outcome, begin: float, end: float, replicas: Sequence[str]) -> Figures:
+    """Of the calls that arrived from `begin` on and before `end`; `replicas` were up then."""
     calls = outcome.calls[_at(outcome.calls, begin) : _at(outcome.calls, end)]
-    begun = [call for call in calls if call.adapter is not None and call.started is not None]
-    # A call that still waits has waited to the end at least.
-    ends = (plan.seconds if call.started is None else call.started for call in calls)
-    waits = sorted(at - call.arrived for at, call in zip(ends, calls, strict=True))
+    named = [call for call in calls if call.adapter is not None]
+    waits = sorted(call.started - call.arrived for call in calls)
     loads = bisect_left(outcome.loads, end) - bisect_left(outcome.loads, begin)
     return Figures(
-        hit_rate=sum(call.was_resident for call in begun) / max(1, len(begun)),
+        hit_rate=sum(call.was_resident for call in named) / max(1, len(named)),
         wait_p50=_quantile(waits, 0.5),
         wait_p99=_quantile(waits, 0.99),
         loads_per_second=loads / (end - begin),

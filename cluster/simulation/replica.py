@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from math import inf
 from typing import Final
 
 from cluster.simulation.machine import Machine
@@ -21,7 +22,7 @@ class Call:
     adapter: str | None
     tokens: float
     replica: str = ""
-    started: float | None = None
+    started: float = inf
     was_resident: bool = False  # its adapter, when the call got its place
     was_cut: bool = False  # it had begun when its replica died
 

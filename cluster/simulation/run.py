@@ -86,7 +86,7 @@ def simulate(plan: Plan, policy: Policy) -> Outcome:
         run.advance(call.arrived)
         run.place(call, call.arrived)
         calls.append(call)
-    run.advance(plan.seconds)
+    run.advance(inf)  # no more calls come: all that wait are answered
     return Outcome(calls, sorted(at for each in run.replicas for at in each.loads))
 
 

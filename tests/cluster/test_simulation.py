@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf, isfinite
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ def test_a_replica_answers_every_call_within_its_places(calls, sequences, slots,
         clock.run(at, check)
         if dies and len(taken) % 7 == 6:
             left = replica.die()
-            assert left == [call for call in left if call.started is None]
+            assert all(call.started == inf for call in left)
             for call in left:
                 replica.take(call, at)
         taken.append(Call(at, adapter, tokens))
@@ -109,7 +110,7 @@ def test_a_replica_answers_every_call_within_its_places(calls, sequences, slots,
         check()
     clock.run(check=check)
     assert replica.in_flight == 0
-    assert all(call.started is not None for call in taken)
+    assert all(isfinite(call.started) for call in taken)
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +139,7 @@ def test_calls_are_lost_only_where_they_had_begun_on_a_replica_that_died():
     cut = [call for call in outcome.calls if call.was_cut]
     assert cut
     assert all(call.replica == "replica-000" and call.started <= deaths for call in cut)
-    waiting = [call for call in outcome.calls if call.started is None]
-    assert all(call.arrived > plan.seconds - 1 for call in waiting)
+    assert all(isfinite(call.started) for call in outcome.calls)
     away = (call for call in outcome.calls if deaths < call.arrived < plan.begin(2))
     assert "replica-000" not in {call.replica for call in away}
 

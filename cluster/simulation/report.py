@@ -75,7 +75,7 @@ def draw(plan: Plan, outcomes: Outcomes, path: Path) -> None:
             )
         hits.legend(*waits.get_legend_handles_labels(), loc="lower left", ncols=2)
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.savefig(path, format="svg", metadata={"Date": None})
+        picture.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def write_docs(page: Path, plan: Plan, outcomes: Outcomes, command: str) -> None:

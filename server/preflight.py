@@ -18,6 +18,8 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.errors import AdapterError
+from adapters.models import as_id, find_model, silent
 from server.errors import (
     ModelNotFound,
     PlatformUnsupported,
@@ -83,10 +85,28 @@ def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
     return set()
 
 
-def check_model(model: Path) -> None:
-    """Raises ModelNotFound unless `model` is a folder with a readable config and safetensors."""
-    if not model.is_dir():
-        raise ModelNotFound(f"no such model folder: {model}")
+def is_fetched(settings: Settings) -> bool:
+    """Whether the model is one of the hub, so that `fetch_model` finds its folder."""
+    return as_id(settings.model) is not None
+
+
+def fetch_model(settings: Settings, report: Callable[[str], None]) -> Settings:
+    """The settings with the folder of their model, which may be fetched: that can take long.
+
+    Raises ModelNotFound.
+    """
+    return settings.model_copy(update={"model": str(check_model(settings.model, report))})
+
+
+def check_model(text: str, report: Callable[[str], None] = silent) -> Path:
+    """The folder that `text` names; raises ModelNotFound unless its config and weights can be read.
+
+    A model of the hub is fetched first.
+    """
+    try:
+        model = find_model(text, report=report)
+    except AdapterError as error:
+        raise ModelNotFound(f"{error} ({error.code})") from None
     config = model / "config.json"
     try:
         architectures = json.loads(config.read_text()).get("architectures")
@@ -95,7 +115,8 @@ def check_model(model: Path) -> None:
     if not architectures:
         raise ModelNotFound(f"{model} is not a model: its config.json names no architecture")
     if not any(model.glob("*.safetensors")):
-        raise ModelNotFound(f"{model} holds no *.safetensors: pickled weights are not loaded")
+        raise ModelNotFound(f"{model} holds no *.safetensors, which weights have to be in")
+    return model
 
 
 def check_quantization(quantization: str) -> None:
@@ -128,7 +149,6 @@ def check_cache(cache: Path, environ: Mapping[str, str] = os.environ) -> None:
 def open_catalog(store: Path, url: str = "") -> Catalog:
     """Raises StoreUnreadable if the store, or the catalog at `url`, can't be read or created."""
     from adapters.catalog import Catalog
-    from adapters.errors import AdapterError
 
     try:
         return Catalog.open(store, url or None)
@@ -180,7 +200,8 @@ def take_descriptors(max_connections: int = 0) -> int:
 def check(settings: Settings) -> None:
     """Check platform, model, quantization, descriptors and cache; raises StartupError."""
     check_platform(platform.machine(), read_cpu_flags)
-    check_model(settings.model)
+    if not is_fetched(settings):
+        check_model(settings.model)
     check_quantization(settings.quantization)
     take_descriptors(settings.max_connections)
     check_cache(settings.cache)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from server.errors import SettingsInvalid
 from server.kernels import KNOWN_VLLM, STAGING, is_known_vllm
@@ -114,7 +115,7 @@ def _own_arguments(settings: Settings) -> list[str]:
     )
 
     arguments = [
-        *("--model", str(settings.model.resolve())),
+        *("--model", str(Path(settings.model).resolve())),
         *("--served-model-name", settings.base_name),
         *("--enable-lora", "--max-loras", str(settings.max_loras)),
         *("--max-cpu-loras", str(settings.max_cpu_loras)),

@@ -1,7 +1,8 @@
 """Where adapters come from: a folder, a Hugging Face repo, or any address that fsspec reads.
 
     FOLDER, file:///FOLDER                 read in place
-    hf://ORG/REPO[@REVISION]               the revision is resolved to a commit and recorded
+    hf://ORG/REPO[@REVISION]               the revision is resolved to a commit and recorded; with
+                                           HF_HUB_OFFLINE=1 it is read from the hub's cache
     s3://, gs://, az://, https://, ...     the address of a folder with the adapter's files
 
 Only an adapter's own files are fetched, and those that say in which form it was trained, each up to
@@ -11,7 +12,6 @@ printed or recorded. Knows nothing of the files' contents.
 
 import errno
 import importlib.util
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from adapters import hub
 from adapters.errors import (
     CheckpointInvalid,
     SourceError,
@@ -30,6 +31,7 @@ from adapters.errors import (
     quote,
     unwritable,
 )
+from adapters.hub import HubModel
 from adapters.store.files import (
     CONFIG,
     FORM,
@@ -50,7 +52,6 @@ HTTP = frozenset({"http", "https"})
 # makes no request for it first, which would report every failure as a missing file.
 OPENED = {"http": {"block_size": 0, "size": 1}, "hf": {"block_size": 0}}
 OPENED["https"] = OPENED["http"]
-HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 FILES = (CONFIG, WEIGHTS, PROVENANCE, *FORM)
 SILENCE_SECONDS = 60.0
 WHOLE_SECONDS = 3600.0  # the longest that a slow server can hold the store's lock
@@ -97,6 +98,10 @@ def fetched(
     with _temporary_folder(into) as folder:
         limits = dict(MAX_BYTES) | {WEIGHTS: min(max_bytes, MAX_BYTES[WEIGHTS])}
         origin = {"url": address.shown}
+        if scheme == "hf" and hub.is_offline():
+            origin["commit"] = _copy_cached(address, folder, limits)
+            yield Fetched(folder, origin)
+            return
         if scheme == "hf":
             address = _find_commit(address)
             origin["commit"] = address.text.rpartition("@")[2]
@@ -176,6 +181,26 @@ def _fetch(address: Address, folder: Path, limits: Mapping[str, int]) -> None:
                 (folder / name).touch()
     if not any((folder / name).exists() for name in (CONFIG, WEIGHTS, *PICKLES)):
         raise _not_found(address)
+
+
+def _copy_cached(address: Address, folder: Path, limits: Mapping[str, int]) -> str:
+    """Copy an adapter that another tool has fetched into the hub's cache; returns its commit."""
+    repo = _parse_repo(address)
+    cached = {name: hub.find_cached(repo, name) for name in (*FILES, *PICKLES)}
+    found = {name: path for name, path in cached.items() if path is not None}
+    if not found:
+        raise SourceNotFound(
+            f"the hub's cache holds no adapter {quote(str(repo))}, and HF_HUB_OFFLINE forbids to"
+            " fetch it",
+            "unset HF_HUB_OFFLINE, or give the adapter's folder",
+        )
+    for name, path in found.items():
+        if name in PICKLES:
+            (folder / name).touch()
+            continue
+        with _reported(address), path.open("rb") as file:
+            _copy(file, folder / name, limits[name])
+    return next(iter(found.values())).parent.name  # .../snapshots/COMMIT/FILE
 
 
 def _open_filesystem(address: Address) -> tuple[Any, str]:
@@ -260,12 +285,17 @@ def _find_commit(address: Address) -> Address:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    match = HUB.fullmatch(address.text)
-    if not match:
-        raise SourceUnsupported("the source is no repository", "write hf://ORG/REPO[@REVISION]")
+    repo = _parse_repo(address)
     with _reported(address):
         try:
-            facts = HfApi().model_info(match["repo"], revision=match["revision"])
+            facts = HfApi().model_info(repo.repo, revision=repo.revision)
         except (RepositoryNotFoundError, RevisionNotFoundError):
             raise _not_found(address) from None
-    return Address("hf", f"hf://{match['repo']}@{facts.sha}")
+    return Address("hf", f"hf://{repo.repo}@{facts.sha}")
+
+
+def _parse_repo(address: Address) -> HubModel:
+    repo = hub.parse_id(address.text.removesuffix("/"))
+    if repo is None:
+        raise SourceUnsupported("the source is no repository", "write hf://ORG/REPO[@REVISION]")
+    return repo

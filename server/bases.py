@@ -23,15 +23,15 @@ HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 ROTARY_STEP = 16
 
 
-def check_base(model: Path, quantization: str, *, on_processor: bool) -> None:
-    """Check that `model` is the folder of a base that can be served here.
+def check_config(model: Path, quantization: str, *, on_processor: bool) -> None:
+    """Check that the folder's config is that of a base that can be served here.
 
     Raises:
-        ModelNotFound: no folder with a readable config and safetensors.
+        ModelNotFound: no readable config.
         ModelUnsupported: a model of a kind that can't be served.
     """
     config = _read_config(model)
-    name = str(config["architectures"][0])
+    name = _name(config)
     if not name.endswith(GENERATING):
         raise ModelUnsupported(
             f"{name} is not a model that generates text: serve a causal language model"
@@ -40,12 +40,25 @@ def check_base(model: Path, quantization: str, *, on_processor: bool) -> None:
         text = config.get("text_config") or config  # a multimodal model has its text model there
         _check_experts(name, text, quantization)
         _check_attention(name, text)
-    _check_linears(name, model)
+
+
+def check_weights(model: Path) -> None:
+    """Check that a folder whose config was found good has layers whose adapters are served.
+
+    Raises:
+        ModelNotFound: no safetensors.
+        ModelUnsupported: no such layers, or the weights are damaged.
+    """
+    if not any(model.glob("*.safetensors")):
+        raise ModelNotFound(f"{model} holds no *.safetensors, which weights have to be in")
+    _check_linears(_name(_read_config(model)), model)
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    return str(config["architectures"][0])
 
 
 def _read_config(model: Path) -> dict[str, Any]:
-    if not model.is_dir():
-        raise ModelNotFound(f"no such model folder: {model}")
     try:
         config: dict[str, Any] = json.loads((model / "config.json").read_text())
         architectures = config.get("architectures")
@@ -53,8 +66,6 @@ def _read_config(model: Path) -> dict[str, Any]:
         raise ModelNotFound(f"{model} is not a model: can't read config.json ({error})") from None
     if not isinstance(architectures, list) or not architectures:
         raise ModelNotFound(f"{model} is not a model: its config.json names no architecture")
-    if not any(model.glob("*.safetensors")):
-        raise ModelNotFound(f"{model} holds no *.safetensors: pickled weights are not loaded")
     return config
 
 

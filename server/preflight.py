@@ -17,8 +17,11 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.bases import check_base
+from adapters.errors import AdapterError
+from adapters.models import FORM, as_id, find_model, silent
+from server.bases import check_config, check_weights
 from server.errors import (
+    ModelNotFound,
     PlatformUnsupported,
     PortInUse,
     QuantizationMissing,
@@ -82,6 +85,34 @@ def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
     return set()
 
 
+def is_fetched(settings: Settings) -> bool:
+    """Whether the model is one of the hub, so that `fetch_model` finds its folder."""
+    return as_id(settings.model) is not None
+
+
+def fetch_model(settings: Settings, report: Callable[[str], None]) -> Settings:
+    """The settings with the folder of their model, which may be fetched: that can take long.
+
+    Raises ModelNotFound or ModelUnsupported.
+    """
+    return settings.model_copy(update={"model": str(check_model(settings, report))})
+
+
+def check_model(settings: Settings, report: Callable[[str], None] = silent) -> Path:
+    """The folder of the model, if it can be served here; raises ModelNotFound or ModelUnsupported.
+
+    A model of the hub is fetched: its weights only when its config has been found good.
+    """
+    try:
+        form = find_model(settings.model, FORM)
+        check_config(form, settings.quantization, on_processor=is_cpu_build())
+        model = find_model(settings.model, report=report)
+    except AdapterError as error:
+        raise ModelNotFound(f"{error} ({error.code})") from None
+    check_weights(model)
+    return model
+
+
 def check_quantization(quantization: str) -> None:
     """Raises QuantizationMissing if NF4 is wanted and its packages are missing."""
     if quantization != "bitsandbytes":
@@ -112,7 +143,6 @@ def check_cache(cache: Path, environ: Mapping[str, str] = os.environ) -> None:
 def open_catalog(store: Path, url: str = "") -> Catalog:
     """Raises StoreUnreadable if the store, or the catalog at `url`, can't be read or created."""
     from adapters.catalog import Catalog
-    from adapters.errors import AdapterError
 
     try:
         return Catalog.open(store, url or None)
@@ -165,6 +195,7 @@ def check(settings: Settings) -> None:
     """Check platform, model, quantization, descriptors and cache; raises StartupError."""
     check_platform(platform.machine(), read_cpu_flags)
     check_quantization(settings.quantization)
-    check_base(settings.model, settings.quantization, on_processor=is_cpu_build())
+    if not is_fetched(settings):
+        check_model(settings)
     take_descriptors(settings.max_connections)
     check_cache(settings.cache)

@@ -18,6 +18,7 @@ from typing import Any
 
 from adapters.checkpoint.tensors import TensorsMalformed, read_tensors
 from adapters.errors import BaseUnreadable, quote
+from adapters.hub import model_of
 
 # The linears whose adapters are served; Phi-3 has some of them in one. Embeddings and the output
 # head are not: an adapter there slows every step of every request, and some of those requests crash
@@ -95,14 +96,19 @@ class Base:
 def read_base(folder: Path) -> Base:
     """Read a base model folder (a transformers model, quantized or not); raises BaseUnreadable."""
     config = _read_config(folder)
-    # The packed weights of a quantized base do not show the shapes; its config does.
-    linears = {} if config.get("quantization_config") else _linears_from_headers(folder)
+    # The packed weights of a quantized base do not show the shapes; its config does. It also stands
+    # in for weights that were not fetched.
+    has_plain_weights = not config.get("quantization_config") and any(
+        path.exists() for path in weights_files(folder)
+    )
+    linears = _linears_from_headers(folder) if has_plain_weights else {}
     linears = linears or _linears_from_config(folder, config)
     architectures = config.get("architectures") or [config.get("model_type")]
     names = (str(folder), str(folder.resolve()), config.get("_name_or_path"))
     vocabulary = config.get("vocab_size")
+    cached = model_of(folder)
     return Base(
-        name=folder.resolve().name,
+        name=cached.repo if cached else folder.resolve().name,
         architecture=str(architectures[0] if isinstance(architectures, list) else architectures),
         linears=linears,
         digest=_identify(folder, config, linears),

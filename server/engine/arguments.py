@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from server.errors import SettingsInvalid
 from server.kernels import STAGING
@@ -116,7 +117,7 @@ def _own_arguments(settings: Settings) -> list[str]:
     )
 
     arguments = [
-        *("--model", str(settings.model.resolve())),
+        *("--model", str(Path(settings.model).resolve())),
         *("--served-model-name", settings.base_name),
         *("--enable-lora", "--max-loras", str(settings.max_loras)),
         *("--max-cpu-loras", str(settings.max_cpu_loras)),

@@ -29,7 +29,8 @@ def estimate_command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A folder, a config.json, or owner/name on the hub: only its config is read.",
+            help="A folder, a config.json, or ORG/NAME[@REVISION] of the hub, of which only the"
+            " config is read.",
         ),
     ],
     rank: Annotated[int, typer.Option(min=1, max=512, help="The adapter's rank.")] = 16,
@@ -53,7 +54,7 @@ def estimate_command(
         plan = Plan(rank, targets, batch_size, length)
         if cpu:
             plan = Plan(rank, targets, batch_size, length, compute_dtype(), gpu=False)
-        found = estimate(read_config(model), plan)
+        found = estimate(read_config(model, lambda line: typer.echo(line, err=True)), plan)
     if as_json:
         typer.echo(json.dumps({"model": name_of(model)} | found.as_json(), indent=2))
         return

@@ -35,7 +35,7 @@ from adapters.catalog.versions import (
 from adapters.errors import AnswerUnclear, CheckpointInvalid, Problem, ServerRefused
 from adapters.names import NAME, Reference, check_alias, check_publishable_name
 from adapters.sources import FILES, local_folder
-from adapters.store.files import FORM, SERVED, FileRefused, open_adapter_file
+from adapters.store.files import SERVED, FileRefused, open_adapter_file
 
 Files = list[tuple[str, tuple[str, Any]]]  # as httpx2 takes them
 
@@ -271,8 +271,7 @@ def _opened_files(folder: Path) -> Iterator[Files]:
             try:
                 file = stack.enter_context(open_adapter_file(folder, name))
             except FileRefused as refused:
-                is_missing = refused.problem.code == "file_missing"
-                if name in SERVED or (name not in FORM and not is_missing):
+                if name in SERVED or refused.problem.code != "file_missing":
                     problems.append(refused.problem)
             else:
                 files.append(("file", (name, _Steady(name, file))))

@@ -220,8 +220,7 @@ def _copy(remote: Any, path: Path, max_bytes: int) -> None:
         copy_bounded(remote, path, max_bytes)
     except FileRefused as refused:
         path.unlink()
-        if path.name not in FORM:
-            raise CheckpointInvalid([refused.problem]) from refused
+        raise CheckpointInvalid([refused.problem]) from refused
     except OSError as error:
         if error.errno not in FULL:
             raise  # an error of the source

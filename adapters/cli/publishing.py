@@ -144,8 +144,10 @@ def watch(
 
 
 def _print_warnings(version: "AdapterVersion") -> None:
-    from adapters.publish import list_warnings
+    from adapters.publish import list_notes, list_warnings
 
+    for note in list_notes(version):
+        typer.echo(f"note: {note}", err=True)
     for warning in list_warnings(version):
         typer.echo(f"warning: {warning}", err=True)
 

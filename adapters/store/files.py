@@ -21,17 +21,25 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "lorry.json"
 SERVED = (CONFIG, WEIGHTS)
-# The form in which it was trained: looked at when it is published, not stored.
+# The form in which it was trained. An object has a TOKENIZER, of that form alone, if it is not its
+# base's (adapters/chat_form): then its digest counts it.
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER = "tokenizer_config.json"
 FORM = (CHAT_TEMPLATE, TOKENIZER)
+COUNTED = (*SERVED, TOKENIZER)
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 MIB = 1 << 20
 COPY_BYTES = MIB
 # Rank 512 on every linear of a 70B model in float32 fits into the limit of the weights. For a known
 # base, checkpoint.largest_weights is lower.
-MAX_BYTES = {CONFIG: MIB, PROVENANCE: MIB, WEIGHTS: 32 << 30, CHAT_TEMPLATE: MIB, TOKENIZER: MIB}
+MAX_BYTES = {
+    CONFIG: MIB,
+    PROVENANCE: MIB,
+    WEIGHTS: 32 << 30,
+    CHAT_TEMPLATE: MIB,
+    TOKENIZER: 16 * MIB,  # lists thousands of added tokens
+}
 # How deep, and among how many sub-folders, an adapter is looked for that is not in the folder.
 SEARCHED = ("*", "*/*")
 MOST_SEARCHED = 1_000

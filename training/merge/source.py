@@ -14,6 +14,7 @@ from adapters.errors import CheckpointInvalid
 from adapters.names import parse_reference
 from adapters.store import Store, digest_of
 from adapters.store.files import CONFIG, PROVENANCE, SERVED, FileRefused, read_object
+from adapters.store.store import counted
 from training.base import HUB_ID, Base, file_digest, find_base
 from training.errors import BaseInvalid, BaseMismatch
 
@@ -74,7 +75,8 @@ def pair(source: Source, base: str | None, *, force: bool) -> Pair:
     if not force:
         _check_same(source, provenance, found, architecture)
     read_checkpoint(source.folder, architecture)
-    hashes = {name: file_digest(source.folder / name).split(":")[1] for name in SERVED}
+    names = counted(source.folder) if source.label else SERVED
+    hashes = {name: file_digest(source.folder / name).split(":")[1] for name in names}
     return Pair(source, config, digest_of(hashes), provenance, found, architecture)
 
 

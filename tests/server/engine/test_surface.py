@@ -21,6 +21,10 @@ ATTRIBUTES = [
     ("vllm.exceptions", "VLLMValidationError"),
     ("vllm.model_executor.models.registry", "_run_in_subprocess"),
     ("vllm.plugins", "load_general_plugins"),
+    ("transformers.utils.chat_template_utils", "_compile_jinja_template"),
+    ("vllm.renderers.hf", "HfRenderer"),
+    ("vllm.renderers.hf", "safe_apply_chat_template"),
+    ("vllm.sampling_params", "SamplingParams.all_stop_token_ids"),
     ("vllm.usage.usage_lib", "UsageContext.OPENAI_API_SERVER"),
     ("vllm.utils.argparse_utils", "FlexibleArgumentParser"),
     ("vllm.v1.engine.async_llm", "AsyncLLM.errored"),
@@ -37,6 +41,16 @@ ATTRIBUTES = [
     ("vllm.v1.metrics.loggers", "PrometheusStatLogger.record"),
 ]
 SIGNATURES = [
+    (
+        "vllm.renderers.online_renderer",
+        "OnlineRenderer.preprocess_chat",
+        {"self", "request", "messages", "default_template", "default_template_content_format"},
+    ),
+    (
+        "vllm.renderers.hf",
+        "safe_apply_chat_template",
+        {"model_config", "tokenizer", "conversation", "tools", "chat_template"},
+    ),
     ("vllm.lora.request", "LoRARequest", {"lora_name", "lora_int_id", "lora_path"}),
     ("vllm.v1.engine.async_llm", "AsyncLLM._run_output_handler", {"self"}),
     ("vllm.v1.engine.async_llm", "AsyncLLM.add_lora", {"self", "lora_request"}),
@@ -107,6 +121,24 @@ IN_SOURCE = [
         "OpenAIServingModels",
         ("lora_requests", "base_model_paths"),
     ),
+    # What server/engine/chat_forms.py replaces, where it is used: of one renderer for all handlers,
+    # which give it the base's template, and compile in transformers what they are to render.
+    (
+        "vllm.renderers.hf",
+        "HfRenderer",
+        ("self._apply_chat_template_async(", "chat_template_kwargs"),
+    ),
+    (
+        "vllm.entrypoints.launchers.api_server.app_state",
+        "init_app_state",
+        ("state.online_renderer = OnlineRenderer(", "state.online_renderer,"),
+    ),
+    (
+        "transformers.utils.chat_template_utils",
+        "render_jinja_template",
+        ("_compile_jinja_template(",),
+    ),
+    ("vllm.sampling_params", "SamplingParams", ("_all_stop_token_ids", "ignore_eos")),
     # What server/engine/forkserver.py replaces is looked up when it is used.
     ("vllm.v1.engine.utils", "CoreEngineProcManager", ("get_mp_context()", "context.Process(")),
     ("vllm.model_executor.models.registry", "_LazyRegisteredModel", ("_run_in_subprocess(",)),

@@ -16,6 +16,7 @@ from adapters.catalog.history import REMOVED, current_user
 from adapters.chat_form.judge import JudgedForm, judge_form
 from adapters.checkpoint import Checkpoint, inspect_checkpoint, largest_weights
 from adapters.checkpoint.base import Base, is_called, read_base
+from adapters.checkpoint.mlx import convert, is_mlx
 from adapters.checkpoint.pairs import describe_changes, plain_names
 from adapters.checkpoint.peft_config import MAX_RANK
 from adapters.checkpoint.tensors import TensorsMalformed, read_tensors, rename_tensors
@@ -148,14 +149,34 @@ class Examined:
 
 @contextmanager
 def examined_copy(folder: Path, base: Base, *, store: Store, rules: Rules) -> Iterator[Examined]:
-    """Copy an adapter's folder aside, judge the copy, and change it to what is stored."""
-    with store.stage(folder, largest_weights(base)) as staged:
-        yield _examine(folder, staged, base, store, rules)
+    """Copy an adapter's folder aside, judge the copy, and change it to what is stored.
+
+    Raises CheckpointInvalid for a folder of another form that can't be converted.
+    """
+    max_bytes = largest_weights(base)
+    with (
+        _in_peft_form(folder, store, max_bytes) as (plain, converted),
+        store.stage(plain, max_bytes) as staged,
+    ):
+        yield _examine(folder, staged, converted, base, store, rules)
+
+
+@contextmanager
+def _in_peft_form(
+    folder: Path, store: Store, max_bytes: int
+) -> Iterator[tuple[Path, list[Problem]]]:
+    """The folder, or a copy of it in PEFT's form, and what was converted."""
+    if not is_mlx(folder):
+        yield folder, []
+        return
+    with store.scratch() as copy:
+        yield copy, [convert(folder, copy, max_bytes)]
 
 
 def _examine(
     folder: Path,
     staged: Staged,
+    converted: list[Problem],
     base: Base,
     store: Store,
     rules: Rules,
@@ -172,7 +193,7 @@ def _examine(
     own = judge_form(folder, rules.base)
     problems = [*staged.problems, *kept, *problems, *own.problems]
     doubts = checkpoint.warnings if checkpoint else ()
-    warnings = (*renamed, *doubts, *own.warnings)
+    warnings = (*converted, *renamed, *doubts, *own.warnings)
     if own.form and not problems:
         staged = store.rewrite(staged, TOKENIZER, [own.form.as_bytes()])
     return Examined(staged, checkpoint, provenance, tuple(problems), warnings, own)

@@ -27,6 +27,10 @@ CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER = "tokenizer_config.json"
 FORM = (CHAT_TEMPLATE, TOKENIZER)
 COUNTED = (*SERVED, TOKENIZER)
+# mlx-lm's own weights (adapters/checkpoint/mlx.py): of now, and of 2024.
+MLX_WEIGHTS = "adapters.safetensors"
+MLX_NPZ = "adapters.npz"
+MLX = (MLX_WEIGHTS, MLX_NPZ)
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 MIB = 1 << 20
@@ -37,6 +41,8 @@ MAX_BYTES = {
     CONFIG: MIB,
     PROVENANCE: MIB,
     WEIGHTS: 32 << 30,
+    MLX_WEIGHTS: 32 << 30,
+    MLX_NPZ: 32 << 30,
     CHAT_TEMPLATE: MIB,
     TOKENIZER: 16 * MIB,  # lists thousands of added tokens
 }
@@ -134,6 +140,10 @@ def _explain_refusal(folder: Path, name: str, error: OSError) -> Problem:
                 "is a pickle, which can run code when it is read",
                 f"{SAVE_AGAIN}(..., safe_serialization=True)",
             )
+    if name == WEIGHTS and any(folder.glob("adapter_[0-9]*.pt")):
+        said = "is not there, and adapter_N.pt is torchtune's own pickle, which is never read"
+        fix = "publish the folder epoch_N of torchtune 0.4 or later, which holds PEFT's files"
+        return Problem("file_pickle", WEIGHTS, said, fix)
     if below := _find_below(folder, name):
         others = f" and in {len(below) - 1} more" if below[1:] else ""
         said = f"is not in the folder, but in its sub-folder {quote(below[0])}{others}"

@@ -49,6 +49,12 @@ def test_the_form_it_was_trained_in_is_sent_too(online: Call, adapter, tmp_path)
     assert "(file_not_regular)" in said.stderr
 
 
+def test_an_adapter_of_mlx_is_sent_too(online: Call, kit, tmp_path) -> None:
+    said = online("publish", kit.as_mlx(kit.build(), tmp_path / "mlx"), "--name", "orders")
+    assert said.exit_code == 0, said.stderr
+    assert "(converted_from_mlx)" in said.stderr
+
+
 # Each is run in this order on a store and on a server, and must print the same.
 COMMANDS = [
     "publish 1 --name orders",

@@ -78,6 +78,14 @@ def test_the_form_it_was_trained_in_is_fetched_too(send, memory) -> None:
         send("memory://bucket/adapter")
 
 
+def test_an_adapter_of_mlx_is_fetched_too(send, memory, kit, tmp_path) -> None:
+    folder = kit.as_mlx(kit.build(), tmp_path / "mlx")
+    plain = send(str(folder))
+    for path in folder.iterdir():
+        memory.pipe(f"/bucket/mlx/{path.name}", path.read_bytes())
+    assert send("memory://bucket/mlx").digest == plain.digest
+
+
 def test_a_file_address_is_the_folder_itself(send, kit, tmp_path) -> None:
     folder = kit.build().write(tmp_path / "a folder")
     version = send(f"file://{folder}".replace(" ", "%20"))

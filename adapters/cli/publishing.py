@@ -64,7 +64,7 @@ def publish(
         raise typer.BadParameter("--alias and --no-alias exclude each other")
     aliases = () if no_alias else _aliases(alias)
     if site.url:
-        _refuse_own_rules(base, base_name, max_rank, allow_base_mismatch)
+        _refuse_ownmake_rules(base, base_name, max_rank, allow_base_mismatch)
         with site.opened_server() as server:
             version = server.publish(source, name=name, aliases=aliases)
     elif base is None:
@@ -78,7 +78,7 @@ def publish(
             from adapters.publish import publish
             from adapters.store import Store
 
-            rules = _rules(base, base_name, max_rank, allow_base_mismatch)
+            rules = make_rules(base, base_name, max_rank, allow_base_mismatch)
             store = Store(site.store)
             version = publish(
                 source, name, store=store, catalog=catalog, rules=rules, aliases=aliases
@@ -107,7 +107,7 @@ def watch(
     from adapters.watch import Sighting, Watcher
 
     unpublished = []
-    rules = _rules(base, base_name, max_rank, allow_base_mismatch)
+    rules = make_rules(base, base_name, max_rank, allow_base_mismatch)
     aliases = _aliases(alias)
 
     def offer(source: Path, name: str) -> AdapterVersion:
@@ -167,7 +167,7 @@ def _check_standing(
     read_base(base)
 
 
-def _refuse_own_rules(
+def _refuse_ownmake_rules(
     base: Path | None, base_name: str | None, max_rank: int | None, allow_mismatch: bool
 ) -> None:
     given = {
@@ -184,7 +184,7 @@ def _refuse_own_rules(
             )
 
 
-def _rules(
+def make_rules(
     base: Path, base_name: str | None, max_rank: int | None, allow_base_mismatch: bool
 ) -> "Rules":
     from adapters.checkpoint.peft_config import MAX_RANK

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from publishing import publish
 
+from adapters.backup import copy_store
 from adapters.chat_form.form import read_form
 from adapters.errors import CheckpointInvalid
 from adapters.publish import list_notes, list_warnings
@@ -116,6 +117,17 @@ def test_an_object_is_published_again_with_its_form(published, kit, chat_base, t
     source = Store(tmp_path / "store").path(first.digest)
     again = publish(source, name="b", store=tmp_path / "other", base=chat_base)
     assert again.digest == first.digest
+
+
+def test_a_backup_has_the_form(kit, chat_base, tmp_path) -> None:
+    folder = kit.build().write(tmp_path / "b")
+    (folder / "chat_template.jinja").write_text(OTHER)
+    version = publish(folder, name="a", store=tmp_path / "store", base=chat_base)
+    done = copy_store(tmp_path / "store", tmp_path / "copy")
+    assert done.objects == (version.digest,)
+    copy = Store(tmp_path / "copy")
+    copy.verify(version.digest)
+    assert read_form(copy.path(version.digest)).form.templates == {"default": OTHER}
 
 
 def test_a_changed_form_is_damage(kit, chat_base, tmp_path) -> None:

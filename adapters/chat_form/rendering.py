@@ -22,6 +22,8 @@ from typing import Any
 _OPEN = 16  # children at once, of 5 MB each
 _START_SECONDS = 60.0  # of the process, on a busy machine
 _WALL_SECONDS = 15.0  # of one rendering, whose processor time has a limit of its own
+# What Python needs to start, and the time zone of `strftime_now`: no tokens, no passwords.
+_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ")
 _TOO_MUCH = "it met the limit of time or memory of a chat template"
 
 
@@ -212,6 +214,7 @@ def _launch() -> tuple[subprocess.Popen[bytes], socket.socket]:
             [sys.executable, "-P", "-m", "adapters.chat_form.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         )
     ours.settimeout(_START_SECONDS)
     try:

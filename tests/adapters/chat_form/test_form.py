@@ -84,6 +84,18 @@ def test_a_template_for_tools_is_stored_with_the_default_one(published) -> None:
     assert published(chat_template=listed)[1].templates == both
 
 
+def test_a_default_template_alone_is_the_bases_that_has_one_for_tools_too(
+    published, chat_base
+) -> None:
+    both = {"tool_use": OTHER, "default": TEMPLATE}
+    listed = [{"name": name, "template": text} for name, text in both.items()]
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        (chat_base / name).unlink()
+    (chat_base / "tokenizer_config.json").write_text(json.dumps({"chat_template": listed}))
+    assert published(TEMPLATE)[0].provenance is None
+    assert published(OTHER)[1].templates == {"default": OTHER}
+
+
 def test_another_end_token_is_stored_if_the_base_has_it(published) -> None:
     version, form = published(TEMPLATE, eos_token="</s>")
     assert (form.templates, form.end) == ({}, "</s>")

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adapters.chat_form.form import (
     DEFAULT,
@@ -64,7 +65,8 @@ def judge_form(adapter: Path, base: Path) -> JudgedForm:
     form = own_form(found.form, theirs)
     if form is None:
         return JudgedForm(None)
-    problems, warnings = [*_find_problems(form, found, base)], []
+    problems = [*_find_problems(form, found, base)]
+    warnings: list[Problem] = []
     if not problems:
         problems, warnings = _try(form)
     end = form.end if theirs.end and form.end != theirs.end else None
@@ -106,7 +108,12 @@ def _try(form: ChatForm) -> tuple[list[Problem], list[Problem]]:
 def _render_once(
     renderer: Renderer, templates: Mapping[str, str], tokens: Mapping[str, str]
 ) -> tuple[list[Problem], list[Problem]]:
-    context = {**tokens, "messages": _CONVERSATION, "add_generation_prompt": True, "tools": None}
+    context: dict[str, Any] = {
+        **tokens,
+        "messages": _CONVERSATION,
+        "add_generation_prompt": True,
+        "tools": None,
+    }
     try:
         described = renderer.describe("", templates)
     except TemplateFailed as error:

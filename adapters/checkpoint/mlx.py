@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.lib import format as npy
+from numpy.lib import format as npy_format
 
 from adapters.checkpoint.tensors import TensorsMalformed, read_tensors
 from adapters.errors import CheckpointInvalid, Problem, quote
@@ -41,6 +41,7 @@ SIDES = {"lora_a": "lora_A", "lora_b": "lora_B"}
 MAX_TENSORS = 16_384
 MAX_TENSOR_BYTES = 256 << 20  # rank 512 on 65,536 features in F32 is half of it
 MAX_NAME = 512
+npy: Any = npy_format  # numpy does not type it
 SIZES = {"BF16": 2, "F16": 2, "F32": 4}
 NPY_TYPES = {"<f2": "F16", "<f4": "F32"}
 # What mlx-community appends to the name of a base.

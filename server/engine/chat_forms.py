@@ -43,6 +43,8 @@ from server.errors import InvalidRequest, RequestError, Unavailable
 
 logger = logging.getLogger("lorry.chat_forms")
 
+_transformers: Any = chat_template_utils
+
 _REMEMBERED = 256  # forms, of at most 256 KiB
 _PLACES = 4  # renderings at once
 _WAIT_SECONDS = 10.0  # for a turn; vLLM gives up a rendering after 30 s, with all its thread's work
@@ -170,9 +172,9 @@ class CallRenderer(OnlineRenderer):
 
     def attach(self, forms: ChatForms) -> None:
         self._forms = forms
-        original = chat_template_utils._compile_jinja_template
+        original = _transformers._compile_jinja_template
         if not isinstance(original, _Compiler):
-            chat_template_utils._compile_jinja_template = _Compiler(original)
+            _transformers._compile_jinja_template = _Compiler(original)
         renderer = self.renderer
         if isinstance(renderer, HfRenderer):
             renderer._apply_chat_template_async = _applier(

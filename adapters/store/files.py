@@ -142,7 +142,7 @@ def _explain_refusal(folder: Path, name: str, error: OSError) -> Problem:
             )
     if name == WEIGHTS and any(folder.glob("adapter_[0-9]*.pt")):
         said = "is not there, and adapter_N.pt is torchtune's own pickle, which is never read"
-        fix = "publish the folder epoch_N of torchtune 0.4 or later, which holds PEFT's files"
+        fix = "publish the folder epoch_N that torchtune 0.6 writes, which holds PEFT's files too"
         return Problem("file_pickle", WEIGHTS, said, fix)
     if below := _find_below(folder, name):
         others = f" and in {len(below) - 1} more" if below[1:] else ""

@@ -16,9 +16,11 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
+_WORKER = Path(__file__).with_name("worker.py")  # imports nothing of this package
 _OPEN = 16  # children at once, of 5 MB each
 _START_SECONDS = 60.0  # of the process, on a busy machine
 _WALL_SECONDS = 15.0  # of one rendering, whose processor time has a limit of its own
@@ -211,7 +213,7 @@ def _launch() -> tuple[subprocess.Popen[bytes], socket.socket]:
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "adapters.chat_form.worker", str(theirs.fileno())],
+            [sys.executable, "-P", str(_WORKER), str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},

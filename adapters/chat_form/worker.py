@@ -1,4 +1,4 @@
-"""The process that runs chat templates of adapters: `python -m adapters.chat_form.worker FD`.
+"""The process that runs chat templates of adapters: `python worker.py FD`.
 
 A template is a program of whoever made the adapter. This process forks a child for each form, which
 compiles its templates and renders them, under a limit of processor time and of memory for each: a

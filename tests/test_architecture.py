@@ -31,7 +31,7 @@ ROOMS = {
         "loadtest/markers/",
         "loadtest/peers/",
     ),
-    "transformers": ("training/", "loadtest/peers/"),
+    "transformers": ("training/", "server/engine/", "loadtest/peers/"),
     "peft": ("training/", "loadtest/peers/"),
     "trl": ("training/",),
     "bitsandbytes": ("training/", "server/kernels/", "bench/strategies.py"),

@@ -18,10 +18,12 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.model_executor.models.interfaces import supports_lora
 from vllm.usage.usage_lib import UsageContext
 
+from adapters.store import Store
 from server.call import Observer
 from server.engine import forkserver
 from server.engine.arguments import build_arguments
 from server.engine.bounds import RequestBounds
+from server.engine.chat_forms import CallRenderer, ChatForms
 from server.engine.client import Engine
 from server.engine.faults import keep_faults
 from server.engine.grammars import Grammars, leave_to_checks
@@ -58,6 +60,7 @@ class RunningEngine:
         """Stop the app, then the engine. No call may run: the app loses its state first."""
         self._warm_up.cancel()
         self.engine.grammars.checks.close()
+        self.engine.chat_forms.close()
         await self._lifespan.aclose()
         await asyncio.to_thread(self.engine.shutdown, timeout=_STOP_SECONDS)
 
@@ -92,7 +95,7 @@ async def start_engine(
         whitespace=not engine.vllm_config.structured_outputs_config.disable_any_whitespace,
     )
     leave_to_checks(grammars.bounds)
-    engine.attach(observer, grammars, presence, suspects)
+    engine.attach(observer, grammars, ChatForms(Store(settings.store)), presence, suspects)
     engine.start()
     try:
         app, lifespan = await _build_app(engine, arguments, settings)
@@ -143,6 +146,9 @@ async def _build_app(
     models = app.state.openai_serving_models
     models.__class__ = CallModels
     models.attach()
+    renderer = app.state.online_renderer
+    renderer.__class__ = CallRenderer
+    renderer.attach(engine.chat_forms)
     # vLLM's handler of engine errors stops its server by this flag; ours watches `death` instead.
     app.state.server = SimpleNamespace(should_exit=False)
     # The outer app does not run the lifespan of this one.

@@ -18,6 +18,7 @@ from vllm.v1.engine import logprobs
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.call import Call, Observer, current_call
+from server.engine.chat_forms import ChatForms
 from server.engine.grammars import Grammars
 from server.engine.interface import (
     Admission,
@@ -53,10 +54,16 @@ class Engine(MortalEngine):
     """
 
     def attach(
-        self, observer: Observer, grammars: Grammars, presence: Presence, suspects: Suspects
+        self,
+        observer: Observer,
+        grammars: Grammars,
+        chat_forms: ChatForms,
+        presence: Presence,
+        suspects: Suspects,
     ) -> None:
         """Attribute outputs to calls, report tokens and steps to `observer`, check grammars."""
         self.grammars = grammars
+        self.chat_forms = chat_forms
         self.presence = presence
         self.suspects = suspects
         self.output_processor.__class__ = AttributedOutputProcessor
@@ -90,6 +97,8 @@ class Engine(MortalEngine):
             raise RuntimeError("the engine answers calls only")
         check_agreement(call, lora_request)
         try:
+            if (form := await self.chat_forms.of(call.version)) is not None:
+                form.add_end(sampling_params, self.get_tokenizer())
             await self._settle_grammar(call, sampling_params)
             work = self._work(request_id, prompt, sampling_params)
             while True:

@@ -36,6 +36,9 @@ CALLED = {
     f"{MANAGER}.remove_adapter": "adapter_id",
     "vllm.model_executor.models.interfaces:supports_lora": "model",
     "vllm.plugins:load_general_plugins": "",
+    "vllm.renderers.hf:safe_apply_chat_template": (
+        "model_config tokenizer conversation tools chat_template"
+    ),
     "vllm.v1.engine.core:EngineCore.collective_rpc": "method args",
     "vllm.v1.engine.core:EngineCoreProc._handle_client_request": "request_type request",
     "vllm.v1.engine.core_client:AsyncMPClient.call_utility_async": "method *args",
@@ -116,8 +119,11 @@ READ = {
         "StructuredOutputsParams.json StructuredOutputsParams.json_object "
         "StructuredOutputsParams.regex StructuredOutputsParams.choice "
         "StructuredOutputsParams.grammar StructuredOutputsParams.structural_tag "
-        "SamplingParams.n SamplingParams.max_tokens SamplingParams.structured_outputs"
+        "SamplingParams.n SamplingParams.max_tokens SamplingParams.structured_outputs "
+        "SamplingParams.stop_token_ids SamplingParams._all_stop_token_ids SamplingParams.ignore_eos"
     ),
+    "vllm.renderers.hf": "HfRenderer._apply_chat_template_async",
+    "vllm.renderers.online_renderer": "OnlineRenderer.renderer",
     "vllm.config": (
         "CacheConfig.num_gpu_blocks LoRAConfig.max_cpu_loras ModelConfig.max_model_len "
         "ParallelConfig.worker_extension_cls SchedulerConfig.max_num_seqs "
@@ -213,6 +219,20 @@ ASSUMPTIONS = {
     "the app keeps the object that every handler asks for models": _in(
         "vllm.entrypoints.launchers.api_server.app_state",
         "state.openai_serving_models = OpenAIServingModels(",
+    ),
+    "the app keeps the object by which every handler writes chats": _in(
+        "vllm.entrypoints.launchers.api_server.app_state",
+        "state.online_renderer = OnlineRenderer(",
+    ),
+    "a renderer holds the function that renders, and it takes the template it is given": _in(
+        "vllm.renderers.hf",
+        "self._apply_chat_template_async(",
+        "return tokenizer.get_chat_template(chat_template, tools=tools)",
+    ),
+    "transformers looks up what compiles a template when it renders": _in(
+        "transformers.utils.chat_template_utils",
+        "    compiled_template = _compile_jinja_template(chat_template)",
+        "rendered_chat = compiled_template.render(",
     ),
     "what server/engine/grammars.py replaces is looked up when it is called": _in(
         "vllm.sampling_params",

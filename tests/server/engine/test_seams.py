@@ -155,7 +155,7 @@ async def test_a_load_does_not_wait_until_the_evicted_adapter_has_left(caplog):
 
     engine = Alive.__new__(Alive)
     engine.output_processor = OutputProcessor(None, log_stats=True)
-    engine.attach(None, None, Presence(), Suspects())
+    engine.attach(None, None, None, Presence(), Suspects())
     engine.vllm_config = SimpleNamespace(
         parallel_config=SimpleNamespace(worker_extension_cls=STAGING),
         lora_config=SimpleNamespace(max_cpu_loras=8),

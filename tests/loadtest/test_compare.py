@@ -128,4 +128,5 @@ async def test_a_comparison_fails_without_our_own_server(run, fault, error):
 
 
 def test_peers_run_in_a_fixed_order():
-    assert check_peers(["peft", "stock", "plain"], SCENARIO) == ["plain", "stock", "peft"]
+    wanted = ["llamacpp", "peft", "stock", "plain"]
+    assert check_peers(wanted, SCENARIO) == ["plain", "stock", "peft", "llamacpp"]

@@ -16,7 +16,15 @@ AdapterError
 ├── OtherBase            bytes that the name already has for another base
 ├── RemovedBefore        bytes in a watched folder whose version was removed
 ├── CheckpointInvalid    an adapter that must not be served; carries every Problem found
+├── TemplateNotRun       a chat template whose process did not start
 ├── BaseUnreadable       a folder from which no base model can be read
+│   ├── BaseNotFound     neither a folder nor a model of the hub that one may read
+│   ├── BaseForbidden    a model of the hub that needs a permission, or another token
+│   ├── BaseNotCached    a model that is not here, while HF_HUB_OFFLINE forbids to fetch it
+│   └── BaseUnsupported  weights of another form than safetensors: GGUF, pickles
+├── BaseUnavailable
+│   ├── BaseUnreachable  a model that the hub did not give in full
+│   └── CacheUnwritable  the hub's cache is full, or can't be written
 ├── SourceError          an adapter's source; messages contain no secret
 │   ├── SourceUnsupported  an address that cannot, or may not, be read
 │   ├── SourceNotFound     an address that holds no adapter
@@ -135,8 +143,42 @@ class RemovedBefore(AdapterError):
     code = "removed_before"
 
 
+class TemplateNotRun(AdapterError):
+    code = "template_not_run"
+
+
 class BaseUnreadable(AdapterError):
     code = "base_unreadable"
+
+
+class BaseNotFound(BaseUnreadable):
+    code = "base_not_found"
+
+
+class BaseForbidden(BaseUnreadable):
+    code = "base_forbidden"
+
+
+class BaseNotCached(BaseUnreadable):
+    code = "base_not_cached"
+
+
+class BaseUnsupported(BaseUnreadable):
+    code = "base_unsupported"
+
+
+class BaseUnavailable(AdapterError):
+    """A base that may be there at the next try."""
+
+    code = "base_unavailable"
+
+
+class BaseUnreachable(BaseUnavailable):
+    code = "base_unreachable"
+
+
+class CacheUnwritable(BaseUnavailable):
+    code = "cache_unwritable"
 
 
 class SourceError(AdapterError):

@@ -1,7 +1,8 @@
 """Where adapters come from: a folder, a Hugging Face repo, or any address that fsspec reads.
 
     FOLDER, file:///FOLDER                 read in place
-    hf://ORG/REPO[@REVISION]               the revision is resolved to a commit and recorded
+    hf://ORG/REPO[@REVISION]               the revision is resolved to a commit and recorded; with
+                                           HF_HUB_OFFLINE=1 it is read from the hub's cache
     s3://, gs://, az://, https://, ...     the address of a folder with the adapter's files
 
 Only an adapter's own files are fetched, and those that say in which form it was trained, each up to
@@ -11,7 +12,6 @@ printed or recorded. Knows nothing of the files' contents.
 
 import errno
 import importlib.util
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from adapters import hub
 from adapters.errors import (
     CheckpointInvalid,
     SourceError,
@@ -30,10 +31,12 @@ from adapters.errors import (
     quote,
     unwritable,
 )
+from adapters.hub import HubModel
 from adapters.store.files import (
     CONFIG,
     FORM,
     MAX_BYTES,
+    MLX,
     PICKLES,
     PROVENANCE,
     WEIGHTS,
@@ -50,8 +53,7 @@ HTTP = frozenset({"http", "https"})
 # makes no request for it first, which would report every failure as a missing file.
 OPENED = {"http": {"block_size": 0, "size": 1}, "hf": {"block_size": 0}}
 OPENED["https"] = OPENED["http"]
-HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
-FILES = (CONFIG, WEIGHTS, PROVENANCE, *FORM)
+FILES = (CONFIG, WEIGHTS, PROVENANCE, *FORM, *MLX)
 SILENCE_SECONDS = 60.0
 WHOLE_SECONDS = 3600.0  # the longest that a slow server can hold the store's lock
 
@@ -95,8 +97,13 @@ def fetched(
         yield Fetched(_folder_of(source, address))
         return
     with _temporary_folder(into) as folder:
-        limits = dict(MAX_BYTES) | {WEIGHTS: min(max_bytes, MAX_BYTES[WEIGHTS])}
+        limits = dict(MAX_BYTES)
+        limits |= {name: min(max_bytes, limits[name]) for name in (WEIGHTS, *MLX)}
         origin = {"url": address.shown}
+        if scheme == "hf" and hub.is_offline():
+            origin["commit"] = _copy_cached(address, folder, limits)
+            yield Fetched(folder, origin)
+            return
         if scheme == "hf":
             address = _find_commit(address)
             origin["commit"] = address.text.rpartition("@")[2]
@@ -165,17 +172,39 @@ def _fetch(address: Address, folder: Path, limits: Mapping[str, int]) -> None:
     options = OPENED.get(address.scheme, {})
     with _reported(address):
         for name in FILES:
+            if name in MLX and (folder / WEIGHTS).exists():
+                continue
             path = _join(address, root, name)
             if address.scheme == "hf" and not files.exists(path):
                 continue  # the hub's stream raises an error of its own for a missing file
             with suppress(FileNotFoundError), files.open(path, "rb", **options) as remote:
                 _copy(remote, folder / name, limits[name])
-        for name in () if (folder / WEIGHTS).exists() else PICKLES:
+        for name in () if any((folder / each).exists() for each in (WEIGHTS, *MLX)) else PICKLES:
             if files.exists(_join(address, root, name)):
                 # Never fetched: an empty file is enough for the refusal.
                 (folder / name).touch()
     if not any((folder / name).exists() for name in (CONFIG, WEIGHTS, *PICKLES)):
         raise _not_found(address)
+
+
+def _copy_cached(address: Address, folder: Path, limits: Mapping[str, int]) -> str:
+    """Copy an adapter that another tool has fetched into the hub's cache; returns its commit."""
+    repo = _parse_repo(address)
+    cached = {name: hub.find_cached(repo, name) for name in (*FILES, *PICKLES)}
+    found = {name: path for name, path in cached.items() if path is not None}
+    if not found:
+        raise SourceNotFound(
+            f"the hub's cache holds no adapter {quote(str(repo))}, and HF_HUB_OFFLINE forbids to"
+            " fetch it",
+            "unset HF_HUB_OFFLINE, or give the adapter's folder",
+        )
+    for name, path in found.items():
+        if name in PICKLES:
+            (folder / name).touch()
+            continue
+        with _reported(address), path.open("rb") as file:
+            _copy(file, folder / name, limits[name])
+    return next(iter(found.values())).parent.name  # .../snapshots/COMMIT/FILE
 
 
 def _open_filesystem(address: Address) -> tuple[Any, str]:
@@ -220,8 +249,7 @@ def _copy(remote: Any, path: Path, max_bytes: int) -> None:
         copy_bounded(remote, path, max_bytes)
     except FileRefused as refused:
         path.unlink()
-        if path.name not in FORM:
-            raise CheckpointInvalid([refused.problem]) from refused
+        raise CheckpointInvalid([refused.problem]) from refused
     except OSError as error:
         if error.errno not in FULL:
             raise  # an error of the source
@@ -260,12 +288,17 @@ def _find_commit(address: Address) -> Address:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    match = HUB.fullmatch(address.text)
-    if not match:
-        raise SourceUnsupported("the source is no repository", "write hf://ORG/REPO[@REVISION]")
+    repo = _parse_repo(address)
     with _reported(address):
         try:
-            facts = HfApi().model_info(match["repo"], revision=match["revision"])
+            facts = HfApi().model_info(repo.repo, revision=repo.revision)
         except (RepositoryNotFoundError, RevisionNotFoundError):
             raise _not_found(address) from None
-    return Address("hf", f"hf://{match['repo']}@{facts.sha}")
+    return Address("hf", f"hf://{repo.repo}@{facts.sha}")
+
+
+def _parse_repo(address: Address) -> HubModel:
+    repo = hub.parse_id(address.text.removesuffix("/"))
+    if repo is None:
+        raise SourceUnsupported("the source is no repository", "write hf://ORG/REPO[@REVISION]")
+    return repo

@@ -86,7 +86,7 @@ def prepare_environment(
     environ["VLLM_NO_USAGE_STATS"] = "1"
     environ["HF_HUB_OFFLINE"] = "1"
     if spec.kind != "stock":
-        environment.prepare(Settings(model=home.base), environ)
+        environment.prepare(Settings(model=str(home.base)), environ)
     if spec.kind != "lorry":
         environ["VLLM_PLUGINS"] = _STOCK_PLUGINS
     if spec.kind != "lorry" or not spec.max_loras:

@@ -31,7 +31,10 @@ _NO_OPTIONS = frozenset({"model", "admin_token"})
 
 
 def serve(
-    model: Annotated[Path | None, typer.Argument(help="Folder of the base model.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="The base: a folder, or ORG/NAME[@REVISION] of the Hugging Face hub."),
+    ] = None,
     engine_flags: Annotated[
         list[str] | None, typer.Argument(help="After `--`: any flag of vLLM's engine.")
     ] = None,
@@ -100,6 +103,7 @@ app.command(epilog=_EPILOG, cls=ServeCommand)(serve)
 def _run(config: Path | None, given: dict[str, Any], engine_flags: list[str]) -> int:
     from contextlib import closing
 
+    from adapters import hub
     from server import preflight
     from server.engine import environment, forkserver
     from server.engine.arguments import check_extra
@@ -111,12 +115,17 @@ def _run(config: Path | None, given: dict[str, Any], engine_flags: list[str]) ->
         form = settings.log_format
         check_extra(engine_flags)
         preflight.check(settings)
+        if preflight.is_fetched(settings):
+            preflight.bind(settings.host, settings.port).close()  # not in use; the model first
+            start_log(form)
+            settings = preflight.fetch_model(settings, _say)
         with (
             closing(preflight.bind(settings.host, settings.port)) as listener,
             closing(preflight.open_catalog(settings.store, settings.catalog)) as catalog,
         ):
             start_log(form)
             environment.prepare(settings)
+            hub.obey_environment()
             forkserver.start()
             # Imported late: it takes seconds.
             from server.serve import serve as run
@@ -125,6 +134,10 @@ def _run(config: Path | None, given: dict[str, Any], engine_flags: list[str]) ->
     except StartupError as error:
         _report(error, form)
         return error.exit_code
+
+
+def _say(line: str) -> None:
+    typer.echo(f"lorry: {line}", err=True)
 
 
 def _asked_format() -> str:

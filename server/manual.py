@@ -45,7 +45,7 @@ server stops ends it at once ([operations.md](operations.md#readiness-and-signal
 |---|---|
 | 0 | stopped by SIGTERM, SIGHUP or Ctrl-C |
 | 2 | a setting is wrong |
-| 3 | there is no such model folder, or no adapters can be served on it |
+| 3 | there is [no such model](errors.md#bases), or no adapters can be served on it |
 | 4 | the port is taken, or the address is not this machine's |
 | 5 | the store can't be read |
 | 6 | bitsandbytes is set but not installed |

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +188,7 @@ class Server:
 
     def _read_base(self) -> Base:
         try:
-            return read_base(self._settings.model)
+            return read_base(Path(self._settings.model))
         except AdapterError as error:
             raise ModelNotFound(f"no adapters can be served on this model: {error}") from None
 

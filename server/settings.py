@@ -22,6 +22,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from adapters.models import name_model
 from server.errors import SettingsInvalid
 from server.kernels.watchdog import SERVER_VARIABLE
 
@@ -39,6 +40,11 @@ MaxLoraRank = Annotated[
 ]
 
 
+# A path keeps its dots: ./ORG/NAME is never a model of the hub.
+Model = Annotated[
+    str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
+]
+
 # As a browser sends it: without a path, and without the scheme's own port.
 CorsOrigin = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s?#]+)$")]
 
@@ -48,10 +54,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
-    model: Path = Field(description="Folder of the base model (config.json and safetensors).")
+    model: Model = Field(
+        description="Base model: its folder (config.json and safetensors), or ORG/NAME[@REVISION] "
+        "of the Hugging Face hub.",
+    )
     served_model_name: str = Field(
         default="",
-        description="Name of the base for callers; by default the folder's name.",
+        description="Name of the base for callers; by default ORG/NAME, or the folder's name.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 takes a free one.")
@@ -220,7 +229,7 @@ class Settings(BaseSettings):
 
     @property
     def base_name(self) -> str:
-        return self.served_model_name or self.model.resolve().name
+        return self.served_model_name or name_model(self.model)
 
 
 def load_settings(config: Path | None = None, **given: Any) -> Settings:
@@ -247,7 +256,7 @@ def _checked(settings: Settings) -> Settings:
     """Check what no single field can, and read the token's file."""
     if not _BASE_NAME.fullmatch(settings.base_name):
         raise SettingsInvalid(
-            f"settings: the folder's name {settings.base_name!r} can't be a model's name: "
+            f"settings: the base's name {settings.base_name!r} can't be a model's name: "
             "give one with --served-model-name"
         )
     if settings.max_cpu_loras < settings.max_loras:

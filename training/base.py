@@ -1,56 +1,79 @@
 """The files of the frozen base model and the digests that identify it.
 
-Knows nothing about torch; asks the hub only for a base that is not a folder.
+Knows nothing about torch, nor where models come from (adapters/models.py).
 """
 
 import hashlib
-import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from adapters import hub
+from adapters.hub import HubModel
+from adapters.models import FORM, find_model, silent
 from training.errors import BaseInvalid
+from training.progress import Report
 
-HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZER_FILES: Final = ("*.json", "*.jinja", "*.model")
-PLACES: Final = ("folder", "where")
 INDEX: Final = "model.safetensors.index.json"
-MODEL_FILES: Final = (*TOKENIZER_FILES, "*.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model's folder, name and digests; `where` is its id on the hub, else the folder."""
+    """A base model's folder, name and digests; `origin` is the model and the commit on the hub of
+    one that comes from there. `asked_for` is what the recipe names."""
 
     folder: Path
-    where: str
+    asked_for: str
     name: str
     config_digest: str
     weights_digest: str
     tokenizer_digest: str  # with the chat template and the end tokens
+    origin: HubModel | None = None
 
     def facts(self) -> dict[str, str]:
-        """The fields that travel with an adapter: all but its place."""
-        return {key: value for key, value in asdict(self).items() if key not in PLACES}
+        """The fields that travel with an adapter: all but its place on this machine."""
+        facts = {
+            "name": self.name,
+            "config_digest": self.config_digest,
+            "weights_digest": self.weights_digest,
+            "tokenizer_digest": self.tokenizer_digest,
+        }
+        if self.origin:
+            facts |= {"repo": self.origin.repo, "commit": self.origin.revision or ""}
+        return facts
+
+    @property
+    def address(self) -> tuple[str, str | None]:
+        """What others load it by: its id and the revision, if one was chosen; else its folder."""
+        if self.origin is None:
+            return str(self.folder.resolve()), None
+        asked = None if Path(self.asked_for).is_dir() else hub.parse_id(self.asked_for)
+        return self.origin.repo, (asked or self.origin).revision
 
 
-def find_base(where: str, name: str) -> Base:
-    """Find a base by folder or hub id and hash it; raises BaseInvalid."""
-    folder = Path(where) if Path(where).is_dir() else _fetch(where)
+def find_base(where: str, name: str, report: Report = silent) -> Base:
+    """Find a base by folder or hub id and hash it; raises BaseInvalid or an AdapterError."""
+    folder = find_model(where, report=report)
     config = folder / "config.json"
     weights = sorted(folder.glob("*.safetensors"))
     if not config.is_file() or not weights:
         missing = "*.safetensors" if config.is_file() else "config.json"
         raise BaseInvalid(f"{folder}: has no {missing}", "give the folder of a saved model")
-    found = where if folder != Path(where) else str(folder.resolve())
     return Base(
-        folder, found, name, file_digest(config), _digest_all(weights), _digest_tokenizer(folder)
+        folder,
+        where,
+        name,
+        file_digest(config),
+        _digest_all(weights),
+        _digest_tokenizer(folder),
+        hub.model_of(folder),
     )
 
 
-def find_tokenizer(where: str) -> Path:
+def find_tokenizer(where: str, report: Report = silent) -> Path:
     """Find the folder of a base's tokenizer, or fetch it without the weights."""
-    return Path(where) if Path(where).is_dir() else _fetch(where, TOKENIZER_FILES)
+    return find_model(where, FORM, report)
 
 
 def file_digest(path: Path) -> str:
@@ -71,18 +94,3 @@ def _digest_all(files: list[Path]) -> str:
 def _digest_tokenizer(folder: Path) -> str:
     found = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
     return _digest_all(sorted(found - {folder / "config.json", folder / INDEX}))
-
-
-def _fetch(where: str, patterns: tuple[str, ...] = MODEL_FILES) -> Path:
-    if not HUB_ID.fullmatch(where) or where.startswith("."):
-        raise BaseInvalid(f"{where}: no such folder", "give a model folder or owner/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(where, allow_patterns=list(patterns)))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise BaseInvalid(
-            f"{where}: no such folder, and the model hub did not give it",
-            "check the name and the network, or give a model folder",
-        ) from error

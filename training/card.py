@@ -16,13 +16,14 @@ def write_card(folder: Path, provenance: Mapping[str, Any]) -> None:
 
 def render_card(provenance: Mapping[str, Any]) -> str:
     """What the adapter is, how well it did, how to load it, and how it was made."""
-    base, recipe = provenance["base"]["name"], provenance["recipe"]
+    base, recipe = _name_base(provenance["base"]), provenance["recipe"]
     front = {
         "base_model": base,
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "tags": ["lora", "lorry", provenance["method"]],
     }
+    place = provenance["base"].get("repo", "path/to/base")
     rows = "\n".join(f"| {name} | {value} |" for name, value in _rows(provenance))
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
@@ -39,7 +40,7 @@ A LoRA adapter for `{base}`, trained with Lorry.
 ## Use it
 
 ```bash
-lorry adapters publish . --name {provenance["name"]} --base path/to/base
+lorry adapters publish . --name {provenance["name"]} --base {place}
 ```
 
 ```python
@@ -58,6 +59,11 @@ tokenizer = AutoTokenizer.from_pretrained(".")
 
 `lorry.json` has the digests of base and data, the package versions and the curves.
 """
+
+
+def _name_base(base: Mapping[str, Any]) -> str:
+    """What a hub links to: the base's id, else its name."""
+    return str(base.get("repo") or base["name"])
 
 
 def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -129,7 +129,10 @@ def check_command(
     ],
     base: Annotated[
         str | None,
-        typer.Option(help="The base: counts tokens, and finds what its chat template can't show."),
+        typer.Option(
+            help="The base, a folder or ORG/NAME[@REVISION] of the hub: counts tokens, and finds"
+            " what its chat template can't show."
+        ),
     ] = None,
     against: Annotated[
         list[str] | None,
@@ -147,7 +150,7 @@ def check_command(
     with reported():
         from training.data.report import check_data
 
-        found = check_data(files, base, against or [], max_length, method)
+        found = check_data(files, base, against or [], max_length, method, _say)
     if as_json:
         typer.echo(json.dumps(found.facts()))
     else:
@@ -160,7 +163,7 @@ def check_command(
 @contextmanager
 def reported() -> Iterator[None]:
     """Turn a known error into one line on stderr and an exit code: 2 for input, else 1."""
-    from adapters.errors import AdapterError
+    from adapters.errors import AdapterError, BaseUnreadable
 
     try:
         yield
@@ -168,7 +171,8 @@ def reported() -> Iterator[None]:
         typer.echo(f"error: {error} ({error.code})", err=True)
         if isinstance(error, Interrupted):
             raise typer.Exit(128 + error.signal) from error
-        raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
+        by_caller = isinstance(error, InputError | BaseUnreadable)
+        raise typer.Exit(2 if by_caller else 1) from error
 
 
 @contextmanager

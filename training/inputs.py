@@ -58,7 +58,7 @@ def read_inputs(recipe: Recipe, report: Report) -> Inputs:
         report(warning)
     spec = recipe.evaluation.metric
     metric = find_metric(spec, Path()) if spec and "validation" in sets else None
-    base = find_base(recipe.base, recipe.base_name)
+    base = find_base(recipe.base, recipe.base_name, report)
     check_modules(recipe, base.folder)
     return Inputs(recipe, base, sets, metric)
 

@@ -115,7 +115,7 @@ def _conclude(
     with trainer.accelerator.autocast():
         losses = measure_losses(model, sets.tokenizer, rows, recipe.optimization.batch_size)
         scores = sets.judge(model) if sets.judge and sets.validation else None
-    save_adapter(model, sets.tokenizer, base.where, folder / ADAPTER)
+    save_adapter(model, sets.tokenizer, base.address, folder / ADAPTER)
     best = trainer.state.best_global_step if sets.validation else None
     kept = next((each for each in curve.validation if each[0] == best), (None, None, None))
     warning = curve.find_overfitting()

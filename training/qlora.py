@@ -85,16 +85,17 @@ def _keep_weights_unpacked(model: "PreTrainedModel") -> None:
         linear.support_avx512bf16_for_cpu = False
 
 
-def lora_config(lora: Lora) -> "LoraConfig":
-    """PEFT's form of a recipe's section `lora`."""
+def lora_config(lora: Lora, model: "PreTrainedModel") -> "LoraConfig":
+    """PEFT's form of a recipe's section `lora`, for those of its layers that the model has."""
     from peft import LoraConfig
 
+    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.scale_alpha,
         use_rslora=lora.rslora,
         lora_dropout=lora.dropout,
-        target_modules=list(lora.modules),
+        target_modules=[name for name in lora.modules if name in present],
         bias=lora.bias,
         task_type="CAUSAL_LM",
     )
@@ -113,16 +114,22 @@ def raise_lora(model: Any) -> None:
 
 
 def save_adapter(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", base_name: str, output: Path
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    base: tuple[str, str | None],
+    output: Path,
 ) -> None:
-    """Save the adapter in bf16, with the tokenizer that it was trained with."""
+    """Save the adapter in bf16, with the tokenizer that it was trained with.
+
+    `base` is what others load its base by: a folder, or an id and the revision that was chosen.
+    """
     import torch
 
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
     for config in model.peft_config.values():
-        config.base_model_name_or_path = base_name
+        config.base_model_name_or_path, config.revision = base
     with warnings.catch_warnings():
         # PEFT would ask the hub whether the vocabulary grew; ours never does.
         warnings.simplefilter("ignore")

@@ -13,10 +13,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from adapters.checkpoint.base import read_base
 from adapters.errors import BaseUnreadable
+from adapters.models import name_model
 from training.data.reading import is_hub_id
 from training.errors import BaseInvalid, RecipeInvalid, list_problems
 
-Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Linear = Literal[
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "qkv_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "gate_up_proj",
+    "down_proj",
+]
 LINEARS: tuple[Linear, ...] = get_args(Linear)
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
@@ -130,9 +141,10 @@ class Recipe(_Strict):
     """A recipe for one adapter."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, description="The adapter's name.")]
-    base: str = Field(min_length=1, description="Model folder, or owner/name on the model hub.")
+    base: str = Field(min_length=1, description="Model folder, or ORG/NAME[@REVISION] of the hub.")
     base_name: str = Field(
-        default="", description="Name under which the base is served; default: folder's name or id."
+        default="",
+        description="Name under which the base is served; default: folder's name or ORG/NAME.",
     )
     method: Literal["sft", "dpo"] = Field(
         default="sft", description="Imitate answers (sft), or prefer one of two (dpo)."
@@ -260,13 +272,13 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     metric = _resolve_metric(recipe.evaluation.metric, folder)
     beside = folder / recipe.base
     is_folder = beside.is_dir()
-    name = beside.resolve().name if is_folder else recipe.base
+    base = str(beside) if is_folder else recipe.base
     return recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update=chosen),
             "evaluation": recipe.evaluation.model_copy(update={"metric": metric}),
-            "base": str(beside) if is_folder else recipe.base,
-            "base_name": recipe.base_name or name,
+            "base": base,
+            "base_name": recipe.base_name or name_model(base),
         }
     )
 

@@ -15,10 +15,15 @@ if TYPE_CHECKING:
     from adapters.catalog import AdapterVersion
     from adapters.publish import Rules
 
-BaseOption = Annotated[Path, typer.Option(help="The folder of the model it was trained on.")]
+BaseOption = Annotated[
+    str,
+    typer.Option(help="The model it was trained on: a folder, or ORG/NAME[@REVISION] of the hub."),
+]
 BaseNameOption = Annotated[
     str | None,
-    typer.Option(help="The name under which the base is served. [default: its folder's name]"),
+    typer.Option(
+        help="The name under which the base is served. [default: ORG/NAME, or its folder's name]"
+    ),
 ]
 AliasOption = Annotated[
     list[str] | None,
@@ -45,9 +50,10 @@ def publish(
     ],
     name: Annotated[str, typer.Option(help="The adapter's name.")],
     base: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="The folder of the model it was trained on; with --url, the server's own.",
+            help="The model it was trained on: a folder, or ORG/NAME[@REVISION] of the hub; with"
+            " --url, the server's own.",
             show_default=False,
         ),
     ] = None,
@@ -69,16 +75,17 @@ def publish(
             version = server.publish(source, name=name, aliases=aliases)
     elif base is None:
         raise typer.BadParameter(
-            "name the folder of the base, or a server by --url", param_hint="--base"
+            "name the base, by its folder or its id, or a server by --url", param_hint="--base"
         )
     else:
-        with reported():
-            _check_standing(base, base_name, aliases, name)  # before a store is made for nothing
+        with reported():  # before a store is made for nothing
+            _check_names(base_name, aliases, name)
+            folder = find_base(base)
         with site.opened_store(create=True) as catalog:
             from adapters.publish import publish
             from adapters.store import Store
 
-            rules = _rules(base, base_name, max_rank, allow_base_mismatch)
+            rules = make_rules(folder, base_name, max_rank, allow_base_mismatch)
             store = Store(site.store)
             version = publish(
                 source, name, store=store, catalog=catalog, rules=rules, aliases=aliases
@@ -107,7 +114,9 @@ def watch(
     from adapters.watch import Sighting, Watcher
 
     unpublished = []
-    rules = _rules(base, base_name, max_rank, allow_base_mismatch)
+    with reported():
+        _check_names(base_name, alias or ())
+        rules = make_rules(find_base(base), base_name, max_rank, allow_base_mismatch)
     aliases = _aliases(alias)
 
     def offer(source: Path, name: str) -> AdapterVersion:
@@ -132,8 +141,6 @@ def watch(
         if seen.version:
             _print_warnings(seen.version)
 
-    with reported():
-        _check_standing(base, base_name, alias or ())
     watcher = Watcher(folder, offer, report)
     for look in range(2) if once else itertools.count():
         if look:
@@ -144,17 +151,16 @@ def watch(
 
 
 def _print_warnings(version: "AdapterVersion") -> None:
-    from adapters.publish import list_warnings
+    from adapters.publish import list_notes, list_warnings
 
+    for note in list_notes(version):
+        typer.echo(f"note: {note}", err=True)
     for warning in list_warnings(version):
         typer.echo(f"warning: {warning}", err=True)
 
 
-def _check_standing(
-    base: Path, base_name: str | None, aliases: Iterable[str], name: str | None = None
-) -> None:
-    """Raise BadName or BaseUnreadable for options that would refuse every folder."""
-    from adapters.checkpoint.base import read_base
+def _check_names(base_name: str | None, aliases: Iterable[str], name: str | None = None) -> None:
+    """Raise BadName for options that would refuse every folder."""
     from adapters.names import check_alias, check_base_name, check_publishable_name
 
     if name is not None:
@@ -162,11 +168,17 @@ def _check_standing(
     for each in aliases:
         check_alias(each)
     check_base_name(base_name)
-    read_base(base)
+
+
+def find_base(base: str) -> Path:
+    """The folder of the base; raises an AdapterError."""
+    from adapters.models import find_shape
+
+    return find_shape(base, lambda line: typer.echo(line, err=True))
 
 
 def _refuse_own_rules(
-    base: Path | None, base_name: str | None, max_rank: int | None, allow_mismatch: bool
+    base: str | None, base_name: str | None, max_rank: int | None, allow_mismatch: bool
 ) -> None:
     given = {
         "--base": base,
@@ -182,7 +194,7 @@ def _refuse_own_rules(
             )
 
 
-def _rules(
+def make_rules(
     base: Path, base_name: str | None, max_rank: int | None, allow_base_mismatch: bool
 ) -> "Rules":
     from adapters.checkpoint.peft_config import MAX_RANK

@@ -132,7 +132,7 @@ class Publisher:
             raise BadName(f"the name {name!r} is the served base model's", "choose another name")
         local = isinstance(place, Path)
         rules = Rules(
-            base=settings.model,
+            base=Path(settings.model),
             base_name=settings.base_name,
             max_rank=settings.max_lora_rank,
             allow_base_mismatch=settings.allow_base_mismatch,

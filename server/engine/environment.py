@@ -42,7 +42,8 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
     environ.setdefault("VLLM_CACHE_ROOT", str((settings.cache / "vllm").resolve()))
     environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if "hf" not in settings.admin_source_schemes:
-        environ.setdefault("HF_HUB_OFFLINE", "1")  # the base is a folder: no hub is needed
+        environ.setdefault("HF_HUB_OFFLINE", "1")  # the base is on this machine now
+    environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # torch's and vLLM's, at import
     # vLLM's defaults allow 16,384 answers to each of 1,024 prompts in one call.

@@ -63,6 +63,11 @@ def capture() -> TextIO:
     return os.fdopen(real, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
 
 
+def is_capturing() -> bool:
+    """Whether `capture` has been called in this process."""
+    return _process is not None
+
+
 class Lines:
     """Splits what is fed into lines and gives `write` one JSON object for each."""
 

@@ -152,7 +152,7 @@ def configure_logging(form: str = "auto", stream: TextIO = sys.stderr) -> None:
 
 
 def start_log(form: str) -> None:
-    """Configure the log of `lorry serve`, for the whole process and its children."""
+    """Configure the log of `lorry serve`, for the whole process and its children. Idempotent."""
     faulthandler.enable()  # a crash of native code leaves its stack
     os.environ[FORMAT_VARIABLE] = chosen = choose_format(form)
     if "VLLM_LOGGING_CONFIG_PATH" not in os.environ:
@@ -160,8 +160,10 @@ def start_log(form: str) -> None:
     if chosen == "text":
         configure_logging(chosen)
         return
-    from server.telemetry.collector import capture
+    from server.telemetry.collector import capture, is_capturing
 
+    if is_capturing():
+        return
     real = capture()
     configure_logging(chosen, real)
     if os.getppid() == 1:

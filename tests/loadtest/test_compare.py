@@ -41,6 +41,7 @@ class Side:
     url: str
     log: list[str]
     urls: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, dict[str, Any]] = field(default_factory=dict)
     launches: tuple[int, ...] = (1,)
     held_bytes: int = 1 << 30
     start_seconds: float = 0.0

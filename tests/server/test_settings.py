@@ -23,7 +23,7 @@ def test_the_command_line_wins_over_variables_and_they_win_over_the_file(monkeyp
     monkeypatch.setenv("LORRY_MAX_LORAS", "4")
     settings = load_settings(max_loras=5, port=None)
 
-    assert (settings.model, settings.host) == (Path("from-file"), "::1")
+    assert (settings.model, settings.host) == ("from-file", "::1")
     assert (settings.port, settings.max_loras) == (2, 5)
 
 
@@ -42,7 +42,7 @@ def test_an_unknown_variable_is_an_error(monkeypatch):
 
 def test_a_server_may_inherit_the_variable_of_the_commands(monkeypatch):
     monkeypatch.setenv("LORRY_URL", "http://127.0.0.1:8000")
-    assert load_settings(model="x").model == Path("x")
+    assert load_settings(model="x").model == "x"
 
 
 def test_an_unknown_key_in_the_file_is_an_error():
@@ -67,6 +67,17 @@ def test_max_cpu_loras_below_max_loras_is_refused():
 def test_the_base_has_its_folders_name_by_default(tmp_path):
     assert load_settings(model=tmp_path / "llama").base_name == "llama"
     assert load_settings(model=tmp_path, served_model_name="x/y").base_name == "x/y"
+
+
+def test_a_model_of_the_hub_has_its_id_for_a_name_without_the_revision():
+    for text in ("acme/tiny", "acme/tiny@v1", "hf://acme/tiny"):
+        assert load_settings(model=text).base_name == "acme/tiny"
+    Path("acme/tiny").mkdir(parents=True)
+    assert load_settings(model="acme/tiny").base_name == "tiny"
+
+
+def test_the_dots_of_a_path_are_kept_so_that_it_is_no_id():
+    assert load_settings(model="./acme/tiny").model == "./acme/tiny"
 
 
 def test_a_base_name_that_would_make_references_ambiguous_is_refused():

@@ -41,6 +41,8 @@ def test_a_minimal_recipe_has_the_usual_defaults(tmp_path: Path) -> None:
     assert recipe.lora.scale_alpha == 2 * recipe.lora.rank
     assert 1e-4 <= recipe.optimization.learning_rate <= 3e-4
     assert recipe.base_name == "org/model"
+    pinned = load_recipe(write(tmp_path, MINIMAL.replace("org/model", "org/model@v1")))
+    assert (pinned.base, pinned.base_name) == ("org/model@v1", "org/model")
 
 
 def test_paths_start_at_the_recipes_folder(tmp_path: Path) -> None:

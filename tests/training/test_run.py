@@ -14,6 +14,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from adapters.errors import BaseNotFound
 from training import loop, qlora, trainers
 from training.base import find_base
 from training.data.forms import Example
@@ -308,7 +309,7 @@ def test_another_name_finds_the_same_run(trained: Trained, tiny_base: Path) -> N
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BaseInvalid, match=r"has no config\.json"):
         find_base(str(tmp_path), "x")
-    with pytest.raises(BaseInvalid, match="no such folder"):
+    with pytest.raises(BaseNotFound, match="no such folder"):
         find_base(str(tmp_path / "absent"), "x")
 
 

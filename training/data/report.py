@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from adapters.models import silent
 from training.base import find_tokenizer
 from training.data.problems import SHOWN_CAUSES, SHOWN_PLACES, Place, name_places
 from training.data.sets import DataSet, find_leaks, inspect_set
 from training.data.tokens import Encoded, Tokenizer, encode_set, load_tokenizer
+from training.progress import Report as Say
 
 PERCENTILES: Final = (("p50", 0.5), ("p99", 0.99))
 
@@ -113,11 +115,12 @@ def check_data(
     against: Sequence[str],
     max_length: int,
     method: str = "sft",
+    say: Say = silent,
 ) -> Report:
-    """Read and count a set, on a base if there is one; raises BaseInvalid."""
+    """Read and count a set, on a base if there is one; raises BaseInvalid or an AdapterError."""
     data = inspect_set(sources, method)
     other = inspect_set(against, method) if against else None
-    tokenizer = load_tokenizer(find_tokenizer(base), base) if base else None
+    tokenizer = load_tokenizer(find_tokenizer(base, say), base) if base else None
     encoded = encode_set(data, tokenizer, max_length) if tokenizer and data.examples else None
     leaks = find_leaks(data, other) if other else []
     return Report(data, other, leaks, tokenizer, encoded)

@@ -29,13 +29,14 @@ def estimate_command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A folder, a config.json, or owner/name on the hub: only its config is read.",
+            help="A folder, a config.json, or ORG/NAME[@REVISION] of the hub, of which only the"
+            " config is read.",
         ),
     ],
     rank: Annotated[int, typer.Option(min=1, max=512, help="The adapter's rank.")] = 16,
     target_modules: Annotated[
         str, typer.Option(help="Modules with an adapter, by comma, or all-linear.")
-    ] = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+    ] = "q_proj,k_proj,v_proj,qkv_proj,o_proj,gate_proj,up_proj,gate_up_proj,down_proj",
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per forward pass.")] = 8,
     length: Annotated[int, typer.Option(min=8, help="Their length, in tokens.")] = 512,
     cpu: Annotated[
@@ -53,7 +54,7 @@ def estimate_command(
         plan = Plan(rank, targets, batch_size, length)
         if cpu:
             plan = Plan(rank, targets, batch_size, length, compute_dtype(), gpu=False)
-        found = estimate(read_config(model), plan)
+        found = estimate(read_config(model, lambda line: typer.echo(line, err=True)), plan)
     if as_json:
         typer.echo(json.dumps({"model": name_of(model)} | found.as_json(), indent=2))
         return

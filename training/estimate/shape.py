@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapters.models import CONFIG, GGUF, find_model, name_model, silent
 from training.errors import BaseInvalid, RecipeInvalid
+from training.progress import Report
 
 if TYPE_CHECKING:
     import torch
@@ -20,17 +22,23 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 
 
-def read_config(where: str) -> "PretrainedConfig":
-    """The config of a model folder, of a config.json or of a hub id; raises BaseInvalid."""
+def read_config(where: str, report: Report = silent) -> "PretrainedConfig":
+    """The config of a model folder, of a config.json or of a hub id.
+
+    Raises BaseInvalid or an AdapterError.
+    """
+    place = Path(where)
+    if not place.is_file() or place.suffix == GGUF:
+        place = find_model(where, CONFIG, report)
     from transformers import AutoConfig
 
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(where)
+        config: PretrainedConfig = AutoConfig.from_pretrained(place)
     except (OSError, ValueError, KeyError) as error:
         said = " ".join(str(error).split())[:200]
         raise BaseInvalid(
             f"{where}: no config of a model: {said}",
-            "give a model folder, its config.json, or owner/name on the model hub",
+            "give a model folder, its config.json, or ORG/NAME of the model hub",
         ) from error
     # Counted as it was before somebody quantized it: the estimate is for each way of training.
     if hasattr(config, "quantization_config"):
@@ -41,10 +49,7 @@ def read_config(where: str) -> "PretrainedConfig":
 def name_of(where: str) -> str:
     """A model's name for a heading: the folder's, or the id."""
     path = Path(where)
-    if path.exists():
-        resolved = path.resolve()
-        return resolved.parent.name if resolved.is_file() else resolved.name
-    return where
+    return name_model(str(path.parent) if path.is_file() else where)
 
 
 def build_base(config: "PretrainedConfig", dtype: "torch.dtype") -> "PreTrainedModel":

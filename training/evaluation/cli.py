@@ -48,9 +48,11 @@ def evaluate_command(
         str, typer.Option(metavar="REF", help="Another version to compare with, besides the base.")
     ] = BASE,
     base: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="The base's folder: needed offline, and for tool calls.", show_default=False
+            help="The base, a folder or ORG/NAME[@REVISION] of the hub: needed offline, and for"
+            " tool calls.",
+            show_default=False,
         ),
     ] = None,
     limit: Annotated[
@@ -91,7 +93,7 @@ def evaluate_command(
 
         judged_by = find_metric(metric, Path())
         versions = _find(index, [reference] if against == BASE else [reference, against])
-        loaded = open_base(base, versions, required=not site.url)
+        loaded = open_base(base, versions, _progress, required=not site.url)
         tokenizer = loaded.tokenizer if loaded else None
         heldout = read_heldout(data, limit=limit, trained_on=trained_on or [], tokenizer=tokenizer)
         for version in versions:

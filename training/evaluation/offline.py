@@ -8,6 +8,8 @@ from typing import Any
 from adapters.catalog import AdapterVersion
 from adapters.catalog.evaluations import BASE
 from adapters.checkpoint.base import read_base
+from adapters.models import find_model, find_shape
+from adapters.publish import CHAT_FORM
 from adapters.store import Store
 from training.data.forms import Example
 from training.data.tokens import Tokenizer, load_tokenizer
@@ -30,26 +32,32 @@ class OfflineBase:
 
 
 def open_base(
-    folder: Path | None, versions: Sequence[AdapterVersion], *, required: bool
+    where: str | None, versions: Sequence[AdapterVersion], report: Report, *, required: bool
 ) -> OfflineBase | None:
     """The base of some versions, or None where it is neither given nor required.
 
-    Raises BaseInvalid, also if a version was published for another base, or BaseUnreadable.
+    Raises BaseInvalid, also if a version was published for another base, or an AdapterError.
     """
-    if folder is None:
+    if where is None:
         if not required:
             return None
         raise BaseInvalid(
             f"{versions[0].label} needs its base, {versions[0].base}, to answer",
-            "give the folder with --base, or a running server with --url",
+            "give it with --base, or a running server with --url",
         )
+    folder = find_model(where, report=report) if required else find_shape(where, report)
     base = read_base(folder)
     for version in versions:
         if version.base_digest not in (None, base.digest):
             raise BaseInvalid(
-                f"{version.label} was published for the base {version.base}, and {folder} is of "
+                f"{version.label} was published for the base {version.base}, and {where} is of "
                 "another architecture or size",
-                "give the folder of its own base with --base",
+                "give its own base with --base",
+            )
+        if CHAT_FORM in (version.provenance or {}):
+            raise BaseInvalid(
+                f"{version.label} is asked in a chat form of its own, which a server has",
+                "judge it by a running server, with --url",
             )
     return OfflineBase(folder, load_tokenizer(folder, base.name))
 

@@ -2,6 +2,7 @@
 
 import json
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,7 @@ def merge_command(
     base: Annotated[
         str | None,
         typer.Option(
-            help="The unquantized base: a folder, or owner/name on the hub."
+            help="The unquantized base: a folder, or ORG/NAME[@REVISION] of the hub."
             " [default: the one that the adapter names]",
             show_default=False,
         ),
@@ -70,12 +71,13 @@ def merge_command(
         from training.merge.source import find_adapter, pair, trained_on, unproven
 
         check_unused(out)  # before the base is hashed, which takes long
-        found = pair(find_adapter(ref, store, catalog), base, force=force)
+        say = partial(typer.echo, err=True)
+        found = pair(find_adapter(ref, store, catalog), base, say, force=force)
         if warning := unproven(found):
             typer.echo(f"warning: {warning}", err=True)
         types = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
         options = Options(into.value if into else trained_on(found), types[dtype.value])
-        facts = merge(found, out, options, lambda line: typer.echo(line, err=True))
+        facts = merge(found, out, options, say)
     if as_json:
         typer.echo(json.dumps({"folder": str(out), "provenance": facts}, indent=2))
     else:

@@ -11,11 +11,14 @@ from adapters.checkpoint.base import Base as Architecture
 from adapters.checkpoint.base import is_called, read_base
 from adapters.checkpoint.peft_config import MAX_RANK, PeftConfig, read_peft_config
 from adapters.errors import CheckpointInvalid
+from adapters.models import as_id, name_model, silent
 from adapters.names import parse_reference
 from adapters.store import Store, digest_of
 from adapters.store.files import CONFIG, PROVENANCE, SERVED, FileRefused, read_object
-from training.base import HUB_ID, Base, file_digest, find_base
+from adapters.store.store import counted
+from training.base import Base, file_digest, find_base
 from training.errors import BaseInvalid, BaseMismatch
+from training.progress import Report
 
 FORCE = "give the base that it was trained on with --base, or --force to merge all the same"
 
@@ -58,23 +61,25 @@ def find_adapter(ref: str, store: Path, catalog: str | None) -> Source:
     return Source(objects.path(version.digest), version.label, version.base, version.base_digest)
 
 
-def pair(source: Source, base: str | None, *, force: bool) -> Pair:
+def pair(source: Source, base: str | None, report: Report = silent, *, force: bool) -> Pair:
     """The adapter with its base, which `base` names, else the adapter itself.
 
-    Raises BaseInvalid, BaseMismatch (never with `force`), or CheckpointInvalid where the adapter
-    does not fit the base or has what a sum of weights can't express.
+    Raises an AdapterError where the base is not found, BaseInvalid, BaseMismatch (never with
+    `force`), or CheckpointInvalid where the adapter does not fit the base or has what a sum of
+    weights can't express.
     """
     config, problems = read_peft_config(source.folder, MAX_RANK)
     if config is None:
         raise CheckpointInvalid(problems)
     claimed = source.base_name or config.base_name
-    found = _find_base(base, claimed, force=force)
-    architecture = read_base(found.folder)
     provenance = _read_provenance(source.folder)
+    found = _find_base(base, claimed, _recorded(provenance), report, force=force)
+    architecture = read_base(found.folder)
     if not force:
         _check_same(source, provenance, found, architecture)
     read_checkpoint(source.folder, architecture)
-    hashes = {name: file_digest(source.folder / name).split(":")[1] for name in SERVED}
+    names = counted(source.folder) if source.label else SERVED
+    hashes = {name: file_digest(source.folder / name).split(":")[1] for name in names}
     return Pair(source, config, digest_of(hashes), provenance, found, architecture)
 
 
@@ -94,12 +99,22 @@ def unproven(pair: Pair) -> str | None:
     return f"the adapter names the base {claimed!r}; nothing shows that {pair.base.folder} is it"
 
 
-def _find_base(given: str | None, claimed: str | None, *, force: bool) -> Base:
+def _find_base(
+    given: str | None,
+    claimed: str | None,
+    recorded: Mapping[str, Any],
+    report: Report,
+    *,
+    force: bool,
+) -> Base:
     if given is not None:
-        folder_name = Path(given).resolve().name
-        return find_base(given, folder_name if force or not claimed else claimed)
-    if claimed and (Path(claimed).is_dir() or HUB_ID.fullmatch(claimed)):
-        return find_base(claimed, claimed)
+        return find_base(given, name_model(given) if force or not claimed else claimed, report)
+    if claimed and Path(claimed).is_dir():
+        return find_base(claimed, name_model(claimed), report)
+    repo, commit = recorded.get("repo"), recorded.get("commit")
+    where = f"{repo}@{commit}" if repo and commit else claimed
+    if where and as_id(where):
+        return find_base(where, claimed or where, report)
     raise BaseInvalid(
         f"the adapter's base {claimed or '(it names none)'!r} is no folder here", "give --base"
     )

@@ -49,15 +49,16 @@ def test_publish_prints_the_version_for_people_and_for_scripts(
 
 def test_publish_warns_on_stderr_and_succeeds(call, kit, base_folder, tmp_path) -> None:
     draft = kit.build()
-    draft.extra["chat_template.jinja"] = b"{{ messages }}"
+    draft.extra["chat_template.jinja"] = b"{{ raise_exception('no') }}"
     folder = draft.write(tmp_path / "a")
     said = call("publish", folder, "--name", "orders", "--base", base_folder)
     assert said.exit_code == 0
-    assert said.stderr.startswith("warning: chat_template.jinja: ")
-    assert said.stderr.endswith("(template_differs)\n")
+    assert said.stderr.startswith("note: chats with it use its own chat template")
+    assert "\nwarning: chat_template.jinja: " in said.stderr
+    assert said.stderr.endswith("(template_refuses)\n")
     assert said.stdout.startswith("orders@1 sha256:")
     facts = json.loads(call("show", "orders", "--json").stdout)
-    assert facts["provenance"]["publish_warnings"][0]["code"] == "template_differs"
+    assert facts["provenance"]["publish_warnings"][0]["code"] == "template_refuses"
 
 
 def test_list_shows_every_version(call, published) -> None:
@@ -195,7 +196,7 @@ def test_a_store_can_be_named_on_the_command_line(call, kit, base_folder, tmp_pa
         (["show", "a", "--store", "nowhere"], 2, "store_unreadable"),
         (["verify", "--store", "nowhere"], 2, "store_unreadable"),
         (["publish", "a", "--name", "text", "--base", "."], 2, "bad_name"),
-        (["publish", "a", "--name", "ok", "--base", "nowhere"], 2, "base_unreadable"),
+        (["publish", "a", "--name", "ok", "--base", "nowhere"], 2, "base_not_found"),
         (["list", "--store", "broken"], 1, "catalog_unreadable"),
         (["alias", "orders", "stable", "7"], 2, "adapter_not_found"),
         (["alias", "orders", "7", "1"], 2, "bad_name"),
@@ -215,7 +216,7 @@ def test_a_store_can_be_named_on_the_command_line(call, kit, base_folder, tmp_pa
         (["unalias", "orders", "\udcff"], 2, "bad_name"),
         (["rollback", "orders", "\udcff"], 2, "bad_name"),
         (["publish", "a", "--name", "ok", "--base", ".", "--base-name", "\udcff"], 2, "bad_name"),
-        (["watch", ".", "--base", "nowhere", "--once"], 2, "base_unreadable"),
+        (["watch", ".", "--base", "nowhere", "--once"], 2, "base_not_found"),
         (["watch", ".", "--base", "base", "--alias", "7", "--once"], 2, "bad_name"),
         (["list", "--catalog", "sqlite://"], 1, "catalog_unreadable"),
         (["list", "--catalog", "sqlite:///:memory:"], 1, "catalog_unreadable"),

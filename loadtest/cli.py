@@ -164,12 +164,25 @@ def compare(
     peers: Annotated[
         str,
         typer.Option(
-            metavar="PEER,...", help="plain, stock, stock-tuned, stock-base, merged, peft."
+            metavar="PEER,...",
+            help="plain, stock, stock-tuned, stock-base, merged, peft, llamacpp.",
         ),
     ] = "stock",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Each runs all sides once.")] = 3,
     seed: Seed = None,
     processes: Processes = 1,
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            envvar="LLAMA_CPP",
+            help="llama.cpp's source with a built server. [default: what `make llama-cpp` made]",
+        ),
+    ] = None,
+    gguf: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The base for llamacpp. [default: BASE.gguf]"),
+    ] = None,
     out: Out = None,
     json_: Json = False,
 ) -> None:
@@ -178,16 +191,22 @@ def compare(
         from loadtest.compare import Order, check_peers
         from loadtest.compare import compare as run_sides
         from loadtest.plan.scenario import find_scenario
+        from loadtest.servers.llama_cpp import FOLDER, LlamaCpp
 
         plan = find_scenario(scenario, seed)
         folder = out or OUT / f"{plan.name}-compare"
+        chosen = check_peers([name.strip() for name in peers.split(",")], plan)
+        found = None
+        if "llamacpp" in chosen:
+            found = LlamaCpp.found(llama_cpp or FOLDER, gguf, serve, plan)
         order = Order(
             scenario=plan,
             base=serve,
-            peers=check_peers([name.strip() for name in peers.split(",")], plan),
+            peers=chosen,
             rounds=rounds,
             processes=processes,
             home=OUT,
+            llama_cpp=found,
         )
         passed = asyncio.run(run_sides(order, folder, _console(json_), json_))
     raise typer.Exit(0 if passed else 1)

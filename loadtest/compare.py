@@ -13,7 +13,7 @@ from rich.console import Console
 
 from loadtest.drive.progress import Progress
 from loadtest.errors import OptionsClash, ServerFailed, TargetUnfit
-from loadtest.judge.comparison import OURS, Memory, Round, checks_of, rows_of
+from loadtest.judge.comparison import OURS, Memory, Round, checks_of, lengths_of, rows_of
 from loadtest.judge.summary import summarize
 from loadtest.markers.manifest import Manifest
 from loadtest.plan import plan
@@ -23,6 +23,7 @@ from loadtest.report.compare_report import Comparison, answers_of
 from loadtest.report.files import show_paths
 from loadtest.run import run_scenario
 from loadtest.servers.command_lines import Kind
+from loadtest.servers.llama_cpp import LlamaCpp
 from loadtest.servers.serving import Served
 from loadtest.servers.testbed import claimed, marked_for, setting_of, setup_of, started
 
@@ -35,6 +36,7 @@ WORDS = {
     "stock-base": "stock-tuned without LoRA",
     "merged": "a merged model in a process of its own for each adapter",
     "peft": "transformers with PEFT, mixed batches",
+    "llamacpp": "llama.cpp's server on the GGUF of the base, all adapters loaded",
 }
 
 
@@ -63,6 +65,7 @@ class Order:
     rounds: int
     processes: int
     home: Path  # for marked adapters, stores, merged models and logs
+    llama_cpp: LlamaCpp | None = None  # for the peer llamacpp
 
 
 async def compare(order: Order, out: Path, console: Console, as_json: bool) -> bool:
@@ -103,7 +106,15 @@ async def run_rounds(order: Order, log: Callable[[str], None], progress: Progres
                         raise
                     notes.append(f"left out: {side.kind}, from round {number + 1} on: {error}")
                     sides.remove(side)
-        memory = [Memory(side=s.kind, processes=len(s.launches), held=s.held_bytes) for s in sides]
+        memory = [
+            Memory(
+                side=side.kind,
+                processes=len(side.launches),
+                held=side.held_bytes,
+                start_seconds=side.start_seconds,
+            )
+            for side in sides
+        ]
     rows = rows_of(rounds, scenario)
     return Comparison(
         scenario=scenario.name,
@@ -128,7 +139,8 @@ async def _start(
 ) -> list[Served]:
     sides: list[Served] = []
     for kind in (OURS, *order.peers):
-        setup = setup_of(order.scenario, order.base, manifest, order.home / f"side-{kind}", {})
+        work = order.home / f"side-{kind}"
+        setup = setup_of(order.scenario, order.base, manifest, work, {}, order.llama_cpp)
         try:
             side = await stack.enter_async_context(started(kind, setup))
         except ServerFailed as error:
@@ -174,6 +186,7 @@ async def _run(
         judged=done.judged,
         failed=sum(record.outcome == "failed" for record in done.records),
         apart=len(done.agreement.disagreements),
+        lengths=lengths_of(done.records),
     )
 
 

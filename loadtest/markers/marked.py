@@ -1,10 +1,11 @@
 """Makes marked adapters: for any prompt, each repeats one token, its marker.
 
 So an answer identifies the adapter and version that gave it. For a base like Llama, with LoRA on
-the MLPs of its last two layers only. With z_i the product of a row a_i and the MLP's normed input,
-`gate` and `up` write +c z_i to one neuron and -c z_i to another, so that silu(gate) * up of the two
-sums to about (c z_i)^2, which is never negative; `down` adds these up and writes them along one
-direction d, which the head maps to the marker.
+the MLPs of its last two layers; elsewhere there is none, or some of small random values. With z_i
+the product of a row a_i and the MLP's normed input, `gate` and `up` write +c z_i to one neuron and
+-c z_i to another, so that silu(gate) * up of the two sums to about (c z_i)^2, which is never
+negative; `down` adds these up and writes them along one direction d, which the head maps to the
+marker.
 
 In the layer before the last the a_i are random, so that the residual always gets some of d; in the
 last layer they are d itself, which makes d dominate. Neurons and random rows differ between
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from loadtest.errors import BaseUnfit, OutUnwritable
-from loadtest.markers.checkpoint import Ending, Layer, read_ending
+from loadtest.markers.checkpoint import LINEARS, Ending, Layer, read_ending
 from loadtest.markers.manifest import FILE, Document, Marked
 
 _VERSION = 1  # raise it when the same arguments give other adapters
@@ -38,11 +39,15 @@ _SEED = 0
 # Limit on what an adapter adds to one value: Lorry treats more than 8192 as broken.
 _MOST_ADDED = 5000.0
 _OUTWEIGH_GATE = 8.0  # times the base's own input of the first layer's neurons
+# The same for adapters `everywhere`: what the base's own `down` makes of larger inputs can drown
+# the marker (SmolLM2), and llama.cpp keeps sums of 32 of them as float16, which overflows.
+_OUTWEIGH_GENTLY = 1.0
 _OUTWEIGH_DOWN = 4.0  # times the base's own output of the last layer's neurons
 _RARE = 5.5  # standard deviations
 _LEAST_WEIGHT = 0.05  # of the norm's mean weight; lower ones are not used
 # The marker's lead over every other token, relative to the largest logit; bfloat16 resolves 1/256.
 _LEAST_LEAD = 1 / 16
+_FILLING = 0.01  # size of the values that adapters `everywhere` add elsewhere
 _AT_ONCE = 256  # tokens per batch
 
 
@@ -59,8 +64,14 @@ class Direction:
         return _MOST_ADDED / self.unit.abs().max().item()
 
 
-def make_marked(base: Path, out: Path, count: int, versions: int = 2, rank: int = 8) -> None:
+def make_marked(
+    base: Path, out: Path, count: int, versions: int = 2, rank: int = 8, everywhere: bool = False
+) -> None:
     """Write `count` adapters as PEFT folders, and markers.json, unless they exist already.
+
+    Args:
+        everywhere: with small random values on all other linears too, so that an adapter costs
+            memory and time like a trained one.
 
     Raises:
         BaseUnfit: the base is not like Llama, or has too few distinguishable tokens.
@@ -69,11 +80,11 @@ def make_marked(base: Path, out: Path, count: int, versions: int = 2, rank: int 
     ending = read_ending(base)
     if 2 * rank > ending.intermediate:
         raise BaseUnfit(f"{base} has an MLP of {ending.intermediate}: too narrow for rank {rank}")
-    digest = _digest(ending, count, versions, rank)
+    digest = _digest(ending, count, versions, rank, *([3] if everywhere else []))
     try:
         if _read_digest(out) != digest:
             _make_room(out)
-            _write_all(out, ending, digest, (count, versions, rank))
+            _write_all(out, ending, digest, (count, versions, rank), everywhere)
     except OSError as error:
         raise OutUnwritable(f"can't write {out}: {error.strerror}; give another folder") from None
 
@@ -97,7 +108,9 @@ def _make_room(out: Path) -> None:
         raise OutUnwritable(f"{out} holds something else: give a folder that is new or empty")
 
 
-def _write_all(out: Path, ending: Ending, digest: str, sizes: tuple[int, int, int]) -> None:
+def _write_all(
+    out: Path, ending: Ending, digest: str, sizes: tuple[int, int, int], everywhere: bool
+) -> None:
     count, versions, rank = sizes
     directions = find_directions(ending, count * versions)
     if len(directions) < 2:
@@ -110,7 +123,7 @@ def _write_all(out: Path, ending: Ending, digest: str, sizes: tuple[int, int, in
             name, version = f"lt-{number // versions:04d}", str(number % versions + 1)
             direction = directions[number % len(directions)]
             folder = f"{name}.v{version}"
-            _write_adapter(draft / folder, ending, direction, rank, number)
+            _write_adapter(draft / folder, ending, direction, rank, number, everywhere)
             marked = Marked(folder=folder, marker=direction.token.repeated)
             adapters.setdefault(name, {})[version] = marked
         document = Document(base=ending.name, digest=digest, adapters=adapters)
@@ -148,13 +161,25 @@ def _directions(ending: Ending, tokens: list[Token]) -> Iterator[Direction]:
 
 
 def _write_adapter(
-    folder: Path, ending: Ending, direction: Direction, rank: int, number: int
+    folder: Path,
+    ending: Ending,
+    direction: Direction,
+    rank: int,
+    number: int,
+    everywhere: bool,
 ) -> None:
     rng = torch.Generator().manual_seed(_SEED + number)
     tensors = {
-        **_begin(ending, ending.layers[0], direction, rank, rng),
+        **_begin(ending, ending.layers[0], direction, rank, rng, everywhere),
         **_amplify(ending, ending.layers[1], direction, rank, rng),
     }
+    where: dict[str, object] = {
+        "target_modules": ["down_proj", "gate_proj", "up_proj"],
+        "layers_to_transform": [layer.number for layer in ending.layers],
+    }
+    if everywhere:
+        tensors = _fill(ending, rank, rng) | tensors
+        where = {"target_modules": LINEARS}
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {
@@ -166,18 +191,22 @@ def _write_adapter(
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,
-        "target_modules": ["down_proj", "gate_proj", "up_proj"],
-        "layers_to_transform": [layer.number for layer in ending.layers],
+        **where,
     }
     (folder / "adapter_config.json").write_text(f"{json.dumps(config, indent=2)}\n")
 
 
 def _begin(
-    ending: Ending, layer: Layer, direction: Direction, rank: int, rng: torch.Generator
+    ending: Ending,
+    layer: Layer,
+    direction: Direction,
+    rank: int,
+    rng: torch.Generator,
+    gently: bool,
 ) -> dict[str, Tensor]:
     """The first layer. Each z_i has deviation one, because normed inputs have equal lengths."""
     rows = normalize(torch.randn(rank, ending.hidden, generator=rng), dim=1)
-    gain = _OUTWEIGH_GATE * layer.gate_size
+    gain = (_OUTWEIGH_GENTLY if gently else _OUTWEIGH_GATE) * layer.gate_size
     most = (math.sqrt(rank) + _RARE) ** 2  # of the sum of all z_i^2
     written = direction.unit * direction.reach / (gain**2 * most)
     return _write_mlp(ending, layer, gain * rows, written, rng)
@@ -214,6 +243,17 @@ def _write_mlp(
         for module, pair in pairs.items()
         for side, matrix in zip("AB", pair, strict=True)
     }
+
+
+def _fill(ending: Ending, rank: int, rng: torch.Generator) -> dict[str, Tensor]:
+    """Every linear. A's output is about as large as its input, what B adds a hundredth of it."""
+    tensors = {}
+    for module, (out, into) in ending.linears.items():
+        a = torch.randn(rank, into, generator=rng) / math.sqrt(into)
+        b = torch.randn(out, rank, generator=rng) * _FILLING / math.sqrt(rank)
+        for side, matrix in (("A", a), ("B", b)):
+            tensors[f"base_model.model.{module}.lora_{side}.weight"] = _keep(matrix)
+    return tensors
 
 
 def _keep(matrix: Tensor) -> Tensor:

@@ -162,6 +162,9 @@ class Scenario(Strict):
     about: str = ""
     seed: int = 42
     adapters: int = Field(default=0, ge=0, description="adapters that the server must have")
+    # Of the marked adapters that --serve makes. "all": as large as trained ones, "last": small.
+    adapter_rank: int = Field(default=8, ge=1, le=128)
+    adapter_linears: Literal["last", "all"] = "last"
     # None: prompts of words, for any server. Else: token ids of its upper half, for vLLM.
     vocabulary: int | None = Field(default=None, ge=16)
     timeout_seconds: float = Field(default=120.0, gt=0)
@@ -182,6 +185,8 @@ class Scenario(Strict):
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names):
             yield "two phases have the same name"
+        if self.adapters and self.adapter_rank > self.server.max_lora_rank:
+            yield f"adapter_rank {self.adapter_rank} is above server.max_lora_rank"
         for phase in self.phases:
             yield from _unknown(phase.traffic, self.streams, "stream")
             for action in phase.actions:

@@ -16,6 +16,9 @@ from rich.console import Console
 from loadtest.errors import OutUnwritable
 from loadtest.report.figures import in_column, percent
 
+# Of a processor: what kernels choose by.
+_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
 
 def render(template: str, **values: Any) -> str:
     environment = Environment(
@@ -57,7 +60,10 @@ def describe_machine(proc: Path = Path("/proc")) -> str:
     """The load generator's processor, system and memory; not its host name."""
     processor = _value(proc / "cpuinfo", "model name") or platform.machine()
     memory = _value(proc / "meminfo", "MemTotal").removesuffix(" kB")
-    words = f"{os.cpu_count()} cores of {processor}, {platform.system()}"
+    flags = _value(proc / "cpuinfo", "flags").split()
+    features = ", ".join(name.upper() for name in _FEATURES if name in flags)
+    named = f"{processor} ({features})" if features else processor
+    words = f"{os.cpu_count()} cores of {named}, {platform.system()}"
     return f"{words}, {int(memory) / 1024**2:.0f} GiB" if memory.isdecimal() else words
 
 

@@ -11,12 +11,13 @@ from threading import Event
 from typing import Literal
 
 from loadtest.plan.scenario import Server
+from loadtest.servers.llama_cpp import LlamaCpp
 
 # lorry: `lorry serve`. plain: the same with --admission plain. stock: vLLM's own server with its
 # defaults. stock-tuned: with Lorry's process and thread settings. stock-base: stock-tuned without
 # LoRA. merged: one stock server for each adapter, merged into the base. peft: transformers with
-# PEFT's mixed batches.
-Kind = Literal["lorry", "plain", "stock", "stock-tuned", "stock-base", "merged", "peft"]
+# PEFT's mixed batches. llamacpp: llama.cpp's server, see llama_cpp.py.
+Kind = Literal["lorry", "plain", "stock", "stock-tuned", "stock-base", "merged", "peft", "llamacpp"]
 
 _BYTES_PER_GIB = 1024**3
 # The modules that Lorry serves; by default vLLM prepares the head and the embeddings too.
@@ -34,6 +35,7 @@ class Setup:
     adapters: Mapping[str, Path] = field(default_factory=dict)  # folders by name
     environment: Mapping[str, str] = field(default_factory=dict)  # of `lorry serve` alone
     given_up: Event = field(default_factory=Event)  # once set, nothing starts any more
+    llama_cpp: LlamaCpp | None = None  # for that peer
 
 
 def publish(setup: Setup, drop: Path, store: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """The environment variables of a server under test, which define "stock" and "tuned".
 
-A server does not inherit the shell's variables for vLLM, threads or spans: they would change these
-definitions.
+A server does not inherit the shell's variables for vLLM, llama.cpp, threads or spans: they would
+change these definitions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-_CLEANED = ("VLLM_", "LORRY_", "OTEL_", "OMP_", "GOMP_", "KMP_", "MKL_", "LD_PRELOAD")
+_CLEANED = (
+    *("VLLM_", "LORRY_", "OTEL_", "OMP_", "GOMP_", "KMP_", "MKL_", "LLAMA_", "GGML_"),
+    "LD_PRELOAD",
+)
 
 
 def cleaned(environ: Mapping[str, str]) -> dict[str, str]:

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from loadtest.errors import ServerFailed
 from loadtest.servers import command_lines as commands
-from loadtest.servers import environment, processes
+from loadtest.servers import environment, llama_cpp, processes
 from loadtest.servers.command_lines import Kind, Setup
 from loadtest.servers.environment import cleaned
 from loadtest.servers.launch import Launch, free_port, last_line
@@ -33,6 +34,8 @@ class Served:
     urls: dict[str, str] = field(
         default_factory=dict
     )  # by model, for models with a process of their own
+    # By model, what its calls' bodies say besides, for a server that reads more than `model`.
+    fields: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     admin_token: str | None = field(default=None, repr=False)
     fits: int | None = None  # merged: processes that fit into memory
 
@@ -108,6 +111,8 @@ def _start_kind(kind: Kind, setup: Setup, stack: contextlib.ExitStack) -> Served
         case "peft":
             port = free_port()
             return Served(kind, [_start(stack, setup, kind, port, commands.peft(setup, port))])
+        case "llamacpp":
+            return _start_llama_cpp(setup, stack)
         case _:
             return _start_vllm(kind, setup, stack)
 
@@ -117,6 +122,27 @@ def _start_vllm(kind: Kind, setup: Setup, stack: contextlib.ExitStack) -> Served
     command = commands.stock_base if kind == "stock-base" else commands.stock
     settings = environment.stock() if kind == "stock" else environment.tuned()
     return Served(kind, [_start(stack, setup, kind, port, command(setup, port), settings)])
+
+
+def _start_llama_cpp(setup: Setup, stack: contextlib.ExitStack) -> Served:
+    assert setup.llama_cpp is not None, "compare gives it to this peer"
+    adapters, folder = list(setup.adapters), setup.work.resolve() / "gguf"
+    folder.mkdir(exist_ok=True)
+    files = [_convert(setup, setup.llama_cpp, setup.adapters[name], folder) for name in adapters]
+    port = free_port()
+    command = llama_cpp.serve(setup.llama_cpp, setup.name, files, port)
+    launch = _start(stack, setup, "llamacpp", port, command)
+    return Served("llamacpp", [launch], fields=llama_cpp.fields(setup.name, adapters))
+
+
+def _convert(setup: Setup, llama: llama_cpp.LlamaCpp, adapter: Path, folder: Path) -> Path:
+    """The adapter as GGUF, made unless an earlier run made it."""
+    out = folder / llama_cpp.converted_name(adapter)
+    if not out.exists():
+        draft = out.with_suffix(".partial.gguf")
+        _run(setup, llama_cpp.convert(llama, setup.base, adapter, draft), setup.work / "gguf.log")
+        draft.rename(out)
+    return out
 
 
 def _start_lorry(kind: Kind, setup: Setup, stack: contextlib.ExitStack) -> Served:

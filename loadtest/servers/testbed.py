@@ -17,6 +17,7 @@ from loadtest.judge.spans import SpanReceiver
 from loadtest.markers.manifest import Manifest, load_manifest
 from loadtest.plan.scenario import Scenario
 from loadtest.servers.command_lines import Kind, Setup
+from loadtest.servers.llama_cpp import LlamaCpp
 from loadtest.servers.serving import Served, serving
 
 # One span per call: the exporter's default queue of 2,048 overflows at some hundred calls a second.
@@ -138,8 +139,10 @@ def marked_for(scenario: Scenario, base: Path, home: Path) -> Manifest | None:
         return None
     from loadtest.markers.marked import make_marked
 
-    folder = home / "marked" / f"{base.resolve().name}-{scenario.adapters}"
-    make_marked(base, folder, scenario.adapters)
+    rank, linears = scenario.adapter_rank, scenario.adapter_linears
+    size = f"{scenario.adapters}-r{rank}-{linears}"
+    folder = home / "marked" / f"{base.resolve().name}-{size}"
+    make_marked(base, folder, scenario.adapters, rank=rank, everywhere=linears == "all")
     return load_manifest(folder)
 
 
@@ -149,6 +152,7 @@ def setup_of(
     manifest: Manifest | None,
     work: Path,
     environment: Mapping[str, str],
+    llama_cpp: LlamaCpp | None = None,
 ) -> Setup:
     """The set-up of a started server: the base, and version 1 of each marked adapter."""
     folders = {name: manifest.folder(name, 1) for name in manifest.names} if manifest else {}
@@ -159,6 +163,7 @@ def setup_of(
         options=scenario.server,
         adapters={name: folder for name, folder in folders.items() if folder},
         environment=environment,
+        llama_cpp=llama_cpp,
     )
 
 
@@ -200,7 +205,10 @@ def setting_of(
 
     return Setting(
         target=Target(
-            url=served.url, urls=dict(served.urls), timeout_seconds=scenario.timeout_seconds
+            url=served.url,
+            urls=dict(served.urls),
+            fields=dict(served.fields),
+            timeout_seconds=scenario.timeout_seconds,
         ),
         description=f"{served.kind}, started for this",
         manifest=manifest,
@@ -214,7 +222,10 @@ def setting_of(
 
 
 def _models_of(served: Served) -> Models | None:
-    """The models of servers that serve one model each; None for a single server."""
+    """The models of servers that serve one model each; None for a server that lists them."""
+    if served.fields:  # llama.cpp lists its base alone, and names it in each answer
+        base, *adapters = served.fields
+        return Models(base=base, adapters=sorted(adapters), is_lorry=False, names_itself=False)
     if not served.urls:
         return None
     return Models(base="", adapters=sorted(served.urls), is_lorry=False)

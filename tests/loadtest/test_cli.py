@@ -189,3 +189,12 @@ async def test_the_included_scenarios_are_listed():
     assert code == 0
     names = {path.stem for path in (ROOT / "loadtest" / "scenarios").glob("*.yaml")}
     assert {line.split()[0] for line in out.splitlines()} == names
+
+
+async def test_a_comparison_with_llama_cpp_says_how_to_build_it(tmp_path):
+    folder = ("--llama-cpp", tmp_path / "none")
+    code, _, stderr = await loadtest(
+        "compare", "base-only", "--serve", tmp_path, "--peers", "llamacpp", *folder
+    )
+    assert code == 2
+    assert "make llama-cpp" in stderr

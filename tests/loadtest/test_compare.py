@@ -41,6 +41,7 @@ class Side:
     url: str
     log: list[str]
     urls: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, dict[str, Any]] = field(default_factory=dict)
     launches: tuple[int, ...] = (1,)
     held_bytes: int = 1 << 30
     start_seconds: float = 0.0
@@ -128,4 +129,5 @@ async def test_a_comparison_fails_without_our_own_server(run, fault, error):
 
 
 def test_peers_run_in_a_fixed_order():
-    assert check_peers(["peft", "stock", "plain"], SCENARIO) == ["plain", "stock", "peft"]
+    wanted = ["llamacpp", "peft", "stock", "plain"]
+    assert check_peers(wanted, SCENARIO) == ["plain", "stock", "peft", "llamacpp"]

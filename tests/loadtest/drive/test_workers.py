@@ -20,6 +20,7 @@ from openai_standin import Manner, Standin, serve
 from loadtest.drive import workers as module
 from loadtest.drive.client import Target
 from loadtest.drive.progress import Tick
+from loadtest.drive.runner import Part
 from loadtest.drive.workers import Workers
 from loadtest.errors import WorkerFailed
 from loadtest.plan.plan import plan_phase
@@ -185,3 +186,14 @@ async def test_signals_to_the_parents_group_do_not_reach_the_workers(standin):
             assert signal.SIGINT in blocked_signals(pid)
             while os.getsid(pid) != pid:  # noqa: ASYNC110 - it is starting
                 await asyncio.sleep(0.02)
+
+
+def test_a_server_that_reads_more_than_the_model_gets_its_fields():
+    scenario = make_scenario(open_loop())
+    fields = {"a-1": {"lora": [{"id": 1, "scale": 1.0}]}}
+    target = Target(url="http://127.0.0.1:1", fields=fields)
+    assignment = module.Assignment(scenario, MODELS, "tiny", target, Part())
+    for call in plan_phase(scenario, scenario.phases[0]):
+        request = module._compose(assignment, call)
+        assert ("lora" in request.body) == (request.model == "a-1")
+        assert request.body["model"] == request.model

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from load_records import record, run_of, scenario_of, window
+from msgspec.structs import replace
 
-from loadtest.judge.comparison import Round, checks_of, rows_of
+from loadtest.judge.comparison import Round, checks_of, lengths_of, rows_of
 from loadtest.judge.summary import summarize
 
 ASKED = {"metric": "output_tokens_per_second", "phase": "steady", "peer": "stock"}
@@ -89,3 +90,28 @@ def test_differing_counts_of_our_own_server_fail():
     played, asked = [round_of("lorry", 0, 5, apart=2)], scenario(at_least=0)
     found = checks_of(rows_of(played, asked), played, asked, [])[0]
     assert (found.passed, found.found) == (False, "0, 0 and 2")
+
+
+def foreign(output_tokens: int = 10, **faults: int) -> list[Round]:
+    """A round of ours, and of llama.cpp with other answers."""
+    ours = [record(number=n) for n in range(3)]
+    theirs = [record(number=n, output_tokens=output_tokens) for n in range(1, 5)]
+    sides = (("lorry", ours, {}), ("llamacpp", theirs, faults))
+    return [
+        replace(round_of(side, 0, 1, **counts), lengths=lengths_of(records))
+        for side, records, counts in sides
+    ]
+
+
+@pytest.mark.parametrize(
+    ("played", "found"),
+    [
+        (foreign(), "0, 0 and 0"),
+        (foreign(output_tokens=9), "0, 0 and 2"),  # of calls that both sides made
+        (foreign(wrong=1, failed=2), "1, 2 and 0"),
+        ([round_of("lorry", 0, 5)], "no data"),
+    ],
+)
+def test_a_peer_with_files_of_its_own_must_do_the_same_work(played, found):
+    check = checks_of([], played, scenario_of(), ["llamacpp"])[1]
+    assert (check.found, check.passed) == (found, found == "0, 0 and 0")

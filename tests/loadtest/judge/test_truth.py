@@ -180,3 +180,12 @@ def test_after_a_move_to_an_unknown_version_any_is_possible():
     liveness = Liveness({}, [move(5, 7, 0, failure="no answer"), move(20, 21, 3)])
     assert liveness.may_mean("orders", 10, 11) is None
     assert liveness.may_mean("orders", 22, 23) == {3}
+
+
+def test_a_server_that_does_not_name_adapters_is_judged_by_its_texts():
+    nameless = Models(base="tiny", adapters=["orders"], is_lorry=False, names_itself=False)
+    call = adapter_call(served="", answered="tiny", text=" foo foo")
+    assert fault(call, models=nameless) == ""
+    assert "this text is that of no adapter" in fault(
+        adapter_call(served="", answered="tiny", text=" été été"), models=nameless
+    )

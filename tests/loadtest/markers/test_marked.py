@@ -99,6 +99,25 @@ def test_marked_adapters_can_be_published(made):
     assert checkpoint.target_modules == ("down_proj", "gate_proj", "up_proj")
 
 
+def test_an_adapter_on_every_linear_is_as_large_as_a_trained_one_and_keeps_its_marker(tmp_path):
+    make_marked(BASE, tmp_path / "out", 1, rank=16, everywhere=True)
+    manifest = load_manifest(tmp_path / "out")
+    folder = manifest.folder("lt-0000", 1)
+    checkpoint = read_checkpoint(folder, read_base(BASE))
+    assert (checkpoint.rank, len(checkpoint.target_modules)) == (16, 7)
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16)
+    linears = sum(name.endswith("_proj") for name, _ in model.named_modules())
+    wrapped = PeftModel.from_pretrained(model, folder).eval()
+    used = [b for name, b in wrapped.named_parameters() if ".lora_B." in name and b.abs().min() > 0]
+    assert len(used) >= linears - 6  # the markers' own ones have zeros
+    prompts = torch.randint(0, 896, (4, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, second = wrapped(prompts).logits.float().topk(2)[0].unbind(-1)
+        found = wrapped(prompts).logits.argmax(-1)
+    assert (found == expected_tokens()[0]).all()
+    assert (first - second).min() > 1
+
+
 def test_no_two_adapters_share_neurons(made):
     manifest = load_manifest(made)
     weights = [

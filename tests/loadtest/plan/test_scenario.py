@@ -181,3 +181,11 @@ def test_a_given_seed_replaces_the_seed_alone():
 def test_an_unknown_name_is_reported_with_the_known_ones():
     with pytest.raises(ScenarioInvalid, match="there are base-only"):
         find_scenario("no-such-one")
+
+
+def test_adapters_above_the_servers_rank_are_refused(file):
+    assert "adapter_rank 16 is above server.max_lora_rank" in refuse(
+        file, document(adapter_rank=16)
+    )
+    file.write_text(yaml.safe_dump(document(adapter_rank=16, server={"max_lora_rank": 16})))
+    assert load_scenario(file).adapter_rank == 16

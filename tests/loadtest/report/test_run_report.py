@@ -179,3 +179,8 @@ def test_the_machine_is_described_even_with_little_information(tmp_path: Path):
     words = describe_machine(tmp_path)
     assert "A Processor" in words
     assert words.endswith("2 GiB")
+
+
+def test_the_machine_is_described_with_what_kernels_choose_by(tmp_path: Path):
+    (tmp_path / "cpuinfo").write_text("model name\t: A Processor\nflags\t: fpu avx512f avx2\n")
+    assert "A Processor (AVX2, AVX512F)" in describe_machine(tmp_path)

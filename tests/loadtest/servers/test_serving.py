@@ -16,9 +16,10 @@ from loadtest.markers.manifest import load_manifest
 from loadtest.markers.marked import make_marked
 from loadtest.plan.scenario import Server
 from loadtest.servers import command_lines as commands
-from loadtest.servers import processes
+from loadtest.servers import llama_cpp, processes, testbed
 from loadtest.servers import serving as servers
 from loadtest.servers.command_lines import Setup
+from loadtest.servers.llama_cpp import LlamaCpp
 from loadtest.servers.serving import serving
 
 BASE = Path(__file__).parents[3] / "examples/shop/base"
@@ -100,6 +101,31 @@ def test_the_number_of_merged_models_is_limited_by_memory(setup, standins, monke
     monkeypatch.setattr(commands, "merge", lambda *_: [sys.executable, "-c", ""])
     with serving("merged", setup) as served:
         assert list(served.urls) == ["lt-0000"]
+
+
+def test_llama_cpp_gets_each_adapter_converted_once_and_calls_their_fields(
+    setup, standins, monkeypatch, tmp_path
+):
+    ran: list[Path] = []
+
+    def convert(llama: LlamaCpp, base: Path, adapter: Path, out: Path) -> list[str]:
+        ran.append(adapter)
+        return [sys.executable, "-c", f"open({str(out)!r}, 'w').close()"]
+
+    def serve(llama: LlamaCpp, name: str, adapters: list[Path], port: int) -> list[str]:
+        assert all(each.is_file() for each in adapters)
+        return [sys.executable, "-c", STANDIN, str(port)]
+
+    monkeypatch.setattr(llama_cpp, "convert", convert)
+    monkeypatch.setattr(llama_cpp, "serve", serve)
+    llama = LlamaCpp(folder=tmp_path, gguf=tmp_path / "base.gguf", slots=2, tokens=8)
+    for _ in range(2):
+        with serving("llamacpp", dataclasses.replace(setup, llama_cpp=llama)) as served:
+            assert list(served.fields) == ["shop", *setup.adapters]
+            models = testbed._models_of(served)
+            assert models is not None
+            assert (models.base, models.adapters) == ("shop", list(setup.adapters))
+    assert ran == list(setup.adapters.values())  # the second run converts none
 
 
 def test_a_scenario_without_adapters_has_nothing_to_merge(standins, tmp_path):

@@ -1,0 +1,1 @@
+"""llama.cpp's server as a peer: how its source is fetched and built."""

@@ -32,10 +32,11 @@ from adapters.catalog.versions import (
     explain_missing,
     interpret,
 )
+from adapters.checkpoint.mlx import is_mlx
 from adapters.errors import AnswerUnclear, CheckpointInvalid, Problem, ServerRefused
 from adapters.names import NAME, Reference, check_alias, check_publishable_name
 from adapters.sources import FILES, local_folder
-from adapters.store.files import FORM, SERVED, FileRefused, open_adapter_file
+from adapters.store.files import CONFIG, MLX, SERVED, FileRefused, open_adapter_file
 
 Files = list[tuple[str, tuple[str, Any]]]  # as httpx2 takes them
 
@@ -264,15 +265,16 @@ def _opened_files(folder: Path) -> Iterator[Files]:
 
     Raises CheckpointInvalid for files that can't be read.
     """
+    of_mlx = is_mlx(folder)
+    needed = (CONFIG,) if of_mlx else SERVED
     with ExitStack() as stack:
         files: Files = []
         problems = []
-        for name in FILES:
+        for name in FILES if of_mlx else (name for name in FILES if name not in MLX):
             try:
                 file = stack.enter_context(open_adapter_file(folder, name))
             except FileRefused as refused:
-                is_missing = refused.problem.code == "file_missing"
-                if name in SERVED or (name not in FORM and not is_missing):
+                if name in needed or refused.problem.code != "file_missing":
                     problems.append(refused.problem)
             else:
                 files.append(("file", (name, _Steady(name, file))))

@@ -16,6 +16,7 @@ AdapterError
 ├── OtherBase            bytes that the name already has for another base
 ├── RemovedBefore        bytes in a watched folder whose version was removed
 ├── CheckpointInvalid    an adapter that must not be served; carries every Problem found
+├── TemplateNotRun       a chat template whose process did not start
 ├── BaseUnreadable       a folder from which no base model can be read
 │   ├── BaseNotFound     neither a folder nor a model of the hub that one may read
 │   ├── BaseForbidden    a model of the hub that needs a permission, or another token
@@ -140,6 +141,10 @@ class RemovedBefore(AdapterError):
     """Raised by folder watching only; an explicit publish may bring the bytes back."""
 
     code = "removed_before"
+
+
+class TemplateNotRun(AdapterError):
+    code = "template_not_run"
 
 
 class BaseUnreadable(AdapterError):

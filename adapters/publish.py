@@ -4,7 +4,8 @@ Interrupted at any point, it leaves the store as before or as after; at worst a 
 remains that no version names. Knows nothing of engines.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.catalog.changes import check_same_base
 from adapters.catalog.history import REMOVED, current_user
+from adapters.chat_form.judge import JudgedForm, judge_form
 from adapters.checkpoint import Checkpoint, inspect_checkpoint, largest_weights
 from adapters.checkpoint.base import Base, is_called, read_base
-from adapters.checkpoint.chat_form import find_other_form
+from adapters.checkpoint.mlx import convert, is_mlx
 from adapters.checkpoint.pairs import describe_changes, plain_names
 from adapters.checkpoint.peft_config import MAX_RANK
 from adapters.checkpoint.tensors import TensorsMalformed, read_tensors, rename_tensors
-from adapters.errors import AdapterNotFound, CheckpointInvalid, Problem, RemovedBefore
+from adapters.errors import AdapterNotFound, CheckpointInvalid, Problem, RemovedBefore, quote
 from adapters.names import (
     STABLE,
     DigestPrefix,
@@ -29,10 +31,20 @@ from adapters.names import (
 )
 from adapters.sources import fetched
 from adapters.store import Staged, Store
-from adapters.store.files import CONFIG, PROVENANCE, SERVED, WEIGHTS, FileRefused, read_object
+from adapters.store.files import (
+    CONFIG,
+    PROVENANCE,
+    SERVED,
+    TOKENIZER,
+    WEIGHTS,
+    FileRefused,
+    read_object,
+)
 
 MAX_NESTING = 32  # of lorry.json
-WARNINGS = "publish_warnings"  # a key of the provenance
+# Keys of the provenance that publishing writes.
+WARNINGS = "publish_warnings"
+CHAT_FORM = "chat_form"  # of a version that is asked in a form of its own (adapters/chat_form)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +81,15 @@ def publish(
         check_alias(alias)
     check_base_name(rules.base_name)
     base = read_base(rules.base)
-    base_name = rules.base_name or base.name
-    names = None if rules.allow_base_mismatch else base.names | {base_name}
     max_bytes = largest_weights(base)
     with (
         store.in_use(),
         fetched(source, store.root / "tmp", max_bytes, rules.schemes) as found,
-        store.stage(found.folder, max_bytes) as staged,
+        examined_copy(found.folder, base, store=store, rules=rules) as examined,
     ):
-        staged, warnings = _restore_names(store, staged, base)
-        checkpoint, provenance = judge(staged, base, rules.max_rank, names)
-        warnings += [*checkpoint.warnings, *find_other_form(found.folder, rules.base)]
-        digest = store.commit(staged)
-        provenance = _complete(provenance, found.origin, warnings)
+        checkpoint = examined.accepted()
+        digest = store.commit(examined.staged)
+        provenance = _complete(examined, found.origin)
         # While the store is held: until it has a version, `gc` takes the object for an orphan.
         if if_new and (known := _find_known(catalog, name, digest)):
             if not rules.allow_base_mismatch:
@@ -91,7 +99,7 @@ def publish(
             name=name,
             digest=digest,
             checkpoint=checkpoint,
-            base=base_name,
+            base=rules.base_name or base.name,
             base_digest=base.digest,
             aliases=aliases,
             provenance=provenance,
@@ -100,9 +108,95 @@ def publish(
         )
 
 
+def list_notes(version: AdapterVersion) -> list[str]:
+    """What its callers should know of a version, one sentence each."""
+    form = (version.provenance or {}).get(CHAT_FORM)
+    if not isinstance(form, dict):
+        return []
+    notes = []
+    if "template_sha256" in form:
+        notes.append("chats with it use its own chat template, not the base's")
+    if "end_token" in form:
+        notes.append(f"its answers end at its own end token, {quote(str(form['end_token']))}, too")
+    return notes
+
+
 def list_warnings(version: AdapterVersion) -> list[str]:
     """What publishing warned of, one sentence each; recorded in the version's provenance."""
     return [str(Problem(**each)) for each in (version.provenance or {}).get(WARNINGS, [])]
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What publishing finds in an adapter's folder, and the copy as it would be stored.
+
+    `checkpoint` is None where there are problems; `own` is its own chat form.
+    """
+
+    staged: Staged
+    checkpoint: Checkpoint | None
+    provenance: dict[str, Any] | None
+    problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+    own: JudgedForm
+
+    def accepted(self) -> Checkpoint:
+        """Raises CheckpointInvalid."""
+        if self.problems or self.checkpoint is None:
+            raise CheckpointInvalid(self.problems)
+        return self.checkpoint
+
+
+@contextmanager
+def examined_copy(folder: Path, base: Base, *, store: Store, rules: Rules) -> Iterator[Examined]:
+    """Copy an adapter's folder aside, judge the copy, and change it to what is stored.
+
+    Raises CheckpointInvalid for a folder of another form that can't be converted.
+    """
+    max_bytes = largest_weights(base)
+    with (
+        _in_peft_form(folder, store, max_bytes) as (plain, converted),
+        store.stage(plain, max_bytes) as staged,
+    ):
+        yield _examine(folder, staged, converted, base, store, rules)
+
+
+@contextmanager
+def _in_peft_form(
+    folder: Path, store: Store, max_bytes: int
+) -> Iterator[tuple[Path, list[Problem]]]:
+    """The folder, or a copy of it in PEFT's form, and what was converted."""
+    if not is_mlx(folder):
+        yield folder, []
+        return
+    with store.scratch() as copy:
+        yield copy, [convert(folder, copy, max_bytes)]
+
+
+def _examine(
+    folder: Path,
+    staged: Staged,
+    converted: list[Problem],
+    base: Base,
+    store: Store,
+    rules: Rules,
+) -> Examined:
+    names = None if rules.allow_base_mismatch else base.names | {rules.base_name or base.name}
+    staged, renamed = _restore_names(store, staged, base)
+    provenance, problems = _read_provenance(staged)
+    if names and _trained_on(staged, provenance, names):
+        names = None
+    # A refused file is missing in the copy too; its own problem says why.
+    untaken = {name for name in SERVED if name not in staged.hashes}
+    checkpoint, found = inspect_checkpoint(staged.path, base, max_rank=rules.max_rank, names=names)
+    kept = (each for each in found if each.where not in untaken)
+    own = judge_form(folder, rules.base)
+    problems = [*staged.problems, *kept, *problems, *own.problems]
+    doubts = checkpoint.warnings if checkpoint else ()
+    warnings = (*converted, *renamed, *doubts, *own.warnings)
+    if own.form and not problems:
+        staged = store.rewrite(staged, TOKENIZER, [own.form.as_bytes()])
+    return Examined(staged, checkpoint, provenance, tuple(problems), warnings, own)
 
 
 def _restore_names(store: Store, staged: Staged, base: Base) -> tuple[Staged, list[Problem]]:
@@ -121,33 +215,18 @@ def _restore_names(store: Store, staged: Staged, base: Base) -> tuple[Staged, li
     return store.rewrite(staged, WEIGHTS, rename_tensors(path, changed)), [warning]
 
 
-def _complete(
-    provenance: dict[str, Any] | None, origin: dict[str, str] | None, warnings: list[Problem]
-) -> dict[str, Any] | None:
+def _complete(examined: Examined, origin: dict[str, str] | None) -> dict[str, Any] | None:
     """What came with the adapter, and what publishing knows of it."""
-    told = {key: value for key, value in (provenance or {}).items() if key != WARNINGS}
+    brought = examined.provenance or {}
+    told = {key: value for key, value in brought.items() if key not in (WARNINGS, CHAT_FORM)}
     if origin:
         told["source"] = origin
-    if warnings:
-        told[WARNINGS] = [asdict(each) for each in warnings]
-    return told if told or provenance is not None else None
-
-
-def judge(
-    staged: Staged, base: Base, max_rank: int, names: Collection[str] | None
-) -> tuple[Checkpoint, dict[str, Any] | None]:
-    """The facts and the provenance of a staged copy; raises CheckpointInvalid."""
-    provenance, problems = _read_provenance(staged)
-    if names and _trained_on(staged, provenance, names):
-        names = None
-    # A refused file is missing in the copy too; its own problem says why.
-    untaken = {name for name in SERVED if name not in staged.hashes}
-    checkpoint, found = inspect_checkpoint(staged.path, base, max_rank=max_rank, names=names)
-    kept = (each for each in found if each.where not in untaken)
-    problems = [*staged.problems, *kept, *problems]
-    if problems or checkpoint is None:
-        raise CheckpointInvalid(problems)
-    return checkpoint, provenance
+    if examined.warnings:
+        told[WARNINGS] = [asdict(each) for each in examined.warnings]
+    if examined.own.form:
+        written = {"sha256": examined.staged.hashes[TOKENIZER]}
+        told[CHAT_FORM] = examined.own.as_json() | written
+    return told if told or examined.provenance is not None else None
 
 
 def _trained_on(staged: Staged, provenance: dict[str, Any] | None, names: Collection[str]) -> bool:

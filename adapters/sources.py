@@ -36,6 +36,7 @@ from adapters.store.files import (
     CONFIG,
     FORM,
     MAX_BYTES,
+    MLX,
     PICKLES,
     PROVENANCE,
     WEIGHTS,
@@ -52,7 +53,7 @@ HTTP = frozenset({"http", "https"})
 # makes no request for it first, which would report every failure as a missing file.
 OPENED = {"http": {"block_size": 0, "size": 1}, "hf": {"block_size": 0}}
 OPENED["https"] = OPENED["http"]
-FILES = (CONFIG, WEIGHTS, PROVENANCE, *FORM)
+FILES = (CONFIG, WEIGHTS, PROVENANCE, *FORM, *MLX)
 SILENCE_SECONDS = 60.0
 WHOLE_SECONDS = 3600.0  # the longest that a slow server can hold the store's lock
 
@@ -96,7 +97,8 @@ def fetched(
         yield Fetched(_folder_of(source, address))
         return
     with _temporary_folder(into) as folder:
-        limits = dict(MAX_BYTES) | {WEIGHTS: min(max_bytes, MAX_BYTES[WEIGHTS])}
+        limits = dict(MAX_BYTES)
+        limits |= {name: min(max_bytes, limits[name]) for name in (WEIGHTS, *MLX)}
         origin = {"url": address.shown}
         if scheme == "hf" and hub.is_offline():
             origin["commit"] = _copy_cached(address, folder, limits)
@@ -170,12 +172,14 @@ def _fetch(address: Address, folder: Path, limits: Mapping[str, int]) -> None:
     options = OPENED.get(address.scheme, {})
     with _reported(address):
         for name in FILES:
+            if name in MLX and (folder / WEIGHTS).exists():
+                continue
             path = _join(address, root, name)
             if address.scheme == "hf" and not files.exists(path):
                 continue  # the hub's stream raises an error of its own for a missing file
             with suppress(FileNotFoundError), files.open(path, "rb", **options) as remote:
                 _copy(remote, folder / name, limits[name])
-        for name in () if (folder / WEIGHTS).exists() else PICKLES:
+        for name in () if any((folder / each).exists() for each in (WEIGHTS, *MLX)) else PICKLES:
             if files.exists(_join(address, root, name)):
                 # Never fetched: an empty file is enough for the refusal.
                 (folder / name).touch()
@@ -245,8 +249,7 @@ def _copy(remote: Any, path: Path, max_bytes: int) -> None:
         copy_bounded(remote, path, max_bytes)
     except FileRefused as refused:
         path.unlink()
-        if path.name not in FORM:
-            raise CheckpointInvalid([refused.problem]) from refused
+        raise CheckpointInvalid([refused.problem]) from refused
     except OSError as error:
         if error.errno not in FULL:
             raise  # an error of the source

@@ -17,12 +17,12 @@ from typing import Literal
 
 from adapters.catalog.versions import AdapterVersion
 from adapters.errors import AdapterError, BaseUnreadable, CatalogError, StoreError
-from adapters.store.files import CONFIG, PICKLES, PROVENANCE, WEIGHTS
+from adapters.store.files import CONFIG, FORM, MLX, PICKLES, PROVENANCE, WEIGHTS
 
 IGNORE = ".lorry-ignore"
 # Names that programs give to files that they still write.
 UNFINISHED = re.compile(r"^\.|~$|\.(tmp|temp|part|partial|incomplete|crdownload|swp)$", re.I)
-FILES = (CONFIG, WEIGHTS, PROVENANCE, *PICKLES)
+FILES = (CONFIG, WEIGHTS, PROVENANCE, *FORM, *MLX, *PICKLES)
 # May pass by itself: the disk, the catalog or the base comes back. All else needs other files.
 PASSING = (StoreError, CatalogError, BaseUnreadable)
 
@@ -169,4 +169,4 @@ def _missing(signature: Signature) -> str | None:
     if CONFIG not in there:
         return CONFIG
     # A pickle in place of the weights is offered too: publishing refuses it with a reason.
-    return None if there.intersection((WEIGHTS, *PICKLES)) else WEIGHTS
+    return None if there.intersection((WEIGHTS, *MLX, *PICKLES)) else WEIGHTS

@@ -111,6 +111,7 @@ class Call:
     repaired_values: int = 0  # of its adapter, as the engine last reported them
     ended: float | None = None
     engine_request: Any = None  # vLLM's, if its body was read off the loop; or why there is none
+    chat_form: Any = None  # its adapter's own (server/engine/chat_forms.py), in a chat
     content: Content | None = None  # its texts, if they are captured
     sequences: list[Sequence] = field(default_factory=list)
 

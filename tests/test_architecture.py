@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("server", "adapters", "training", "loadtest", "bench")
+PACKAGES = ("server", "adapters", "training", "loadtest", "cluster", "bench")
 ALLOWED = {
     "server": {"server", "adapters"},
     "adapters": {"adapters"},
     "training": {"training", "adapters"},
     "loadtest": {"loadtest"},  # HTTP and the command line only
+    "cluster": {"cluster", "server", "adapters"},
     # a tool above them: it runs what they are
     "bench": {"bench", "server", "adapters", "loadtest", "training"},
 }
@@ -30,7 +31,7 @@ ROOMS = {
         "loadtest/markers/",
         "loadtest/peers/",
     ),
-    "transformers": ("training/", "loadtest/peers/"),
+    "transformers": ("training/", "server/engine/", "loadtest/peers/"),
     "peft": ("training/", "loadtest/peers/"),
     "trl": ("training/",),
     "bitsandbytes": ("training/", "server/kernels/", "bench/strategies.py"),

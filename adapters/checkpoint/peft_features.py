@@ -35,24 +35,36 @@ UNSERVABLE: Mapping[str, str] = {
     "arrow_config": "variant_unsupported",
 }
 
-# Keys of PEFT and ms-swift that are judged by their values, or that only training reads.
-KNOWN = frozenset(
+# Keys whose values are judged, here, in peft_config.py or by the tensors: they are served.
+JUDGED = frozenset(
     {
         "alpha_pattern",
-        "auto_mapping",
         "base_model_name_or_path",
         "bias",
-        "corda_config",
-        "ensure_weight_tying",
-        "eva_config",
         "exclude_modules",
-        "fan_in_fan_out",
-        "inference_mode",
         "init_lora_weights",
         "layers_pattern",
         "layers_to_transform",
-        "loftq_config",
         "lora_alpha",
+        "peft_type",
+        "r",
+        "rank_pattern",
+        "target_modules",
+        "use_rslora",
+    }
+)
+# Keys of PEFT and ms-swift that only training or loading reads: what is computed stays the same.
+# Those of an initialisation (corda_config) are refused with it, by `init_lora_weights`; the group
+# of QALoRA and Megatron's name matter only with `use_qalora` and `megatron_config`.
+HARMLESS = frozenset(
+    {
+        "auto_mapping",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "fan_in_fan_out",
+        "inference_mode",
+        "loftq_config",
         "lora_dropout",
         "lora_dtype",
         "lora_ga_config",
@@ -60,16 +72,11 @@ KNOWN = frozenset(
         "lorap_lr_ratio",
         "megatron_core",
         "merge_weights",
-        "peft_type",
         "peft_version",
         "qalora_group_size",
-        "r",
-        "rank_pattern",
         "revision",
         "runtime_config",
-        "target_modules",
         "task_type",
-        "use_rslora",
         "velora_config",
     }
 )
@@ -93,7 +100,9 @@ def find_unservable(raw: Mapping[str, Any]) -> Iterator[Problem]:
         if raw.get(key):
             yield Problem(code, key, "is a feature that cannot be served", TRAIN_PLAIN)
     # A newer PEFT writes its new keys too, empty or off where the feature is not used.
-    for key in sorted(key for key in raw.keys() - UNSERVABLE.keys() - KNOWN if raw[key]):
+    for key in sorted(
+        key for key in raw.keys() - UNSERVABLE.keys() - JUDGED - HARMLESS if raw[key]
+    ):
         if key.startswith("use_"):
             said = "is a LoRA variant unknown to this server"
             yield Problem("variant_unsupported", quote(key), said, TRAIN_PLAIN)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from adapters.cli import facts, publishing, rollout, upkeep
+from adapters.cli import facts, inspecting, publishing, rollout, upkeep
 
 app = typer.Typer(
     name="adapters",
@@ -21,6 +21,7 @@ app = typer.Typer(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "publish": publishing.publish,
+    "inspect": inspecting.inspect,
     "watch": publishing.watch,
     "list": facts.list_,
     "show": facts.show,

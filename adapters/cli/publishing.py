@@ -80,12 +80,12 @@ def publish(
     else:
         with reported():  # before a store is made for nothing
             _check_names(base_name, aliases, name)
-            folder = _find_base(base)
+            folder = find_base(base)
         with site.opened_store(create=True) as catalog:
             from adapters.publish import publish
             from adapters.store import Store
 
-            rules = _rules(folder, base_name, max_rank, allow_base_mismatch)
+            rules = make_rules(folder, base_name, max_rank, allow_base_mismatch)
             store = Store(site.store)
             version = publish(
                 source, name, store=store, catalog=catalog, rules=rules, aliases=aliases
@@ -116,7 +116,7 @@ def watch(
     unpublished = []
     with reported():
         _check_names(base_name, alias or ())
-        rules = _rules(_find_base(base), base_name, max_rank, allow_base_mismatch)
+        rules = make_rules(find_base(base), base_name, max_rank, allow_base_mismatch)
     aliases = _aliases(alias)
 
     def offer(source: Path, name: str) -> AdapterVersion:
@@ -151,8 +151,10 @@ def watch(
 
 
 def _print_warnings(version: "AdapterVersion") -> None:
-    from adapters.publish import list_warnings
+    from adapters.publish import list_notes, list_warnings
 
+    for note in list_notes(version):
+        typer.echo(f"note: {note}", err=True)
     for warning in list_warnings(version):
         typer.echo(f"warning: {warning}", err=True)
 
@@ -168,7 +170,7 @@ def _check_names(base_name: str | None, aliases: Iterable[str], name: str | None
     check_base_name(base_name)
 
 
-def _find_base(base: str) -> Path:
+def find_base(base: str) -> Path:
     """The folder of the base; raises an AdapterError."""
     from adapters.models import find_shape
 
@@ -192,7 +194,7 @@ def _refuse_own_rules(
             )
 
 
-def _rules(
+def make_rules(
     base: Path, base_name: str | None, max_rank: int | None, allow_base_mismatch: bool
 ) -> "Rules":
     from adapters.checkpoint.peft_config import MAX_RANK

@@ -21,17 +21,31 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "lorry.json"
 SERVED = (CONFIG, WEIGHTS)
-# The form in which it was trained: looked at when it is published, not stored.
+# The form in which it was trained. An object has a TOKENIZER, of that form alone, if it is not its
+# base's (adapters/chat_form): then its digest counts it.
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER = "tokenizer_config.json"
 FORM = (CHAT_TEMPLATE, TOKENIZER)
+COUNTED = (*SERVED, TOKENIZER)
+# mlx-lm's own weights (adapters/checkpoint/mlx.py): of now, and of 2024.
+MLX_WEIGHTS = "adapters.safetensors"
+MLX_NPZ = "adapters.npz"
+MLX = (MLX_WEIGHTS, MLX_NPZ)
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 MIB = 1 << 20
 COPY_BYTES = MIB
 # Rank 512 on every linear of a 70B model in float32 fits into the limit of the weights. For a known
 # base, checkpoint.largest_weights is lower.
-MAX_BYTES = {CONFIG: MIB, PROVENANCE: MIB, WEIGHTS: 32 << 30, CHAT_TEMPLATE: MIB, TOKENIZER: MIB}
+MAX_BYTES = {
+    CONFIG: MIB,
+    PROVENANCE: MIB,
+    WEIGHTS: 32 << 30,
+    MLX_WEIGHTS: 32 << 30,
+    MLX_NPZ: 32 << 30,
+    CHAT_TEMPLATE: MIB,
+    TOKENIZER: 16 * MIB,  # lists thousands of added tokens
+}
 # How deep, and among how many sub-folders, an adapter is looked for that is not in the folder.
 SEARCHED = ("*", "*/*")
 MOST_SEARCHED = 1_000
@@ -126,6 +140,10 @@ def _explain_refusal(folder: Path, name: str, error: OSError) -> Problem:
                 "is a pickle, which can run code when it is read",
                 f"{SAVE_AGAIN}(..., safe_serialization=True)",
             )
+    if name == WEIGHTS and any(folder.glob("adapter_[0-9]*.pt")):
+        said = "is not there, and adapter_N.pt is torchtune's own pickle, which is never read"
+        fix = "publish the folder epoch_N that torchtune 0.6 writes, which holds PEFT's files too"
+        return Problem("file_pickle", WEIGHTS, said, fix)
     if below := _find_below(folder, name):
         others = f" and in {len(below) - 1} more" if below[1:] else ""
         said = f"is not in the folder, but in its sub-folder {quote(below[0])}{others}"

@@ -1,6 +1,7 @@
 """Immutable adapter files, stored under the digest of their bytes. Knows nothing of names.
 
-    ROOT/objects/sha256/AA/<64 hex>/{adapter_config.json, adapter_model.safetensors[, lorry.json]}
+    ROOT/objects/sha256/AA/<64 hex>/{adapter_config.json, adapter_model.safetensors
+        [, tokenizer_config.json][, lorry.json]}
     ROOT/tmp/        copies that are not objects yet, and objects that are being removed
     ROOT/lock        publishers hold it shared, garbage collection exclusively
 
@@ -16,7 +17,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,11 +34,10 @@ from adapters.errors import (
     unwritable,
 )
 from adapters.store.files import (
-    CONFIG,
+    COUNTED,
     MAX_BYTES,
     PROVENANCE,
     SERVED,
-    WEIGHTS,
     FileRefused,
     copy_bounded,
     open_adapter_file,
@@ -55,10 +55,11 @@ def digest_of(hashes: Mapping[str, str]) -> str:
 
     It is "sha256:" + sha256 of two lines "<sha256 in hex>  <file name>\\n", for adapter_config.json
     and then adapter_model.safetensors: `sha256sum adapter_config.json adapter_model.safetensors |
-    sha256sum` prints the same. Provenance (lorry.json) does not count: the same weights are the
-    same adapter, no matter who trained them.
+    sha256sum` prints the same. An adapter with a chat form of its own has a third line, for
+    tokenizer_config.json: asked otherwise, it is another. Provenance (lorry.json) does not count:
+    the same weights are the same adapter, no matter who trained them.
     """
-    listing = "".join(f"{hashes[name]}  {name}\n" for name in SERVED)
+    listing = "".join(f"{hashes[name]}  {name}\n" for name in COUNTED if name in hashes)
     return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
 
 
@@ -99,8 +100,10 @@ class Store:
             raise self._unreadable(error) from error
 
     def add(self, folder: Path) -> str:
-        """Store a copy of an adapter folder without judging it; returns its digest."""
-        with self.stage(folder) as staged:
+        """Store a copy of an object's folder without judging it; returns its digest."""
+        with self.scratch() as copy:
+            with self._reported():
+                staged = _take_adapter(folder, copy, None, False, (*COUNTED, PROVENANCE))
             if staged.problems:
                 raise CheckpointInvalid(staged.problems)
             return self.commit(staged)
@@ -169,12 +172,12 @@ class Store:
         if not is_there:
             raise ObjectMissing(f"the store has no object {digest}", "publish the adapter again")
         hashes = {}
-        for name in SERVED:
-            try:
+        try:
+            for name in counted(folder):
                 with open_adapter_file(folder, name) as file:
                     hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-            except (FileRefused, OSError) as error:
-                raise ObjectDamaged(f"object {digest} is damaged: {error}", FETCH_AGAIN) from error
+        except (FileRefused, OSError) as error:
+            raise ObjectDamaged(f"object {digest} is damaged: {error}", FETCH_AGAIN) from error
         if digest_of(hashes) != digest:
             said = f"the bytes of object {digest} are not those that were published"
             raise ObjectDamaged(said, FETCH_AGAIN)
@@ -228,9 +231,21 @@ class Store:
             ) from error
 
 
-def _take_adapter(folder: Path, copy: Path, max_bytes: int | None, is_ours: bool) -> Staged:
+def counted(folder: Path) -> list[str]:
+    """The names of an object's files that its digest counts; raises OSError."""
+    there = {path.name for path in folder.iterdir()}
+    return [name for name in COUNTED if name in SERVED or name in there]
+
+
+def _take_adapter(
+    folder: Path,
+    copy: Path,
+    max_bytes: int | None,
+    is_ours: bool,
+    names: Sequence[str] = (*SERVED, PROVENANCE),
+) -> Staged:
     hashes, problems = {}, []
-    for name in (CONFIG, WEIGHTS, PROVENANCE):
+    for name in names:
         limit = min(max_bytes or MAX_BYTES[name], MAX_BYTES[name])
         digest = hashlib.sha256()
         try:

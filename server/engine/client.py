@@ -18,6 +18,7 @@ from vllm.v1.engine import logprobs
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.call import Call, Observer, current_call
+from server.engine.chat_forms import ChatForms
 from server.engine.grammars import Grammars
 from server.engine.interface import (
     Admission,
@@ -30,6 +31,7 @@ from server.engine.outputs import AttributedOutputProcessor, TokenTexts, check_a
 from server.engine.process import MortalEngine
 from server.errors import InvalidRequest, RequestError, Unavailable
 from server.kernels import STAGING
+from server.kernels.versions import patch
 from server.presence import Presence
 from server.suspects import Suspects
 
@@ -52,15 +54,21 @@ class Engine(MortalEngine):
     """
 
     def attach(
-        self, observer: Observer, grammars: Grammars, presence: Presence, suspects: Suspects
+        self,
+        observer: Observer,
+        grammars: Grammars,
+        chat_forms: ChatForms,
+        presence: Presence,
+        suspects: Suspects,
     ) -> None:
         """Attribute outputs to calls, report tokens and steps to `observer`, check grammars."""
         self.grammars = grammars
+        self.chat_forms = chat_forms
         self.presence = presence
         self.suspects = suspects
         self.output_processor.__class__ = AttributedOutputProcessor
         self.output_processor.observer = observer
-        logprobs.convert_ids_list_to_tokens = TokenTexts(convert_ids_list_to_tokens)
+        _remember_token_texts()
         self._drops: set[asyncio.Task[None]] = set()
 
     @property
@@ -89,6 +97,8 @@ class Engine(MortalEngine):
             raise RuntimeError("the engine answers calls only")
         check_agreement(call, lora_request)
         try:
+            if (form := await self.chat_forms.of(call.version)) is not None:
+                form.add_end(sampling_params, self.get_tokenizer())
             await self._settle_grammar(call, sampling_params)
             work = self._work(request_id, prompt, sampling_params)
             while True:
@@ -275,6 +285,11 @@ class Engine(MortalEngine):
             state.lora_name == engine_name
             for state in self.output_processor.request_states.values()
         )
+
+
+@patch("0.32")
+def _remember_token_texts() -> None:
+    logprobs.convert_ids_list_to_tokens = TokenTexts(convert_ids_list_to_tokens)
 
 
 def _forget_attempt(call: Call, request_id: str) -> None:

@@ -11,7 +11,14 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from adapters.errors import AdapterError, CatalogError, CheckpointInvalid, StoreError, StoreFull
+from adapters.errors import (
+    AdapterError,
+    CatalogError,
+    CheckpointInvalid,
+    StoreError,
+    StoreFull,
+    TemplateNotRun,
+)
 from server.errors import (
     InvalidRequest,
     MethodNotAllowed,
@@ -56,7 +63,7 @@ async def _answer_adapter_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, AdapterError)
     if isinstance(error, StoreFull):
         return JSONResponse(envelope(str(error), "server_error", error.code, None), 507)
-    if isinstance(error, StoreError | CatalogError):
+    if isinstance(error, StoreError | CatalogError | TemplateNotRun):
         body = envelope(str(error), "server_error", error.code, None)
         return JSONResponse(body, 503, {"retry-after": "5"})
     body = envelope(str(error), "invalid_request_error", error.code, None)

@@ -95,6 +95,23 @@ def build(
     return Draft(config, tensors)
 
 
+def as_mlx(draft: Draft, folder: Path) -> Path:
+    """The folder that mlx-lm would have written of an adapter."""
+    folder.mkdir()
+    config = {"fine_tune_type": "lora", "model": "mlx-community/Tiny-Base-4bit", "num_layers": 2}
+    config["lora_parameters"] = {"rank": 4, "scale": 2.0, "dropout": 0.0}
+    tensors = {}
+    for name, raw in draft.tensors.items():
+        side = "lora_a" if ".lora_A." in name else "lora_b"
+        module = name.removeprefix("base_model.model.").rpartition(".lora_")[0]
+        size = 2 if raw.dtype == "BF16" else 4
+        values = np.frombuffer(raw.data, f"<u{size}").reshape(raw.shape).T
+        tensors[f"{module}.{side}"] = Raw(raw.dtype, values.shape, values.tobytes())
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapters.safetensors").write_bytes(encode(tensors))
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test needs to survive a power cut, and syncing makes them three times slower."""
@@ -113,6 +130,7 @@ def kit() -> SimpleNamespace:
     """Makes adapters and tensors for tests."""
     return SimpleNamespace(
         build=build,
+        as_mlx=as_mlx,
         encode=encode,
         raw=Raw,
         bf16=bf16,

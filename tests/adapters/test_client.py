@@ -40,10 +40,19 @@ def published(online: Call, adapter) -> None:
 def test_the_form_it_was_trained_in_is_sent_too(online: Call, adapter, tmp_path) -> None:
     folder = adapter(1)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    (folder / "tokenizer_config.json").symlink_to(tmp_path / "nowhere")  # passed over
     said = online("publish", folder, "--name", "orders")
     assert said.exit_code == 0
-    assert "(template_differs)" in said.stderr
+    assert "note: chats with it use its own chat template" in said.stderr
+    (folder / "tokenizer_config.json").symlink_to(tmp_path / "nowhere")
+    said = online("publish", folder, "--name", "orders")
+    assert said.exit_code == 2
+    assert "(file_not_regular)" in said.stderr
+
+
+def test_an_adapter_of_mlx_is_sent_too(online: Call, kit, tmp_path) -> None:
+    said = online("publish", kit.as_mlx(kit.build(), tmp_path / "mlx"), "--name", "orders")
+    assert said.exit_code == 0, said.stderr
+    assert "(converted_from_mlx)" in said.stderr
 
 
 # Each is run in this order on a store and on a server, and must print the same.

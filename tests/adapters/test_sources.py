@@ -71,9 +71,19 @@ def test_provenance_that_came_with_it_stays(send, memory) -> None:
 
 def test_the_form_it_was_trained_in_is_fetched_too(send, memory) -> None:
     memory.pipe("/bucket/adapter/chat_template.jinja", b"{{ messages }}")
-    memory.pipe("/bucket/adapter/tokenizer_config.json", bytes(2 << 20))  # too large: passed over
     provenance = send("memory://bucket/adapter").provenance
-    assert [each["code"] for each in provenance["publish_warnings"]] == ["template_differs"]
+    assert "template_sha256" in provenance["chat_form"]
+    memory.pipe("/bucket/adapter/tokenizer_config.json", bytes(17 << 20))
+    with pytest.raises(CheckpointInvalid, match="file_too_large"):
+        send("memory://bucket/adapter")
+
+
+def test_an_adapter_of_mlx_is_fetched_too(send, memory, kit, tmp_path) -> None:
+    folder = kit.as_mlx(kit.build(), tmp_path / "mlx")
+    plain = send(str(folder))
+    for path in folder.iterdir():
+        memory.pipe(f"/bucket/mlx/{path.name}", path.read_bytes())
+    assert send("memory://bucket/mlx").digest == plain.digest
 
 
 def test_a_file_address_is_the_folder_itself(send, kit, tmp_path) -> None:

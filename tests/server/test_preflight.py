@@ -4,47 +4,23 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import socket
 import subprocess
 import sys
 
 import pytest
 from hub_server import Repo, running
+from shop import BASE
 
 from server import preflight
 from server.errors import (
-    ModelNotFound,
     PlatformUnsupported,
     PortInUse,
     QuantizationMissing,
     SettingsInvalid,
     StartupError,
 )
-
-
-@pytest.fixture
-def model(tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-    (folder / "model.safetensors").write_bytes(b"")
-    return folder
-
-
-def test_a_model_folder_needs_a_config_with_an_architecture_and_safetensors(model):
-    assert preflight.check_model(str(model)) == model
-    weights = (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    with pytest.raises(ModelNotFound, match=r"pickled.*\(base_unsupported\)"):
-        preflight.check_model(str(model))
-    weights.unlink()
-    with pytest.raises(ModelNotFound, match=r"holds no \*\.safetensors"):
-        preflight.check_model(str(model))
-    for content in ("{}", "[]", "{", ""):
-        (model / "config.json").write_text(content)
-        with pytest.raises(ModelNotFound, match=r"config\.json"):
-            preflight.check_model(str(model))
-    with pytest.raises(ModelNotFound, match=r"no such folder.*\(base_not_found\)"):
-        preflight.check_model(str(model / "nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +101,9 @@ def run_serve(*arguments, env=None):
     ("case", "code"),
     [("model", 3), ("base", 3), ("port", 4), ("store", 5), ("setting", 2), ("flag", 2)],
 )
-def test_a_failed_start_prints_one_line_and_has_its_own_exit_code(case, code, model, tmp_path):
+def test_a_failed_start_prints_one_line_and_has_its_own_exit_code(case, code, tmp_path):
+    damaged = shutil.copytree(BASE, tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"")
     a_file = tmp_path / "file"
     a_file.write_text("")
     store = ["--store", tmp_path / "store"]
@@ -134,11 +112,11 @@ def test_a_failed_start_prints_one_line_and_has_its_own_exit_code(case, code, mo
         taken.listen()
         arguments = {
             "model": [tmp_path / "nowhere"],
-            "base": [model, "--port", 0, *store],  # its weights are not valid safetensors
-            "port": [model, "--port", taken.getsockname()[1], *store],
-            "store": [model, "--port", 0, "--store", a_file],
-            "setting": [model, "--max-loras", 0],
-            "flag": [model, "--", "--api-key", "x"],
+            "base": [damaged, "--port", 0, *store],
+            "port": [BASE, "--port", taken.getsockname()[1], *store],
+            "store": [BASE, "--port", 0, "--store", a_file],
+            "setting": [BASE, "--max-loras", 0],
+            "flag": [BASE, "--", "--api-key", "x"],
         }[case]
         text, json_ = (run_serve("--log-format", form, *arguments) for form in ("text", "json"))
 
@@ -153,9 +131,11 @@ def test_a_failed_start_prints_one_line_and_has_its_own_exit_code(case, code, mo
 
 
 @pytest.fixture
-def hub(model):
-    files = {path.name: path.read_bytes() for path in model.iterdir()}
-    with running({"acme/tiny": Repo(files)}) as hub:
+def hub():
+    files = {path.name: path.read_bytes() for path in BASE.iterdir()}
+    files["model.safetensors"] = b"damaged"
+    bert = files | {"config.json": b'{"architectures": ["BertModel"]}'}
+    with running({"acme/tiny": Repo(files), "acme/bert": Repo(bert)}) as hub:
         yield hub
 
 
@@ -174,14 +154,22 @@ def test_a_model_of_the_hub_that_is_not_there_ends_with_code_3_and_one_line(hub,
 
 
 def test_a_model_is_fetched_before_the_engine_starts_and_said_in_the_logs_form(hub, tmp_path):
-    # Its weights are no safetensors, which is found right after.
+    # Its weights are damaged, which is found right after.
     arguments = ("--log-format", "json", "acme/tiny", "--port", 0, "--store", tmp_path / "store")
     done = run_serve(*arguments, env=hub.environment(tmp_path / "hf"))
     assert done.returncode == 3
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     said = [line["message"] for line in lines if line["level"] == "info"]
     assert said[0].startswith("fetching acme/tiny from the hub into")
-    assert lines[-1]["message"].startswith("no adapters can be served on this model")
+    (error,) = (line["message"] for line in lines if line["level"] == "error")
+    assert "model.safetensors" in error
+
+
+def test_the_weights_of_a_model_that_can_not_be_served_are_not_fetched(hub, tmp_path):
+    done = run_serve("acme/bert", "--port", 0, env=hub.environment(tmp_path / "hf"))
+    assert (done.returncode, "BertModel is not a model" in done.stderr) == (3, True)
+    assert "model.safetensors" not in hub.downloads()
+    assert "config.json" in hub.downloads()
 
 
 def test_a_port_in_use_is_found_before_a_model_is_fetched(hub, tmp_path):

@@ -27,7 +27,7 @@ from training.errors import BaseInvalid, BaseMismatch, DiskFull, MergeFailed, Ou
 from training.evaluation.answers import answer_greedily, expected_text
 from training.merge import merge as merging
 from training.merge.cli import app
-from training.merge.merge import Options, merge
+from training.merge.merge import Options, merge, write_form
 from training.merge.source import Source, find_adapter, pair, trained_on, unproven
 from training.qlora import load_base
 from training.shop.dataset import write_datasets
@@ -364,3 +364,28 @@ def test_the_command_merges_and_reports_errors_with_their_codes(
 def test_every_kept_adapter_merges(tmp_path: Path) -> None:
     for name in ADAPTERS:
         merged(KEPT / name, tmp_path / name, Options("nf4", torch.bfloat16))
+
+
+def test_the_adapters_own_chat_form_goes_into_the_merged_model(tmp_path: Path) -> None:
+    adapter, out = tmp_path / "adapter", tmp_path / "out"
+    for folder in (adapter, out):
+        folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(BASE / name, out)
+        shutil.copy(BASE / name, adapter)
+    write_form(adapter, BASE, out)
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        assert (out / name).read_bytes() == (BASE / name).read_bytes()
+    templates = [
+        {"name": "default", "template": "own {{ eos_token }}"},
+        {"name": "tool_use", "template": "tools"},
+    ]
+    (adapter / "chat_template.jinja").unlink()
+    config = {"eos_token": "<|user|>", "chat_template": templates}
+    (adapter / "tokenizer_config.json").write_text(json.dumps(config))
+    write_form(adapter, BASE, out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    chat = [{"role": "user", "content": "x"}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == "own <|user|>"
+    assert tokenizer.apply_chat_template(chat, tools=[{}], tokenize=False) == "tools"
+    assert tokenizer.eos_token == "<|user|>"

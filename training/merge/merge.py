@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from safetensors import SafetensorError
 
+from adapters.chat_form.form import DEFAULT, TOOLS, own_form, read_base_form, read_form
 from adapters.checkpoint.base import INDEX, weights_files
-from adapters.store.files import PROVENANCE
+from adapters.store.files import CHAT_TEMPLATE, PROVENANCE, TOKENIZER
 from training.errors import BaseInvalid, DiskFull, MergeFailed, OutputExists
 from training.merge.source import Pair
 from training.merge.weights import (
@@ -73,6 +74,7 @@ def merge(pair: Pair, out: Path, options: Options, report: Report) -> dict[str, 
             report(f"merging {path.name} ({number} of {len(files)})")
             merge_file(path, folder / path.name, deltas, quantized, options.dtype)
         _copy_others(base, folder)
+        write_form(pair.source.folder, base, folder)
         _write_json(folder / "config.json", _with_dtype(config, options.dtype_name))
         _write_index(base, folder)
         _write_json(folder / PROVENANCE, provenance)
@@ -135,6 +137,23 @@ def _copy_others(base: Path, folder: Path) -> None:
         wanted = path.suffix not in OTHER_WEIGHTS and path.name not in LEFT_OUT
         if wanted and path.is_file() and not path.name.startswith("."):
             shutil.copyfile(path, folder / path.name)
+
+
+def write_form(adapter: Path, base: Path, folder: Path) -> None:
+    """The chat form in which the adapter is asked, where it is not its base's."""
+    form = own_form(read_form(adapter).form, read_base_form(base))
+    if form is None:
+        return
+    path = folder / TOKENIZER
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if form.templates:
+        config.pop("chat_template", None)
+        (folder / CHAT_TEMPLATE).write_text(form.templates[DEFAULT], encoding="utf-8")
+    if TOOLS in form.templates:  # where transformers keeps those beside the default one
+        others = folder / "additional_chat_templates"
+        others.mkdir(exist_ok=True)
+        (others / f"{TOOLS}.jinja").write_text(form.templates[TOOLS], encoding="utf-8")
+    _write_json(path, config | dict(form.tokens))
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

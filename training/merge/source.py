@@ -15,6 +15,7 @@ from adapters.models import as_id, name_model, silent
 from adapters.names import parse_reference
 from adapters.store import Store, digest_of
 from adapters.store.files import CONFIG, PROVENANCE, SERVED, FileRefused, read_object
+from adapters.store.store import counted
 from training.base import Base, file_digest, find_base
 from training.errors import BaseInvalid, BaseMismatch
 from training.progress import Report
@@ -77,7 +78,8 @@ def pair(source: Source, base: str | None, report: Report = silent, *, force: bo
     if not force:
         _check_same(source, provenance, found, architecture)
     read_checkpoint(source.folder, architecture)
-    hashes = {name: file_digest(source.folder / name).split(":")[1] for name in SERVED}
+    names = counted(source.folder) if source.label else SERVED
+    hashes = {name: file_digest(source.folder / name).split(":")[1] for name in names}
     return Pair(source, config, digest_of(hashes), provenance, found, architecture)
 
 

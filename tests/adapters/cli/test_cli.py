@@ -49,15 +49,16 @@ def test_publish_prints_the_version_for_people_and_for_scripts(
 
 def test_publish_warns_on_stderr_and_succeeds(call, kit, base_folder, tmp_path) -> None:
     draft = kit.build()
-    draft.extra["chat_template.jinja"] = b"{{ messages }}"
+    draft.extra["chat_template.jinja"] = b"{{ raise_exception('no') }}"
     folder = draft.write(tmp_path / "a")
     said = call("publish", folder, "--name", "orders", "--base", base_folder)
     assert said.exit_code == 0
-    assert said.stderr.startswith("warning: chat_template.jinja: ")
-    assert said.stderr.endswith("(template_differs)\n")
+    assert said.stderr.startswith("note: chats with it use its own chat template")
+    assert "\nwarning: chat_template.jinja: " in said.stderr
+    assert said.stderr.endswith("(template_refuses)\n")
     assert said.stdout.startswith("orders@1 sha256:")
     facts = json.loads(call("show", "orders", "--json").stdout)
-    assert facts["provenance"]["publish_warnings"][0]["code"] == "template_differs"
+    assert facts["provenance"]["publish_warnings"][0]["code"] == "template_refuses"
 
 
 def test_list_shows_every_version(call, published) -> None:

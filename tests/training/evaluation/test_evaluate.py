@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,3 +147,16 @@ def test_a_wrong_call_is_one_sentence_and_code_2(call, heldout, monkeypatch, wor
     assert said in refused.stderr
     assert refused.stderr.startswith("error: ")
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_version_with_a_chat_template_of_its_own_is_left_to_a_server(
+    call: Call, heldout: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(KEPT / "orders-json", tmp_path / "own")
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    store = tmp_path / "own-store"
+    publish(folder, name="own", store=store, base=BASE, base_name=BASE_NAME)
+    said = call("own", "--data", heldout, "--base", BASE, "--store", store)
+    assert said.exit_code == 2
+    assert "own@1 is asked in a chat form of its own" in said.stderr
+    assert "--url" in said.stderr

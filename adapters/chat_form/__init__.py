@@ -1,0 +1,1 @@
+"""The form in which an adapter is asked: its own chat template, special tokens and end token."""

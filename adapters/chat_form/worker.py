@@ -1,0 +1,207 @@
+"""The process that runs chat templates of adapters: `python worker.py FD`.
+
+A template is a program of whoever made the adapter. This process forks a child for each form, which
+compiles its templates and renders them, under a limit of processor time and of memory for each: a
+template that loops, or fills the memory, ends its own child only.
+
+The environment is that of transformers' `apply_chat_template`
+(transformers.utils.chat_template_utils), and a test compares the two.
+
+Over the socket FD come the sockets of the children. On its own, a child says its pid, reads the
+templates (a line of JSON) and answers with what they use; then it renders, line by line.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, ext, meta, nodes
+from jinja2.exceptions import TemplateError
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+SECONDS = 2.0  # of processor time, for one line
+MEMORY_BYTES = 256 * 1024 * 1024
+MAX_CHARACTERS = 32 * 1024 * 1024  # of one prompt
+MAX_VARIABLES = 256
+MAX_PROBLEM_CHARACTERS = 500
+_NICE = 5
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the parent's to answer: this ends with its socket
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
+    control = socket.socket(fileno=int(sys.argv[1]))
+    gc.freeze()
+    control.sendall(b"1")
+    while True:
+        message, sockets, _, _ = socket.recv_fds(control, 1, 1)
+        if not message:
+            return
+        with socket.socket(fileno=sockets[0]) as own:
+            if os.fork() == 0:
+                control.close()
+                _run_child(own)
+
+
+def _run_child(own: socket.socket) -> None:
+    status = 1
+    try:
+        own.sendall(os.getpid().to_bytes(4, "big"))
+        _limit()
+        form: Form | None = None
+        with own.makefile("rb") as lines:
+            for line in lines:
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)
+                asked = json.loads(line)
+                try:
+                    if form is None:
+                        form = Form(asked)
+                        answer = form.describe()
+                    else:
+                        answer = {"text": form.render(*asked)}
+                except (MemoryError, RecursionError):
+                    break  # as at the other limits
+                except Exception as error:  # noqa: BLE001 - whatever a template raises
+                    answer = {"problem": _explain(error)}
+                text = json.dumps(answer).encode() + b"\n"
+                signal.setitimer(signal.ITIMER_PROF, 0)
+                own.sendall(text)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _limit() -> None:
+    """Limit this child; the kernel ends it at a limit, in whatever code it is."""
+    with suppress(OSError):
+        os.nice(_NICE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    ceiling = in_use + MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+
+
+def _explain(error: Exception) -> str:
+    """For callers: what a template says by `raise_exception`, or what is wrong with it."""
+    text = str(error) or type(error).__name__
+    return text.encode(errors="replace").decode()[:MAX_PROBLEM_CHARACTERS]
+
+
+class Form:
+    """The compiled templates of one adapter, by name."""
+
+    def __init__(self, templates: dict[str, str]) -> None:
+        self._environment = make_environment()
+        self._sources = templates
+        self._templates = {
+            name: self._environment.from_string(text) for name, text in templates.items()
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What the templates use: variables, and messages' contents as texts or as parts."""
+        trees = [self._environment.parse(text) for text in self._sources.values()]
+        names = {name for tree in trees for name in meta.find_undeclared_variables(tree)}
+        if len(names) > MAX_VARIABLES:
+            raise ValueError(f"it uses more than {MAX_VARIABLES} variables")
+        return {"variables": sorted(names), "parts": any(map(loops_over_contents, trees))}
+
+    def render(self, name: str, context: dict[str, Any]) -> str:
+        text = self._templates[name].render(**context)
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError("the prompt is too long")
+        text.encode()  # not the lone half of a surrogate pair
+        return text
+
+
+class _Generation(ext.Extension):
+    """`{% generation %}`, which marks an answer for training, renders what it holds."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_render"), [], [], body).set_lineno(line)
+
+    def _render(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+def make_environment() -> Environment:
+    """As transformers makes it, for each template."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+def loops_over_contents(tree: nodes.Template) -> bool:
+    """Whether a template takes a message's content as a list of parts: it loops over it.
+
+    vllm.renderers.hf decides so too, by a walk whose time a template can make unbounded.
+    """
+    contents = {
+        name
+        for each in tree.find_all(nodes.Assign)
+        for name in _names(each.target)
+        if _is_content(each.node)
+    }
+    return any(_is_content(loop.iter, contents) for loop in tree.find_all(nodes.For))
+
+
+def _names(target: nodes.Node) -> Iterator[str]:
+    if isinstance(target, nodes.Name):
+        yield target.name
+
+
+def _is_content(node: nodes.Node | None, names: frozenset[str] | set[str] = frozenset()) -> bool:
+    while isinstance(node, nodes.Filter | nodes.Test) or (
+        isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
+    ):
+        node = node.node
+    if isinstance(node, nodes.Getitem):
+        return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
+    if isinstance(node, nodes.Name):
+        return node.name == "content" or node.name in names
+    return isinstance(node, nodes.Getattr) and node.attr == "content"
+
+
+if __name__ == "__main__":
+    main()

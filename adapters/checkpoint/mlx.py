@@ -1,0 +1,271 @@
+"""Rewrites an adapter of mlx-lm as PEFT writes it: the same values, transposed and renamed.
+
+mlx-lm keeps lora_a as (in, rank) and lora_b as (rank, out), adds `scale` times their product, and
+has a config of its own: the arguments of its command. PEFT divides alpha by the rank, so alpha is
+scale times rank. No value is changed, whatever its type.
+
+https://github.com/ml-explore/mlx-lm: mlx_lm/tuner/lora.py, mlx_lm/tuner/utils.py (load_adapters).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from adapters.checkpoint.tensors import TensorsMalformed, read_tensors
+from adapters.errors import CheckpointInvalid, Problem, quote
+from adapters.store.files import (
+    CONFIG,
+    MLX,
+    MLX_NPZ,
+    MLX_WEIGHTS,
+    WEIGHTS,
+    FileRefused,
+    open_adapter_file,
+    read_object,
+)
+
+PREFIX = "base_model.model."
+SIDES = {"lora_a": "lora_A", "lora_b": "lora_B"}
+MAX_TENSORS = 16_384
+MAX_TENSOR_BYTES = 256 << 20  # rank 512 on 65,536 features in F32 is half of it
+MAX_NAME = 512
+npy: Any = npy_format  # numpy does not type it
+SIZES = {"BF16": 2, "F16": 2, "F32": 4}
+NPY_TYPES = {"<f2": "F16", "<f4": "F32"}
+# What mlx-community appends to the name of a base.
+CONVERTED_BASE = re.compile(r"-(mlx|bf16|fp16|[2-8]bit)(-mlx)?$", re.IGNORECASE)
+
+TRAIN_LORA = "train with `mlx_lm.lora --fine-tune-type lora`, on linear layers"
+WRITE_AGAIN = "train again with a current mlx-lm, or copy the whole folder"
+
+
+def is_mlx(folder: Path) -> bool:
+    """Whether a folder holds an adapter of mlx-lm and none of PEFT."""
+    names = {name for name in (WEIGHTS, *MLX) if (folder / name).exists()}
+    return bool(names) and WEIGHTS not in names
+
+
+def convert(folder: Path, into: Path, max_bytes: int) -> Problem:
+    """Write PEFT's two files to `into`, durably; what was done.
+
+    Raises CheckpointInvalid.
+    """
+    try:
+        scale, base = _read_config(folder)
+        with ExitStack() as stack:
+            factors = _open(folder, max_bytes, stack)
+            modules = _pair(factors)
+            _write(into / CONFIG, [_config(modules, factors, scale, base)])
+            _write(into / WEIGHTS, _weights(factors))
+    except FileRefused as refused:
+        raise CheckpointInvalid([refused.problem]) from refused
+    ranks = {factor.shape[1] for name, factor in factors.items() if name.endswith(".lora_a")}
+    rank = max(ranks)
+    said = (
+        f"was written by mlx-lm: {len(factors):,} tensors were transposed and named as PEFT's, and"
+        f" scale {scale:g} at rank {rank} is lora_alpha {scale * rank:g}"
+    )
+    fix = "check that it answers as it did where it was trained"
+    return Problem("converted_from_mlx", _weights_name(folder), said, fix)
+
+
+@dataclass(frozen=True, slots=True)
+class _Factor:
+    """One tensor, not yet read."""
+
+    dtype: str
+    shape: tuple[int, int]
+    file: IO[bytes] | None
+    begin: int = 0
+    archive: zipfile.ZipFile | None = None
+    member: str = ""
+
+    def read(self) -> bytes:
+        """Its values, row by row; raises FileRefused."""
+        size = self.shape[0] * self.shape[1] * SIZES[self.dtype]
+        try:
+            if self.archive is not None:
+                with self.archive.open(self.member) as entry:
+                    entry.seek(self.begin)
+                    raw = entry.read(size)
+            else:
+                assert self.file is not None
+                self.file.seek(self.begin)
+                raw = self.file.read(size)
+        except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+            raise _malformed(str(error)) from error
+        if len(raw) != size:
+            raise _malformed("it ends in the middle of a tensor")
+        return raw
+
+
+def _weights_name(folder: Path) -> str:
+    return next(name for name in MLX if (folder / name).exists())
+
+
+def _read_config(folder: Path) -> tuple[float, str]:
+    """The scale and the base's name; raises FileRefused."""
+    try:
+        raw = read_object(folder, CONFIG)
+    except ValueError as error:
+        said = "is not a JSON object in UTF-8 with finite numbers"
+        raise FileRefused(Problem("config_malformed", CONFIG, said, WRITE_AGAIN)) from error
+    kind = raw.get("fine_tune_type", "lora")
+    if kind != "lora" or raw.get("use_dora"):
+        said = f"is {quote(str(kind))}, only lora can be served"
+        raise FileRefused(Problem("mlx_unsupported", "fine_tune_type", said, TRAIN_LORA))
+    parameters = raw.get("lora_parameters")
+    scale = parameters.get("scale") if isinstance(parameters, dict) else None
+    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    if not is_number or not 0 < float(scale or 0) < math.inf:
+        said = f"is {quote(str(scale))}, it must be a number above 0"
+        raise FileRefused(Problem("alpha_invalid", "lora_parameters.scale", said, WRITE_AGAIN))
+    base = raw.get("model")
+    return float(scale or 0), CONVERTED_BASE.sub("", base) if isinstance(base, str) else ""
+
+
+def _open(folder: Path, max_bytes: int, stack: ExitStack) -> dict[str, _Factor]:
+    name = _weights_name(folder)
+    file = stack.enter_context(open_adapter_file(folder, name, max_bytes))
+    factors = _open_npz(file, stack) if name == MLX_NPZ else _open_safetensors(folder, file)
+    for name, factor in factors.items():
+        if math.prod(factor.shape) * SIZES[factor.dtype] > MAX_TENSOR_BYTES:
+            said = f"has shape {factor.shape}, more than any linear needs"
+            raise FileRefused(Problem("shape_mismatch", quote(name), said, TRAIN_LORA))
+    return factors
+
+
+def _open_safetensors(folder: Path, file: IO[bytes]) -> dict[str, _Factor]:
+    try:
+        tensors = read_tensors(folder / MLX_WEIGHTS)
+    except TensorsMalformed as error:
+        said = quote(str(error))
+        raise FileRefused(Problem(error.code, MLX_WEIGHTS, said, WRITE_AGAIN)) from error
+    return {
+        name: _Factor(
+            _check_type(name, each.dtype), _check_shape(name, each.shape), file, each.begin
+        )
+        for name, each in tensors.items()
+    }
+
+
+def _open_npz(file: IO[bytes], stack: ExitStack) -> dict[str, _Factor]:
+    """An archive of .npy files, whose headers say type and shape. Nothing is unpickled."""
+    factors = {}
+    try:
+        archive = stack.enter_context(zipfile.ZipFile(file))
+        members = archive.namelist()
+        if len(members) > MAX_TENSORS or len(set(members)) < len(members):
+            raise _malformed("it has too many members, or one twice", MLX_NPZ)
+        for member in members:
+            name = member.removesuffix(".npy")
+            with archive.open(member) as entry:
+                version = npy.read_magic(entry)
+                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                shape, is_fortran, dtype = read(entry)
+                begin = entry.tell()
+            if is_fortran:
+                raise _malformed(f"{quote(name)} is stored by columns", MLX_NPZ)
+            kind = _check_type(name, NPY_TYPES.get(dtype.str, dtype.str))
+            factors[name] = _Factor(kind, _check_shape(name, shape), None, begin, archive, member)
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
+        raise _malformed(str(error), MLX_NPZ) from error
+    return factors
+
+
+def _check_type(name: str, dtype: str) -> str:
+    if dtype not in SIZES:
+        said = f"has type {dtype}, not BF16, F16 or F32"
+        fix = "train again with a current mlx-lm, which writes adapters.safetensors"
+        raise FileRefused(Problem("dtype_unsupported", quote(name), said, fix))
+    return dtype
+
+
+def _check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    if len(name) > MAX_NAME or name.rpartition(".")[2] not in SIDES:
+        said = "is not called MODULE.lora_a or MODULE.lora_b"
+        raise FileRefused(Problem("tensor_name_unsupported", quote(name), said, TRAIN_LORA))
+    if len(shape) != 2:
+        said = "adapts the experts of a mixture all at once, which is not served"
+        if len(shape) != 3:
+            said = f"has shape {shape}, which is no factor of a LoRA"
+        raise FileRefused(Problem("mlx_unsupported", quote(name), said, TRAIN_LORA))
+    return shape[0], shape[1]
+
+
+def _pair(factors: Mapping[str, _Factor]) -> list[str]:
+    """The modules, each of which has both factors; raises FileRefused."""
+    if not factors:
+        raise FileRefused(Problem("weights_empty", MLX_WEIGHTS, "holds no tensors", WRITE_AGAIN))
+    modules = sorted({name.rpartition(".")[0] for name in factors})
+    for module in modules:
+        a, b = (factors.get(f"{module}.{side}") for side in SIDES)
+        if a is None or b is None or a.shape[1] != b.shape[0]:
+            said = "has not both of lora_a and lora_b, of one rank"
+            raise FileRefused(Problem("pair_incomplete", quote(module), said, WRITE_AGAIN))
+    return modules
+
+
+def _config(modules: list[str], factors: Mapping[str, _Factor], scale: float, base: str) -> bytes:
+    """Each module by its whole name, as mlx-lm trains some of the layers only."""
+    ranks = {module: factors[f"{module}.lora_a"].shape[1] for module in modules}
+    rank = max(ranks.values())
+    others = {module: each for module, each in ranks.items() if each != rank}
+    config: dict[str, Any] = {
+        "base_model_name_or_path": base or None,
+        "bias": "none",
+        "lora_alpha": scale * rank,
+        "peft_type": "LORA",
+        "r": rank,
+        "target_modules": modules,
+        "task_type": "CAUSAL_LM",
+        "rank_pattern": {re.escape(module): each for module, each in others.items()},
+        "alpha_pattern": {re.escape(module): each * scale for module, each in others.items()},
+    }
+    return json.dumps(config, indent=2).encode() + b"\n"
+
+
+def _weights(factors: Mapping[str, _Factor]) -> Iterator[bytes]:
+    """The pieces of a safetensors file, one tensor in memory at a time."""
+    header, position = {}, 0
+    in_order = sorted(factors.items())
+    for name, factor in in_order:
+        module, _, side = name.rpartition(".")
+        size = math.prod(factor.shape) * SIZES[factor.dtype]
+        header[f"{PREFIX}{module}.{SIDES[side]}.weight"] = {
+            "dtype": factor.dtype,
+            "shape": factor.shape[::-1],
+            "data_offsets": [position, position + size],
+        }
+        position += size
+    text = json.dumps({"__metadata__": {"format": "pt"}} | header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for _, factor in in_order:
+        raw = np.frombuffer(factor.read(), f"<u{SIZES[factor.dtype]}")
+        yield raw.reshape(factor.shape).T.tobytes()
+
+
+def _write(path: Path, pieces: Iterator[bytes] | list[bytes]) -> None:
+    with path.open("xb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fchmod(file.fileno(), 0o444)
+        os.fsync(file.fileno())
+
+
+def _malformed(said: str, where: str = MLX_WEIGHTS) -> FileRefused:
+    return FileRefused(Problem("weights_malformed", where, quote(said), WRITE_AGAIN))

@@ -1,0 +1,1 @@
+"""Compares ways to place calls on replicas, seeded: `python -m cluster.simulation`."""

@@ -1,0 +1,200 @@
+"""An adapter of mlx-lm is published as PEFT would have written it.
+
+fixtures/mlx_adapter was written by mlx-lm 0.32.2 (`mlx_lm.lora --model shop-base --train --iters 60
+--num-layers 2`, rank 4, scale 10), and expected.json has the log-probabilities that it computed.
+"""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from publishing import publish
+from safetensors.numpy import load_file, save_file
+
+from adapters.checkpoint.mlx import is_mlx
+from adapters.errors import CheckpointInvalid
+from adapters.publish import WARNINGS
+from adapters.store import Store
+
+ROOT = Path(__file__).parents[3]
+BASE = ROOT / "examples/shop/base"
+WRITTEN = ROOT / "tests/fixtures/mlx_adapter"
+Q = "model.layers.3.self_attn.q_proj"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the folder that mlx-lm wrote."""
+    return shutil.copytree(WRITTEN, tmp_path / "shop-mlx")
+
+
+@pytest.fixture
+def publish_it(folder: Path, tmp_path: Path):
+    """Publishes the folder; the version and the folder of its object."""
+
+    def publish_it():
+        store = tmp_path / "store"
+        version = publish(folder, name="a", store=store, base=BASE, base_name="shop-base")
+        return version, Store(store).path(version.digest)
+
+    return publish_it
+
+
+@pytest.fixture
+def refused(publish_it):
+    def refused() -> list[str]:
+        with pytest.raises(CheckpointInvalid) as caught:
+            publish_it()
+        return [problem.code for problem in caught.value.problems]
+
+    return refused
+
+
+def change(folder: Path, **changes) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+
+
+def test_it_answers_as_in_mlx(publish_it) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    _, path = publish_it()
+    base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, path)
+    expected = json.loads((WRITTEN / "expected.json").read_text())
+    with torch.no_grad():
+        found = model(torch.tensor([expected["prompt"]])).logits[0, -1].log_softmax(-1)
+        with model.disable_adapter():
+            plain = model(torch.tensor([expected["prompt"]])).logits[0, -1].log_softmax(-1)
+    ours, bases = (each[expected["tokens"]].numpy() for each in (found, plain))
+    assert np.abs(ours - expected["logprobs"]).max() < 1e-3
+    assert np.abs(bases - expected["logprobs"]).max() > 1
+
+
+def test_no_value_changes(publish_it, folder) -> None:
+    version, path = publish_it()
+    theirs = load_file(folder / "adapters.safetensors")
+    ours = load_file(path / "adapter_model.safetensors")
+    assert len(ours) == len(theirs) == 8
+    prefix = f"base_model.model.{Q}"
+    assert np.array_equal(ours[f"{prefix}.lora_A.weight"], theirs[f"{Q}.lora_a"].T)
+    assert np.array_equal(ours[f"{prefix}.lora_B.weight"], theirs[f"{Q}.lora_b"].T)
+    assert (version.rank, version.alpha) == (4, 40.0)
+    (warning,) = version.provenance[WARNINGS]
+    assert warning["code"] == "converted_from_mlx"
+    assert "scale 10 at rank 4 is lora_alpha 40" in warning["message"]
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_npz_of_2024_gives_the_same(publish_it, folder, kind) -> None:
+    tensors = {
+        name: each.astype(kind) for name, each in load_file(folder / "adapters.safetensors").items()
+    }
+    save_file(tensors, folder / "adapters.safetensors")
+    first, _ = publish_it()
+    (folder / "adapters.safetensors").unlink()
+    np.savez(folder / "adapters.npz", **tensors)
+    again, _ = publish_it()
+    assert again.digest == first.digest
+
+
+def test_each_module_may_have_its_own_rank(publish_it, folder) -> None:
+    tensors = load_file(folder / "adapters.safetensors")
+    tensors[f"{Q}.lora_a"] = tensors[f"{Q}.lora_a"][:, :2].copy()
+    tensors[f"{Q}.lora_b"] = tensors[f"{Q}.lora_b"][:2].copy()
+    save_file(tensors, folder / "adapters.safetensors")
+    version, path = publish_it()
+    config = json.loads((path / "adapter_config.json").read_text())
+    assert list(config["rank_pattern"].values()) == [2]
+    assert list(config["alpha_pattern"].values()) == [20.0]
+    assert version.rank == 4
+
+
+def test_a_base_of_mlx_community_is_known_by_its_plain_name(publish_it, folder) -> None:
+    for suffix in ("-4bit", "-bf16", "-8bit-mlx", "-mlx"):
+        change(folder, model=f"mlx-community/shop-base{suffix}")
+        publish_it()
+
+
+def test_peft_weights_beside_are_taken(folder) -> None:
+    assert is_mlx(folder)
+    (folder / "adapter_model.safetensors").touch()
+    assert not is_mlx(folder)
+
+
+def test_what_plain_lora_cannot_express_is_refused(refused, folder) -> None:
+    change(folder, fine_tune_type="dora")
+    assert refused() == ["mlx_unsupported"]
+    change(folder, fine_tune_type="full")
+    assert refused() == ["mlx_unsupported"]
+    change(folder, fine_tune_type="lora", lora_parameters={"rank": 4})
+    assert refused() == ["alpha_invalid"]
+    change(folder, lora_parameters={"scale": 10.0}, model="other")
+    assert refused() == ["base_mismatch"]
+
+
+@pytest.mark.parametrize(
+    ("code", "tensors"),
+    [
+        ("weights_empty", {}),
+        ("pair_incomplete", {f"{Q}.lora_a": np.zeros((256, 4), "f4")}),
+        ("mlx_unsupported", {f"{Q}.lora_a": np.zeros((2, 256, 4), "f4")}),
+        ("tensor_name_unsupported", {f"{Q}.m": np.zeros((256,), "f4")}),
+        ("dtype_unsupported", {f"{Q}.lora_a": np.zeros((256, 4), "f8")}),
+        (
+            "module_not_served",
+            {
+                "model.embed_tokens.lora_a": np.zeros((512, 4), "f4"),
+                "model.embed_tokens.lora_b": np.zeros((4, 256), "f4"),
+            },
+        ),
+        (
+            "shape_mismatch",
+            {
+                f"{Q}.lora_a": np.zeros((128, 4), "f4"),
+                f"{Q}.lora_b": np.zeros((4, 256), "f4"),
+            },
+        ),
+    ],
+)
+def test_wrong_tensors_are_refused(refused, folder, code, tensors) -> None:
+    save_file(tensors, folder / "adapters.safetensors")
+    assert refused() == [code]
+
+
+def test_a_wrong_npz_is_refused(refused, folder, tmp_path) -> None:
+    (folder / "adapters.safetensors").unlink()
+    path = folder / "adapters.npz"
+    touched = tmp_path / "touched"
+
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (touched,))
+
+    for write in (
+        lambda: path.write_bytes(b"PK\3\4 no zip"),
+        lambda: path.write_bytes(b""),
+        lambda: np.savez(path, **{f"{Q}.lora_a": np.array([Trap()], dtype=object)}),
+        lambda: np.savez(path, **{f"{Q}.lora_a": np.asfortranarray(np.ones((3, 2), "f4"))}),
+        lambda: _zip(path, f"{Q}.lora_a.npy", b"no npy"),
+        lambda: _zip(path, f"{Q}.lora_a.npy", _npy_header("(1000, 4)")),
+    ):
+        write()
+        assert refused()
+    assert not touched.exists()
+
+
+def _zip(path: Path, name: str, content: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, content)
+        archive.writestr(name.replace("lora_a", "lora_b"), content.replace(b"1000, 4", b"4, 1000"))
+
+
+def _npy_header(shape: str) -> bytes:
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text

@@ -93,7 +93,7 @@ def test_duplicates_are_reported_and_do_not_fail(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("base", "reason"), [("nowhere", "not_found"), (".", "invalid")])
-def test_a_base_that_is_none_is_one_line_and_exit_reasontwo(
+def test_a_base_that_is_none_is_one_line_and_exit_code_two(
     tmp_path: Path, base: str, reason: str
 ) -> None:
     code, said = check(write(tmp_path / "set.jsonl", "a"), "--base", base)

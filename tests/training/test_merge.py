@@ -351,7 +351,7 @@ def test_the_command_merges_and_reports_errors_with_their_codes(
         ("orders@9", f"{out}2", "--base", str(BASE)): "adapter_not_found",
         ("or ders", f"{out}2", "--base", str(BASE)): "bad_reference",
         ("orders", f"{out}2"): "base_invalid",
-        ("orders", f"{out}2", "--base", str(tmp_path / "no")): "base_invalid",
+        ("orders", f"{out}2", "--base", str(tmp_path / "no")): "base_not_found",
     }
     for arguments, expected in refused.items():
         code, said, error = run(*arguments)

@@ -92,10 +92,12 @@ def test_duplicates_are_reported_and_do_not_fail(tmp_path: Path) -> None:
     assert (code, facts["duplicates"]) == (0, {"count": 2, "places": f"{path}: lines 2 and 3"})
 
 
-@pytest.mark.parametrize("base", ["nowhere", "."])
-def test_a_base_that_is_none_is_one_line_and_exit_code_two(tmp_path: Path, base: str) -> None:
+@pytest.mark.parametrize(("base", "reason"), [("nowhere", "not_found"), (".", "invalid")])
+def test_a_base_that_is_none_is_one_line_and_exit_code_two(
+    tmp_path: Path, base: str, reason: str
+) -> None:
     code, said = check(write(tmp_path / "set.jsonl", "a"), "--base", base)
     assert code == 2
     assert said.startswith("error: ")
     assert said.count("\n") == 1
-    assert said.endswith("(base_invalid)\n")
+    assert said.endswith(f"(base_{reason})\n")

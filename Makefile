@@ -36,7 +36,7 @@ VLLM := 0.33.0
 SECONDS := 600
 SEED :=
 
-.PHONY: help setup demo serve base-smollm2 llama-cpp data-addresses test test-all fuzz surface loadtest bench check chart-tools format lint types docs lock clean
+.PHONY: help setup demo serve base-smollm2 llama-cpp data-addresses test test-all fuzz surface loadtest bench check chart-tools format lint types docs record-clients lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -112,9 +112,13 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-docs: setup  ## Regenerate docs/configuration.md and the chart's schema from the settings
+docs: setup  ## Regenerate docs/configuration.md, docs/clients.md and the chart's schema
 	$(BIN)/python -m server.manual > docs/configuration.md
+	$(BIN)/python -m tests.clients.manual > docs/clients.md
 	$(BIN)/python deploy/helm/schema.py
+
+record-clients: setup  ## Ask a server with real clients from the registries (CLIENTS="aider langchain")
+	$(BIN)/python -m tests.clients.record $(CLIENTS)
 
 lock: $(BIN)/uv  ## Refresh the lock of EXTRA without installing
 	$(COMPILE) --upgrade --quiet --output-file $(LOCK)

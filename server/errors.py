@@ -259,6 +259,8 @@ def translate_vllm_error(status: int, body: Any, code: str | None = None) -> dic
         code = _CODE_BY_STATUS.get(status, "invalid_request" if status < 500 else "internal_error")
     if "maximum context length" in message or "max_model_len" in message:
         code = "context_length_exceeded"
+    if message.endswith("is not a multimodal model"):
+        message += ": it reads text only. Send the message without images, audio and video."
     type_ = "invalid_request_error" if status < 500 else "server_error"
     param = error.get("param")
     return envelope(message, type_, code, param if isinstance(param, str) else None)

@@ -27,6 +27,7 @@ from server.engine.chat_forms import CallRenderer, ChatForms
 from server.engine.client import Engine
 from server.engine.faults import keep_faults
 from server.engine.grammars import Grammars, leave_to_checks
+from server.engine.messages import Messages
 from server.engine.models import CallModels
 from server.engine.moved import cli_env_setup
 from server.engine.stats import EngineStats
@@ -146,6 +147,7 @@ async def _build_app(
     models = app.state.openai_serving_models
     models.__class__ = CallModels
     models.attach()
+    app.state.anthropic_serving_messages.__class__ = Messages
     renderer = app.state.online_renderer
     renderer.__class__ = CallRenderer
     renderer.attach(engine.chat_forms)

@@ -28,6 +28,7 @@ from server.errors import (
     UnknownPath,
     envelope,
 )
+from server.http.unknown_paths import describe
 
 _MAX_PROBLEMS = 100
 # Any other code is a 400, or a 503 (507 when it is full) for an error of store or catalog.
@@ -97,7 +98,7 @@ async def _answer_http_error(request: Request, error: Exception) -> JSONResponse
         answer.headers["allow"] = ", ".join(sorted(_methods(request)))
         return answer
     if error.status_code == 404:
-        return _as_response(UnknownPath(f"There is nothing at {path}."))
+        return _as_response(UnknownPath(describe(request.url.path)))
     if error.status_code == 408:
         return _as_response(RequestTooSlow(str(error.detail)))
     if error.status_code == 413:

@@ -8,7 +8,7 @@ import pytest
 from admin_client import TOKEN, AdminClient
 from otlp_receiver import OtlpReceiver
 from server_process import ServerProcess
-from shop import BASE_NAME, Shop, keep_shop, train_shop
+from shop import SERVED, Shop, keep_shop, train_shop
 
 
 @pytest.fixture(scope="session")
@@ -29,15 +29,12 @@ def receiver() -> Iterator[OtlpReceiver]:
 def server(
     shop: Shop, receiver: OtlpReceiver, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
-    """The shared server. It has fewer slots than adapters."""
+    """The shared server."""
     server = ServerProcess(
         shop.base,
         shop.store,
         tmp_path_factory.mktemp("server") / "log",
-        *("--served-model-name", BASE_NAME, "--max-loras", "2", "--max-cpu-loras", "3"),
-        *("--", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-        # A model this small may fill a schema with white space up to max_tokens.
-        *("--structured-outputs-config.disable_any_whitespace", "true"),
+        *SERVED,
         env={
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}",
             "LORRY_ADMIN_TOKEN": TOKEN,

@@ -55,6 +55,16 @@ def test_every_error_body_of_vllm_becomes_openais_envelope(status, body, code, m
     assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
 
 
+def test_an_image_for_a_base_of_text_is_told_what_to_do():
+    body = {"error": {"message": "orders is not a multimodal model", "code": 400}}
+    error = translate_vllm_error(400, body)["error"]
+    assert (error["code"], error["message"]) == (
+        "invalid_request",
+        "orders is not a multimodal model: it reads text only. Send the message without images, "
+        "audio and video.",
+    )
+
+
 def test_flags_that_would_break_a_guarantee_are_refused():
     check_extra(["--max-num-seqs", "4", "--model-impl", "vllm"])
     for flag in ("--api-key", "--lora-modules=x", "--enable_lora", "--middleware"):

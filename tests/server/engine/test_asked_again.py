@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from adapters.store import Store
 from server.call import Lease, Sequence, current_call
 from server.engine.interface import EngineGone
 from server.errors import Unavailable
@@ -70,6 +72,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError
 
+    from server.engine.chat_forms import ChatForms
     from server.engine.client import Engine
 
     class Scripted(Engine):
@@ -81,8 +84,9 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
 
     engine = Scripted.__new__(Scripted)
     engine.presence, engine.suspects = Presence(), Suspects()
+    engine.chat_forms = ChatForms(Store(Path("unused")))
     call = SimpleNamespace(
-        version=SimpleNamespace(label="red@1"),
+        version=SimpleNamespace(label="red@1", provenance=None),
         digest="d",
         lease=None,
         sequences=[],

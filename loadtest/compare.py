@@ -13,7 +13,15 @@ from rich.console import Console
 
 from loadtest.drive.progress import Progress
 from loadtest.errors import OptionsClash, ServerFailed, TargetUnfit
-from loadtest.judge.comparison import OURS, Memory, Round, checks_of, lengths_of, rows_of
+from loadtest.judge.comparison import (
+    OURS,
+    Memory,
+    Round,
+    checks_of,
+    failures_of,
+    lengths_of,
+    rows_of,
+)
 from loadtest.judge.summary import summarize
 from loadtest.markers.manifest import Manifest
 from loadtest.plan import plan
@@ -116,6 +124,7 @@ async def run_rounds(order: Order, log: Callable[[str], None], progress: Progres
             for side in sides
         ]
     rows = rows_of(rounds, scenario)
+    notes += failures_of(rounds)
     return Comparison(
         scenario=scenario.name,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from statistics import median
 from typing import Literal
@@ -114,6 +115,18 @@ def checks_of(
         ),
         *(_check_work(rounds, peer) for peer in FOREIGN if peer in peers),
         *(_check(each, rows) for each in bounds),
+    ]
+
+
+def failures_of(rounds: Sequence[Round]) -> list[str]:
+    """A note for each side with failed calls in measured phases: how many, by reason."""
+    reasons: dict[str, Counter[str]] = {}
+    for each in rounds:
+        reasons.setdefault(each.side, Counter()).update(each.summary.overall.reasons)
+    return [
+        f"{side}: failed calls: {', '.join(f'{n} {reason}' for reason, n in found.most_common())}"
+        for side, found in reasons.items()
+        if found
     ]
 
 

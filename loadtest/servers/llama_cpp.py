@@ -105,14 +105,14 @@ def serve(llama: LlamaCpp, name: str, adapters: Sequence[Path], port: int) -> li
     prompts: every prompt is new, and storing them would only cost it time and memory.
     """
     cores = str(len(os.sched_getaffinity(0)))
-    loras = (word for file in adapters for word in ("--lora", str(file)))
+    loras = ",".join(map(str, adapters))
     return [
         *(str(llama.folder / SERVER), "--model", str(llama.gguf), "--alias", name),
         *("--host", "127.0.0.1", "--port", str(port), "--offline", "--no-ui"),
         *("--threads", cores, "--threads-batch", cores, "--cont-batching"),
         *("--parallel", str(llama.slots), "--ctx-size", str(llama.slots * llama.tokens)),
         *("--cache-ram", "0", "--no-cache-idle-slots", "--log-verbosity", "2"),
-        *(("--lora-init-without-apply", *loras) if adapters else ()),
+        *(("--lora-init-without-apply", "--lora", loras) if adapters else ()),
     ]
 
 

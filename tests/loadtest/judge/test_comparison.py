@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from load_records import record, run_of, scenario_of, window
+from load_records import failed, record, run_of, scenario_of, window
 from msgspec.structs import replace
 
-from loadtest.judge.comparison import Round, checks_of, lengths_of, rows_of
+from loadtest.judge.comparison import Round, checks_of, failures_of, lengths_of, rows_of
 from loadtest.judge.summary import summarize
 
 ASKED = {"metric": "output_tokens_per_second", "phase": "steady", "peer": "stock"}
@@ -115,3 +115,11 @@ def foreign(output_tokens: int = 10, **faults: int) -> list[Round]:
 def test_a_peer_with_files_of_its_own_must_do_the_same_work(played, found):
     check = checks_of([], played, scenario_of(), ["llamacpp"])[1]
     assert (check.found, check.passed) == (found, found == "0, 0 and 0")
+
+
+def test_failed_calls_are_noted_by_side_and_reason():
+    calls = [failed(number=1), failed(number=2), failed(number=3, reason="timeout"), record()]
+    theirs = replace(round_of("stock", 0, 1), summary=summarize(run_of(*calls), scenario_of()))
+    assert failures_of([round_of("lorry", 0, 5), theirs, theirs]) == [
+        "stock: failed calls: 4 http_503_adapters_busy, 2 timeout"
+    ]

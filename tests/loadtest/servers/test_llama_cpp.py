@@ -87,7 +87,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(built, base):
 def test_the_server_loads_every_adapter_and_applies_none(built, base):
     llama = LlamaCpp.found(built, None, base, SCENARIO)
     command = llama_cpp.serve(llama, "base", [Path("a.gguf"), Path("b.gguf")], 80)
-    assert after(command, "--lora") == ["a.gguf", "b.gguf"]
+    assert after(command, "--lora") == ["a.gguf,b.gguf"]
     assert "--lora-init-without-apply" in command
     assert after(command, "--host") == ["127.0.0.1"]
     assert not [word for word in llama_cpp.serve(llama, "base", [], 80) if "lora" in word]

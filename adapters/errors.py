@@ -22,9 +22,8 @@ AdapterError
 │   ├── BaseForbidden    a model of the hub that needs a permission, or another token
 │   ├── BaseNotCached    a model that is not here, while HF_HUB_OFFLINE forbids to fetch it
 │   └── BaseUnsupported  weights of another form than safetensors: GGUF, pickles
-├── BaseUnavailable
-│   ├── BaseUnreachable  a model that the hub did not give in full
-│   └── CacheUnwritable  the hub's cache is full, or can't be written
+├── BaseUnreachable      a model that the hub did not give in full
+├── CacheUnwritable      the hub's cache is full, or can't be written
 ├── SourceError          an adapter's source; messages contain no secret
 │   ├── SourceUnsupported  an address that cannot, or may not, be read
 │   ├── SourceNotFound     an address that holds no adapter
@@ -167,17 +166,11 @@ class BaseUnsupported(BaseUnreadable):
     code = "base_unsupported"
 
 
-class BaseUnavailable(AdapterError):
-    """A base that may be there at the next try."""
-
-    code = "base_unavailable"
-
-
-class BaseUnreachable(BaseUnavailable):
+class BaseUnreachable(AdapterError):
     code = "base_unreachable"
 
 
-class CacheUnwritable(BaseUnavailable):
+class CacheUnwritable(AdapterError):
     code = "cache_unwritable"
 
 

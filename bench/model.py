@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.checkpoint.base import SERVED_MODULES
+from adapters.checkpoint.base import LLAMA_LINEARS
 from bench.errors import OutUnwritable
 from bench.workload import adapter_names
 
@@ -48,7 +48,7 @@ class Shape:
     def linears(self) -> Iterator[tuple[str, int, int]]:
         """Name, outputs and inputs of each linear with an adapter."""
         for layer in range(self.layers):
-            for name in sorted(SERVED_MODULES):
+            for name in sorted(LLAMA_LINEARS):
                 block = "self_attn" if name[0] in "qkvo" else "mlp"
                 wide = name in ("gate_proj", "up_proj")
                 outputs = self.intermediate if wide else self.hidden
@@ -187,7 +187,7 @@ def _write_adapter(folder: Path, shape: Shape, rank: int, number: int) -> None:
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,
-        "target_modules": sorted(SERVED_MODULES),
+        "target_modules": sorted(LLAMA_LINEARS),
     }
     _save(folder, "adapter_model.safetensors", tensors, "adapter_config.json", config)
 

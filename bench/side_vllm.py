@@ -16,7 +16,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from adapters.checkpoint.base import SERVED_MODULES
+from adapters.checkpoint.base import LLAMA_LINEARS
 from bench.model import Home
 from bench.spec import Outcome, SideSpec
 from bench.truth import level_with
@@ -89,7 +89,7 @@ async def _build(spec: SideSpec, home: Home) -> AsyncLLM:
             "max_loras": spec.max_loras,
             "max_cpu_loras": max(spec.max_loras, _MIN_CPU_LORAS),
             "max_lora_rank": spec.max_lora_rank,
-            "lora_target_modules": sorted(SERVED_MODULES),
+            "lora_target_modules": sorted(LLAMA_LINEARS),
         }
     arguments = AsyncEngineArgs(
         model=str(home.base),

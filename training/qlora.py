@@ -85,16 +85,17 @@ def _keep_weights_unpacked(model: "PreTrainedModel") -> None:
         linear.support_avx512bf16_for_cpu = False
 
 
-def lora_config(lora: Lora) -> "LoraConfig":
-    """PEFT's form of a recipe's section `lora`."""
+def lora_config(lora: Lora, model: "PreTrainedModel") -> "LoraConfig":
+    """PEFT's form of a recipe's section `lora`, for those of its layers that the model has."""
     from peft import LoraConfig
 
+    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.scale_alpha,
         use_rslora=lora.rslora,
         lora_dropout=lora.dropout,
-        target_modules=list(lora.modules),
+        target_modules=[name for name in lora.modules if name in present],
         bias=lora.bias,
         task_type="CAUSAL_LM",
     )

@@ -16,7 +16,17 @@ from adapters.errors import BaseUnreadable
 from training.data.reading import is_hub_id
 from training.errors import BaseInvalid, RecipeInvalid, list_problems
 
-Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Linear = Literal[
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "qkv_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "gate_up_proj",
+    "down_proj",
+]
 LINEARS: tuple[Linear, ...] = get_args(Linear)
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 

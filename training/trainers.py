@@ -91,7 +91,7 @@ def make_trainer(
         train_dataset=Dataset.from_list(list(train)),
         eval_dataset=Dataset.from_list(list(validation)) if validation else None,
         processing_class=tokenizer,
-        peft_config=lora_config(recipe.lora),
+        peft_config=lora_config(recipe.lora, model),
     )
     trainer.judge = judge
     trainer.remove_callback(PrinterCallback)

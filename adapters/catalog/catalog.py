@@ -222,10 +222,11 @@ class Catalog:
         with self._reading() as connection:
             return select_labels(connection)
 
-    def list_aliases(self, name: str | None = None) -> list[Alias]:
-        """All aliases, or those of one name, by name and alias."""
+    def list_aliases(self, *names: str) -> list[Alias]:
+        """All aliases, or those of some names, by name and alias."""
+        wanted = [schema.targets.c.name.in_(names)] if names else []
         with self._reading() as connection:
-            return select_aliases(connection, *_of(schema.targets, name))
+            return select_aliases(connection, *wanted)
 
     def list_evaluations(self, *names: str) -> Evaluations:
         """The evaluations of the versions of some names, the newest last."""

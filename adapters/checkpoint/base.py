@@ -19,11 +19,14 @@ from typing import Any
 from adapters.checkpoint.tensors import TensorsMalformed, read_tensors
 from adapters.errors import BaseUnreadable, quote
 
-# The linears whose adapters are served. Embeddings and the output head are not: an adapter there
-# slows every step of every request, and some of those requests crash the engine.
-SERVED_MODULES = frozenset(
+# The linears whose adapters are served; Phi-3 has some of them in one. Embeddings and the output
+# head are not: an adapter there slows every step of every request, and some of those requests crash
+# the engine. Nor are the experts of a mixture (EXPERT), though their linears have the same names.
+LLAMA_LINEARS = frozenset(
     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 )
+FUSED_LINEARS = frozenset({"qkv_proj", "gate_up_proj"})
+SERVED_MODULES = LLAMA_LINEARS | FUSED_LINEARS
 # Families built like Llama: their layers follow from the config alone.
 LLAMA_LIKE = frozenset(
     {
@@ -43,6 +46,7 @@ LLAMA_LIKE = frozenset(
         "stablelm",
     }
 )
+PHI_LIKE = frozenset({"phi3"})
 # The keys that determine the function and the shapes. Left out: keys that a copy in another
 # precision changes (quantization_config, dtype), and those for training, sampling or a library.
 IDENTIFYING = (
@@ -62,6 +66,7 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 64 << 20
 MAX_LAYERS = 1024
 LAYER = re.compile(r"(?:^|\.)layers\.([0-9]{1,6})\.")
+EXPERT = re.compile(r"\.experts\.")
 
 Shape = tuple[int, int]
 
@@ -169,12 +174,13 @@ def weights_files(folder: Path) -> list[Path]:
 
 
 def _is_served(module: str) -> bool:
-    return module.rpartition(".")[2] in SERVED_MODULES and LAYER.search(module) is not None
+    is_linear = module.rpartition(".")[2] in SERVED_MODULES and LAYER.search(module) is not None
+    return is_linear and not EXPERT.search(module)
 
 
 def _linears_from_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Shape]:
     family = str(config.get("model_type"))
-    if family not in LLAMA_LIKE:
+    if family not in LLAMA_LIKE | PHI_LIKE:
         raise BaseUnreadable(
             f"the config of the {quote(family)} model in {quote(str(folder))} does not determine"
             " its linear layers",
@@ -189,9 +195,16 @@ def _linears_from_config(folder: Path, config: Mapping[str, Any]) -> dict[str, S
         "self_attn.q_proj": (heads * width, hidden),
         "self_attn.k_proj": (groups * width, hidden),
         "self_attn.v_proj": (groups * width, hidden),
-        "self_attn.o_proj": (hidden, heads * width),
         "mlp.gate_proj": (inner, hidden),
         "mlp.up_proj": (inner, hidden),
+    }
+    if family in PHI_LIKE:
+        shapes = {
+            "self_attn.qkv_proj": ((heads + 2 * groups) * width, hidden),
+            "mlp.gate_up_proj": (2 * inner, hidden),
+        }
+    shapes |= {
+        "self_attn.o_proj": (hidden, heads * width),
         "mlp.down_proj": (hidden, inner),
     }
     layers = min(_positive(config, "num_hidden_layers"), MAX_LAYERS)

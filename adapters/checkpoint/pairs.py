@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from adapters.checkpoint.base import LAYER, SERVED_MODULES, Base
+from adapters.checkpoint.base import EXPERT, LAYER, SERVED_MODULES, Base
 from adapters.checkpoint.tensors import Tensor
 from adapters.errors import Problem, quote
 
@@ -142,6 +142,9 @@ def _explain_stray(tensor: Tensor, module: str, base: Base) -> Problem:
         said = "adapts a module that is not served"
         served = ", ".join(sorted(SERVED_MODULES))
         return Problem("module_not_served", where, said, f"train on some of {served}")
+    if EXPERT.search(module):
+        said = "adapts an expert of a mixture, which is not served"
+        return Problem("module_not_served", where, said, "train on the attention layers only")
     layer = LAYER.search(module)
     if layer and int(layer[1]) >= base.layers:
         said = f"adapts layer {int(layer[1])}, the base has {base.layers} layers"

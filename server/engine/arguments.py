@@ -7,7 +7,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from server.errors import SettingsInvalid
-from server.kernels import KNOWN_VLLM, STAGING, is_known_vllm
+from server.kernels import STAGING
+from server.kernels.versions import KNOWN, installed
 from server.preflight import is_cpu_build
 from server.settings import Settings
 
@@ -82,8 +83,9 @@ def build_arguments(settings: Settings, extra: Sequence[str] = ()) -> Namespace:
     Raises:
         SettingsInvalid: vLLM does not know a flag in `extra`.
     """
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from server.engine.moved import make_arg_parser, validate_parsed_serve_args
 
     check_extra(extra)
     parser = make_arg_parser(FlexibleArgumentParser(prog="lorry serve MODEL --"))
@@ -140,14 +142,12 @@ def _own_arguments(settings: Settings) -> list[str]:
 
 def _can_stage() -> bool:
     """Whether the installed vLLM can build adapters beside the engine's steps; logs if not."""
-    from vllm import __version__
-
-    if is_known_vllm():
+    if installed() in KNOWN:
         return True
     logger.warning(
-        "vLLM %s is not a version that Lorry knows (%sx): running streams wait while an adapter "
+        "vLLM %s is not a version that Lorry knows (%s): running streams wait while an adapter "
         "is loaded",
-        __version__,
-        KNOWN_VLLM,
+        installed(),
+        KNOWN,
     )
     return False

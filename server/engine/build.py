@@ -7,13 +7,15 @@ import contextlib
 import logging
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 
 from starlette.types import ASGIApp
+from vllm.config import ModelConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.model_executor.models.interfaces import supports_lora
 from vllm.usage.usage_lib import UsageContext
 
 from server.call import Observer
@@ -24,9 +26,11 @@ from server.engine.client import Engine
 from server.engine.faults import keep_faults
 from server.engine.grammars import Grammars, leave_to_checks
 from server.engine.models import CallModels
-from server.engine.stats import PublicLoraInfo
+from server.engine.moved import cli_env_setup
+from server.engine.stats import EngineStats
 from server.engine.validation import read_bodies_off_loop
-from server.errors import EngineStartFailed
+from server.errors import EngineStartFailed, ModelUnsupported
+from server.preflight import is_cpu_build
 from server.presence import Presence
 from server.settings import Settings
 from server.suspects import Suspects
@@ -69,6 +73,7 @@ async def start_engine(
 
     Raises:
         EngineStartFailed: with vLLM's message.
+        ModelUnsupported: the architecture takes no adapters.
         SettingsInvalid: vLLM does not take a flag in `extra`.
     """
     cli_env_setup()
@@ -76,6 +81,8 @@ async def start_engine(
     arguments = await asyncio.to_thread(build_arguments, settings, extra)
     try:
         engine = await asyncio.to_thread(_build, arguments)
+    except ModelUnsupported:
+        raise
     except Exception as error:
         raise EngineStartFailed(f"the engine did not start: {error}") from error
     grammars = Grammars(
@@ -98,13 +105,30 @@ async def start_engine(
 def _build(arguments: Namespace) -> Engine:
     engine_arguments = AsyncEngineArgs.from_cli_args(arguments)
     config = engine_arguments.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    check_takes_adapters(config.model_config)
     engine: Engine = Engine.from_vllm_config(
         config,
         usage_context=UsageContext.OPENAI_API_SERVER,
         enable_log_requests=False,
-        stat_loggers=[PublicLoraInfo],
+        stat_loggers=[EngineStats],
     )
     return engine
+
+
+def check_takes_adapters(model: ModelConfig) -> None:
+    """Raises ModelUnsupported for an architecture that vLLM serves, but without LoRA.
+
+    vLLM itself says so after it has loaded the weights (`LoRAModelRunnerMixin.load_lora_model`).
+    The class is looked at in a process of its own, as vLLM does: its module may need a device.
+    """
+    if is_cpu_build() and not forkserver.inspect_forked(partial(_takes_adapters, model)):
+        (architecture, *_) = model.architectures
+        raise ModelUnsupported(f"vLLM serves {architecture} without adapters: serve another base")
+
+
+def _takes_adapters(model: ModelConfig) -> bool:
+    kind, _ = model.registry.resolve_model_cls(model.architectures, model)
+    return bool(supports_lora(kind))
 
 
 async def _build_app(

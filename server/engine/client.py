@@ -30,6 +30,7 @@ from server.engine.outputs import AttributedOutputProcessor, TokenTexts, check_a
 from server.engine.process import MortalEngine
 from server.errors import InvalidRequest, RequestError, Unavailable
 from server.kernels import STAGING
+from server.kernels.versions import patch
 from server.presence import Presence
 from server.suspects import Suspects
 
@@ -60,7 +61,7 @@ class Engine(MortalEngine):
         self.suspects = suspects
         self.output_processor.__class__ = AttributedOutputProcessor
         self.output_processor.observer = observer
-        logprobs.convert_ids_list_to_tokens = TokenTexts(convert_ids_list_to_tokens)
+        _remember_token_texts()
         self._drops: set[asyncio.Task[None]] = set()
 
     @property
@@ -275,6 +276,11 @@ class Engine(MortalEngine):
             state.lora_name == engine_name
             for state in self.output_processor.request_states.values()
         )
+
+
+@patch("0.32")
+def _remember_token_texts() -> None:
+    logprobs.convert_ids_list_to_tokens = TokenTexts(convert_ids_list_to_tokens)
 
 
 def _forget_attempt(call: Call, request_id: str) -> None:

@@ -23,6 +23,7 @@ from functools import partial
 from multiprocessing import connection, context, forkserver, resource_tracker
 from typing import Any, TypeVar
 
+from server.kernels.versions import patch
 from server.preflight import is_cpu_build
 from server.signals import STOPPING
 
@@ -49,6 +50,7 @@ def start() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
+@patch("0.32", before="0.33")  # only where `is_cpu_build`
 def use() -> None:
     """Have vLLM fork its engines, and what inspects a model's class, off the fork server."""
     if is_cpu_build():

@@ -23,6 +23,7 @@ from server.errors import GrammarRefused
 from server.grammars.bounds import Bounds, Grammar, Kind
 from server.grammars.checks import GrammarChecks
 from server.grammars.process import Start
+from server.kernels.versions import patch
 from server.settings import Settings
 
 _KINDS: tuple[Kind, ...] = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
@@ -42,6 +43,7 @@ _OPEN = frozenset(
 )
 
 
+@patch("0.32")
 def leave_to_checks(bounds: Bounds) -> None:
     """Take vLLM's uses of grammar libraries out of this process; it looks these up when called.
 

@@ -145,6 +145,18 @@ class AttributedOutputProcessor(OutputProcessor):
         if (attached := _attached(state)) is not None:
             attached[1].finish_reason = reason
 
+    def _finish_request(self, req_state: Any) -> None:
+        super()._finish_request(req_state)
+        self._record_refusal(req_state)
+
+    @harmless
+    def _record_refusal(self, state: Any) -> None:
+        """Since vLLM 0.33 the engine may refuse a request that it was given, and no reason follows.
+        In any other case the reason comes next."""
+        attached = _attached(state)
+        if attached is not None and attached[1].finish_reason is None:
+            attached[1].finish_reason = "error"
+
     def abort_requests(self, request_ids: Any, internal: bool) -> list[str]:
         ids = list(request_ids)
         if internal:

@@ -6,6 +6,7 @@ No path redirects: its address would be built from the caller's `Host`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -42,12 +43,14 @@ def create_app(
     names: ModelNames,
     recorder: Recorder,
     registry: CollectorRegistry,
+    before_scrape: Callable[[], Awaitable[None]],
     catalog: Catalog,
     publisher: Publisher,
     suspects: Suspects,
     started_at: int,
 ) -> FastAPI:
-    """`started_at`: Unix seconds, the base model's `created` in /v1/models."""
+    """`started_at`: Unix seconds, the base model's `created` in /v1/models. `before_scrape` readies
+    what the registry collects."""
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
     middleware = [  # the outermost first
         Middleware(Cors, origins=settings.cors_origins),
@@ -81,7 +84,7 @@ def create_app(
         redirect_slashes=False,
     )
     _add_health(app, lifecycle)
-    _add_metrics(app, registry)
+    _add_metrics(app, registry, before_scrape)
     _add_models(app, names, started_at)
     app.include_router(create_router(Shelf(catalog, lifecycle), publisher))
     add_error_handlers(app)
@@ -115,11 +118,14 @@ def _add_health(app: FastAPI, lifecycle: Lifecycle) -> None:
         return JSONResponse(body, 503, {"retry-after": "5"})
 
 
-def _add_metrics(app: FastAPI, registry: CollectorRegistry) -> None:
+def _add_metrics(
+    app: FastAPI, registry: CollectorRegistry, before_scrape: Callable[[], Awaitable[None]]
+) -> None:
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         """Prometheus text, or OpenMetrics with exemplars when the scraper accepts it."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        await before_scrape()
         text = await asyncio.to_thread(encode, Snapshot.of(registry))
         return Response(text, headers={"content-type": content_type})
 

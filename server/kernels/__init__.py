@@ -11,9 +11,10 @@ import sys
 from functools import cache
 from importlib import util
 
+from server.kernels.versions import KNOWN_ON_CPU, installed, patch
+
 LORA_WRAPPER = "server.kernels.lora.PlannedPunicaWrapper"
 STAGING = "server.kernels.staging.AdapterStaging"
-KNOWN_VLLM = "0.32."
 PORTABLE_VARIABLE = "LORRY_PORTABLE_KERNELS"  # a setting that the engine's process inherits
 
 
@@ -24,19 +25,12 @@ def register() -> None:
     from server.kernels import watchdog
 
     watchdog.arm()
-    if is_known_vllm():
-        _install_staging()
+    _install_staging()
     if current_platform.is_cpu():
         _install()
 
 
-def is_known_vllm() -> bool:
-    """Whether the installed vLLM is a version that these patches were written for."""
-    import vllm
-
-    return str(vllm.__version__).startswith(KNOWN_VLLM)
-
-
+@patch("0.32", before="0.34")
 def _install_staging() -> None:
     """In the engine's process, which has imported this module by now; no other needs it."""
     if (core := sys.modules.get("vllm.v1.engine.core")) is not None:
@@ -49,31 +43,35 @@ def _install_staging() -> None:
 
 
 def _install() -> None:
-    import vllm
-    from vllm.platforms.cpu import CpuPlatform
-
-    if not is_known_vllm():
-        _warn_unknown(vllm.__version__)
+    if (version := installed()) not in KNOWN_ON_CPU:
+        _warn_unknown(version)
         return
     from server.kernels import engine_patches
 
     engine_patches.install()
-    CpuPlatform.get_punica_wrapper = classmethod(_prepare_adapters)
+    _replace_lora()
     if _has_nf4():
         from server.kernels import nf4
 
         nf4.install()
 
 
+@patch("0.32", before="0.33")  # vLLM's own is right since 0.33, where ours would only be faster
+def _replace_lora() -> None:
+    from vllm.platforms.cpu import CpuPlatform
+
+    CpuPlatform.get_punica_wrapper = classmethod(_prepare_adapters)
+
+
 @cache
 def _warn_unknown(version: str) -> None:
     # Not a child of vLLM's logger: the server limits that one to errors.
     logging.getLogger(__name__).warning(
-        "vLLM %s is not a version that Lorry's CPU kernels know (%sx), so they stay off. "
+        "vLLM %s is not a version that Lorry's CPU kernels know (%s), so they stay off. "
         "Before 0.33, vLLM's own LoRA code mixes up the adapters of a batch; in any version, "
         "an adapter with non-finite weights can then spoil other requests.",
         version,
-        KNOWN_VLLM,
+        KNOWN_ON_CPU,
     )
 
 

@@ -1,4 +1,4 @@
-"""Patches of vLLM's engine on a CPU beside the arithmetic: compilation, frames, a lookup.
+"""Patches of vLLM's engine on a CPU beside the arithmetic: compilation, experts, frames, a lookup.
 
 torch.compile stays on with LoRA (vLLM turns it off, as its own LoRA arithmetic there can't be
 compiled; ours is opaque operators), and a compiled model is loaded again at the next start. The
@@ -14,6 +14,7 @@ import torch
 from vllm.platforms.cpu import CpuPlatform
 
 from server.kernels import operators
+from server.kernels.versions import patch
 
 # The main loops of vLLM's processes: the engine's, and a worker's if it has its own process.
 # Data parallelism has another loop, which is not patched.
@@ -32,9 +33,11 @@ def install() -> None:
     """Wrap vLLM's own methods. Idempotent."""
     _compile_beside_lora()
     _load_what_was_compiled()
+    _choose_experts_without_lora()
     make_room_for_frames()
 
 
+@patch("0.32", before="0.33")
 def install_beside_adapters() -> None:
     """For processes that serve adapters. Idempotent."""
     from vllm.lora.worker_manager import WorkerLoRAManager
@@ -42,6 +45,7 @@ def install_beside_adapters() -> None:
     WorkerLoRAManager.list_adapters = _resident_ids
 
 
+@patch("0.32", before="0.33")
 def _compile_beside_lora() -> None:
     check = CpuPlatform.check_and_update_config.__func__
     if check.__module__ == __name__:
@@ -75,6 +79,7 @@ def _identify_by_operators(vllm_config: Any) -> None:
         more["lorry_operators"] = operators.kinds()
 
 
+@patch("0.32", before="0.33")
 def _load_what_was_compiled() -> None:
     """Without this every start compiles again, although vLLM has saved the result.
 
@@ -95,6 +100,27 @@ def _load_what_was_compiled() -> None:
     torch.compiler.load_compiled_function = load_complete
 
 
+@patch("0.32", before="0.33")
+def _choose_experts_without_lora() -> None:
+    """Have a mixture's experts run on vLLM's kernels for processors.
+
+    Beside LoRA vLLM takes Triton's, which no processor has, and the first call ends the engine
+    (`oracle/unquantized.py: select_unquantized_moe_backend`). Experts have no adapters here.
+    """
+    from vllm.model_executor.layers.fused_moe import unquantized_fused_moe_method as method
+
+    select = method.select_unquantized_moe_backend
+    if select.__module__ == __name__:
+        return
+
+    def select_without_lora(moe_config: Any) -> Any:
+        moe_config.is_lora_enabled = False
+        return select(moe_config)
+
+    method.select_unquantized_moe_backend = select_without_lora
+
+
+@patch("0.32", before="0.33")
 def make_room_for_frames() -> None:
     """Idempotent; a process that runs such a loop has imported it by now, and no other needs it.
 

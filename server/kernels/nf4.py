@@ -13,10 +13,12 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm_bnb_plugin.quantization.linear import BitsAndBytesLinearMethod
 
 from server.kernels import operators
+from server.kernels.versions import patch
 
 logger = logging.getLogger(__name__)
 
 
+@patch("0.32", before="0.33")
 def install() -> None:
     """Layers that are not packed keep the plugin's own method. Idempotent."""
     apply = BitsAndBytesLinearMethod.apply
@@ -37,6 +39,7 @@ def install() -> None:
     BitsAndBytesLinearMethod.process_weights_after_loading = _pack_layer
 
 
+@patch("0.32", before="0.33")
 def install_beside_adapters() -> None:
     """Layers not packed, or not for the compiled LoRA kernels, stay two operators. Idempotent."""
     apply = BaseLinearLayerWithLoRA._apply_sync

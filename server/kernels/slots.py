@@ -18,11 +18,13 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from server.kernels.lora import PlannedPunicaWrapper
 from server.kernels.staging import parts_of
+from server.kernels.versions import patch
 
 SetLora = Callable[[Any, int, Any, Any], None]
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
+@patch("0.32", before="0.33")
 def install() -> None:
     """Wrap or replace vLLM's own methods. Idempotent."""
     if LoRAModelManager.activate_adapter.__module__ == __name__:
@@ -102,6 +104,7 @@ def _repaired_by_request(runner: Any, logits: Any) -> dict[str, int]:
     }
 
 
+@patch("0.32", before="0.33")
 def install_joined_slots() -> None:
     """Make a linear layer's slots one tensor, a row for each, of which vLLM's own are views.
 
@@ -147,6 +150,7 @@ def join(layer: Any) -> None:
     layer.lora_b_stacked = tuple(views[layer.n_slices :])
 
 
+@patch("0.32", before="0.33")
 def install_slot_copy() -> None:
     """Fill and clear slots by methods that write each byte once; vLLM's remain for sharded layers.
 

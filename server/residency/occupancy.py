@@ -86,22 +86,27 @@ class Occupancy:
             self._metrics.displaced(label_of(name))
         return True
 
+    def loaded(self) -> list[Resident]:
+        """What is in host memory now."""
+        return [each for each in self._residency.residents.values() if each.is_loaded]
+
+    def is_in_slot(self, resident: Resident) -> bool:
+        """Whether it was in a slot of the engine at the last poll."""
+        return resident.load.lease.engine_name in self._in_slots
+
     def _tiers(self) -> Iterator[tuple[tuple[str, ...], float]]:
-        for resident in self._loaded():
+        for resident in self.loaded():
             labels = labels_of(resident.load.version.label)
             yield (*labels, "host"), 1
-            if resident.load.lease.engine_name in self._in_slots:
+            if self.is_in_slot(resident):
                 yield (*labels, "device"), 1
 
     def _info(self) -> Iterator[tuple[tuple[str, ...], float]]:
-        for resident in self._loaded():
+        for resident in self.loaded():
             version = resident.load.version
             labels = labels_of(version.label)
             yield (*labels, version.digest, str(version.rank), self._metrics.base), 1
 
     def _nonfinite(self) -> Iterator[tuple[tuple[str, ...], float]]:
-        for resident in self._loaded():
+        for resident in self.loaded():
             yield labels_of(resident.load.version.label), resident.load.lease.repaired_values
-
-    def _loaded(self) -> list[Resident]:
-        return [each for each in self._residency.residents.values() if each.is_loaded]

@@ -172,6 +172,13 @@ class Metrics:
         """The labels of the versions that have series of their own."""
         return self._ledger.versions()
 
+    def versions_called(self) -> tuple[list[AdapterVersion], list[AdapterVersion]]:
+        """The versions of the calls that run, and of those that wait, the newest call first."""
+        waiting = self._live.waiting()
+        ids = {id(live) for live in waiting}
+        running = (live for live in self._live.all() if id(live) not in ids)
+        return _versions_of(running), _versions_of(waiting)
+
     @property
     def traffic(self) -> int:
         """How many times a call has begun or ended."""
@@ -198,6 +205,11 @@ class Metrics:
     def _longest_wait(self) -> float:
         since = [live.since for live in self._live.waiting()]
         return time.monotonic() - min(since) if since else 0.0
+
+
+def _versions_of(calls: Iterable[LiveCall]) -> list[AdapterVersion]:
+    versions = [live.call.version for live in calls if live.call.version is not None]
+    return list({version.label: version for version in reversed(versions)}.values())
 
 
 @dataclass(slots=True)

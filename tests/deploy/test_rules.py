@@ -1,11 +1,9 @@
 """Prometheus rules and dashboard PromQL: valid, unit-tested, and of existing metrics."""
 
 import ast
-import importlib.util
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
@@ -17,6 +15,7 @@ from deploy_files import (
     RULES,
     annotation_expressions,
     filled,
+    known_metrics,
     load,
     panel_expressions,
     rule_expressions,
@@ -30,7 +29,6 @@ ALL = [
     *rule_expressions("record"),
     *rule_expressions("alert"),
 ]
-BUILT_IN = {"up", "ALERTS"}
 SUFFIX = re.compile(r"_(total|bucket|count|sum)$")
 
 
@@ -48,30 +46,9 @@ def run(*command: object) -> str:
     return done.stdout
 
 
-def constants(*paths: Path) -> set[str]:
-    """Every string literal in the sources."""
-    return {
-        node.value
-        for path in paths
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-
-
-def vllm_folder() -> Path:
-    spec = importlib.util.find_spec("vllm")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent
-
-
 @pytest.fixture(scope="module")
 def known() -> set[str]:
-    """Names of exposed and recorded metrics, without counter and histogram suffixes."""
-    ours = constants(*(ROOT / "server").rglob("*.py"))
-    theirs = constants(*(vllm_folder() / "v1" / "metrics").glob("*.py"))
-    recorded = {rule["record"] for rule in rules("record")}
-    return BUILT_IN | recorded | theirs | {f"lorry_{name}" for name in ours}
+    return known_metrics()
 
 
 @pytest.mark.parametrize("expression", ALL, ids=lambda each: each.where)

@@ -10,12 +10,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from deploy_files import DEPLOY, ROOT, load
+from dockerfile import DOCKERFILE, IMAGE_ENVIRONMENT, RUNTIME, VOLUMES, runtime
 from opentelemetry.sdk import environment_variables
 
 from lorry import COMMANDS
@@ -29,40 +29,6 @@ PINNED = re.compile(r"[\w./-]+:v?\d+(\.\d+)+[\w.-]*")
 DRAIN_SECONDS = Settings.model_fields["drain_seconds"].default
 # Read by torch and Triton.
 COMPILERS = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
-
-
-@dataclass(frozen=True)
-class Instruction:
-    stage: str
-    word: str
-    rest: str
-
-
-def read_dockerfile() -> list[Instruction]:
-    text = (DEPLOY / "Dockerfile").read_text()
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
-    found, stage = [], ""
-    for line in re.sub(r"\\\n\s*", " ", "\n".join(lines)).splitlines():
-        if not line.strip():
-            continue
-        word, _, rest = line.strip().partition(" ")
-        if word == "FROM":
-            stage = rest.rpartition(" AS ")[2]
-        found.append(Instruction(stage, word, rest.strip()))
-    return found
-
-
-DOCKERFILE = read_dockerfile()
-RUNTIME = [each for each in DOCKERFILE if each.stage == "runtime"]
-
-
-def runtime(word: str) -> str:
-    (found,) = (each.rest for each in RUNTIME if each.word == word)
-    return found
-
-
-IMAGE_ENVIRONMENT = dict(pair.split("=", 1) for pair in shlex.split(runtime("ENV")))
-VOLUMES = json.loads(runtime("VOLUME"))
 
 
 def host_and_port(address: str) -> tuple[str, int]:

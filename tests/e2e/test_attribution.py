@@ -385,11 +385,3 @@ async def test_engine_slots_and_waiting_calls_are_reported(server):
     assert samples["lorry_engine_up"] == 1
     assert samples["lorry_oldest_waiting_seconds"] == 0
     assert sum(value for _, value in samples_of("lorry_requests_waiting", samples)) == 0
-
-
-async def test_lora_requests_info_is_one_series_with_public_names(server):
-    async with httpx2.AsyncClient(base_url=server.url, timeout=120) as client:
-        await asyncio.gather(*(client.post(PATH, json=body_of(model)) for model in MODELS * 2))
-        text = (await client.get("/metrics")).text
-    (line,) = [each for each in text.splitlines() if each.startswith("vllm:lora_requests_info{")]
-    assert "#" not in line.partition("}")[0]

@@ -4,43 +4,22 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import socket
 import subprocess
 import sys
 
 import pytest
+from shop import BASE
 
 from server import preflight
 from server.errors import (
-    ModelNotFound,
     PlatformUnsupported,
     PortInUse,
     QuantizationMissing,
     SettingsInvalid,
     StartupError,
 )
-
-
-@pytest.fixture
-def model(tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-    (folder / "model.safetensors").write_bytes(b"")
-    return folder
-
-
-def test_a_model_folder_needs_a_config_with_an_architecture_and_safetensors(model):
-    preflight.check_model(model)
-    (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    with pytest.raises(ModelNotFound, match="safetensors"):
-        preflight.check_model(model)
-    for content in ("{}", "[]", "{", ""):
-        (model / "config.json").write_text(content)
-        with pytest.raises(ModelNotFound, match=r"config\.json"):
-            preflight.check_model(model)
-    with pytest.raises(ModelNotFound, match="no such model folder"):
-        preflight.check_model(model / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +100,9 @@ def run_serve(*arguments):
     ("case", "code"),
     [("model", 3), ("base", 3), ("port", 4), ("store", 5), ("setting", 2), ("flag", 2)],
 )
-def test_a_failed_start_prints_one_line_and_has_its_own_exit_code(case, code, model, tmp_path):
+def test_a_failed_start_prints_one_line_and_has_its_own_exit_code(case, code, tmp_path):
+    damaged = shutil.copytree(BASE, tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"")
     a_file = tmp_path / "file"
     a_file.write_text("")
     store = ["--store", tmp_path / "store"]
@@ -130,11 +111,11 @@ def test_a_failed_start_prints_one_line_and_has_its_own_exit_code(case, code, mo
         taken.listen()
         arguments = {
             "model": [tmp_path / "nowhere"],
-            "base": [model, "--port", 0, *store],  # its weights are not valid safetensors
-            "port": [model, "--port", taken.getsockname()[1], *store],
-            "store": [model, "--port", 0, "--store", a_file],
-            "setting": [model, "--max-loras", 0],
-            "flag": [model, "--", "--api-key", "x"],
+            "base": [damaged, "--port", 0, *store],
+            "port": [BASE, "--port", taken.getsockname()[1], *store],
+            "store": [BASE, "--port", 0, "--store", a_file],
+            "setting": [BASE, "--max-loras", 0],
+            "flag": [BASE, "--", "--api-key", "x"],
         }[case]
         text, json_ = (run_serve("--log-format", form, *arguments) for form in ("text", "json"))
 

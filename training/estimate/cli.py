@@ -35,7 +35,7 @@ def estimate_command(
     rank: Annotated[int, typer.Option(min=1, max=512, help="The adapter's rank.")] = 16,
     target_modules: Annotated[
         str, typer.Option(help="Modules with an adapter, by comma, or all-linear.")
-    ] = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+    ] = "q_proj,k_proj,v_proj,qkv_proj,o_proj,gate_proj,up_proj,gate_up_proj,down_proj",
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per forward pass.")] = 8,
     length: Annotated[int, typer.Option(min=8, help="Their length, in tokens.")] = 512,
     cpu: Annotated[

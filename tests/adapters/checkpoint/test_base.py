@@ -74,6 +74,38 @@ def test_an_adapter_beside_the_base_is_not_taken_for_it(base_folder, base, kit, 
     assert read_base(folder).linears == base.linears
 
 
+def test_a_base_with_fused_linears_is_read_from_headers_and_from_its_config(kit, tmp_path) -> None:
+    fused = {
+        "model_type": "phi3",
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 1,
+    }
+    shapes = {
+        "self_attn.qkv_proj": (32, 16),
+        "self_attn.o_proj": (16, 16),
+        "mlp.gate_up_proj": (48, 16),
+        "mlp.down_proj": (16, 24),
+    }
+    expected = {f"model.layers.0.{name}": shape for name, shape in shapes.items()}
+    folder = write_config(tmp_path / "b", fused)
+    assert read_base(folder).linears == expected
+    weights = {f"{name}.weight": kit.f16(np.zeros(shape)) for name, shape in expected.items()}
+    (folder / "model.safetensors").write_bytes(kit.encode(weights))
+    assert read_base(folder).linears == expected
+
+
+def test_the_experts_of_a_mixture_are_not_linears_to_adapt(kit, tmp_path) -> None:
+    folder = write_config(tmp_path / "b", {"model_type": "qwen3_moe"})
+    names = ("self_attn.q_proj", "mlp.experts.0.gate_proj", "mlp.shared_expert.up_proj")
+    weights = {f"model.layers.0.{name}.weight": kit.f16(np.zeros((4, 4))) for name in names}
+    (folder / "model.safetensors").write_bytes(kit.encode(weights))
+    served = {"model.layers.0.self_attn.q_proj", "model.layers.0.mlp.shared_expert.up_proj"}
+    assert set(read_base(folder).linears) == served
+
+
 @pytest.mark.parametrize(
     "config",
     [

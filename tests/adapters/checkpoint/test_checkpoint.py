@@ -106,6 +106,18 @@ def test_a_limit_on_rank_can_be_given(kit, base, tmp_path) -> None:
     assert codes(folder, base, max_rank=8) == ["rank_too_large"]
 
 
+def test_an_expert_of_a_mixture_is_refused_with_what_to_train_instead(kit, base, tmp_path) -> None:
+    draft = kit.build()
+    for name in list(draft.tensors):
+        if "layers.1" in name and "down_proj" in name:
+            expert = name.replace("mlp.", "mlp.experts.3.")
+            draft.tensors[expert] = draft.tensors.pop(name)
+    _, problems = inspect_checkpoint(draft.write(tmp_path / "a"), base)
+    refused = {problem.code: problem for problem in problems}["module_not_served"]
+    assert "an expert of a mixture" in refused.message
+    assert refused.fix == "train on the attention layers only"
+
+
 def test_all_problems_come_in_one_answer(kit, base, tmp_path) -> None:
     draft = kit.build()
     draft.config |= {"use_dora": True, "bias": "all", "peft_type": "IA3", "r": 8}

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from prometheus_client import CollectorRegistry, Gauge
 
 from server.call import Lease, current_call
 from server.engine.interface import EngineGone, EngineRefusal
@@ -208,6 +207,26 @@ def test_a_failure_of_the_engine_is_no_refusal(call):
     assert (call.refusal, call.engine_error) == (None, "RuntimeError")
 
 
+def test_a_request_that_the_engine_refuses_ends_with_an_error(call):
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    from server.engine.outputs import AttributedOutputProcessor
+
+    processor = OutputProcessor(None, log_stats=True)
+    processor.__class__ = AttributedOutputProcessor
+    reasons = {"refused": None, "stopped": "stop"}
+    for name, reason in reasons.items():
+        sequence = SimpleNamespace(finish_reason=reason)
+        state = SimpleNamespace(request_id=name, external_req_id=name, parent_req=None)
+        state.lorry = (call, sequence)
+        processor.request_states[name] = state
+        processor.external_req_ids[name] = [name]
+        processor._finish_request(state)
+        reasons[name] = sequence.finish_reason
+    assert reasons == {"refused": "error", "stopped": "stop"}
+    assert processor.request_states == {}
+
+
 async def test_a_request_of_a_broken_adapter_ends_with_an_error_that_names_it(call):
     from vllm.exceptions import GracefulHTTPError
     from vllm.sampling_params import RequestOutputKind
@@ -266,24 +285,11 @@ def test_no_exception_of_recording_reaches_vllms_output_loop(call, caplog):
 def test_an_exception_in_vllms_metrics_does_not_end_the_output_loop(caplog, monkeypatch):
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-    from server.engine.stats import PublicLoraInfo
+    from server.engine.stats import EngineStats
 
     monkeypatch.setattr(PrometheusStatLogger, "record", lambda *_: 1 / 0)
-    PublicLoraInfo.__new__(PublicLoraInfo).record(None, None)
+    EngineStats.__new__(EngineStats).record(None, None)
     assert "could not be counted" in caplog.text
-
-
-def test_lora_requests_info_is_one_series_with_public_names():
-    from server.engine.stats import CurrentSeries
-
-    registry = CollectorRegistry()
-    series = CurrentSeries(Gauge("info", "x", ("running", "max_lora"), registry=registry))
-    for running in ("red@1#d.1", "red@1#d.7,green@2#e.3", "", "green@2#e.9,red@1#d.8"):
-        series.labels(running=running, max_lora=2).set_to_current_time()
-
-    (metric,) = registry.collect()
-    (sample,) = metric.samples
-    assert sample.labels == {"running": "green@2,red@1", "max_lora": "2"}
 
 
 @pytest.mark.parametrize(

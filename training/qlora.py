@@ -101,16 +101,22 @@ def lora_config(lora: Lora, model: "PreTrainedModel") -> "LoraConfig":
     )
 
 
-def raise_lora(model: Any) -> None:
-    """Train the LoRA weights in fp32.
+def lora_dtype(*, quantized: bool) -> "torch.dtype":
+    """The type in which LoRA's weights are trained: bf16 beside NF4, as TRL has it, else fp32.
 
-    TRL converts those of a quantized model to bf16: a run that resumes then ends with other bytes,
-    the eight bits lose small updates, and where bf16 is emulated, their products take most of the
-    time.
+    fp32 too where bf16 is only emulated: its products would take most of the time.
     """
+    import torch
+
+    dtype = compute_dtype()
+    return dtype if quantized and dtype == torch.bfloat16 else torch.float32
+
+
+def set_lora_dtype(model: Any, dtype: "torch.dtype") -> None:
+    """Give the weights that are trained this type."""
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(dtype)
 
 
 def save_adapter(
@@ -125,9 +131,7 @@ def save_adapter(
     """
     import torch
 
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.bfloat16)
+    set_lora_dtype(model, torch.bfloat16)
     for config in model.peft_config.values():
         config.base_model_name_or_path, config.revision = base
     with warnings.catch_warnings():

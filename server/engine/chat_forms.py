@@ -62,6 +62,7 @@ class OwnForm:
         self._key = key
         self._renderer = renderer
         self.stand_in: str | None = None
+        self.disabled_thinking_effort: Any = None  # once server/engine/messages.py has asked
         self.turn = asyncio.Lock()  # its child renders one chat at a time
 
     def prepare(self) -> OwnForm:
@@ -191,7 +192,7 @@ class CallRenderer(OnlineRenderer):
         **options: Any,
     ) -> Any:
         call = current_call.get()
-        form = await self._form_of(call)
+        form = await self.form_of(call)
         if form is not None and form.stand_in is not None:
             default_template, default_template_content_format = form.stand_in, "auto"
         return await super().preprocess_chat(
@@ -203,7 +204,8 @@ class CallRenderer(OnlineRenderer):
             **options,
         )
 
-    async def _form_of(self, call: Call | None) -> OwnForm | None:
+    async def form_of(self, call: Call | None) -> OwnForm | None:
+        """The form of a call's adapter, if it has one; raises VLLMValidationError."""
         if call is None:
             return None
         try:

@@ -254,7 +254,8 @@ class _Compiler:
 
 
 def _stands_for(call: Call, template: str | None) -> bool:
-    return call.chat_form is not None and template == call.chat_form.stand_in
+    stand_in = call.chat_form.stand_in if call.chat_form is not None else None
+    return stand_in is not None and template == stand_in
 
 
 def _explain(call: Call, error: VLLMValidationError) -> RequestError:

@@ -16,7 +16,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -152,16 +152,27 @@ class ChatForms:
 
         vLLM's own thread renders the chats of all others meanwhile. Raises Unavailable.
         """
-        apply = partial(safe_apply_chat_template, *arguments, **options)
-        run = contextvars.copy_context().run  # with the call: its form is looked up there
-        async with AsyncExitStack() as held:
+        return await self._run(partial(safe_apply_chat_template, *arguments, **options), form.turn)
+
+    async def _run(self, work: Callable[[], Any], *turns: asyncio.Lock) -> Any:
+        """In a thread of ours, in its turn. Raises Unavailable.
+
+        Turn and place last as long as the thread, also for a caller that has hung up.
+        """
+        with ExitStack() as held:
             try:
                 async with asyncio.timeout(_WAIT_SECONDS):
-                    await held.enter_async_context(form.turn)
-                    await held.enter_async_context(self._places)
+                    for each in (*turns, self._places):
+                        await each.acquire()
+                        held.callback(each.release)
             except TimeoutError:
                 raise _unanswered() from None
-            return await asyncio.get_running_loop().run_in_executor(self._threads, run, apply)
+            run = contextvars.copy_context().run  # with the call: its form is looked up there
+            running = self._threads.submit(run, work)
+            release = held.pop_all().close
+        loop = asyncio.get_running_loop()
+        running.add_done_callback(lambda _: loop.call_soon_threadsafe(release))
+        return await asyncio.wrap_future(running)
 
     def close(self) -> None:
         self._renderer.close()

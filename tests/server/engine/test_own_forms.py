@@ -1,0 +1,66 @@
+"""The forms of adapters: turns, places, and what is remembered of them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from adapters.store import Store
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own imports warn
+
+
+@pytest.fixture
+def forms(tmp_path: Path):
+    from server.engine.chat_forms import ChatForms
+
+    forms = ChatForms(Store(tmp_path))
+    yield forms
+    forms.close()
+
+
+async def test_who_hangs_up_keeps_turn_and_place_until_the_thread_ends(forms, monkeypatch) -> None:
+    """Else further chats of this adapter would take the threads of all others."""
+    from server.engine import chat_forms
+
+    started, go = threading.Semaphore(0), threading.Event()
+    begun: list[str] = []
+
+    def apply(name: str) -> str:
+        begun.append(name)
+        started.release()
+        assert name != "slow" or go.wait(20)
+        return name
+
+    monkeypatch.setattr(chat_forms, "safe_apply_chat_template", apply)
+    slow, other = (SimpleNamespace(turn=asyncio.Lock()) for _ in range(2))
+    for _ in range(6):
+        task = asyncio.create_task(forms.render(slow, "slow"))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    try:
+        assert begun == ["slow"]
+        assert slow.turn.locked()
+        assert await asyncio.wait_for(forms.render(other, "other"), 2) == "other"
+    finally:
+        go.set()
+    assert await asyncio.wait_for(forms.render(slow, "again"), 2) == "again"
+    assert not slow.turn.locked()
+
+
+def test_a_form_without_a_template_stands_for_none() -> None:
+    from server.engine.chat_forms import _stands_for
+
+    def call(stand_in: str | None) -> Any:
+        return SimpleNamespace(chat_form=SimpleNamespace(stand_in=stand_in))
+
+    assert not _stands_for(call(None), None)
+    assert not _stands_for(call("{{ x }}"), None)
+    assert _stands_for(call("{{ x }}"), "{{ x }}")

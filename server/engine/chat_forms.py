@@ -109,26 +109,36 @@ class ChatForms:
         self._renderer = Renderer()
         self._places = asyncio.Semaphore(_PLACES)  # in turn, and a form asks for one at a time
         self._threads = ThreadPoolExecutor(_PLACES, "lorry-templates")
-        self._known: OrderedDict[str, OwnForm] = OrderedDict()
+        self._known: OrderedDict[str, asyncio.Task[OwnForm]] = OrderedDict()  # by digest
 
     async def of(self, version: AdapterVersion | None) -> OwnForm | None:
         """None if it is asked in the base's form; raises RequestError."""
         said = (version.provenance or {}).get(CHAT_FORM) if version is not None else None
         if version is None or not isinstance(said, dict):
             return None
-        if (known := self._known.get(version.digest)) is not None:
-            self._known.move_to_end(version.digest)
-            return known
+        form = self._known.get(version.digest)
+        if form is None:
+            # Shared by all who ask meanwhile, and no call's own: it outlives the first one's.
+            form = asyncio.create_task(self._load(version, said), context=contextvars.Context())
+            form.add_done_callback(partial(self._forget_failure, version.digest))
+            self._known[version.digest] = form
+        self._known.move_to_end(version.digest)
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
         try:
-            form = await asyncio.to_thread(self._read, version, said)
+            return await asyncio.shield(form)
         except TemplateFailed as error:
             raise _failed(version, error) from None
         except TemplatesUnavailable:
             raise _unanswered() from None
-        self._known[version.digest] = form
-        while len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
-        return form
+
+    def _forget_failure(self, digest: str, form: asyncio.Task[OwnForm]) -> None:
+        is_failure = form.cancelled() or form.exception() is not None
+        if is_failure and self._known.get(digest) is form:
+            del self._known[digest]
+
+    async def _load(self, version: AdapterVersion, said: Mapping[str, Any]) -> OwnForm:
+        return await asyncio.to_thread(self._read, version, said)
 
     def _read(self, version: AdapterVersion, said: Mapping[str, Any]) -> OwnForm:
         folder = self._store.path(version.digest)

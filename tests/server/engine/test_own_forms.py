@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import pytest
 from adapters.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's own imports warn
+DIGEST = "sha256:" + "0" * 64
 
 
 @pytest.fixture
@@ -64,3 +67,38 @@ def test_a_form_without_a_template_stands_for_none() -> None:
     assert not _stands_for(call(None), None)
     assert not _stands_for(call("{{ x }}"), None)
     assert _stands_for(call("{{ x }}"), "{{ x }}")
+
+
+def version_with(tmp_path: Path, template: str) -> Any:
+    from adapters.publish import CHAT_FORM
+
+    folder = Store(tmp_path).path(DIGEST)
+    folder.mkdir(parents=True)
+    text = json.dumps({"chat_template": template}).encode()
+    (folder / "tokenizer_config.json").write_bytes(text)
+    said = {"sha256": hashlib.sha256(text).hexdigest()}
+    return SimpleNamespace(digest=DIGEST, label="red@1", provenance={CHAT_FORM: said})
+
+
+@pytest.fixture
+def compiled(forms, monkeypatch) -> list[str]:
+    """The threads that have compiled."""
+    threads: list[str] = []
+    describe = forms._renderer.describe
+
+    def note(*arguments: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return describe(*arguments)
+
+    monkeypatch.setattr(forms._renderer, "describe", note)
+    return threads
+
+
+async def test_a_form_is_compiled_once_for_all_who_ask(forms, tmp_path, compiled) -> None:
+    version = version_with(tmp_path, "{{ messages }}")
+    first = asyncio.create_task(forms.of(version))
+    await asyncio.sleep(0)
+    first.cancel()  # hangs up, and leaves the work to the others
+    found = await asyncio.gather(*(forms.of(version) for _ in range(6)))
+    assert len(set(map(id, found))) == len(compiled) == 1
+    assert await forms.of(version) is found[0]

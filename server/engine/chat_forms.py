@@ -46,8 +46,9 @@ logger = logging.getLogger("lorry.chat_forms")
 _transformers: Any = chat_template_utils
 
 _REMEMBERED = 256  # forms, of at most 256 KiB
-_PLACES = 4  # renderings at once
+_PLACES = 4  # compiled or rendered at once
 _WAIT_SECONDS = 10.0  # for a turn; vLLM gives up a rendering after 30 s, with all its thread's work
+_FAILED_SECONDS = 60.0  # that a template which can't be compiled is not tried again
 _CODE = "chat_template_failed"
 _PARTS = "{% for m in messages %}{% for part in m['content'] %}{% endfor %}{% endfor %}"
 
@@ -133,12 +134,20 @@ class ChatForms:
             raise _unanswered() from None
 
     def _forget_failure(self, digest: str, form: asyncio.Task[OwnForm]) -> None:
-        is_failure = form.cancelled() or form.exception() is not None
-        if is_failure and self._known.get(digest) is form:
+        """A template's own is remembered for a while: each call would take a place for it."""
+        error = None if form.cancelled() else form.exception()
+        if error is None and not form.cancelled():
+            return
+        seconds = _FAILED_SECONDS if isinstance(error, TemplateFailed) else 0.0
+        asyncio.get_running_loop().call_later(seconds, self._forget, digest, form)
+
+    def _forget(self, digest: str, form: asyncio.Task[OwnForm]) -> None:
+        if self._known.get(digest) is form:
             del self._known[digest]
 
     async def _load(self, version: AdapterVersion, said: Mapping[str, Any]) -> OwnForm:
-        return await asyncio.to_thread(self._read, version, said)
+        form: OwnForm = await self._run(partial(self._read, version, said))
+        return form
 
     def _read(self, version: AdapterVersion, said: Mapping[str, Any]) -> OwnForm:
         folder = self._store.path(version.digest)

@@ -102,3 +102,39 @@ async def test_a_form_is_compiled_once_for_all_who_ask(forms, tmp_path, compiled
     found = await asyncio.gather(*(forms.of(version) for _ in range(6)))
     assert len(set(map(id, found))) == len(compiled) == 1
     assert await forms.of(version) is found[0]
+    assert compiled[0].startswith("lorry-templates")  # not asyncio's, which all others need
+
+
+async def test_a_template_that_fails_is_not_tried_by_every_call(
+    forms, tmp_path, compiled, monkeypatch
+) -> None:
+    from server.engine import chat_forms
+    from server.errors import InvalidRequest
+
+    monkeypatch.setattr(chat_forms, "_FAILED_SECONDS", 0.5)
+    version = version_with(tmp_path, "{% for")
+    for _ in range(3):
+        with pytest.raises(InvalidRequest):
+            await forms.of(version)
+    assert len(compiled) == 1
+    await asyncio.sleep(0.6)
+    with pytest.raises(InvalidRequest):
+        await forms.of(version)
+    assert len(compiled) == 2
+
+
+async def test_a_machine_that_fails_is_tried_by_the_next_call(forms, tmp_path, monkeypatch) -> None:
+    from adapters.chat_form.rendering import TemplatesUnavailable
+    from server.errors import Unavailable
+
+    version = version_with(tmp_path, "{{ messages }}")
+
+    def fail(*_: Any) -> None:
+        raise TemplatesUnavailable("no memory")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(forms._renderer, "describe", fail)
+        with pytest.raises(Unavailable):
+            await forms.of(version)
+    await asyncio.sleep(0.01)
+    assert (await forms.of(version)).stand_in

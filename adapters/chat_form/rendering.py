@@ -20,6 +20,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+MAX_CHARACTERS = 32 * 1024 * 1024  # of one prompt
 _WORKER = Path(__file__).with_name("worker.py")  # imports nothing of this package
 _OPEN = 16  # children at once, of 5 MB each
 _START_SECONDS = 60.0  # of the process, on a busy machine
@@ -51,9 +52,13 @@ class Described:
 
 
 class Renderer:
-    """The process and its children, one for each form. Any number of threads may use it."""
+    """The process and its children, one for each form. Any number of threads may use it.
 
-    def __init__(self) -> None:
+    `most` bounds the characters of a prompt: all threads of this process wait while one is read.
+    """
+
+    def __init__(self, most: int = MAX_CHARACTERS) -> None:
+        self._most = min(most, MAX_CHARACTERS)
         self._lock = Lock()
         self._children: OrderedDict[str, _Child] = OrderedDict()
         self._process: subprocess.Popen[bytes] | None = None
@@ -78,7 +83,7 @@ class Renderer:
             child = self._child(key, templates)
             try:
                 child.describe()
-                return child.render(name, context)
+                return child.render(name, context, self._most)
             except _Retired:
                 continue  # for others, since it was found: another is forked
 
@@ -161,10 +166,10 @@ class _Child:
             raise TemplateFailed(answer["problem"])
         return Described(tuple(answer["variables"]), answer["parts"])
 
-    def render(self, name: str, context: Mapping[str, Any]) -> str:
+    def render(self, name: str, context: Mapping[str, Any], most: int) -> str:
         with self._lock:
             try:
-                answer = self._ask([name, context])
+                answer = self._ask([name, context, most])
             finally:
                 if self._is_retired:
                     self._end()

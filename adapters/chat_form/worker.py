@@ -35,7 +35,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS = 2.0  # of processor time, for one line
 MEMORY_BYTES = 256 * 1024 * 1024
-MAX_CHARACTERS = 32 * 1024 * 1024  # of one prompt
 MAX_VARIABLES = 256
 MAX_PROBLEM_CHARACTERS = 500
 MET_LIMIT = b"\x01"  # in no line of JSON
@@ -161,10 +160,10 @@ class Form:
             raise ValueError(f"it uses more than {MAX_VARIABLES} variables")
         return {"variables": sorted(names), "parts": any(map(loops_over_contents, trees))}
 
-    def render(self, name: str, context: dict[str, Any]) -> str:
+    def render(self, name: str, context: dict[str, Any], most: int) -> str:
         text = self._templates[name].render(**context)
-        if len(text) > MAX_CHARACTERS:
-            raise ValueError("the prompt is too long")
+        if len(text) > most:
+            raise ValueError(f"the prompt has more than {most} characters")
         text.encode()  # not the lone half of a surrogate pair
         return text
 

@@ -29,6 +29,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from adapters.catalog import AdapterVersion
 from adapters.chat_form.form import DEFAULT, TOOLS, ChatForm, read_form
 from adapters.chat_form.rendering import (
+    MAX_CHARACTERS,
     Described,
     Renderer,
     TemplateFailed,
@@ -105,9 +106,10 @@ def _stand_in(form: ChatForm, described: Described) -> str:
 class ChatForms:
     """The forms of the versions that have one of their own, read when they are first needed."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, most: int = MAX_CHARACTERS) -> None:
+        """`most`: characters of the longest prompt that the model can read."""
         self._store = store
-        self._renderer = Renderer()
+        self._renderer = Renderer(most)
         self._places = asyncio.Semaphore(_PLACES)  # in turn, and a form asks for one at a time
         self._threads = ThreadPoolExecutor(_PLACES, "lorry-templates")
         self._known: OrderedDict[str, asyncio.Task[OwnForm]] = OrderedDict()  # by digest

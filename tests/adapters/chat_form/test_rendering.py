@@ -185,3 +185,14 @@ def test_a_fork_that_is_refused_ends_no_other_child(monkeypatch, tmp_path) -> No
         assert renderer._process is process
     finally:
         renderer.close()
+
+
+def test_a_prompt_that_is_longer_than_its_model_reads_does_not_leave_the_child() -> None:
+    renderer = Renderer(1000)
+    form = {"default": "{{ 'é' * n }}"}
+    try:
+        assert len(renderer.render("a", form, "default", {"n": 1000})) == 1000
+        with pytest.raises(TemplateFailed, match="more than 1000 characters"):
+            renderer.render("a", form, "default", {"n": 1001})
+    finally:
+        renderer.close()

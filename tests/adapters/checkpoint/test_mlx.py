@@ -6,6 +6,7 @@ fixtures/mlx_adapter was written by mlx-lm 0.32.2 (`mlx_lm.lora --model shop-bas
 
 import json
 import shutil
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from publishing import publish
 from safetensors.numpy import load_file, save_file
 
 from adapters.checkpoint.mlx import is_mlx
+from adapters.checkpoint.npz import NpzMalformed, read_npz
 from adapters.errors import CheckpointInvalid
 from adapters.publish import WARNINGS
 from adapters.store import Store
@@ -167,34 +169,112 @@ def test_wrong_tensors_are_refused(refused, folder, code, tensors) -> None:
     assert refused() == [code]
 
 
-def test_a_wrong_npz_is_refused(refused, folder, tmp_path) -> None:
+@pytest.fixture
+def npz(folder: Path) -> Path:
+    """The place of an archive that stands for the weights."""
     (folder / "adapters.safetensors").unlink()
-    path = folder / "adapters.npz"
+    return folder / "adapters.npz"
+
+
+def test_a_wrong_npz_is_refused(refused, npz, tmp_path) -> None:
     touched = tmp_path / "touched"
 
     class Trap:
         def __reduce__(self):
             return (Path.touch, (touched,))
 
+    ones = np.ones((3, 2), "f4")
     for write in (
-        lambda: path.write_bytes(b"PK\3\4 no zip"),
-        lambda: path.write_bytes(b""),
-        lambda: np.savez(path, **{f"{Q}.lora_a": np.array([Trap()], dtype=object)}),
-        lambda: np.savez(path, **{f"{Q}.lora_a": np.asfortranarray(np.ones((3, 2), "f4"))}),
-        lambda: _zip(path, f"{Q}.lora_a.npy", b"no npy"),
-        lambda: _zip(path, f"{Q}.lora_a.npy", _npy_header("(1000, 4)")),
+        lambda: npz.write_bytes(b"PK\3\4 no zip"),
+        lambda: npz.write_bytes(b""),
+        lambda: np.savez(npz, **{f"{Q}.lora_a": np.asfortranarray(ones)}),
+        lambda: np.savez_compressed(npz, **{f"{Q}.lora_a": ones}),
+        lambda: _zip(npz, b"no npy"),
+        lambda: _zip(npz, b""),
+        lambda: _zip(npz, _npy(_header("(1000, 4)"))),
+        lambda: _zip(npz, _npy(_header("(4, 4)"), bytes(65))),
+        lambda: _break(npz, b"PK\1\2", 8, b"\1"),  # encrypted
+        lambda: _break(npz, b"PK\1\2", 10, b"\x08"),  # deflated, and it is not
+        lambda: _break(npz, b"PK\1\2", 42, b"\xff\xff\xff\x7f"),  # begins behind the end
+        lambda: _break(npz, b"\x93NUMPY", 200, b"\xff"),  # its checksum is another
     ):
         write()
-        assert refused()
+        assert refused() == ["weights_malformed"]
+    np.savez(npz, **{f"{Q}.lora_a": np.array([Trap()], dtype=object)})
+    assert refused() == ["dtype_unsupported"]
     assert not touched.exists()
 
 
-def _zip(path: Path, name: str, content: bytes) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(name, content)
-        archive.writestr(name.replace("lora_a", "lora_b"), content.replace(b"1000, 4", b"4, 1000"))
+def test_a_header_that_numpy_would_fail_at_is_refused(refused, npz) -> None:
+    for text in (
+        "-" * 9_000,
+        "(" * 9_000,
+        "{1: 2, 'a': 3}",
+        "{[]: 2}",
+        _header("(-8, -4)"),
+        _header("(True, 4)"),
+        _header("(0, 4)"),
+        _header("(4 4, 4)"),
+        _header("(,)"),
+        _header(f"({'9' * 5_000}, 4)"),
+        _header("(4, 4)") * 2,
+    ):
+        _zip(npz, _npy(text))
+        assert refused() == ["weights_malformed"], text[:40]
 
 
-def _npy_header(shape: str) -> bytes:
-    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+def test_the_header_that_mlx_writes_is_read(npz) -> None:
+    _zip(npz, _npy("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 3, )}   \n", bytes(12)))
+    with npz.open("rb") as file:
+        (array, _) = read_npz(file).values()
+        assert (array.kind, array.shape, array.read(12)) == ("<f2", (2, 3), bytes(12))
+
+
+def test_what_an_npz_declares_takes_no_memory(npz) -> None:
+    declared = b"\x93NUMPY\2\0" + (64 << 20).to_bytes(4, "little") + bytes(64 << 20)
+    for write in (
+        lambda: _zip(npz, declared, zipfile.ZIP_DEFLATED),
+        lambda: _zip(npz, declared),
+        lambda: _write_directory(npz, 1_000_000),
+        lambda: _write_directory(npz, 20_000),
+    ):
+        write()
+        tracemalloc.start()
+        try:
+            with npz.open("rb") as file, pytest.raises(NpzMalformed):
+                read_npz(file)
+            assert tracemalloc.get_traced_memory()[1] < 32 << 20
+        finally:
+            tracemalloc.stop()
+
+
+def _zip(path: Path, content: bytes, kind: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr(f"{Q}.lora_a.npy", content)
+        archive.writestr(f"{Q}.lora_b.npy", content.replace(b"1000, 4", b"4, 1000"))
+
+
+def _break(path: Path, mark: bytes, offset: int, other: bytes) -> None:
+    """A sound archive with other bytes at an offset from the first mark."""
+    np.savez(
+        path, **{f"{Q}.lora_a": np.ones((256, 4), "f4"), f"{Q}.lora_b": np.ones((4, 256), "f4")}
+    )
+    content = bytearray(path.read_bytes())
+    begin = content.index(mark) + offset
+    content[begin : begin + len(other)] = other
+    path.write_bytes(content)
+
+
+def _write_directory(path: Path, count: int) -> None:
+    """An archive that is a directory of empty members; its end counts none of them."""
+    entry = b"PK\1\2".ljust(46, b"\0")
+    end = b"PK\5\6" + bytes(8) + (len(entry) * count).to_bytes(4, "little") + bytes(6)
+    path.write_bytes(entry * count + end)
+
+
+def _header(shape: str) -> str:
+    return f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n"
+
+
+def _npy(text: str, values: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + values

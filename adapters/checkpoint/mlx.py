@@ -33,6 +33,7 @@ from adapters.store.files import (
     FileRefused,
     open_adapter_file,
     read_object,
+    too_large,
 )
 
 PREFIX = "base_model.model."
@@ -64,7 +65,7 @@ def convert(folder: Path, into: Path, max_bytes: int) -> Problem:
         name = _weights_name(folder)
         with open_adapter_file(folder, name, max_bytes) as file:
             factors = _open_npz(file) if name == MLX_NPZ else _open_safetensors(folder, file)
-            _check_sizes(factors)
+            _check_sizes(factors, name, max_bytes)
             modules = _pair(factors)
             _write(into / CONFIG, [_config(modules, factors, scale, base)])
             _write(into / WEIGHTS, _weights(factors))
@@ -166,11 +167,14 @@ def _factor(
     return _Factor(_check_type(name, dtype), _check_shape(name, shape), read_bytes)
 
 
-def _check_sizes(factors: Mapping[str, _Factor]) -> None:
+def _check_sizes(factors: Mapping[str, _Factor], file: str, max_bytes: int) -> None:
+    """Raise FileRefused if one is too large, or all: those of an npz may share their bytes."""
     for name, factor in factors.items():
         if factor.size > MAX_TENSOR_BYTES:
             said = f"has shape {factor.shape}, more than any linear needs"
             raise FileRefused(Problem("shape_mismatch", quote(name), said, TRAIN_LORA))
+    if sum(factor.size for factor in factors.values()) > max_bytes:
+        raise FileRefused(too_large(file, max_bytes))
 
 
 def _check_type(name: str, dtype: str) -> str:

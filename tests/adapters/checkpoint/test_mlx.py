@@ -8,6 +8,7 @@ import json
 import shutil
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from publishing import publish
 from safetensors.numpy import load_file, save_file
 
-from adapters.checkpoint.mlx import is_mlx
+from adapters.checkpoint.mlx import convert, is_mlx
 from adapters.checkpoint.npz import NpzMalformed, read_npz
 from adapters.errors import CheckpointInvalid
 from adapters.publish import WARNINGS
@@ -228,6 +229,35 @@ def test_the_header_that_mlx_writes_is_read(npz) -> None:
     with npz.open("rb") as file:
         (array, _) = read_npz(file).values()
         assert (array.kind, array.shape, array.read(12)) == ("<f2", (2, 3), bytes(12))
+
+
+def test_members_that_share_their_bytes_are_refused(folder, npz, tmp_path) -> None:
+    """A small archive that holds much: each member's values hold the next member."""
+    values = bytes(1 << 20)
+    headers = {
+        f"model.layers.{layer}.self_attn.q_proj.{side}.npy": _npy(_header(shape))
+        for layer in range(20)
+        for side, shape in (("lora_a", f"({len(values) // 16}, 4)"), ("lora_b", f"(4, {1 << 16})"))
+    }
+    with zipfile.ZipFile(npz, "w") as archive:
+        for name, header in headers.items():
+            archive.writestr(name, header)
+        archive.writestr("values", values)
+        content = npz.read_bytes()
+        archive.filelist.pop()
+        for member in archive.filelist:
+            begin = member.header_offset + 30 + len(member.filename)
+            size = len(headers[member.filename]) + len(values)
+            member.file_size = member.compress_size = size
+            member.CRC = zlib.crc32(content[begin : begin + size])
+        archive.NameToInfo.pop("values")
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(CheckpointInvalid) as caught:
+        convert(folder, into, 2 << 20)
+    assert [problem.code for problem in caught.value.problems] == ["file_too_large"]
+    assert not list(into.iterdir())
+    assert convert(folder, into, 64 << 20).code == "converted_from_mlx"  # it is an archive
 
 
 def test_what_an_npz_declares_takes_no_memory(npz) -> None:

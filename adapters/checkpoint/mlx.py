@@ -23,7 +23,7 @@ import numpy as np
 
 from adapters.checkpoint.npz import Array, NpzMalformed, read_npz
 from adapters.checkpoint.tensors import TensorsMalformed, read_tensors
-from adapters.errors import CheckpointInvalid, Problem, quote
+from adapters.errors import CheckpointInvalid, Problem, quote, unwritable
 from adapters.store.files import (
     CONFIG,
     MLX,
@@ -58,7 +58,7 @@ def is_mlx(folder: Path) -> bool:
 def convert(folder: Path, into: Path, max_bytes: int) -> Problem:
     """Write PEFT's two files to `into`, durably; what was done.
 
-    Raises CheckpointInvalid.
+    Raises CheckpointInvalid or StoreUnwritable.
     """
     try:
         scale, base = _read_config(folder)
@@ -253,12 +253,17 @@ def _weights(factors: Mapping[str, _Factor]) -> Iterator[bytes]:
 
 
 def _write(path: Path, pieces: Iterator[bytes] | list[bytes]) -> None:
-    with path.open("xb") as file:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fchmod(file.fileno(), 0o444)
-        os.fsync(file.fileno())
+    try:
+        with path.open("xb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fchmod(file.fileno(), 0o444)
+            os.fsync(file.fileno())
+    except OSError as error:  # of the writing: what reading raises is a FileRefused
+        said = f"writing the converted adapter to {quote(str(path.parent))} failed"
+        hint = "nothing was published: check its rights and free space, then try again"
+        raise unwritable(said, error, hint) from error
 
 
 def _malformed(where: str, said: str) -> FileRefused:

@@ -5,6 +5,7 @@ fixtures/mlx_adapter was written by mlx-lm 0.32.2 (`mlx_lm.lora --model shop-bas
 """
 
 import json
+import resource
 import shutil
 import tracemalloc
 import zipfile
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from adapters.checkpoint.mlx import convert, is_mlx
 from adapters.checkpoint.npz import NpzMalformed, read_npz
-from adapters.errors import CheckpointInvalid
+from adapters.errors import CheckpointInvalid, StoreFull, StoreUnwritable
 from adapters.publish import WARNINGS
 from adapters.store import Store
 
@@ -258,6 +259,20 @@ def test_members_that_share_their_bytes_are_refused(folder, npz, tmp_path) -> No
     assert [problem.code for problem in caught.value.problems] == ["file_too_large"]
     assert not list(into.iterdir())
     assert convert(folder, into, 64 << 20).code == "converted_from_mlx"  # it is an archive
+
+
+def test_a_disk_that_cannot_be_written_says_so(folder, tmp_path) -> None:
+    full, closed = tmp_path / "full", tmp_path / "closed"
+    full.mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(StoreFull):
+            convert(folder, full, 64 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.raises(StoreUnwritable):
+        convert(folder, closed, 64 << 20)
 
 
 def test_what_an_npz_declares_takes_no_memory(npz) -> None:

@@ -22,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from adapters.checkpoint.npz import Array, NpzMalformed, read_npz
+from adapters.checkpoint.peft_config import MAX_SCALE, is_alpha
 from adapters.checkpoint.tensors import TensorsMalformed, read_tensors
 from adapters.errors import CheckpointInvalid, Problem, quote, unwritable
 from adapters.store.files import (
@@ -108,18 +109,19 @@ def _read_config(folder: Path) -> tuple[float, str]:
     except ValueError as error:
         said = "is not a JSON object in UTF-8 with finite numbers"
         raise FileRefused(Problem("config_malformed", CONFIG, said, WRITE_AGAIN)) from error
-    kind = raw.get("fine_tune_type", "lora")
-    if kind != "lora" or raw.get("use_dora"):
-        said = f"is {quote(str(kind))}, only lora can be served"
+    kind = "dora" if raw.get("use_dora") else raw.get("fine_tune_type", "lora")
+    if kind != "lora":
+        shown = quote(kind) if isinstance(kind, str) else "no text"
+        said = f"is {shown}, only lora can be served"
         raise FileRefused(Problem("mlx_unsupported", "fine_tune_type", said, TRAIN_LORA))
     parameters = raw.get("lora_parameters")
     scale = parameters.get("scale") if isinstance(parameters, dict) else None
-    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
-    if not is_number or not 0 < float(scale or 0) < math.inf:
-        said = f"is {quote(str(scale))}, it must be a number above 0"
+    if not is_alpha(scale) or scale > MAX_SCALE:
+        shown = f"is {quote(str(scale))}" if isinstance(scale, int | float) else "is no number"
+        said = f"{shown}, it must be a number above 0, and {MAX_SCALE:g} at most"
         raise FileRefused(Problem("alpha_invalid", "lora_parameters.scale", said, WRITE_AGAIN))
     base = raw.get("model")
-    return float(scale or 0), CONVERTED_BASE.sub("", base) if isinstance(base, str) else ""
+    return float(scale), CONVERTED_BASE.sub("", base) if isinstance(base, str) else ""
 
 
 def _open_safetensors(folder: Path, file: IO[bytes]) -> dict[str, _Factor]:

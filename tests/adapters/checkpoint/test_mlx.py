@@ -261,6 +261,15 @@ def test_members_that_share_their_bytes_are_refused(folder, npz, tmp_path) -> No
     assert convert(folder, into, 64 << 20).code == "converted_from_mlx"  # it is an archive
 
 
+@pytest.mark.parametrize(
+    "scale", ["1" + "0" * 400, "1e308", "-1", "0", "true", '"2"', "null", "[" * 900 + "]" * 900]
+)
+def test_a_scale_that_cannot_be_one_is_refused(refused, folder, scale) -> None:
+    text = f'{{"fine_tune_type": "lora", "lora_parameters": {{"scale": {scale}}}}}'
+    (folder / "adapter_config.json").write_text(text)
+    assert refused() in (["alpha_invalid"], ["config_malformed"])
+
+
 def test_a_disk_that_cannot_be_written_says_so(folder, tmp_path) -> None:
     full, closed = tmp_path / "full", tmp_path / "closed"
     full.mkdir()

@@ -22,6 +22,7 @@ from adapters.checkpoint.npz import NpzMalformed, read_npz
 from adapters.errors import CheckpointInvalid, StoreFull, StoreUnwritable
 from adapters.publish import WARNINGS
 from adapters.store import Store
+from adapters.watch import Watcher
 
 ROOT = Path(__file__).parents[3]
 BASE = ROOT / "examples/shop/base"
@@ -259,6 +260,30 @@ def test_members_that_share_their_bytes_are_refused(folder, npz, tmp_path) -> No
     assert [problem.code for problem in caught.value.problems] == ["file_too_large"]
     assert not list(into.iterdir())
     assert convert(folder, into, 64 << 20).code == "converted_from_mlx"  # it is an archive
+
+
+def test_a_watched_folder_that_is_malformed_is_refused_once(folder, npz, tmp_path) -> None:
+    offered, news = [], []
+
+    def offer(watched: Path, name: str):
+        offered.append(name)
+        return publish(
+            watched, name=name, store=tmp_path / "store", base=BASE, base_name="shop-base"
+        )
+
+    drop = tmp_path / "drop"
+    shutil.copytree(folder, drop / "scale")
+    change(drop / "scale", lora_parameters={"scale": 10**400})
+    (drop / "scale/adapters.npz").write_bytes(b"")
+    for name, text in (("deep", "-" * 9_000), ("open", "(" * 9_000), ("keys", "{[]: 2}")):
+        _zip(shutil.copytree(folder, drop / name) / "adapters.npz", _npy(text))
+    watcher = Watcher(drop, offer, news.append)
+    for _ in range(5):
+        watcher.poll()
+    assert sorted(offered) == ["deep", "keys", "open", "scale"]
+    assert [(each.name, each.status) for each in news] == [
+        (name, "refused") for name in ("deep", "keys", "open", "scale")
+    ]
 
 
 @pytest.mark.parametrize(

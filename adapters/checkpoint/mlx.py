@@ -67,7 +67,7 @@ def convert(folder: Path, into: Path, max_bytes: int) -> Problem:
         with open_adapter_file(folder, name, max_bytes) as file:
             factors = _open_npz(file) if name == MLX_NPZ else _open_safetensors(folder, file)
             _check_sizes(factors, name, max_bytes)
-            modules = _pair(factors)
+            modules = _pair(factors, name)
             _write(into / CONFIG, [_config(modules, factors, scale, base)])
             _write(into / WEIGHTS, _weights(factors))
     except FileRefused as refused:
@@ -202,10 +202,10 @@ def _check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _pair(factors: Mapping[str, _Factor]) -> list[str]:
+def _pair(factors: Mapping[str, _Factor], file: str) -> list[str]:
     """The modules, each of which has both factors; raises FileRefused."""
     if not factors:
-        raise FileRefused(Problem("weights_empty", MLX_WEIGHTS, "holds no tensors", WRITE_AGAIN))
+        raise FileRefused(Problem("weights_empty", file, "holds no tensors", WRITE_AGAIN))
     modules = sorted({name.rpartition(".")[0] for name in factors})
     for module in modules:
         a, b = (factors.get(f"{module}.{side}") for side in SIDES)

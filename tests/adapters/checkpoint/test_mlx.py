@@ -309,6 +309,14 @@ def test_a_disk_that_cannot_be_written_says_so(folder, tmp_path) -> None:
         convert(folder, closed, 64 << 20)
 
 
+def test_an_empty_npz_is_named(folder, npz, tmp_path) -> None:
+    zipfile.ZipFile(npz, "w").close()
+    with pytest.raises(CheckpointInvalid) as caught:
+        convert(folder, tmp_path, 1 << 20)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.where) == ("weights_empty", "adapters.npz")
+
+
 def test_what_an_npz_declares_takes_no_memory(npz) -> None:
     declared = b"\x93NUMPY\2\0" + (64 << 20).to_bytes(4, "little") + bytes(64 << 20)
     for write in (

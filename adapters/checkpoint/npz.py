@@ -1,9 +1,9 @@
 """Reads the adapters.npz that mlx-lm wrote in 2024: a zip of arrays in numpy's format.
 
-np.savez and mlx store the members without compression, so no reading takes more memory than the
-file has bytes; every other archive is malformed. An array's header is text that numpy evaluates as
-Python. Here it is matched, in the one form that numpy and mlx write (mlx/io/load.cpp, by whose
-reader the places in it are fixed). Nothing is evaluated or unpickled.
+np.savez and mlx store the members without compression, so reading takes no more memory than the
+file has bytes; any other archive is malformed. numpy evaluates an array's header as Python. Here it
+is matched, in the one form that numpy and mlx write (mlx's own reader, mlx/io/load.cpp, knows no
+other). Nothing is evaluated or unpickled.
 """
 
 import re

@@ -16,7 +16,7 @@ AdapterError
 ├── OtherBase            bytes that the name already has for another base
 ├── RemovedBefore        bytes in a watched folder whose version was removed
 ├── CheckpointInvalid    an adapter that must not be served; carries every Problem found
-├── TemplateNotRun       a chat template whose process did not start
+├── TemplateNotRun       a chat template whose process did not start or failed
 ├── BaseUnreadable       a folder from which no base model can be read
 │   ├── BaseNotFound     neither a folder nor a model of the hub that one may read
 │   ├── BaseForbidden    a model of the hub that needs a permission, or another token

@@ -99,7 +99,7 @@ def _try(form: ChatForm) -> tuple[list[Problem], list[Problem]]:
         return _render_once(renderer, form.templates, form.tokens)
     except TemplatesUnavailable as error:
         raise TemplateNotRun(
-            "the process that runs chat templates did not start", "try again"
+            "the process that runs chat templates did not start, or has failed", "try again"
         ) from error
     finally:
         renderer.close()

@@ -20,12 +20,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+MAX_CHARACTERS = 32 * 1024 * 1024  # of one prompt
 _WORKER = Path(__file__).with_name("worker.py")  # imports nothing of this package
 _OPEN = 16  # children at once, of 5 MB each
 _START_SECONDS = 60.0  # of the process, on a busy machine
 _WALL_SECONDS = 15.0  # of one rendering, whose processor time has a limit of its own
 # What Python needs to start, and the time zone of `strftime_now`: no tokens, no passwords.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ")
+_MET_LIMIT = b"\x01"  # as in worker.py
 _TOO_MUCH = "it met the limit of time or memory of a chat template"
 
 
@@ -34,7 +36,7 @@ class TemplateFailed(Exception):
 
 
 class TemplateTooComplex(TemplateFailed):
-    """It met a limit of time or memory."""
+    """It met a limit of time or memory: its child was ended for it, not by the machine."""
 
 
 class TemplatesUnavailable(OSError):
@@ -50,9 +52,13 @@ class Described:
 
 
 class Renderer:
-    """The process and its children, one for each form. Any number of threads may use it."""
+    """The process and its children, one for each form. Any number of threads may use it.
 
-    def __init__(self) -> None:
+    `most` bounds the characters of a prompt: all threads of this process wait while one is read.
+    """
+
+    def __init__(self, most: int = MAX_CHARACTERS) -> None:
+        self._most = min(most, MAX_CHARACTERS)
         self._lock = Lock()
         self._children: OrderedDict[str, _Child] = OrderedDict()
         self._process: subprocess.Popen[bytes] | None = None
@@ -77,7 +83,7 @@ class Renderer:
             child = self._child(key, templates)
             try:
                 child.describe()
-                return child.render(name, context)
+                return child.render(name, context, self._most)
             except _Retired:
                 continue  # for others, since it was found: another is forked
 
@@ -160,10 +166,10 @@ class _Child:
             raise TemplateFailed(answer["problem"])
         return Described(tuple(answer["variables"]), answer["parts"])
 
-    def render(self, name: str, context: Mapping[str, Any]) -> str:
+    def render(self, name: str, context: Mapping[str, Any], most: int) -> str:
         with self._lock:
             try:
-                answer = self._ask([name, context])
+                answer = self._ask([name, context, most])
             finally:
                 if self._is_retired:
                     self._end()
@@ -186,20 +192,30 @@ class _Child:
             raise _Retired
         line, pid = b"", 0
         try:
-            pid = self._pid = self._pid or int.from_bytes(self._lines.read(4), "big")
+            pid = self._pid = self._pid or _read_pid(self._lines.read(4))
             self._own.sendall(text)
-            line = self._lines.readline()
         except TimeoutError:
-            if pid:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            self._kill(pid)
         except OSError:
-            pass  # it has ended
+            pass  # it has ended: what the worker says of it can be read
+        try:
+            line = self._lines.readline() if pid else b""
+        except TimeoutError:
+            self._kill(pid)
+        except OSError:
+            pass
         if not line.endswith(b"\n"):
             self._end()
-            raise TemplateTooComplex(_TOO_MUCH)
+            if line.endswith(_MET_LIMIT):
+                raise TemplateTooComplex(_TOO_MUCH)
+            raise TemplatesUnavailable("the process of the template has ended, or does not answer")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _kill(self, pid: int) -> None:
+        with suppress(ProcessLookupError):
+            if pid:
+                os.kill(pid, signal.SIGKILL)
 
     def _end(self) -> None:
         """Close its socket: it ends by itself."""
@@ -207,6 +223,11 @@ class _Child:
         with suppress(OSError):
             self._lines.close()
             self._own.close()
+
+
+def _read_pid(said: bytes) -> int:
+    """0 if the child has ended before it said it, or was never forked."""
+    return int.from_bytes(said, "big") if len(said) == 4 else 0
 
 
 def _launch() -> tuple[subprocess.Popen[bytes], socket.socket]:

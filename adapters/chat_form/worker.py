@@ -8,7 +8,8 @@ The environment is that of transformers' `apply_chat_template`
 (transformers.utils.chat_template_utils), and a test compares the two.
 
 Over the socket FD come the sockets of the children. On its own, a child says its pid, reads the
-templates (a line of JSON) and answers with what they use; then it renders, line by line.
+templates (a line of JSON) and answers with what they use; then it renders, line by line. This
+process holds the sockets too, and writes MET_LIMIT to that of a child which has met its limits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import gc
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -33,27 +35,64 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS = 2.0  # of processor time, for one line
 MEMORY_BYTES = 256 * 1024 * 1024
-MAX_CHARACTERS = 32 * 1024 * 1024  # of one prompt
 MAX_VARIABLES = 256
 MAX_PROBLEM_CHARACTERS = 500
+MET_LIMIT = b"\x01"  # in no line of JSON
 _NICE = 5
+_LIMIT_STATUS = 3
+# Of processor time; a full stack or memory, in code that does not raise. Not SIGKILL: that is the
+# machine, out of memory.
+_LIMIT_SIGNALS = (signal.SIGPROF, signal.SIGSEGV, signal.SIGABRT)
 
 
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the parent's to answer: this ends with its socket
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     control = socket.socket(fileno=int(sys.argv[1]))
+    ended, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # it writes to `wakeup`
     gc.freeze()
     control.sendall(b"1")
+    children: dict[int, socket.socket] = {}
     while True:
+        ready, _, _ = select.select([control, ended], [], [])
+        if ended in ready:
+            os.read(ended, 4096)
+            _reap(children)
+        if control not in ready:
+            continue
         message, sockets, _, _ = socket.recv_fds(control, 1, 1)
         if not message:
             return
-        with socket.socket(fileno=sockets[0]) as own:
-            if os.fork() == 0:
-                control.close()
+        for number in sockets:
+            own = socket.socket(fileno=number)
+            try:
+                pid = os.fork()
+            except OSError:  # its caller sees the socket closed
+                own.close()
+                continue
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                os.close(ended)
+                os.close(wakeup)
+                for each in (control, *children.values()):
+                    each.close()
                 _run_child(own)
+            children[pid] = own
+
+
+def _reap(children: dict[int, socket.socket]) -> None:
+    """Close the sockets of children that have ended, and say which ones have met their limits."""
+    while children:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        code = os.waitstatus_to_exitcode(status)
+        with children.pop(pid) as own, suppress(OSError):
+            if code == _LIMIT_STATUS or -code in _LIMIT_SIGNALS:
+                own.send(MET_LIMIT, socket.MSG_DONTWAIT)
 
 
 def _run_child(own: socket.socket) -> None:
@@ -73,13 +112,15 @@ def _run_child(own: socket.socket) -> None:
                     else:
                         answer = {"text": form.render(*asked)}
                 except (MemoryError, RecursionError):
-                    break  # as at the other limits
+                    raise
                 except Exception as error:  # noqa: BLE001 - whatever a template raises
                     answer = {"problem": _explain(error)}
                 text = json.dumps(answer).encode() + b"\n"
                 signal.setitimer(signal.ITIMER_PROF, 0)
                 own.sendall(text)
         status = 0
+    except (MemoryError, RecursionError):
+        status = _LIMIT_STATUS
     finally:
         os._exit(status)
 
@@ -119,10 +160,10 @@ class Form:
             raise ValueError(f"it uses more than {MAX_VARIABLES} variables")
         return {"variables": sorted(names), "parts": any(map(loops_over_contents, trees))}
 
-    def render(self, name: str, context: dict[str, Any]) -> str:
+    def render(self, name: str, context: dict[str, Any], most: int) -> str:
         text = self._templates[name].render(**context)
-        if len(text) > MAX_CHARACTERS:
-            raise ValueError("the prompt is too long")
+        if len(text) > most:
+            raise ValueError(f"the prompt has more than {most} characters")
         text.encode()  # not the lone half of a surrogate pair
         return text
 

@@ -96,7 +96,8 @@ async def start_engine(
         whitespace=not engine.vllm_config.structured_outputs_config.disable_any_whitespace,
     )
     leave_to_checks(grammars.bounds)
-    engine.attach(observer, grammars, ChatForms(Store(settings.store)), presence, suspects)
+    forms = ChatForms(Store(settings.store), _bounds(settings, engine).characters)
+    engine.attach(observer, grammars, forms, presence, suspects)
     engine.start()
     try:
         app, lifespan = await _build_app(engine, arguments, settings)

@@ -16,7 +16,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from adapters.catalog import AdapterVersion
 from adapters.chat_form.form import DEFAULT, TOOLS, ChatForm, read_form
 from adapters.chat_form.rendering import (
+    MAX_CHARACTERS,
     Described,
     Renderer,
     TemplateFailed,
@@ -46,8 +47,9 @@ logger = logging.getLogger("lorry.chat_forms")
 _transformers: Any = chat_template_utils
 
 _REMEMBERED = 256  # forms, of at most 256 KiB
-_PLACES = 4  # renderings at once
+_PLACES = 4  # compiled or rendered at once
 _WAIT_SECONDS = 10.0  # for a turn; vLLM gives up a rendering after 30 s, with all its thread's work
+_FAILED_SECONDS = 60.0  # that a template which can't be compiled is not tried again
 _CODE = "chat_template_failed"
 _PARTS = "{% for m in messages %}{% for part in m['content'] %}{% endfor %}{% endfor %}"
 
@@ -62,6 +64,7 @@ class OwnForm:
         self._key = key
         self._renderer = renderer
         self.stand_in: str | None = None
+        self.disabled_thinking_effort: Any = None  # once server/engine/messages.py has asked
         self.turn = asyncio.Lock()  # its child renders one chat at a time
 
     def prepare(self) -> OwnForm:
@@ -103,30 +106,49 @@ def _stand_in(form: ChatForm, described: Described) -> str:
 class ChatForms:
     """The forms of the versions that have one of their own, read when they are first needed."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, most: int = MAX_CHARACTERS) -> None:
+        """`most`: characters of the longest prompt that the model can read."""
         self._store = store
-        self._renderer = Renderer()
+        self._renderer = Renderer(most)
         self._places = asyncio.Semaphore(_PLACES)  # in turn, and a form asks for one at a time
         self._threads = ThreadPoolExecutor(_PLACES, "lorry-templates")
-        self._known: OrderedDict[str, OwnForm] = OrderedDict()
+        self._known: OrderedDict[str, asyncio.Task[OwnForm]] = OrderedDict()  # by digest
 
     async def of(self, version: AdapterVersion | None) -> OwnForm | None:
         """None if it is asked in the base's form; raises RequestError."""
         said = (version.provenance or {}).get(CHAT_FORM) if version is not None else None
         if version is None or not isinstance(said, dict):
             return None
-        if (known := self._known.get(version.digest)) is not None:
-            self._known.move_to_end(version.digest)
-            return known
+        form = self._known.get(version.digest)
+        if form is None:
+            # Shared by all who ask meanwhile, and no call's own: it outlives the first one's.
+            form = asyncio.create_task(self._load(version, said), context=contextvars.Context())
+            form.add_done_callback(partial(self._forget_failure, version.digest))
+            self._known[version.digest] = form
+        self._known.move_to_end(version.digest)
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
         try:
-            form = await asyncio.to_thread(self._read, version, said)
+            return await asyncio.shield(form)
         except TemplateFailed as error:
             raise _failed(version, error) from None
         except TemplatesUnavailable:
             raise _unanswered() from None
-        self._known[version.digest] = form
-        while len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+
+    def _forget_failure(self, digest: str, form: asyncio.Task[OwnForm]) -> None:
+        """A template's own is remembered for a while: each call would take a place for it."""
+        error = None if form.cancelled() else form.exception()
+        if error is None and not form.cancelled():
+            return
+        seconds = _FAILED_SECONDS if isinstance(error, TemplateFailed) else 0.0
+        asyncio.get_running_loop().call_later(seconds, self._forget, digest, form)
+
+    def _forget(self, digest: str, form: asyncio.Task[OwnForm]) -> None:
+        if self._known.get(digest) is form:
+            del self._known[digest]
+
+    async def _load(self, version: AdapterVersion, said: Mapping[str, Any]) -> OwnForm:
+        form: OwnForm = await self._run(partial(self._read, version, said))
         return form
 
     def _read(self, version: AdapterVersion, said: Mapping[str, Any]) -> OwnForm:
@@ -151,16 +173,27 @@ class ChatForms:
 
         vLLM's own thread renders the chats of all others meanwhile. Raises Unavailable.
         """
-        apply = partial(safe_apply_chat_template, *arguments, **options)
-        run = contextvars.copy_context().run  # with the call: its form is looked up there
-        async with AsyncExitStack() as held:
+        return await self._run(partial(safe_apply_chat_template, *arguments, **options), form.turn)
+
+    async def _run(self, work: Callable[[], Any], *turns: asyncio.Lock) -> Any:
+        """In a thread of ours, in its turn. Raises Unavailable.
+
+        Turn and place last as long as the thread, also for a caller that has hung up.
+        """
+        with ExitStack() as held:
             try:
                 async with asyncio.timeout(_WAIT_SECONDS):
-                    await held.enter_async_context(form.turn)
-                    await held.enter_async_context(self._places)
+                    for each in (*turns, self._places):
+                        await each.acquire()
+                        held.callback(each.release)
             except TimeoutError:
                 raise _unanswered() from None
-            return await asyncio.get_running_loop().run_in_executor(self._threads, run, apply)
+            run = contextvars.copy_context().run  # with the call: its form is looked up there
+            running = self._threads.submit(run, work)
+            release = held.pop_all().close
+        loop = asyncio.get_running_loop()
+        running.add_done_callback(lambda _: loop.call_soon_threadsafe(release))
+        return await asyncio.wrap_future(running)
 
     def close(self) -> None:
         self._renderer.close()
@@ -191,7 +224,7 @@ class CallRenderer(OnlineRenderer):
         **options: Any,
     ) -> Any:
         call = current_call.get()
-        form = await self._form_of(call)
+        form = await self.form_of(call)
         if form is not None and form.stand_in is not None:
             default_template, default_template_content_format = form.stand_in, "auto"
         return await super().preprocess_chat(
@@ -203,7 +236,8 @@ class CallRenderer(OnlineRenderer):
             **options,
         )
 
-    async def _form_of(self, call: Call | None) -> OwnForm | None:
+    async def form_of(self, call: Call | None) -> OwnForm | None:
+        """The form of a call's adapter, if it has one; raises VLLMValidationError."""
         if call is None:
             return None
         try:
@@ -252,7 +286,8 @@ class _Compiler:
 
 
 def _stands_for(call: Call, template: str | None) -> bool:
-    return call.chat_form is not None and template == call.chat_form.stand_in
+    stand_in = call.chat_form.stand_in if call.chat_form is not None else None
+    return stand_in is not None and template == stand_in
 
 
 def _explain(call: Call, error: VLLMValidationError) -> RequestError:

@@ -2,7 +2,8 @@
 
 A last message of the assistant is the beginning of the answer, which the model continues: vLLM
 would close it and begin an answer of its own. A call of a tool that `max_tokens` has cut off has no
-input: vLLM would fail to decode what there is of it, a 500.
+input: vLLM would fail to decode what there is of it, a 500. How thinking is disabled is read off
+the template that renders the call: vLLM reads it off the first one, for all.
 """
 
 from __future__ import annotations
@@ -11,10 +12,47 @@ import json
 from typing import Any
 
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+from vllm.exceptions import VLLMValidationError
+
+from server.call import current_call
+from server.errors import Unavailable
 
 
 class Messages(AnthropicServingMessages):
     """Takes the place of vLLM's handler."""
+
+    _effort_of_base: Any = None  # once its template has been asked
+
+    async def _get_disabled_thinking_effort(self) -> Any:
+        if self._disabled_thinking_effort is not None:  # by a flag of vLLM's
+            return self._disabled_thinking_effort
+        form = await self.online_renderer.form_of(current_call.get())
+        if form is not None and form.stand_in is not None:
+            if form.disabled_thinking_effort is None:
+                form.disabled_thinking_effort = await self._probe_disabled_thinking_effort()
+            return form.disabled_thinking_effort
+        if self._effort_of_base is None:
+            call = current_call.set(None)
+            try:
+                self._effort_of_base = await self._probe_disabled_thinking_effort()
+            finally:
+                current_call.reset(call)
+        return self._effort_of_base
+
+    async def _render_probe_prompt(self, effort: Any) -> Any:
+        """vLLM takes whatever fails for the template's answer.
+
+        A template that refuses the probe may render the call. One that could not be asked has not
+        answered: raises VLLMValidationError.
+        """
+        prompt = await super()._render_probe_prompt(effort)
+        call = current_call.get()
+        if call is None:
+            return prompt
+        if isinstance(call.refusal, Unavailable):
+            raise VLLMValidationError(str(call.refusal))
+        call.refusal = None
+        return prompt
 
     @classmethod
     def to_chat_completion_request(cls, anthropic_request: Any, **options: Any) -> Any:

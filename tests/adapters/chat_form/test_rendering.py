@@ -1,11 +1,19 @@
 """A chat template is a program of a stranger: it is run apart, and bounded in time and memory."""
 
+import os
+import signal
 import threading
 import time
 
 import pytest
 
-from adapters.chat_form.rendering import Renderer, TemplateFailed, TemplateTooComplex
+from adapters.chat_form import rendering
+from adapters.chat_form.rendering import (
+    Renderer,
+    TemplateFailed,
+    TemplatesUnavailable,
+    TemplateTooComplex,
+)
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 MESSAGES = {"messages": [{"role": "user", "content": "hi <b>é"}]}
@@ -120,3 +128,71 @@ def test_a_process_that_ended_is_started_again(renderer) -> None:
     renderer._process.kill()
     renderer._process.wait()
     assert renderer.render("g", {"default": "y"}, "default", {}) == "y"
+
+
+def test_a_child_that_the_machine_ends_says_nothing_of_its_template(renderer) -> None:
+    form = {"default": "{% if loop_now %}" + LOOP + "{% endif %}fine"}
+    renderer.render("h", form, "default", {})
+    pid = renderer._children["h"]._pid
+    killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))  # as when memory runs out
+    killer.start()
+    with pytest.raises(TemplatesUnavailable):
+        renderer.render("h", form, "default", {"loop_now": True})
+    assert renderer.render("h", form, "default", {}) == "fine"
+
+
+def test_a_child_that_ended_while_it_was_idle_says_nothing_of_its_template(renderer) -> None:
+    renderer.describe("i", {"default": "fine"})
+    os.kill(renderer._children["i"]._pid, signal.SIGKILL)
+    time.sleep(0.2)
+    with pytest.raises(TemplatesUnavailable):
+        renderer.render("i", {"default": "fine"}, "default", {})
+    assert renderer.render("i", {"default": "fine"}, "default", {}) == "fine"
+
+
+def test_a_machine_that_is_slow_says_nothing_of_the_template(monkeypatch) -> None:
+    monkeypatch.setattr(rendering, "_WALL_SECONDS", 0.5)
+    renderer = Renderer()
+    try:
+        with pytest.raises(TemplatesUnavailable):
+            renderer.render("loop", {"default": LOOP}, "default", {})
+    finally:
+        renderer.close()
+
+
+def test_a_fork_that_is_refused_ends_no_other_child(monkeypatch, tmp_path) -> None:
+    flaky = tmp_path / "worker.py"
+    flaky.write_text(
+        "import os, runpy\n"
+        "fork, forks = os.fork, []\n"
+        "def flaky():\n"
+        "    forks.append(1)\n"
+        "    if len(forks) == 2:\n"
+        "        raise BlockingIOError(11, 'no more processes')\n"
+        "    return fork()\n"
+        "os.fork = flaky\n"
+        f"runpy.run_path({str(rendering._WORKER)!r}, run_name='__main__')\n"
+    )
+    monkeypatch.setattr(rendering, "_WORKER", flaky)
+    renderer = Renderer()
+    try:
+        assert renderer.render("a", {"default": "x"}, "default", {}) == "x"
+        process = renderer._process
+        with pytest.raises(TemplatesUnavailable):
+            renderer.render("b", {"default": "y"}, "default", {})
+        assert renderer.render("b", {"default": "y"}, "default", {}) == "y"
+        assert renderer.render("a", {"default": "x"}, "default", {}) == "x"
+        assert renderer._process is process
+    finally:
+        renderer.close()
+
+
+def test_a_prompt_that_is_longer_than_its_model_reads_does_not_leave_the_child() -> None:
+    renderer = Renderer(1000)
+    form = {"default": "{{ 'é' * n }}"}
+    try:
+        assert len(renderer.render("a", form, "default", {"n": 1000})) == 1000
+        with pytest.raises(TemplateFailed, match="more than 1000 characters"):
+            renderer.render("a", form, "default", {"n": 1001})
+    finally:
+        renderer.close()

@@ -174,7 +174,11 @@ def make_table(found: dict[tuple[str, str, str], float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_documented_table_has_every_family_and_no_other() -> None:
+def test_the_documented_table_has_every_family_and_no_other(
+    request: pytest.FixtureRequest,
+) -> None:
+    if request.config.option.write_docs:
+        pytest.skip("the table is written when this run ends")
     table = TABLE.read_text().partition(BEGIN)[2].partition(END)[0]
     rows = [line.split("|")[1:5] for line in table.splitlines()[2:]]
     shown = {row[0].strip(): [cell.strip() for cell in row[2:]] for row in rows}

@@ -56,17 +56,17 @@ def main() -> None:
     control.sendall(b"1")
     children: dict[int, socket.socket] = {}
     while True:
-        ready, _, _ = select.select([control, ended], [], [])
+        ready, _, _ = select.select([control.fileno(), ended], [], [])
         if ended in ready:
             os.read(ended, 4096)
             _reap(children)
-        if control not in ready:
+        if control.fileno() not in ready:
             continue
         message, sockets, _, _ = socket.recv_fds(control, 1, 1)
         if not message:
             return
-        for number in sockets:
-            own = socket.socket(fileno=number)
+        for each in sockets:
+            own = socket.socket(fileno=each)
             try:
                 pid = os.fork()
             except OSError:  # its caller sees the socket closed
@@ -77,8 +77,8 @@ def main() -> None:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os.close(ended)
                 os.close(wakeup)
-                for each in (control, *children.values()):
-                    each.close()
+                for others in (control, *children.values()):
+                    others.close()
                 _run_child(own)
             children[pid] = own
 

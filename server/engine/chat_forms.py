@@ -183,7 +183,8 @@ class ChatForms:
         with ExitStack() as held:
             try:
                 async with asyncio.timeout(_WAIT_SECONDS):
-                    for each in (*turns, self._places):
+                    waits: tuple[asyncio.Lock | asyncio.Semaphore, ...] = (*turns, self._places)
+                    for each in waits:
                         await each.acquire()
                         held.callback(each.release)
             except TimeoutError:

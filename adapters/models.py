@@ -47,7 +47,7 @@ def find_model(text: str, parts: Sequence[str] = WHOLE, report: Report = silent)
     if text.lower().endswith(GGUF):
         raise _gguf(f"{quote(text)} is a GGUF file", _guess_source(text))
     folder = Path(text)
-    if text and folder.is_dir():  # Path("") is the working folder
+    if text and _is_folder(folder):  # Path("") is the working folder
         _check_folder(folder, parts)
         return folder
     model = as_id(text)
@@ -78,7 +78,18 @@ def find_shape(text: str, report: Report = silent) -> Path:
 
 def as_id(text: str) -> HubModel | None:
     """The model of the hub that a text means; None for what is here, or can be no id."""
-    return None if Path(text).exists() else hub.parse_id(text)
+    try:
+        is_here = Path(text).exists()
+    except (OSError, ValueError):  # it is too long for a path, or holds a NUL
+        return None
+    return None if is_here else hub.parse_id(text)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def name_model(text: str) -> str:
@@ -153,4 +164,4 @@ def _guess_source(name: str) -> str:
     """What a GGUF file was made from, by its name: NAME-Q4_K_M-00001-of-00002.gguf."""
     stem = Path(name).name[: -len(GGUF)]
     stem = QUANTIZED.sub("", SHARD.sub("", stem))
-    return f"probably {stem}, in safetensors"
+    return f"probably {quote(stem)}, in safetensors"

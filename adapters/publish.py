@@ -151,7 +151,7 @@ class Examined:
 def examined_copy(folder: Path, base: Base, *, store: Store, rules: Rules) -> Iterator[Examined]:
     """Copy an adapter's folder aside, judge the copy, and change it to what is stored.
 
-    Raises CheckpointInvalid for a folder of another form that can't be converted.
+    Raises CheckpointInvalid for a folder of another form that can't be converted, or a StoreError.
     """
     max_bytes = largest_weights(base)
     with (

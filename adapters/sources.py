@@ -190,7 +190,8 @@ def _fetch(address: Address, folder: Path, limits: Mapping[str, int]) -> None:
 def _copy_cached(address: Address, folder: Path, limits: Mapping[str, int]) -> str:
     """Copy an adapter that another tool has fetched into the hub's cache; returns its commit."""
     repo = _parse_repo(address)
-    cached = {name: hub.find_cached(repo, name) for name in (*FILES, *PICKLES)}
+    with _reported(address):
+        cached = {name: hub.find_cached(repo, name) for name in (*FILES, *PICKLES)}
     found = {name: path for name, path in cached.items() if path is not None}
     if not found:
         raise SourceNotFound(

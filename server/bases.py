@@ -14,6 +14,7 @@ from typing import Any
 from server.errors import ModelNotFound, ModelUnsupported
 
 FAMILIES = "docs/bases.md"
+MAX_CONFIG_BYTES = 1 << 20
 GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # of a mixture, in its config
 # Of vLLM's attention on a processor (`CPUAttentionBackend.get_supported_head_sizes`).
@@ -37,7 +38,8 @@ def check_config(model: Path, quantization: str, *, on_processor: bool) -> None:
             f"{name} is not a model that generates text: serve a causal language model"
         )
     if on_processor:
-        text = config.get("text_config") or config  # a multimodal model has its text model there
+        nested = config.get("text_config")  # of a multimodal model
+        text = nested if isinstance(nested, dict) else config
         _check_experts(name, text, quantization)
         _check_attention(name, text)
 
@@ -60,7 +62,8 @@ def _name(config: Mapping[str, Any]) -> str:
 
 def _read_config(model: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads((model / "config.json").read_text())
+        with (model / "config.json").open("rb") as file:
+            config: dict[str, Any] = json.loads(file.read(MAX_CONFIG_BYTES))
         architectures = config.get("architectures")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ModelNotFound(f"{model} is not a model: can't read config.json ({error})") from None
@@ -102,7 +105,8 @@ def _rotated_share(config: Mapping[str, Any]) -> float:
     rope = config.get("rope_parameters")
     places = [config, *([rope] if isinstance(rope, dict) else [])]
     shares = (place.get(key) for place in places for key in ("partial_rotary_factor", "rotary_pct"))
-    return next((float(each) for each in shares if isinstance(each, int | float)), 1.0)
+    numbers = (each for each in shares if isinstance(each, int | float))
+    return next((float(each) for each in numbers if 0 <= each <= 1), 1.0)
 
 
 def _check_linears(name: str, model: Path) -> None:

@@ -2,7 +2,7 @@
 
 LorryError
 ├── StartupError          the command ends: one line on stderr and its own exit code
-│   ├── SettingsInvalid 2 · ModelNotFound 3 (ModelUnsupported) · PortInUse 4
+│   ├── SettingsInvalid 2 · ModelNotFound 3 · ModelUnsupported 3 · PortInUse 4
 │   ├── StoreUnreadable 5
 │   └── QuantizationMissing 6 · PlatformUnsupported 7 · EngineStartFailed 8
 └── RequestError          one call ends: OpenAI's envelope, a status and a stable code

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterError
+from adapters.hub import model_of
 from adapters.models import FORM, as_id, find_model, silent
 from server.bases import check_config, check_weights
 from server.errors import (
@@ -106,7 +107,8 @@ def check_model(settings: Settings, report: Callable[[str], None] = silent) -> P
     try:
         form = find_model(settings.model, FORM)
         check_config(form, settings.quantization, on_processor=is_cpu_build())
-        model = find_model(settings.model, report=report)
+        fetched = model_of(form) if is_fetched(settings) else None  # of that commit, and no newer
+        model = find_model(str(fetched or settings.model), report=report)
     except AdapterError as error:
         raise ModelNotFound(f"{error} ({error.code})") from None
     check_weights(model)

@@ -101,22 +101,15 @@ def lora_config(lora: Lora, model: "PreTrainedModel") -> "LoraConfig":
     )
 
 
-def lora_dtype(*, quantized: bool) -> "torch.dtype":
-    """The type in which LoRA's weights are trained: bf16 beside NF4, as TRL has it, else fp32.
+def raise_lora(model: Any) -> None:
+    """Train the LoRA weights in fp32.
 
-    fp32 too where bf16 is only emulated: its products would take most of the time.
+    TRL converts those of a quantized model to bf16: the eight bits lose small updates, and adapters
+    get worse (docs/log/training.md). Where bf16 is emulated, their products take most of the time.
     """
-    import torch
-
-    dtype = compute_dtype()
-    return dtype if quantized and dtype == torch.bfloat16 else torch.float32
-
-
-def set_lora_dtype(model: Any, dtype: "torch.dtype") -> None:
-    """Give the weights that are trained this type."""
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.float()
 
 
 def save_adapter(
@@ -131,7 +124,9 @@ def save_adapter(
     """
     import torch
 
-    set_lora_dtype(model, torch.bfloat16)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
     for config in model.peft_config.values():
         config.base_model_name_or_path, config.revision = base
     with warnings.catch_warnings():

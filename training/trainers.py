@@ -25,7 +25,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from training.data.tokens import IGNORED, Row
 from training.errors import InputError
-from training.qlora import compute_dtype, lora_config, lora_dtype, set_lora_dtype
+from training.qlora import compute_dtype, lora_config, raise_lora
 from training.recipe import Recipe
 
 EVALUATIONS: Final = 10  # in a run, unless the recipe says how often
@@ -38,18 +38,9 @@ Judge = Callable[[Any], list[float]]
 
 
 class _Judged:
-    """Answers prompts at each evaluation, so that the answers may decide what is kept.
-
-    A run that resumes goes on in the type in which it began.
-    """
+    """Answers prompts at each evaluation, so that the answers may decide what is kept."""
 
     judge: Judge | None = None
-    lora_dtype = torch.float32
-
-    def _load_from_checkpoint(self, *arguments: Any, **options: Any) -> None:
-        super()._load_from_checkpoint(*arguments, **options)  # type: ignore[misc]
-        # PEFT gives fp32 to what it loads, also where TRL had made it bf16.
-        set_lora_dtype(self.model, self.lora_dtype)  # type: ignore[attr-defined]
 
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
         output = super().evaluation_loop(*arguments, **options)  # type: ignore[misc]
@@ -97,8 +88,7 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     if validation and recipe.evaluation.patience:
         trainer.add_callback(EarlyStoppingCallback(recipe.evaluation.patience))
-    trainer.lora_dtype = lora_dtype(quantized=recipe.quantization == "nf4")
-    set_lora_dtype(trainer.model, trainer.lora_dtype)
+    raise_lora(trainer.model)
     return trainer
 
 

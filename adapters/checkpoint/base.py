@@ -103,6 +103,7 @@ def read_base(folder: Path) -> Base:
     )
     linears = _linears_from_headers(folder) if has_plain_weights else {}
     linears = linears or _linears_from_config(folder, config)
+    named = {module: shape for module, shape in linears.items() if _ends(module) in LLAMA_LINEARS}
     architectures = config.get("architectures") or [config.get("model_type")]
     names = (str(folder), str(folder.resolve()), config.get("_name_or_path"))
     vocabulary = config.get("vocab_size")
@@ -110,8 +111,9 @@ def read_base(folder: Path) -> Base:
     return Base(
         name=cached.repo if cached else folder.resolve().name,
         architecture=str(architectures[0] if isinstance(architectures, list) else architectures),
-        linears=linears,
-        digest=_identify(folder, config, linears),
+        linears={name: each for name, each in linears.items() if not EXPERT.search(name)},
+        # Of these names only, experts too: what is served may change, and a base stays the same.
+        digest=_identify(folder, config, named),
         names=frozenset(name for name in names if isinstance(name, str) and name),
         vocabulary=vocabulary if isinstance(vocabulary, int) else None,
     )
@@ -162,7 +164,7 @@ def _linears_from_headers(folder: Path) -> dict[str, Shape]:
             ) from error
         for name, tensor in tensors.items():
             module = name.removesuffix(".weight")
-            if module != name and len(tensor.shape) == 2 and _is_served(module):
+            if module != name and len(tensor.shape) == 2 and _is_adaptable(module):
                 linears[module] = (tensor.shape[0], tensor.shape[1])
     return linears
 
@@ -179,9 +181,12 @@ def weights_files(folder: Path) -> list[Path]:
     return [path for path in files if not path.name.startswith("adapter_")]
 
 
-def _is_served(module: str) -> bool:
-    is_linear = module.rpartition(".")[2] in SERVED_MODULES and LAYER.search(module) is not None
-    return is_linear and not EXPERT.search(module)
+def _is_adaptable(module: str) -> bool:
+    return _ends(module) in SERVED_MODULES and LAYER.search(module) is not None
+
+
+def _ends(module: str) -> str:
+    return module.rpartition(".")[2]
 
 
 def _linears_from_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Shape]:

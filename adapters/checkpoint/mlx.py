@@ -13,18 +13,18 @@ import json
 import math
 import os
 import re
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.lib import format as npy_format
 
+from adapters.checkpoint.npz import Array, NpzMalformed, read_npz
+from adapters.checkpoint.peft_config import MAX_SCALE, is_alpha
 from adapters.checkpoint.tensors import TensorsMalformed, read_tensors
-from adapters.errors import CheckpointInvalid, Problem, quote
+from adapters.errors import CheckpointInvalid, Problem, quote, unwritable
 from adapters.store.files import (
     CONFIG,
     MLX,
@@ -34,14 +34,13 @@ from adapters.store.files import (
     FileRefused,
     open_adapter_file,
     read_object,
+    too_large,
 )
 
 PREFIX = "base_model.model."
 SIDES = {"lora_a": "lora_A", "lora_b": "lora_B"}
-MAX_TENSORS = 16_384
 MAX_TENSOR_BYTES = 256 << 20  # rank 512 on 65,536 features in F32 is half of it
 MAX_NAME = 512
-npy: Any = npy_format  # numpy does not type it
 SIZES = {"BF16": 2, "F16": 2, "F32": 4}
 NPY_TYPES = {"<f2": "F16", "<f4": "F32"}
 # What mlx-community appends to the name of a base.
@@ -60,59 +59,47 @@ def is_mlx(folder: Path) -> bool:
 def convert(folder: Path, into: Path, max_bytes: int) -> Problem:
     """Write PEFT's two files to `into`, durably; what was done.
 
-    Raises CheckpointInvalid.
+    Raises CheckpointInvalid or StoreUnwritable.
     """
     try:
         scale, base = _read_config(folder)
-        with ExitStack() as stack:
-            factors = _open(folder, max_bytes, stack)
-            modules = _pair(factors)
+        name = _weights_name(folder)
+        with open_adapter_file(folder, name, max_bytes) as file:
+            factors = _open_npz(file) if name == MLX_NPZ else _open_safetensors(folder, file)
+            _check_sizes(factors, name, max_bytes)
+            modules = _pair(factors, name)
             _write(into / CONFIG, [_config(modules, factors, scale, base)])
             _write(into / WEIGHTS, _weights(factors))
     except FileRefused as refused:
         raise CheckpointInvalid([refused.problem]) from refused
-    ranks = {factor.shape[1] for name, factor in factors.items() if name.endswith(".lora_a")}
+    ranks = {factor.shape[1] for key, factor in factors.items() if key.endswith(".lora_a")}
     rank = max(ranks)
     said = (
         f"was written by mlx-lm: {len(factors):,} tensors were transposed and named as PEFT's, and"
         f" scale {scale:g} at rank {rank} is lora_alpha {scale * rank:g}"
     )
     fix = "check that it answers as it did where it was trained"
-    return Problem("converted_from_mlx", _weights_name(folder), said, fix)
+    return Problem("converted_from_mlx", name, said, fix)
 
 
 @dataclass(frozen=True, slots=True)
 class _Factor:
-    """One tensor, not yet read."""
+    """One tensor, not yet read. `read` returns its values row by row, or raises FileRefused."""
 
     dtype: str
     shape: tuple[int, int]
-    file: IO[bytes] | None
-    begin: int = 0
-    archive: zipfile.ZipFile | None = None
-    member: str = ""
+    read_bytes: Callable[[int], bytes]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * SIZES[self.dtype]
 
     def read(self) -> bytes:
-        """Its values, row by row; raises FileRefused."""
-        size = self.shape[0] * self.shape[1] * SIZES[self.dtype]
-        try:
-            if self.archive is not None:
-                with self.archive.open(self.member) as entry:
-                    entry.seek(self.begin)
-                    raw = entry.read(size)
-            else:
-                assert self.file is not None
-                self.file.seek(self.begin)
-                raw = self.file.read(size)
-        except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-            raise _malformed(str(error)) from error
-        if len(raw) != size:
-            raise _malformed("it ends in the middle of a tensor")
-        return raw
+        return self.read_bytes(self.size)
 
 
 def _weights_name(folder: Path) -> str:
-    return next(name for name in MLX if (folder / name).exists())
+    return MLX_NPZ if not (folder / MLX_WEIGHTS).exists() else MLX_WEIGHTS
 
 
 def _read_config(folder: Path) -> tuple[float, str]:
@@ -122,72 +109,79 @@ def _read_config(folder: Path) -> tuple[float, str]:
     except ValueError as error:
         said = "is not a JSON object in UTF-8 with finite numbers"
         raise FileRefused(Problem("config_malformed", CONFIG, said, WRITE_AGAIN)) from error
-    kind = raw.get("fine_tune_type", "lora")
-    if kind != "lora" or raw.get("use_dora"):
-        said = f"is {quote(str(kind))}, only lora can be served"
+    kind = "dora" if raw.get("use_dora") else raw.get("fine_tune_type", "lora")
+    if kind != "lora":
+        shown = quote(kind) if isinstance(kind, str) else "no text"
+        said = f"is {shown}, only lora can be served"
         raise FileRefused(Problem("mlx_unsupported", "fine_tune_type", said, TRAIN_LORA))
     parameters = raw.get("lora_parameters")
     scale = parameters.get("scale") if isinstance(parameters, dict) else None
-    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
-    if not is_number or not 0 < float(scale or 0) < math.inf:
-        said = f"is {quote(str(scale))}, it must be a number above 0"
+    if not is_alpha(scale) or scale > MAX_SCALE:
+        shown = f"is {quote(str(scale))}" if isinstance(scale, int | float) else "is no number"
+        said = f"{shown}, it must be a number above 0, and {MAX_SCALE:g} at most"
         raise FileRefused(Problem("alpha_invalid", "lora_parameters.scale", said, WRITE_AGAIN))
     base = raw.get("model")
-    return float(scale or 0), CONVERTED_BASE.sub("", base) if isinstance(base, str) else ""
-
-
-def _open(folder: Path, max_bytes: int, stack: ExitStack) -> dict[str, _Factor]:
-    name = _weights_name(folder)
-    file = stack.enter_context(open_adapter_file(folder, name, max_bytes))
-    factors = _open_npz(file, stack) if name == MLX_NPZ else _open_safetensors(folder, file)
-    for name, factor in factors.items():
-        if math.prod(factor.shape) * SIZES[factor.dtype] > MAX_TENSOR_BYTES:
-            said = f"has shape {factor.shape}, more than any linear needs"
-            raise FileRefused(Problem("shape_mismatch", quote(name), said, TRAIN_LORA))
-    return factors
+    return float(scale), CONVERTED_BASE.sub("", base) if isinstance(base, str) else ""
 
 
 def _open_safetensors(folder: Path, file: IO[bytes]) -> dict[str, _Factor]:
+    def read(begin: int, size: int) -> bytes:
+        try:
+            file.seek(begin)
+            raw = file.read(size)
+        except OSError as error:
+            raise _malformed(MLX_WEIGHTS, str(error)) from error
+        if len(raw) != size:
+            raise _malformed(MLX_WEIGHTS, "it ends in the middle of a tensor")
+        return raw
+
     try:
         tensors = read_tensors(folder / MLX_WEIGHTS)
     except TensorsMalformed as error:
         said = quote(str(error))
         raise FileRefused(Problem(error.code, MLX_WEIGHTS, said, WRITE_AGAIN)) from error
     return {
-        name: _Factor(
-            _check_type(name, each.dtype), _check_shape(name, each.shape), file, each.begin
-        )
+        name: _factor(name, each.dtype, each.shape, partial(read, each.begin))
         for name, each in tensors.items()
     }
 
 
-def _open_npz(file: IO[bytes], stack: ExitStack) -> dict[str, _Factor]:
-    """An archive of .npy files, whose headers say type and shape. Nothing is unpickled."""
-    factors = {}
+def _open_npz(file: IO[bytes]) -> dict[str, _Factor]:
+    def read(array: Array, size: int) -> bytes:
+        try:
+            return array.read(size)
+        except NpzMalformed as error:
+            raise _malformed(MLX_NPZ, str(error)) from error
+
     try:
-        archive = stack.enter_context(zipfile.ZipFile(file))
-        members = archive.namelist()
-        if len(members) > MAX_TENSORS or len(set(members)) < len(members):
-            raise _malformed("it has too many members, or one twice", MLX_NPZ)
-        for member in members:
-            name = member.removesuffix(".npy")
-            with archive.open(member) as entry:
-                version = npy.read_magic(entry)
-                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-                shape, is_fortran, dtype = read(entry)
-                begin = entry.tell()
-            if is_fortran:
-                raise _malformed(f"{quote(name)} is stored by columns", MLX_NPZ)
-            kind = _check_type(name, NPY_TYPES.get(dtype.str, dtype.str))
-            factors[name] = _Factor(kind, _check_shape(name, shape), None, begin, archive, member)
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
-        raise _malformed(str(error), MLX_NPZ) from error
-    return factors
+        arrays = read_npz(file)
+    except NpzMalformed as error:
+        raise _malformed(MLX_NPZ, str(error)) from error
+    return {
+        name: _factor(name, NPY_TYPES.get(each.kind, each.kind), each.shape, partial(read, each))
+        for name, each in arrays.items()
+    }
+
+
+def _factor(
+    name: str, dtype: str, shape: tuple[int, ...], read_bytes: Callable[[int], bytes]
+) -> _Factor:
+    return _Factor(_check_type(name, dtype), _check_shape(name, shape), read_bytes)
+
+
+def _check_sizes(factors: Mapping[str, _Factor], file: str, max_bytes: int) -> None:
+    """Raise FileRefused if one is too large, or all: those of an npz may share their bytes."""
+    for name, factor in factors.items():
+        if factor.size > MAX_TENSOR_BYTES:
+            said = f"has shape {factor.shape}, more than any linear needs"
+            raise FileRefused(Problem("shape_mismatch", quote(name), said, TRAIN_LORA))
+    if sum(factor.size for factor in factors.values()) > max_bytes:
+        raise FileRefused(too_large(file, max_bytes))
 
 
 def _check_type(name: str, dtype: str) -> str:
     if dtype not in SIZES:
-        said = f"has type {dtype}, not BF16, F16 or F32"
+        said = f"has type {quote(dtype)}, not BF16, F16 or F32"
         fix = "train again with a current mlx-lm, which writes adapters.safetensors"
         raise FileRefused(Problem("dtype_unsupported", quote(name), said, fix))
     return dtype
@@ -200,15 +194,18 @@ def _check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
     if len(shape) != 2:
         said = "adapts the experts of a mixture all at once, which is not served"
         if len(shape) != 3:
-            said = f"has shape {shape}, which is no factor of a LoRA"
+            said = f"has {len(shape)} dimensions, a factor of a LoRA has two"
         raise FileRefused(Problem("mlx_unsupported", quote(name), said, TRAIN_LORA))
+    if min(shape) < 1:
+        said = f"has shape {shape}, which holds nothing"
+        raise FileRefused(Problem("weights_malformed", quote(name), said, WRITE_AGAIN))
     return shape[0], shape[1]
 
 
-def _pair(factors: Mapping[str, _Factor]) -> list[str]:
+def _pair(factors: Mapping[str, _Factor], file: str) -> list[str]:
     """The modules, each of which has both factors; raises FileRefused."""
     if not factors:
-        raise FileRefused(Problem("weights_empty", MLX_WEIGHTS, "holds no tensors", WRITE_AGAIN))
+        raise FileRefused(Problem("weights_empty", file, "holds no tensors", WRITE_AGAIN))
     modules = sorted({name.rpartition(".")[0] for name in factors})
     for module in modules:
         a, b = (factors.get(f"{module}.{side}") for side in SIDES)
@@ -243,13 +240,12 @@ def _weights(factors: Mapping[str, _Factor]) -> Iterator[bytes]:
     in_order = sorted(factors.items())
     for name, factor in in_order:
         module, _, side = name.rpartition(".")
-        size = math.prod(factor.shape) * SIZES[factor.dtype]
         header[f"{PREFIX}{module}.{SIDES[side]}.weight"] = {
             "dtype": factor.dtype,
             "shape": factor.shape[::-1],
-            "data_offsets": [position, position + size],
+            "data_offsets": [position, position + factor.size],
         }
-        position += size
+        position += factor.size
     text = json.dumps({"__metadata__": {"format": "pt"}} | header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
@@ -259,13 +255,18 @@ def _weights(factors: Mapping[str, _Factor]) -> Iterator[bytes]:
 
 
 def _write(path: Path, pieces: Iterator[bytes] | list[bytes]) -> None:
-    with path.open("xb") as file:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fchmod(file.fileno(), 0o444)
-        os.fsync(file.fileno())
+    try:
+        with path.open("xb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fchmod(file.fileno(), 0o444)
+            os.fsync(file.fileno())
+    except OSError as error:  # of the writing: what reading raises is a FileRefused
+        said = f"writing the converted adapter to {quote(str(path.parent))} failed"
+        hint = "nothing was published: check its rights and free space, then try again"
+        raise unwritable(said, error, hint) from error
 
 
-def _malformed(said: str, where: str = MLX_WEIGHTS) -> FileRefused:
+def _malformed(where: str, said: str) -> FileRefused:
     return FileRefused(Problem("weights_malformed", where, quote(said), WRITE_AGAIN))

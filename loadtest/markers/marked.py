@@ -35,6 +35,7 @@ from loadtest.markers.checkpoint import LINEARS, Ending, Layer, read_ending
 from loadtest.markers.manifest import FILE, Document, Marked
 
 _VERSION = 1  # raise it when the same arguments give other adapters
+_EVERYWHERE = 3  # the same, for adapters `everywhere` alone
 _SEED = 0
 # Limit on what an adapter adds to one value: Lorry treats more than 8192 as broken.
 _MOST_ADDED = 5000.0
@@ -80,7 +81,7 @@ def make_marked(
     ending = read_ending(base)
     if 2 * rank > ending.intermediate:
         raise BaseUnfit(f"{base} has an MLP of {ending.intermediate}: too narrow for rank {rank}")
-    digest = _digest(ending, count, versions, rank, *([3] if everywhere else []))
+    digest = _digest(ending, count, versions, rank, *([_EVERYWHERE] if everywhere else []))
     try:
         if _read_digest(out) != digest:
             _make_room(out)

@@ -23,6 +23,8 @@ SERVER = "build/bin/llama-server"
 CONVERTER = "convert_lora_to_gguf.py"
 # Keeps the values of our adapters, which are bfloat16, as they are.
 OUTTYPE = "bf16"
+# It closes kept connections into which the next call is being sent: each call opens one of its own.
+HEADERS = {"Connection": "close"}
 _OPEN_CALLS = 24  # slots for a phase's open loops
 _TEMPLATE = 64  # tokens that a chat template adds, at most
 _STEP = 256  # a slot's size is a multiple of it

@@ -36,6 +36,7 @@ class Served:
     )  # by model, for models with a process of their own
     # By model, what its calls' bodies say besides, for a server that reads more than `model`.
     fields: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)  # of each call
     admin_token: str | None = field(default=None, repr=False)
     fits: int | None = None  # merged: processes that fit into memory
 
@@ -132,7 +133,11 @@ def _start_llama_cpp(setup: Setup, stack: contextlib.ExitStack) -> Served:
     port = free_port()
     command = llama_cpp.serve(setup.llama_cpp, setup.name, files, port)
     launch = _start(stack, setup, "llamacpp", port, command)
-    return Served("llamacpp", [launch], fields=llama_cpp.fields(setup.name, adapters))
+    return Served(
+        *("llamacpp", [launch]),
+        fields=llama_cpp.fields(setup.name, adapters),
+        headers=llama_cpp.HEADERS,
+    )
 
 
 def _convert(setup: Setup, llama: llama_cpp.LlamaCpp, adapter: Path, folder: Path) -> Path:

@@ -208,6 +208,7 @@ def setting_of(
             url=served.url,
             urls=dict(served.urls),
             fields=dict(served.fields),
+            headers=dict(served.headers),
             timeout_seconds=scenario.timeout_seconds,
         ),
         description=f"{served.kind}, started for this",

@@ -65,10 +65,11 @@ class Messages(AnthropicServingMessages):
     def messages_full_converter(self, generator: Any) -> Any:
         choice = generator.choices[0]
         for call in choice.message.tool_calls:
-            if not _is_object(call.function.arguments):
+            if not _is_object(arguments := call.function.arguments):
                 call.function.arguments = "{}"
-                # Else the caller would take the call for whole, and run it.
-                choice.finish_reason = "length"
+                if arguments.strip() not in ("", "null"):  # of a tool without parameters
+                    # Else the caller would take the call for whole, and run it.
+                    choice.finish_reason = "length"
         return super().messages_full_converter(generator)
 
 

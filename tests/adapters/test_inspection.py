@@ -95,7 +95,7 @@ def test_people_get_lines(kit, base_folder, tmp_path) -> None:
     assert "modules     down_proj x 2, q_proj x 2, v_proj x 2\n" in said.stdout
     no_base = CliRunner().invoke(app, ["inspect", str(folder), "--base", str(tmp_path / "no")])
     assert no_base.exit_code == 2
-    assert "(base_unreadable)" in no_base.stderr
+    assert "(base_not_found)" in no_base.stderr
 
 
 def test_the_trainer_is_guessed_by_what_it_leaves(kit, base_folder, tmp_path) -> None:

@@ -210,7 +210,7 @@ def test_the_config_of_a_llama_is_enough_to_judge_adapters(base_folder, tmp_path
 )
 def test_a_gguf_file_is_refused_with_what_it_was_made_from(tmp_path, name, source) -> None:
     for text in (str(tmp_path / name), str(tmp_path)):
-        with pytest.raises(BaseUnsupported, match=f"from, probably {source}, in safetensors"):
+        with pytest.raises(BaseUnsupported, match=f"from, probably '{source}', in safetensors"):
             find_model(text)
         (tmp_path / name).touch()
 
@@ -221,3 +221,8 @@ def test_a_folder_of_pickles_is_refused_where_weights_are_needed(base_folder, tm
     with pytest.raises(BaseUnsupported, match="pickled"):
         find_model(str(tmp_path))
     assert find_model(str(tmp_path), ("config.json",)) == tmp_path
+
+
+def test_a_text_that_is_too_long_for_a_path_is_no_model() -> None:
+    with pytest.raises(BaseNotFound):
+        find_model("a/" + "b" * 5000)

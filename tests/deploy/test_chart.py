@@ -121,6 +121,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"replicas": 2}, "catalog.existingSecret"),
     ({"replicas": 2, "catalog": {"existingSecret": "a"}}, "store.accessMode"),
     (
+        {"replicas": 2, "catalog": {"existingSecret": "a"}, "store": {"existingClaim": "mine"}},
+        "store.accessMode",
+    ),
+    (
         {"autoscaling": {"enabled": True}, "monitoring": {"serviceMonitor": {"enabled": True}}},
         "catalog.existingSecret",
     ),

@@ -42,6 +42,7 @@ class Side:
     log: list[str]
     urls: dict[str, str] = field(default_factory=dict)
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
     launches: tuple[int, ...] = (1,)
     held_bytes: int = 1 << 30
     start_seconds: float = 0.0

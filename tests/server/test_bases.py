@@ -87,6 +87,8 @@ def test_a_mixture_of_experts_is_refused_in_nf4_on_a_processor_only(
         ({"head_dim": 80, "partial_rotary_factor": 0.25}, "rotates 20 of the 80"),
         ({"head_dim": 32, "rope_parameters": {"partial_rotary_factor": 0.75}}, "rotates 24 of"),
         ({"text_config": {"head_dim": 8}}, "attention heads of 8"),
+        ({"text_config": "x", "head_dim": 8}, "attention heads of 8"),
+        ({"head_dim": 8, "partial_rotary_factor": float("nan")}, "attention heads of 8"),
     ],
 )
 def test_attention_that_a_processor_lacks_is_refused_there(
@@ -99,7 +101,15 @@ def test_attention_that_a_processor_lacks_is_refused_there(
 
 
 def test_heads_and_rotations_of_known_families_pass(model: Path, check: Check) -> None:
-    for width, share in ((64, 1.0), (128, 0.75), (96, 1.0), (80, 0.4), (256, 0.5), (64, 0.25)):
+    for width, share in (
+        (64, float("nan")),
+        (64, 1.0),
+        (128, 0.75),
+        (96, 1.0),
+        (80, 0.4),
+        (256, 0.5),
+        (64, 0.25),
+    ):
         set_config(model, head_dim=width, partial_rotary_factor=share)
         check(model)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from hub_server import Repo, running
+from hub_server import COMMIT, Repo, running
 from shop import BASE
 
 from server import preflight
@@ -160,7 +160,7 @@ def test_a_model_is_fetched_before_the_engine_starts_and_said_in_the_logs_form(h
     assert done.returncode == 3
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     said = [line["message"] for line in lines if line["level"] == "info"]
-    assert said[0].startswith("fetching acme/tiny from the hub into")
+    assert said[0].startswith(f"fetching acme/tiny@{COMMIT} from the hub into")
     (error,) = (line["message"] for line in lines if line["level"] == "error")
     assert "model.safetensors" in error
 

@@ -53,13 +53,17 @@ def test_what_the_sources_say_is_what_is_imported() -> None:
         place = next(each for each in symbol.places if INSTALLED.find(each))
         module, _, path = place.partition(":")
         function: Any = reduce(getattr, path.split("."), importlib.import_module(module))
-        if isinstance(function, property) or function.__module__.startswith(("server.", "tests.")):
-            continue  # a test before this one has made the patch
+        if isinstance(function, property) or _package(function.__module__) != _package(module):
+            continue  # a test before this one has made a patch, Lorry's or the NF4 plugin's
         read = {each.strip("*=") for each in INSTALLED.parameters(found) or ()} - {"", "cls"}
         taken = set(inspect.signature(inspect.unwrap(function)).parameters)
         if read - {"self"} != taken - {"self"}:
             wrong.append((place, read ^ taken))
     assert wrong == []
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def test_each_method_that_we_override_takes_what_vllm_passes() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from training.errors import BaseInvalid, InputError, Interrupted, RecipeInvalid, RunFailed
+from adapters.errors import BaseNotFound
+from training.errors import Interrupted, RecipeInvalid, RunFailed
 from training.progress import Control
 from training.recipe import Recipe
 from training.run import Trained, train
@@ -263,14 +264,14 @@ def test_a_sweep_goes_on_where_it_stopped_and_a_failed_run_is_a_row(
 
 def test_input_that_no_setting_can_use_ends_a_sweep(tmp_path: Path) -> None:
     settings = read_grid(write_recipe(tmp_path), ["lora.rank=4,8"])
-    with pytest.raises(BaseInvalid):
+    with pytest.raises(BaseNotFound):
         run_sweep(settings, here(tmp_path / "out"), lambda line: None)
 
 
 def test_an_error_of_a_run_crosses_the_border_of_its_process(tmp_path: Path) -> None:
     """Starts a process, because that is what is tested."""
     recipe = read_grid(write_recipe(tmp_path), ["lora.rank=4"])[0].recipe
-    with pytest.raises(InputError, match="absent"):
+    with pytest.raises(BaseNotFound, match="absent"):
         train_apart(recipe, tmp_path / "out")
 
 

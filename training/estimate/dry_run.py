@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Models with more layers are run with this many and with half as many: kinds of layers that
 # alternate do so with a period of 2 or 4.
 DEEP: Final = 8
+ADAPTER: Final = torch.float32  # as training/qlora.py raises it
 TILE: Final = 4096, 32768  # tokens and vocabulary of TRL's loss
 
 
@@ -33,9 +34,8 @@ class Step:
     """One step's batch, and how its weights are kept and trained.
 
     `rank` and `targets` are the adapter's; without them every weight is trained. `dtype` is that of
-    the products, `adapter_dtype` that of the adapter's weights. `loss` is TRL's as it runs on a
-    processor (`torch`) or on a GPU (`triton`), or transformers' own, which other trainers have: it
-    holds the logits of the whole batch (`logits`).
+    the products. `loss` is TRL's as it runs on a processor (`torch`) or on a GPU (`triton`), or
+    transformers' own, which other trainers have: it holds the logits of the whole batch (`logits`).
     """
 
     batch_size: int
@@ -44,7 +44,6 @@ class Step:
     dtype: torch.dtype = torch.bfloat16
     rank: int = 0
     targets: Sequence[str] = ()
-    adapter_dtype: torch.dtype = torch.bfloat16
     loss: Literal["torch", "triton", "logits"] = "triton"
 
 
@@ -111,7 +110,7 @@ def _add_adapter(base: Any, step: Step) -> Any:
         model.enable_input_require_grads()
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(step.adapter_dtype)
+            parameter.data = parameter.data.to(ADAPTER)
     return model.train()
 
 

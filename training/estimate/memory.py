@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from training.estimate.dry_run import Step, activation_bytes, logits_bytes
+from training.estimate.dry_run import ADAPTER, Step, activation_bytes, logits_bytes
 from training.estimate.shape import add_lora, build_base, quiet
 from training.nf4 import packed_bytes, quantized_linears
 
@@ -147,16 +147,10 @@ def _step(method: str, plan: Plan, checkpointing: bool) -> Step:
         length=plan.length,
         checkpointing=checkpointing,
         dtype=plan.dtype,
-        adapter_dtype=_adapter_dtype(method, plan),
         rank=0 if is_full else plan.rank,
         targets=() if is_full else plan.targets,
         loss="triton" if plan.gpu else "torch",
     )
-
-
-def _adapter_dtype(method: str, plan: Plan) -> torch.dtype:
-    """PEFT keeps an adapter in fp32; TRL converts that of a quantized base to bf16."""
-    return plan.dtype if method == "qlora" else torch.float32
 
 
 def _estimate(
@@ -167,24 +161,21 @@ def _estimate(
     if method == "full":
         weights, trained, trained_size = counts.base * size, counts.base, size
     else:
-        trained, trained_size = counts.lora, _adapter_dtype(method, plan).itemsize
+        trained, trained_size = counts.lora, ADAPTER.itemsize
         base = counts.nf4_bytes if method == "qlora" else counts.base * size
         weights = base + trained * trained_size
     if method == "qlora":  # one linear at a time is dequantized for its product
         activations += counts.largest_linear * size
     gradients = trained * trained_size
-    optimizer = trained * _state_size(method, plan, trained_size)
+    optimizer = trained * _state_size(trained_size)
     known = weights + gradients + optimizer + activations
     overhead = CONTEXT_BYTES + int(FRAGMENTATION * known) if plan.gpu else 0
     return Parts(weights, gradients, optimizer, activations, overhead)
 
 
-def _state_size(method: str, plan: Plan, trained_size: int) -> int:
+def _state_size(trained_size: int) -> int:
     """Bytes of AdamW for one weight: two moments, and a copy in fp32 of a bf16 weight.
 
-    QLoRA has no copy: the adapter itself is updated in bf16, as its paper does. On a processor
-    PyTorch's AdamW has moments of the weight's type.
+    An adapter is in fp32 and needs no copy.
     """
-    if not plan.gpu and method != "full":
-        return 2 * trained_size
-    return 8 if method == "qlora" or trained_size == 4 else 12
+    return 8 if trained_size == 4 else 12

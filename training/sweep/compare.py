@@ -13,6 +13,7 @@ from math import isfinite
 from statistics import fmean
 from typing import Final
 
+from adapters.errors import AdapterError
 from training.errors import RunFailed, TrainingError
 from training.evaluation.bootstrap import Difference, paired_difference
 from training.report.curves import metric_name
@@ -34,7 +35,7 @@ class Attempt:
 
     setting: Setting
     trained: Trained | None = None
-    error: TrainingError | None = None
+    error: TrainingError | AdapterError | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from adapters.errors import AdapterError, BaseUnreadable
 from training.cli import ONE_REQUEST, STOPPING
 from training.errors import InputError, Interrupted, RunFailed, TrainingError
 from training.progress import Control, Report, Stop, shown
@@ -19,6 +20,8 @@ from training.run import Trained, train
 from training.sweep.compare import Attempt
 from training.sweep.grid import Setting
 
+UNUSABLE = (InputError, BaseUnreadable)
+
 
 def run_sweep(
     settings: Sequence[Setting], train_one: Callable[[Recipe], Trained], report: Report
@@ -26,7 +29,7 @@ def run_sweep(
     """Train every setting; the same call goes on where an interrupted one stopped.
 
     Raises:
-        InputError: the input is unusable for every setting.
+        InputError, BaseUnreadable: the input is unusable for every setting.
         Interrupted: a run was stopped; none is begun after it.
     """
     attempts = []
@@ -34,7 +37,7 @@ def run_sweep(
         report(f"[{number}/{len(settings)}] {setting.label}")
         attempts.append(_attempt(setting, train_one, report))
     errors = [attempt.error for attempt in attempts]
-    if isinstance(errors[0], InputError) and all(isinstance(each, InputError) for each in errors):
+    if isinstance(errors[0], UNUSABLE) and all(isinstance(each, UNUSABLE) for each in errors):
         raise errors[0]
     return attempts
 
@@ -44,13 +47,13 @@ def _attempt(setting: Setting, train_one: Callable[[Recipe], Trained], report: R
         return Attempt(setting, train_one(setting.recipe))
     except Interrupted:
         raise
-    except TrainingError as error:
+    except (TrainingError, AdapterError) as error:
         report(f"failed: {error} ({error.code})")
         return Attempt(setting, error=error)
 
 
 def train_apart(recipe: Recipe, output: Path) -> Trained:
-    """Train in a process of its own; raises the TrainingError that ended the run.
+    """Train in a process of its own; raises the error that ended the run.
 
     So all memory is given back, the peak that a run reports is its own, and one that the system
     kills is a failed run like any other.
@@ -67,7 +70,7 @@ def train_apart(recipe: Recipe, output: Path) -> Trained:
         process.join()
     if stop.signal:
         raise Interrupted("the sweep was stopped", "the same command goes on", stop.signal)
-    if isinstance(found, TrainingError):
+    if isinstance(found, TrainingError | AdapterError):
         raise found
     if not isinstance(found, Trained):
         ended = f"the process of the run ended with exit code {process.exitcode}"
@@ -117,7 +120,7 @@ def _train_and_send(recipe: Recipe, output: Path, connection: Connection) -> Non
             connection.send(train(recipe, output, Control(report, on_step, stop), again="resume"))
         except Interrupted:
             return  # the one who asked for it knows
-        except TrainingError as error:
+        except (TrainingError, AdapterError) as error:
             connection.send(error)
 
 

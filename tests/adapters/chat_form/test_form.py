@@ -10,7 +10,7 @@ from publishing import publish
 
 from adapters.backup import copy_store
 from adapters.chat_form.form import read_form
-from adapters.errors import CheckpointInvalid
+from adapters.errors import CheckpointInvalid, ObjectDamaged
 from adapters.publish import list_notes, list_warnings
 from adapters.store import Store
 from adapters.store.files import TOKENIZER
@@ -150,7 +150,7 @@ def test_a_changed_form_is_damage(kit, chat_base, tmp_path) -> None:
     path = store.path(version.digest) / TOKENIZER
     path.chmod(0o644)
     path.write_text(path.read_text().replace("INST", "inst"))
-    with pytest.raises(Exception, match="not those that were published"):
+    with pytest.raises(ObjectDamaged, match="not those that were published"):
         store.verify(version.digest)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapters.checkpoint.base import Base, read_base
+from adapters.checkpoint.base import Base, digest_base, read_base
 from adapters.errors import BaseUnreadable
 
 
@@ -103,7 +103,11 @@ def test_the_experts_of_a_mixture_are_not_linears_to_adapt(kit, tmp_path) -> Non
     weights = {f"model.layers.0.{name}.weight": kit.f16(np.zeros((4, 4))) for name in names}
     (folder / "model.safetensors").write_bytes(kit.encode(weights))
     served = {"model.layers.0.self_attn.q_proj", "model.layers.0.mlp.shared_expert.up_proj"}
-    assert set(read_base(folder).linears) == served
+    found = read_base(folder)
+    assert set(found.linears) == served
+    # The identity is of all of them, and does not depend on what is served.
+    config = {"model_type": "qwen3_moe"}
+    assert found.digest == digest_base(config, {f"model.layers.0.{name}": (4, 4) for name in names})
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,11 @@ fixtures/mlx_adapter was written by mlx-lm 0.32.2 (`mlx_lm.lora --model shop-bas
 """
 
 import json
+import resource
 import shutil
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,12 @@ import pytest
 from publishing import publish
 from safetensors.numpy import load_file, save_file
 
-from adapters.checkpoint.mlx import is_mlx
-from adapters.errors import CheckpointInvalid
+from adapters.checkpoint.mlx import convert, is_mlx
+from adapters.checkpoint.npz import NpzMalformed, read_npz
+from adapters.errors import CheckpointInvalid, StoreFull, StoreUnwritable
 from adapters.publish import WARNINGS
 from adapters.store import Store
+from adapters.watch import Watcher
 
 ROOT = Path(__file__).parents[3]
 BASE = ROOT / "examples/shop/base"
@@ -167,34 +172,196 @@ def test_wrong_tensors_are_refused(refused, folder, code, tensors) -> None:
     assert refused() == [code]
 
 
-def test_a_wrong_npz_is_refused(refused, folder, tmp_path) -> None:
+@pytest.fixture
+def npz(folder: Path) -> Path:
+    """The place of an archive that stands for the weights."""
     (folder / "adapters.safetensors").unlink()
-    path = folder / "adapters.npz"
+    return folder / "adapters.npz"
+
+
+def test_a_wrong_npz_is_refused(refused, npz, tmp_path) -> None:
     touched = tmp_path / "touched"
 
     class Trap:
         def __reduce__(self):
             return (Path.touch, (touched,))
 
+    ones = np.ones((3, 2), "f4")
     for write in (
-        lambda: path.write_bytes(b"PK\3\4 no zip"),
-        lambda: path.write_bytes(b""),
-        lambda: np.savez(path, **{f"{Q}.lora_a": np.array([Trap()], dtype=object)}),
-        lambda: np.savez(path, **{f"{Q}.lora_a": np.asfortranarray(np.ones((3, 2), "f4"))}),
-        lambda: _zip(path, f"{Q}.lora_a.npy", b"no npy"),
-        lambda: _zip(path, f"{Q}.lora_a.npy", _npy_header("(1000, 4)")),
+        lambda: npz.write_bytes(b"PK\3\4 no zip"),
+        lambda: npz.write_bytes(b""),
+        lambda: np.savez(npz, **{f"{Q}.lora_a": np.asfortranarray(ones)}),
+        lambda: np.savez_compressed(npz, **{f"{Q}.lora_a": ones}),
+        lambda: _zip(npz, b"no npy"),
+        lambda: _zip(npz, b""),
+        lambda: _zip(npz, _npy(_header("(1000, 4)"))),
+        lambda: _zip(npz, _npy(_header("(4, 4)"), bytes(65))),
+        lambda: _break(npz, b"PK\1\2", 8, b"\1"),  # encrypted
+        lambda: _break(npz, b"PK\1\2", 10, b"\x08"),  # deflated, and it is not
+        lambda: _break(npz, b"PK\1\2", 42, b"\xff\xff\xff\x7f"),  # begins behind the end
+        lambda: _break(npz, b"\x93NUMPY", 200, b"\xff"),  # its checksum is another
     ):
         write()
-        assert refused()
+        assert refused() == ["weights_malformed"]
+    np.savez(npz, **{f"{Q}.lora_a": np.array([Trap()], dtype=object)})
+    assert refused() == ["dtype_unsupported"]
     assert not touched.exists()
 
 
-def _zip(path: Path, name: str, content: bytes) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(name, content)
-        archive.writestr(name.replace("lora_a", "lora_b"), content.replace(b"1000, 4", b"4, 1000"))
+def test_a_header_that_numpy_would_fail_at_is_refused(refused, npz) -> None:
+    for text in (
+        "-" * 9_000,
+        "(" * 9_000,
+        "{1: 2, 'a': 3}",
+        "{[]: 2}",
+        _header("(-8, -4)"),
+        _header("(True, 4)"),
+        _header("(0, 4)"),
+        _header("(4 4, 4)"),
+        _header("(,)"),
+        _header(f"({'9' * 5_000}, 4)"),
+        _header("(4, 4)") * 2,
+    ):
+        _zip(npz, _npy(text))
+        assert refused() == ["weights_malformed"], text[:40]
 
 
-def _npy_header(shape: str) -> bytes:
-    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+def test_the_header_that_mlx_writes_is_read(npz) -> None:
+    _zip(npz, _npy("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 3, )}   \n", bytes(12)))
+    with npz.open("rb") as file:
+        (array, _) = read_npz(file).values()
+        assert (array.kind, array.shape, array.read(12)) == ("<f2", (2, 3), bytes(12))
+
+
+def test_members_that_share_their_bytes_are_refused(folder, npz, tmp_path) -> None:
+    """A small archive that holds much: each member's values hold the next member."""
+    values = bytes(1 << 20)
+    headers = {
+        f"model.layers.{layer}.self_attn.q_proj.{side}.npy": _npy(_header(shape))
+        for layer in range(20)
+        for side, shape in (("lora_a", f"({len(values) // 16}, 4)"), ("lora_b", f"(4, {1 << 16})"))
+    }
+    with zipfile.ZipFile(npz, "w") as archive:
+        for name, header in headers.items():
+            archive.writestr(name, header)
+        archive.writestr("values", values)
+        content = npz.read_bytes()
+        archive.filelist.pop()
+        for member in archive.filelist:
+            begin = member.header_offset + 30 + len(member.filename)
+            size = len(headers[member.filename]) + len(values)
+            member.file_size = member.compress_size = size
+            member.CRC = zlib.crc32(content[begin : begin + size])
+        archive.NameToInfo.pop("values")
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(CheckpointInvalid) as caught:
+        convert(folder, into, 2 << 20)
+    assert [problem.code for problem in caught.value.problems] == ["file_too_large"]
+    assert not list(into.iterdir())
+    assert convert(folder, into, 64 << 20).code == "converted_from_mlx"  # it is an archive
+
+
+def test_a_watched_folder_that_is_malformed_is_refused_once(folder, npz, tmp_path) -> None:
+    offered, news = [], []
+
+    def offer(watched: Path, name: str):
+        offered.append(name)
+        return publish(
+            watched, name=name, store=tmp_path / "store", base=BASE, base_name="shop-base"
+        )
+
+    drop = tmp_path / "drop"
+    shutil.copytree(folder, drop / "scale")
+    change(drop / "scale", lora_parameters={"scale": 10**400})
+    (drop / "scale/adapters.npz").write_bytes(b"")
+    for name, text in (("deep", "-" * 9_000), ("open", "(" * 9_000), ("keys", "{[]: 2}")):
+        _zip(shutil.copytree(folder, drop / name) / "adapters.npz", _npy(text))
+    watcher = Watcher(drop, offer, news.append)
+    for _ in range(5):
+        watcher.poll()
+    assert sorted(offered) == ["deep", "keys", "open", "scale"]
+    assert [(each.name, each.status) for each in news] == [
+        (name, "refused") for name in ("deep", "keys", "open", "scale")
+    ]
+
+
+@pytest.mark.parametrize(
+    "scale", ["1" + "0" * 400, "1e308", "-1", "0", "true", '"2"', "null", "[" * 900 + "]" * 900]
+)
+def test_a_scale_that_cannot_be_one_is_refused(refused, folder, scale) -> None:
+    text = f'{{"fine_tune_type": "lora", "lora_parameters": {{"scale": {scale}}}}}'
+    (folder / "adapter_config.json").write_text(text)
+    assert refused() in (["alpha_invalid"], ["config_malformed"])
+
+
+def test_a_disk_that_cannot_be_written_says_so(folder, tmp_path) -> None:
+    full, closed = tmp_path / "full", tmp_path / "closed"
+    full.mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(StoreFull):
+            convert(folder, full, 64 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.raises(StoreUnwritable):
+        convert(folder, closed, 64 << 20)
+
+
+def test_an_empty_npz_is_named(folder, npz, tmp_path) -> None:
+    zipfile.ZipFile(npz, "w").close()
+    with pytest.raises(CheckpointInvalid) as caught:
+        convert(folder, tmp_path, 1 << 20)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.where) == ("weights_empty", "adapters.npz")
+
+
+def test_what_an_npz_declares_takes_no_memory(npz) -> None:
+    declared = b"\x93NUMPY\2\0" + (64 << 20).to_bytes(4, "little") + bytes(64 << 20)
+    for write in (
+        lambda: _zip(npz, declared, zipfile.ZIP_DEFLATED),
+        lambda: _zip(npz, declared),
+        lambda: _write_directory(npz, 1_000_000),
+        lambda: _write_directory(npz, 20_000),
+    ):
+        write()
+        tracemalloc.start()
+        try:
+            with npz.open("rb") as file, pytest.raises(NpzMalformed):
+                read_npz(file)
+            assert tracemalloc.get_traced_memory()[1] < 32 << 20
+        finally:
+            tracemalloc.stop()
+
+
+def _zip(path: Path, content: bytes, kind: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr(f"{Q}.lora_a.npy", content)
+        archive.writestr(f"{Q}.lora_b.npy", content.replace(b"1000, 4", b"4, 1000"))
+
+
+def _break(path: Path, mark: bytes, offset: int, other: bytes) -> None:
+    """A sound archive with other bytes at an offset from the first mark."""
+    np.savez(
+        path, **{f"{Q}.lora_a": np.ones((256, 4), "f4"), f"{Q}.lora_b": np.ones((4, 256), "f4")}
+    )
+    content = bytearray(path.read_bytes())
+    begin = content.index(mark) + offset
+    content[begin : begin + len(other)] = other
+    path.write_bytes(content)
+
+
+def _write_directory(path: Path, count: int) -> None:
+    """An archive that is a directory of empty members; its end counts none of them."""
+    entry = b"PK\1\2".ljust(46, b"\0")
+    end = b"PK\5\6" + bytes(8) + (len(entry) * count).to_bytes(4, "little") + bytes(6)
+    path.write_bytes(entry * count + end)
+
+
+def _header(shape: str) -> str:
+    return f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n"
+
+
+def _npy(text: str, values: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + values

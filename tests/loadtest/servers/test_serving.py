@@ -143,7 +143,7 @@ def test_a_missing_base_is_reported_with_the_log(setup, tmp_path):
         adapters=setup.adapters,
     )
     with (
-        pytest.raises(ServerFailed, match=r"no base model.*publish\.log"),
+        pytest.raises(ServerFailed, match=r"base_not_found.*publish\.log"),
         serving("lorry", broken),
     ):
         pass

@@ -49,7 +49,8 @@ def test_any_other_conversation_gets_a_new_answer(messages):
     [
         ('{"city": "Oslo"}', {"city": "Oslo"}, "tool_use"),
         ('{"city": "Os', {}, "max_tokens"),
-        ("", {}, "max_tokens"),
+        ("", {}, "tool_use"),
+        ("null", {}, "tool_use"),
         ('"Oslo"', {}, "max_tokens"),
     ],
 )

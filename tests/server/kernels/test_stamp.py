@@ -68,7 +68,7 @@ def test_without_sources_any_stamp_passes_but_a_missing_one_fails(
 def test_the_exit_code_says_whether_to_build_again(of: str, tmp_path: Path) -> None:
     folder = tmp_path / "server" / "kernels"
     (folder / "native").mkdir(parents=True)
-    for name in ("__init__.py", "stamp.py", *NAMES):
+    for name in ("__init__.py", "stamp.py", "versions.py", *NAMES):
         shutil.copy(KERNELS / name, folder / name)
     (tmp_path / "server" / "__init__.py").touch()
     built = stamp.digest() if of == "these" else "0123456789abcdef"

@@ -35,7 +35,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- /* Whether servers on several nodes can have the store: true, or nothing. */ -}}
 {{- define "lorry.sharesStore" -}}
-{{- if or .Values.store.existingClaim (eq .Values.store.accessMode "ReadWriteMany") }}true{{ end -}}
+{{- if eq .Values.store.accessMode "ReadWriteMany" }}true{{ end -}}
 {{- end -}}
 
 {{- /* User and group of the image (deploy/Dockerfile). */ -}}
@@ -81,7 +81,7 @@ capabilities:
 {{- fail "more than one server needs a catalog that they share: give catalog.existingSecret, with the URL of a PostgreSQL database" -}}
 {{- end -}}
 {{- if not (include "lorry.sharesStore" .) -}}
-{{- fail "more than one server needs a store that they share: set store.accessMode to ReadWriteMany, with a storageClass that can do it, or give store.existingClaim" -}}
+{{- fail "more than one server needs a store that they share: set store.accessMode to ReadWriteMany, with a storageClass, or a store.existingClaim, that has it" -}}
 {{- end -}}
 {{- end -}}
 {{- if lt (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas) -}}

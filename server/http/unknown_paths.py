@@ -1,4 +1,4 @@
-"""What to tell a caller who asks for a path that is not there."""
+"""The message of a 404 for an unknown path: names the path that a wrong base URL meant."""
 
 from __future__ import annotations
 

@@ -99,13 +99,14 @@ class Assembly:
             settings,
             lifecycle=self.lifecycle,
             names=ModelNames(settings.base_name, catalog),
-            recorder=Recorder(settings.base_name, self.metrics, self.tracing),
+            recorder=Recorder(settings.base_name, self.metrics, self.tracing, settings.replica),
             registry=registry,
             before_scrape=self.routers.refresh,
             catalog=catalog,
             publisher=self.publisher,
             suspects=self.suspects,
             started_at=int(self.started),
+            count_waiting=lambda: self.metrics.waiting,
         )
         self._followers: list[asyncio.Task[None]] = []
 
@@ -139,7 +140,7 @@ class Assembly:
         )
         followers = (self.catalog_watch, pins, occupancy, removals, self._heartbeat)
         self._followers = [asyncio.create_task(follower.run()) for follower in followers]
-        self.lifecycle.attach(Attached(app, residency, admission))
+        self.lifecycle.attach(Attached(app, residency, admission, engine.max_sequences))
 
     def supervise(self, engine: RestartableEngine) -> Supervisor:
         """What starts the connected engine again when it ends; the caller runs it."""

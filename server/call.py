@@ -87,6 +87,7 @@ class Call:
     operation: str
     base: str
     span: Span
+    replica: str = ""  # the name of this server, where there are several
     caller: str = ""  # whose turn it is, where callers take turns: the address it comes from
     started: float = field(default_factory=time.monotonic)
     digest: str = ""  # SHA-256 of the body

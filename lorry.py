@@ -41,6 +41,7 @@ COMMANDS = {
     "data": ("training.cli", "Check training data: forms, tokens, truncation, leaks."),
     "estimate": ("training.estimate.cli", "Estimate an adapter's size and the memory to train it."),
     "merge": ("training.merge.cli", "Merge an adapter into its base: a plain checkpoint."),
+    "cluster": ("cluster.cli", "Run several servers behind one endpoint, on Ray."),
     "loadtest": ("loadtest.cli", "Load-test a server, per adapter, with a verdict."),
 }
 

@@ -107,10 +107,12 @@ def _run(config: Path | None, given: dict[str, Any], engine_flags: list[str]) ->
     from server import preflight
     from server.engine import environment, forkserver
     from server.engine.arguments import check_extra
+    from server.kernels import watchdog
     from server.settings import load_settings
 
     form = given.get("log_format") or _asked_format()
     try:
+        watchdog.arm(watchdog.SUPERVISOR_VARIABLE)
         settings = load_settings(config, **given)
         form = settings.log_format
         check_extra(engine_flags)

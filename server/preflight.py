@@ -152,8 +152,10 @@ def open_catalog(store: Path, url: str = "") -> Catalog:
         raise StoreUnreadable(f"can't open the adapter store {store}: {error}") from None
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Bind the port now, so that a clash is detected before the engine starts.
+
+    Processes that all bind it `shared` listen side by side.
 
     Raises:
         PortInUse: another process has it, or the address is not this machine's.
@@ -161,6 +163,8 @@ def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
         listener.listen()  # two servers that only bind would both succeed

@@ -24,7 +24,7 @@ from pydantic_settings import (
 
 from adapters.models import name_model
 from server.errors import SettingsInvalid
-from server.kernels.watchdog import SERVER_VARIABLE
+from server.kernels.watchdog import SERVER_VARIABLE, SUPERVISOR_VARIABLE
 
 ENV_PREFIX = "LORRY_"
 DEFAULT_CONFIG = Path("lorry.toml")
@@ -302,7 +302,7 @@ def _read_token(settings: Settings) -> SecretStr:
 
 def _check_environment() -> None:
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
-    known |= {SERVER_VARIABLE, CLIENT_VARIABLE}
+    known |= {SERVER_VARIABLE, SUPERVISOR_VARIABLE, CLIENT_VARIABLE}
     unknown = sorted(k for k in os.environ if k.startswith(ENV_PREFIX) and k not in known)
     if unknown:
         raise SettingsInvalid(

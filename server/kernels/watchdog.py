@@ -1,7 +1,8 @@
-"""Ends an engine process whose server is gone, so that `kill -9` of the server leaves no orphan.
+"""Ends a process whose parent is gone, so that `kill -9` of the parent leaves no orphan.
 
 The server puts its process id into the environment, which its engine and workers inherit; only they
-watch it. The watchdog reads the state of that one process and knows nothing else of it.
+watch it. What started the server itself may do the same, by another variable (cluster/). The
+watchdog reads the state of that one process and knows nothing else of it.
 Not PR_SET_PDEATHSIG: it fires when the *thread* that started the engine ends.
 """
 
@@ -10,14 +11,15 @@ import threading
 import time
 
 SERVER_VARIABLE = "LORRY_PARENT_PID"
+SUPERVISOR_VARIABLE = "LORRY_SUPERVISOR_PID"
 POLL_SECONDS = 1.0
 ORPHANED = 70
 _THREAD = "lorry-watchdog"
 
 
-def arm() -> bool:
-    """Watch the server whose id is in the environment, if any; returns whether there is one."""
-    server = int(os.environ.get(SERVER_VARIABLE, os.getpid()))
+def arm(variable: str = SERVER_VARIABLE) -> bool:
+    """Watch the process whose id is in the environment, if any; returns whether there is one."""
+    server = int(os.environ.get(variable, os.getpid()))
     if server == os.getpid():
         return False
     if any(thread.name == _THREAD for thread in threading.enumerate()):

@@ -1,0 +1,189 @@
+"""The two Serve applications of a cluster, built from their arguments.
+
+`build_servers` and `build_gateway` are the `import_path`s of a Serve config file. They are apart so
+that an upgrade of the servers leaves the endpoint as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import ray
+import uvicorn
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+
+from cluster.arguments import GATEWAY, SERVER, SERVERS, GatewayArguments, ServersArguments
+from cluster.autoscaling import CAPACITY, IN_FLIGHT, WAITING, QueuePolicy
+from cluster.gateway.app import Gateway
+from cluster.routing import AdapterRouter, RayPicker
+from cluster.server_process import ServerProcess
+from server.http.bodies import Bodies
+from server.http.connections import ACCEPTED_AT_ONCE, Connections, Limits, Listener
+from server.preflight import bind, take_descriptors
+from server.serve import HttpServer
+
+# The servers' own queue is fair and bounded: Ray must not hold calls in front of it.
+_UNLIMITED = 1_000_000
+_HEALTH_PERIOD_SECONDS = 1.0
+_HEALTH_TIMEOUT_SECONDS = 30.0
+_ROUTERS_SECONDS = 2.0  # for the routers to hear that a replica leaves
+_STOP_SECONDS = 30.0  # beyond the drain, for the process to end
+_CONNECT_SECONDS = 5.0
+_KEEP_ALIVE_SECONDS = 30.0  # less than a server's own keep_alive_seconds
+_DRAIN_SECONDS = 600  # of the gateway: as long as the longest answer
+
+
+class Server:
+    """A replica: `lorry serve` in a child process, and what Ray asks about it."""
+
+    async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]
+        given = ServersArguments(**arguments)
+        settings = given.load()
+        self._base = settings.base_name
+        self._drain_seconds = settings.drain_seconds
+        self._process = ServerProcess(
+            given.settings,
+            given.engine_flags,
+            host=given.host or ray.util.get_node_ip_address(),
+            name=serve.get_replica_context().replica_id.unique_id,
+        )
+        self._capacity = (await self._process.start())["capacity"]
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": self._process.name,
+            "url": self._process.url,
+            "base": self._base,
+            "capacity": self._capacity,
+        }
+
+    def record_replica_metadata(self) -> dict[str, Any]:
+        return self.describe()
+
+    async def check_health(self) -> None:
+        """Raises when the process is gone or does not answer: Ray replaces the replica then.
+
+        A server whose engine restarts is well: it answers, and its calls wait.
+        """
+        await self._process.ready()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        ready = await self._process.ready()
+        return {name: float(ready[name]) for name in (IN_FLIGHT, WAITING, CAPACITY)}
+
+    async def __del__(self) -> None:
+        """Ray's hook for the end of a replica, once no router knows it any more."""
+        await self._process.stop(self._drain_seconds)
+
+
+class Endpoint:
+    """The gateway: it listens on a port of its node, and Ray is not in the way of the bytes."""
+
+    async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]
+        given = GatewayArguments(**arguments)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+            auto_decompress=False,
+        )
+        connections = Connections(
+            Limits(
+                connections=take_descriptors(given.max_connections),
+                head_seconds=given.head_seconds,
+                keep_alive_seconds=given.keep_alive_seconds,
+            )
+        )
+        asyncio.get_running_loop().set_exception_handler(connections.on_loop_exception)
+        picker = RayPicker(serve.get_deployment_handle(SERVER, SERVERS), SERVER)
+        await picker.start()
+        gateway = Gateway(
+            picker,
+            self._session,
+            Bodies(
+                max_bytes=given.max_body_bytes,
+                max_sum=given.max_bodies_bytes,
+                seconds=given.body_seconds,
+            ),
+            given.wait_seconds,
+        )
+        self._http = HttpServer(
+            uvicorn.Config(
+                gateway,
+                http=connections,  # type: ignore[arg-type]  # makes the protocols
+                ws="none",
+                backlog=ACCEPTED_AT_ONCE,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                proxy_headers=False,
+                server_header=False,
+                date_header=False,
+                timeout_graceful_shutdown=_DRAIN_SECONDS,
+            )
+        )
+        listener = Listener(fileno=bind(given.host, given.port, shared=True).detach())
+        self._serving = asyncio.create_task(self._http.serve(sockets=[listener]))
+
+    async def check_health(self) -> None:
+        if self._serving.done():
+            raise RuntimeError("the gateway has stopped listening")
+
+    async def __del__(self) -> None:
+        self._http.should_exit = True
+        await self._serving
+        await self._session.close()
+
+
+def build_servers(arguments: dict[str, Any]) -> Application:
+    """The application `lorry-servers`; raises ValidationError or SettingsInvalid."""
+    given = ServersArguments(**arguments)
+    drain_seconds = given.load().drain_seconds
+    options: dict[str, Any] = {"num_replicas": given.replicas}
+    if given.max_replicas > given.replicas:
+        policy = {"calls_per_replica": given.calls_per_replica}
+        options = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=given.replicas,
+                max_replicas=given.max_replicas,
+                policy=AutoscalingPolicy(policy_function=QueuePolicy, policy_kwargs=policy),
+            )
+        }
+    deployment: Any = serve.deployment(
+        Server,
+        name=SERVER,
+        ray_actor_options={"num_cpus": given.cpus, "num_gpus": given.gpus},
+        request_router_config=RequestRouterConfig(
+            request_router_class=AdapterRouter,  # type: ignore[arg-type]  # Ray's stub is wrong
+            request_router_kwargs={"deployment": SERVER},
+        ),
+        max_ongoing_requests=_UNLIMITED,
+        max_surge_percent=100,  # an upgrade starts the new servers first
+        health_check_period_s=_HEALTH_PERIOD_SECONDS,
+        health_check_timeout_s=_HEALTH_TIMEOUT_SECONDS,
+        graceful_shutdown_wait_loop_s=_ROUTERS_SECONDS,
+        graceful_shutdown_timeout_s=drain_seconds + _STOP_SECONDS,
+        **options,
+    )
+    application: Application = deployment.bind(given.model_dump(mode="json"))
+    return application
+
+
+def build_gateway(arguments: dict[str, Any]) -> Application:
+    """The application `lorry-gateway`; raises ValidationError."""
+    given = GatewayArguments(**arguments)
+    deployment: Any = serve.deployment(
+        Endpoint,
+        name=GATEWAY,
+        num_replicas=given.gateways,
+        max_replicas_per_node=1,
+        ray_actor_options={"num_cpus": 0},
+        max_surge_percent=100,  # the new one listens before the old one stops: SO_REUSEPORT
+        health_check_period_s=_HEALTH_PERIOD_SECONDS,
+        graceful_shutdown_timeout_s=_DRAIN_SECONDS + _STOP_SECONDS,
+    )
+    application: Application = deployment.bind(given.model_dump(mode="json"))
+    return application

@@ -1,0 +1,231 @@
+"""`lorry cluster`: several servers behind one endpoint, on Ray.
+
+Ray is imported when a command needs it. Exit codes are those of `lorry serve`; 1: the cluster did
+not come up, or does not answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from server.errors import PlatformUnsupported, SettingsInvalid, StartupError
+
+if TYPE_CHECKING:
+    from cluster.arguments import ServersArguments
+
+app = typer.Typer(
+    name="cluster",
+    help="Run several servers behind one endpoint, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+T = TypeVar("T")
+_KEY_VARIABLE = "LORRY_API_KEY"
+UrlOption = Annotated[
+    str, typer.Option("--url", envvar="LORRY_URL", help="The cluster's endpoint.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="An existing Ray, or `auto`. [default: a new one, here]")
+]
+
+
+@app.command()
+def up(
+    model: Annotated[
+        str | None, typer.Argument(help="The base: a folder, or ORG/NAME[@REVISION].")
+    ] = None,
+    engine_flags: Annotated[
+        list[str] | None, typer.Argument(help="After `--`: any flag of vLLM's engine.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(help="Servers; with --max-replicas, at least.")] = 2,
+    max_replicas: Annotated[
+        int, typer.Option(help="Servers at most: added while calls wait. [default: --replicas]")
+    ] = 0,
+    host: Annotated[str, typer.Option(help="Address of the endpoint.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8000,
+    gateways: Annotated[int, typer.Option(help="Endpoints, each on a node of its own.")] = 1,
+    replica_cpus: Annotated[
+        float | None, typer.Option(help="Processors for each server. [default: an equal share]")
+    ] = None,
+    replica_gpus: Annotated[float, typer.Option(help="GPUs for each server.")] = 0.0,
+    address: AddressOption = None,
+    config: Annotated[Path | None, typer.Option(help="Settings file [lorry.toml].")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of `lorry serve`; repeat it."),
+    ] = None,
+    print_: Annotated[
+        bool, typer.Option("--print", help="Print a Serve config file instead, for serve deploy.")
+    ] = False,
+) -> None:
+    """Run a cluster: here, until Ctrl-C; with --address on an existing Ray, where it stays.
+
+    The same command with other settings upgrades a cluster on an existing Ray.
+    """
+    with _errors():
+        from cluster.arguments import GatewayArguments, serve_config
+
+        is_here = address is None and not print_
+        servers = _read_servers(
+            config,
+            {"model": model, **_parse(settings or [])},
+            engine_flags=engine_flags or [],
+            replicas=replicas,
+            max_replicas=max_replicas,
+            cpus=_share(replicas) if replica_cpus is None and is_here else replica_cpus or 1.0,
+            gpus=replica_gpus,
+            host="127.0.0.1" if is_here else "",
+        )
+        gateway = _valid(GatewayArguments, host=host, port=port, gateways=gateways)
+        if print_:
+            typer.echo(serve_config(servers, gateway), nl=False)
+            return
+        _check_ray()
+        if address is None:
+            _close_own_ray()
+        from cluster import deploying
+
+        if address is None:
+            raise typer.Exit(deploying.run_here(servers, gateway, say))
+        deploying.deploy(servers, gateway, address)
+        say(f"ready on http://{host}:{port}")
+
+
+@app.command()
+def down(address: Annotated[str, typer.Option(help="The Ray that it runs on.")] = "auto") -> None:
+    """Drain and remove a cluster that runs on an existing Ray."""
+    with _errors():
+        _check_ray()
+        from cluster import deploying
+
+        deploying.remove(address)
+
+
+@app.command()
+def status(
+    url: UrlOption = "http://127.0.0.1:8000",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the servers of a cluster, and what each does. Sends the key in LORRY_API_KEY, if any."""
+    import httpx2
+
+    key = os.environ.get(_KEY_VARIABLE) or os.environ.get("LORRY_ADMIN_TOKEN")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    try:
+        answer = httpx2.get(f"{url.rstrip('/')}/cluster", headers=headers, timeout=30)
+        body = answer.json()
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+        fail(f"no cluster answers at {url}: {error or type(error).__name__}")
+    if answer.status_code != 200 or "replicas" not in body:
+        said = body.get("error", {}).get("message") if isinstance(body, dict) else None
+        fail(f"{url} answers {answer.status_code}: {said or 'it is no cluster'}")
+    if as_json:
+        typer.echo(json.dumps(body))
+        return
+    _print_table(body["replicas"])
+
+
+def _print_table(replicas: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("REPLICA", "STATUS", "IN FLIGHT", "WAITING", "CAPACITY", "ADDRESS"):
+        table.add_column(column)
+    for each in replicas:
+        counts = (str(each.get(name, "-")) for name in ("in_flight", "waiting", "capacity"))
+        table.add_row(each["name"], each["status"], *counts, each["url"])
+    Console(highlight=False).print(table if replicas else "no server takes calls")
+
+
+def _read_servers(config: Path | None, given: dict[str, Any], **arguments: Any) -> ServersArguments:
+    """Raises SettingsInvalid."""
+    from cluster.arguments import ServersArguments, ship
+    from server.engine.arguments import check_extra
+    from server.settings import load_settings
+
+    check_extra(arguments["engine_flags"])
+    settings = ship(load_settings(config, **given))
+    if "threads" not in settings and arguments["cpus"] >= 1:
+        settings["threads"] = int(arguments["cpus"])
+    return _valid(ServersArguments, settings=settings, **arguments)
+
+
+def _valid(kind: type[T], **arguments: Any) -> T:
+    """Raises SettingsInvalid."""
+    from pydantic import ValidationError
+
+    try:
+        return kind(**arguments)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, each['loc']))} {each['msg']}".strip() for each in error.errors()
+        )
+        raise SettingsInvalid(f"cluster: {problems}") from None
+
+
+def _parse(settings: list[str]) -> dict[str, Any]:
+    """Raises SettingsInvalid for what is no KEY=VALUE."""
+    from server.settings import Settings
+
+    found = {}
+    for each in settings:
+        name, equals, value = each.partition("=")
+        if not equals or name not in Settings.model_fields:
+            raise SettingsInvalid(f"settings: --set {each!r}: write NAME=VALUE with a setting")
+        found[name] = json.loads(value) if value[:1] in "[{" else value
+    return found
+
+
+def _share(replicas: int) -> float:
+    """Processors of this machine for each server: whole ones if there are enough."""
+    cores = len(os.sched_getaffinity(0))
+    return float(cores // replicas) if cores >= replicas else cores / replicas
+
+
+def _check_ray() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if util.find_spec("ray") is None:
+        raise PlatformUnsupported("Ray is not installed: pip install 'ray[serve]>=2.60'")
+
+
+def _close_own_ray() -> None:
+    """Set up a Ray of our own before Ray is imported, which reads these then.
+
+    It listens on all addresses of the machine, so nobody without this token may use it.
+    """
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default, 15, is for batches
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # Serve's own log stays in its files
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+
+
+def say(line: str) -> None:
+    typer.echo(f"lorry: {line}", err=True)
+
+
+def fail(message: str, exit_code: int = 1) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(exit_code)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except StartupError as error:
+        fail(str(error), error.exit_code)

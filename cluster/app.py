@@ -7,11 +7,9 @@ that an upgrade of the servers leaves the endpoint as it is.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
-import aiohttp
 import ray
-import uvicorn
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
@@ -19,12 +17,11 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from cluster.arguments import GATEWAY, SERVER, SERVERS, GatewayArguments, ServersArguments
 from cluster.autoscaling import CAPACITY, IN_FLIGHT, WAITING, QueuePolicy
 from cluster.gateway.app import Gateway
+from cluster.gateway.http import DRAIN_SECONDS, bodies_of, http_server, open_session
 from cluster.routing import AdapterRouter, RayPicker
 from cluster.server_process import ServerProcess
-from server.http.bodies import Bodies
-from server.http.connections import ACCEPTED_AT_ONCE, Connections, Limits, Listener
-from server.preflight import bind, take_descriptors
-from server.serve import HttpServer
+from server.http.connections import Listener
+from server.preflight import bind
 
 # The servers' own queue is fair and bounded: Ray must not hold calls in front of it.
 _UNLIMITED = 1_000_000
@@ -32,20 +29,19 @@ _HEALTH_PERIOD_SECONDS = 1.0
 _HEALTH_TIMEOUT_SECONDS = 30.0
 _ROUTERS_SECONDS = 2.0  # for the routers to hear that a replica leaves
 _STOP_SECONDS = 30.0  # beyond the drain, for the process to end
-_CONNECT_SECONDS = 5.0
-_KEEP_ALIVE_SECONDS = 30.0  # less than a server's own keep_alive_seconds
-_DRAIN_SECONDS = 600  # of the gateway: as long as the longest answer
 
 
 class Server:
     """A replica: `lorry serve` in a child process, and what Ray asks about it."""
+
+    process: ClassVar[type[ServerProcess]] = ServerProcess
 
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]
         given = ServersArguments(**arguments)
         settings = given.load()
         self._base = settings.base_name
         self._drain_seconds = settings.drain_seconds
-        self._process = ServerProcess(
+        self._process = self.process(
             given.settings,
             given.engine_flags,
             host=given.host or ray.util.get_node_ip_address(),
@@ -85,46 +81,11 @@ class Endpoint:
 
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]
         given = GatewayArguments(**arguments)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
-            auto_decompress=False,
-        )
-        connections = Connections(
-            Limits(
-                connections=take_descriptors(given.max_connections),
-                head_seconds=given.head_seconds,
-                keep_alive_seconds=given.keep_alive_seconds,
-            )
-        )
-        asyncio.get_running_loop().set_exception_handler(connections.on_loop_exception)
+        self._session = open_session()
         picker = RayPicker(serve.get_deployment_handle(SERVER, SERVERS), SERVER)
         await picker.start()
-        gateway = Gateway(
-            picker,
-            self._session,
-            Bodies(
-                max_bytes=given.max_body_bytes,
-                max_sum=given.max_bodies_bytes,
-                seconds=given.body_seconds,
-            ),
-            given.wait_seconds,
-        )
-        self._http = HttpServer(
-            uvicorn.Config(
-                gateway,
-                http=connections,  # type: ignore[arg-type]  # makes the protocols
-                ws="none",
-                backlog=ACCEPTED_AT_ONCE,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                proxy_headers=False,
-                server_header=False,
-                date_header=False,
-                timeout_graceful_shutdown=_DRAIN_SECONDS,
-            )
-        )
+        gateway = Gateway(picker, self._session, bodies_of(given), given.wait_seconds)
+        self._http = http_server(gateway, given)
         listener = Listener(fileno=bind(given.host, given.port, shared=True).detach())
         self._serving = asyncio.create_task(self._http.serve(sockets=[listener]))
 
@@ -140,7 +101,10 @@ class Endpoint:
 
 def build_servers(arguments: dict[str, Any]) -> Application:
     """The application `lorry-servers`; raises ValidationError or SettingsInvalid."""
-    given = ServersArguments(**arguments)
+    return servers_application(ServersArguments(**arguments))
+
+
+def servers_application(given: ServersArguments, server: type[Server] = Server) -> Application:
     drain_seconds = given.load().drain_seconds
     options: dict[str, Any] = {"num_replicas": given.replicas}
     if given.max_replicas > given.replicas:
@@ -153,7 +117,7 @@ def build_servers(arguments: dict[str, Any]) -> Application:
             )
         }
     deployment: Any = serve.deployment(
-        Server,
+        server,
         name=SERVER,
         ray_actor_options={"num_cpus": given.cpus, "num_gpus": given.gpus},
         request_router_config=RequestRouterConfig(
@@ -183,7 +147,7 @@ def build_gateway(arguments: dict[str, Any]) -> Application:
         ray_actor_options={"num_cpus": 0},
         max_surge_percent=100,  # the new one listens before the old one stops: SO_REUSEPORT
         health_check_period_s=_HEALTH_PERIOD_SECONDS,
-        graceful_shutdown_timeout_s=_DRAIN_SECONDS + _STOP_SECONDS,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS + _STOP_SECONDS,
     )
     application: Application = deployment.bind(given.model_dump(mode="json"))
     return application

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import aiohttp
 import msgspec
@@ -37,6 +37,8 @@ class ServerEnded(Exception):
 
 class ServerProcess:
     """`settings` are those of `lorry serve`, by their names there; `flags` go to vLLM's engine."""
+
+    command: ClassVar[Sequence[str]] = ("-m", "lorry", "serve")
 
     def __init__(
         self, settings: Mapping[str, Any], flags: Sequence[str], *, host: str, name: str
@@ -114,9 +116,9 @@ class ServerProcess:
             await asyncio.sleep(_LOOK_SECONDS)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "lorry", "serve", str(self._settings["model"])]
+        model = str(self._settings["model"])
         return subprocess.Popen(
-            [*command, "--", *self._flags],
+            [sys.executable, *self.command, model, "--", *self._flags],
             env=self._environment(),
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C in the terminal is for the cluster to handle

@@ -7,9 +7,9 @@ to place the call, and nothing else.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from cluster.gateway.calls import Call, Calls
+from cluster.gateway.calls import Call, Calls, Cut
 from cluster.gateway.metrics import GatewayMetrics, merge
 from cluster.gateway.picking import Picker, Target
 from server.disconnects import Disconnected, unless_disconnected
@@ -75,8 +75,8 @@ class Gateway:
             else:
                 # A change is sent once, and its body, which may be an upload, is never held.
                 await self._calls.answer(Call(scope, send, None, None, receive))
-        except Disconnected:
-            pass
+        except (Disconnected, Cut):
+            pass  # the connection is closed, before the end of the answer
         except RequestError as error:
             response = JSONResponse(error.envelope(), error.status, error.headers())
             await response(scope, receive, send)
@@ -112,9 +112,8 @@ class Gateway:
         pages = await self._gather(targets, "/readyz", scope)
         replicas = []
         for target in targets:
-            page = pages.get(target.name)
-            state = json.loads(page.body) if page else {"status": "unreachable"}
-            own = {"name": target.name, "url": target.url}
+            state = pages[target.name].as_object() if target.name in pages else {}
+            own = {"name": target.name, "url": target.url, "status": "unreachable"}
             replicas.append(own | state | {"from_here": self._picker.in_flight.get(target.name, 0)})
         return JSONResponse({"replicas": replicas})
 
@@ -146,6 +145,13 @@ class _Page(msgspec.Struct):
     status: int
     headers: dict[str, str]
     body: bytes
+
+    def as_object(self) -> dict[str, Any]:
+        """The JSON object of its body; empty if there is none."""
+        try:
+            return msgspec.json.decode(self.body, type=dict[str, Any])
+        except msgspec.DecodeError:
+            return {}
 
     def as_response(self) -> Response:
         kept = ("content-type", "www-authenticate")

@@ -84,6 +84,10 @@ class _Elsewhere(Exception):
     """This replica can't answer the call, of which the caller has got nothing."""
 
 
+class Cut(Exception):
+    """The replica was lost in the middle of an answer, which stays incomplete."""
+
+
 class Calls:
     def __init__(
         self,
@@ -104,6 +108,7 @@ class Calls:
             Unavailable: none could, for `wait_seconds` (`no_replica`), or the only try of a call
                 that must not be repeated failed (`replica_lost`).
             Disconnected: the caller hung up.
+            Cut: the answer has begun, and can't be ended.
         """
         tried: set[str] = set()
         failing_since: float | None = None
@@ -225,7 +230,7 @@ async def _passing(call: Call) -> AsyncIterator[bytes]:
 async def _end_cut(call: Call, answer: aiohttp.ClientResponse) -> None:
     """Tell the caller of a stream; any other answer stays incomplete, which its framing shows."""
     if answer.content_type != "text/event-stream":
-        raise ConnectionError("the replica was lost in the middle of its answer")
+        raise Cut
     error = Unavailable("The replica was lost in the middle of this answer.", code="replica_lost")
     if call.scope["path"] in _UNNAMED_EVENTS:
         event = f"\n\ndata: {json.dumps(error.envelope())}\n\ndata: [DONE]\n\n"

@@ -20,7 +20,7 @@ SERVER = "server"  # the deployments'
 # Read from the environment of Ray's processes: a Serve config is stored and shown in plain text.
 SECRETS = frozenset({"admin_token", "catalog"})
 # The replica's own, or its machine's.
-_SET_HERE = frozenset({"host", "port", "replica", "watch", "admin_token_file"})
+SET_HERE = frozenset({"host", "port", "replica", "watch", "admin_token_file"})
 
 
 class ServersArguments(BaseModel):
@@ -50,7 +50,7 @@ class ServersArguments(BaseModel):
     def _check(self) -> ServersArguments:
         if self.max_replicas and self.max_replicas < self.replicas:
             raise ValueError("max_replicas is less than replicas")
-        refused = sorted(self.settings.keys() & (_SET_HERE | {"admin_token"}))
+        refused = sorted(self.settings.keys() & (SET_HERE | {"admin_token"}))
         if refused:
             raise ValueError(f"settings: {', '.join(refused)} can't be set for a cluster")
         return self
@@ -83,7 +83,7 @@ class GatewayArguments(BaseModel):
 
 def ship(settings: Settings) -> dict[str, Any]:
     """The settings that were given, as they travel to the servers: plain values, absolute paths."""
-    given = settings.model_dump(exclude_unset=True, exclude=set(_SET_HERE | SECRETS))
+    given = settings.model_dump(exclude_unset=True, exclude=set(SET_HERE | SECRETS))
     for name in ("model", "store", "cache", "admin_source_root"):
         value = given.get(name)
         if isinstance(value, Path) or (name == "model" and Path(str(value)).exists()):

@@ -179,14 +179,20 @@ def _valid(kind: type[T], **arguments: Any) -> T:
 
 def _parse(settings: list[str]) -> dict[str, Any]:
     """Raises SettingsInvalid for what is no KEY=VALUE."""
+    from cluster.arguments import SET_HERE
     from server.settings import Settings
 
-    found = {}
+    found: dict[str, Any] = {}
     for each in settings:
         name, equals, value = each.partition("=")
         if not equals or name not in Settings.model_fields:
             raise SettingsInvalid(f"settings: --set {each!r}: write NAME=VALUE with a setting")
-        found[name] = json.loads(value) if value[:1] in "[{" else value
+        if name in SET_HERE:
+            raise SettingsInvalid(f"settings: {name} can't be set for a cluster")
+        try:
+            found[name] = json.loads(value) if value[:1] == "[" else value
+        except ValueError as error:
+            raise SettingsInvalid(f"settings: --set {each!r}: a list is JSON: {error}") from None
     return found
 
 

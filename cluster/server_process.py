@@ -69,7 +69,9 @@ class ServerProcess:
                 return await self._wait_ready()
             except ServerEnded:
                 if self._process.returncode != _PORT_TAKEN:
+                    await self.stop(0)
                     raise
+        await self.stop(0)
         raise ServerEnded(f"no free port on {self._host} in {_TRIES} tries")
 
     def check(self) -> None:

@@ -120,22 +120,58 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the servers of a cluster, and what each does. Sends the key in LORRY_API_KEY, if any."""
+    replicas = _ask_status(url)
+    if as_json:
+        typer.echo(json.dumps({"replicas": replicas}))
+        return
+    _print_table(replicas)
+
+
+@app.command("measure")
+def measure_(
+    model: Annotated[str, typer.Argument(help="The base's name.")],
+    url: UrlOption = "http://127.0.0.1:8000",
+    streams: Annotated[list[int] | None, typer.Option(help="Callers at once. [1 and 24]")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds by each way.")] = 7,
+) -> None:
+    """Measure what the gateway costs: calls through it, and to the servers directly, in turn."""
+    import asyncio
+
+    import aiohttp
+
+    from cluster.hop import measure
+
+    replicas = [each["url"] for each in _ask_status(url)]
+    for count in streams or (1, 24):
+        measuring = measure(
+            url.rstrip("/"), replicas, model, headers=_key(), streams=count, rounds=rounds
+        )
+        try:
+            cost = asyncio.run(measuring)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            fail(f"a call failed: {error}")
+        typer.echo("\n".join(cost.lines()))
+
+
+def _key() -> dict[str, str]:
+    key = os.environ.get(_KEY_VARIABLE) or os.environ.get("LORRY_ADMIN_TOKEN")
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def _ask_status(url: str) -> list[dict[str, Any]]:
+    """The servers of the cluster at `url`; ends the command if there is none."""
     import httpx2
 
-    key = os.environ.get(_KEY_VARIABLE) or os.environ.get("LORRY_ADMIN_TOKEN")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = httpx2.get(f"{url.rstrip('/')}/cluster", headers=headers, timeout=30)
+        answer = httpx2.get(f"{url.rstrip('/')}/cluster", headers=_key(), timeout=30)
         body = answer.json()
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
         fail(f"no cluster answers at {url}: {error or type(error).__name__}")
     if answer.status_code != 200 or "replicas" not in body:
         said = body.get("error", {}).get("message") if isinstance(body, dict) else None
         fail(f"{url} answers {answer.status_code}: {said or 'it is no cluster'}")
-    if as_json:
-        typer.echo(json.dumps(body))
-        return
-    _print_table(body["replicas"])
+    found: list[dict[str, Any]] = body["replicas"]
+    return found
 
 
 def _print_table(replicas: list[dict[str, Any]]) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 import aiohttp
 
 OUTPUT_TOKENS = 32
+_CALLS = 48  # in a round
 _PROMPT = "The quick brown fox jumps over the lazy dog. " * 12
 
 
@@ -49,14 +50,22 @@ class Cost:
 
 
 async def measure(
-    gateway: str, replicas: Sequence[str], model: str, streams: int, rounds: int, calls: int
+    gateway: str,
+    replicas: Sequence[str],
+    model: str,
+    *,
+    headers: Mapping[str, str],
+    streams: int,
+    rounds: int,
 ) -> Cost:
-    """`calls` calls of each stream in each of `rounds` rounds, by both ways.
+    """Some calls of each stream in each of `rounds` rounds, by both ways.
 
     Directly, the calls take the replicas in turn, as the gateway does with calls of the base.
     """
     ways: dict[str, list[Round]] = {"directly": [], "gateway": []}
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    calls = max(2, _CALLS // streams)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
         await _run(session, [gateway, *replicas], model, streams, 2)  # warm
         for number in range(rounds):
             order = list(ways) if number % 2 else list(ways)[::-1]

@@ -2,7 +2,7 @@
 
 Ray Serve asks a deployment's `RequestRouter` for each call that goes through Ray, and tells it of
 every replica that comes, goes or drains. Our calls do not go through Ray: the gateway chooses by
-cluster/placement.py, in its own memory, and sends the bytes itself (decision 21).
+cluster/placement.py, in its own memory, and sends the bytes itself (decision 25).
 """
 
 from __future__ import annotations

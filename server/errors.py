@@ -15,7 +15,8 @@ LorryError
     ├── QueueIsFull 429
     └── Unavailable 503 (starting, draining, engine_dead, engine_slow, adapters_busy,
                          adapter_loading, adapter_load_failed, catalog_unreadable, publishing_busy,
-                         grammars_busy, bodies_busy, too_many_connections, too_many_bodies)
+                         grammars_busy, bodies_busy, too_many_connections, too_many_bodies;
+                         of a cluster's gateway: no_replica, replica_lost)
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def test_every_error_code_is_documented():
         for base in (adapters.errors.AdapterError, server.errors.RequestError)
         for each in subclasses(base)
     }
-    for package in ("adapters", "server"):
+    for package in ("adapters", "cluster", "server"):
         for source in (ROOT / package).rglob("*.py"):
             codes.update(re.findall(r'\bcode="([a-z_]+)"', source.read_text()))
     codes.update(server.errors._CODE_BY_STATUS.values())

@@ -1,6 +1,7 @@
 """Backups are whole, come back while a server serves, and never mix two stores."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,29 @@ def test_another_stores_backup_is_refused(store, kit, base_folder, tmp_path) -> 
         with pytest.raises(BadName):
             copy_store(store, inside)
     assert labels(store) == ["orders@1"]
+
+
+def test_a_catalog_in_postgresql_comes_back_from_its_dump(
+    postgres, kit, base_folder, tmp_path
+) -> None:
+    """The order of docs/operations.md: dump, objects; objects, restore. An open catalog follows."""
+    store, backup, dump = tmp_path / "store", tmp_path / "backup", tmp_path / "catalog.dump"
+    given = {"name": "orders", "store": store, "base": base_folder, "catalog_url": postgres.url}
+    publish(kit.build(seed=1).write(tmp_path / "a"), **given)
+    with Catalog.open(store, postgres.url) as catalog:
+        postgres.tool("pg_dump", "--format=custom", f"--file={dump}", postgres.url)
+        shutil.copytree(store / "objects", backup / "objects")
+        publish(kit.build(seed=2).write(tmp_path / "b"), **given)
+        assert catalog.resolve(ORDERS).version == 2
+
+        shutil.rmtree(store / "objects")
+        shutil.copytree(backup / "objects", store / "objects")
+        postgres.tool("pg_restore", "--clean", "--if-exists", f"--dbname={postgres.url}", dump)
+        deadline = time.monotonic() + 10  # a second, as a rule
+        while catalog.resolve(ORDERS).version != 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert [each.status for each in audit(Store(store), catalog)] == ["ok"]
 
 
 def test_the_commands_that_the_docs_show(store, tmp_path, monkeypatch) -> None:

@@ -27,6 +27,7 @@ from adapters.errors import (
 
 PIECE = 8 << 20
 ANSWER_SECONDS = 10.0  # of a request that carries nothing
+LISTING_SECONDS = 600.0  # of all files there are: a thousand come with each answer
 SLOWEST = 512 << 10  # bytes a second; what is slower counts as lost
 AWAY_SECONDS = 5.0
 READ_ONLY = frozenset({"http", "https", "hf"})
@@ -81,14 +82,18 @@ class Bucket:
         """Raises StoreUnreadable for an address that no store can have."""
         self._open()
 
-    def list(self, key: str) -> dict[str, File]:
+    def list_all(self, key: str) -> dict[str, File]:
+        """Like `list`, for a key that may have any number of files below."""
+        return self.list(key, LISTING_SECONDS)
+
+    def list(self, key: str, within: float | None = None) -> dict[str, File]:
         """All files below a key, by their own keys; empty if there are none."""
 
         async def find(files: Any, path: str) -> Any:
             return await files._find(path, detail=True)
 
         try:
-            found = self._ask(find, key)
+            found = self._ask(find, key, within)
         except FileNotFoundError:
             return {}
         start = len(self._open().root) + 1
@@ -104,7 +109,7 @@ class Bucket:
         async def read(files: Any, path: str) -> Any:
             return await files._cat_file(path, start=start, end=end)
 
-        return bytes(self._ask(read, key, end - start))
+        return bytes(self._ask(read, key, _patience(end - start)))
 
     def put(self, source: Path, key: str) -> None:
         """Send a file, which appears when it is whole."""
@@ -116,7 +121,7 @@ class Bucket:
             if in_steps:
                 await files._mv(part, path)
 
-        self._change(put, key, source.stat().st_size)
+        self._change(put, key, _patience(source.stat().st_size))
 
     def remove(self, keys: Iterable[str]) -> None:
         """Delete files, in this order."""
@@ -173,14 +178,14 @@ class Bucket:
         from fsspec.asyn import AsyncFileSystem
         from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
-        if self._secret():
-            raise StoreUnreadable(
-                f"the store's address {quote(str(self))} has a password, a query or a fragment",
-                "leave it out: give credentials by the variables of the driver, such as"
-                " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-            )
         try:
             address = addresses.parse(self._text)
+            if self._secret():
+                raise addresses.Unsupported(
+                    "its address has a user, a password, a query or a fragment",
+                    "leave them out: give credentials by the variables of the driver, such as"
+                    " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+                )
             if address.scheme in READ_ONLY:
                 raise addresses.Unsupported(f"{address.scheme}:// can't be written", "use a bucket")
             options = OPTIONS.get(address.scheme, {})
@@ -201,21 +206,21 @@ class Bucket:
         is_azure = addresses.ALIASES.get(parts.scheme, parts.scheme) == "az"
         return bool((at and (":" in user or not is_azure)) or parts.query or parts.fragment)
 
-    def _ask(self, work: "_Work", key: str, carried: int = 0) -> Any:
+    def _ask(self, work: "_Work", key: str, within: float | None) -> Any:
         """Raises FileNotFoundError or StoreUnreadable."""
         try:
-            return self._run(work, key, carried)
+            return self._run(work, key, within)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise self._unreadable(error.strerror or type(error).__name__) from None
 
-    def _change(self, work: "_Work", key: str, carried: int = 0) -> None:
+    def _change(self, work: "_Work", key: str, within: float | None = None) -> None:
         """Raises FileExistsError, StoreUnreadable or StoreUnwritable."""
         hint = "nothing was published: check its rights and free space, then try again"
         said = f"writing to the store {quote(str(self))} failed"
         try:
-            self._run(work, key, carried)
+            self._run(work, key, within)
         except FileNotFoundError:
             there_is_none = "there is no such bucket or folder"
             raise StoreUnwritable(f"{said}: {there_is_none}", "make it, then try again") from None
@@ -226,12 +231,12 @@ class Bucket:
         except OSError as error:
             raise unwritable(said, error, hint) from None
 
-    def _run(self, work: "_Work", key: str, carried: int) -> Any:
+    def _run(self, work: "_Work", key: str, within: float | None) -> Any:
         """Raises StoreUnreadable where the bucket is away, or an OSError that it answers with."""
         opened = self._open()
         if self._lost is not None and time.monotonic() < self._lost[0]:
             raise self._unreadable(self._lost[1])
-        within = ANSWER_SECONDS + carried / SLOWEST
+        within = within or ANSWER_SECONDS
         limited = asyncio.wait_for(work(opened.files, f"{opened.root}/{key}"), within)
         try:
             return asyncio.run_coroutine_threadsafe(limited, opened.files.loop).result()
@@ -248,6 +253,11 @@ class Bucket:
 
     def _unreadable(self, reason: str) -> StoreUnreadable:
         return StoreUnreadable(f"the store {quote(str(self))} can't be used ({reason})", SAID)
+
+
+def _patience(carried: int) -> float:
+    """How long a request with so many bytes may take, in seconds."""
+    return ANSWER_SECONDS + carried / SLOWEST
 
 
 def _read_time(info: Mapping[str, Any]) -> float | None:

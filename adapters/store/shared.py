@@ -86,7 +86,7 @@ class SharedStore:
     def folders(self) -> dict[str, dict[str, File]]:
         """The files of each object, also of incomplete ones, by digest and by key."""
         found: dict[str, dict[str, File]] = {}
-        for key, file in sorted(self.bucket.list(OBJECTS).items()):
+        for key, file in sorted(self.bucket.list_all(OBJECTS).items()):
             digest = f"sha256:{key.split('/')[-2]}"
             if DIGEST.fullmatch(digest) and key.startswith(self._key(digest, "")):
                 found.setdefault(digest, {})[key] = file

@@ -437,7 +437,7 @@ def test_an_address_with_a_secret_is_refused_and_not_shown() -> None:
     ):
         place = parse_place(text)
         assert "s3cret" not in f"{place} {place!r}"
-        with pytest.raises(StoreUnreadable, match=r"leave it out.*AWS_ACCESS_KEY_ID") as refused:
+        with pytest.raises(StoreUnreadable, match=r"leave them out.*AWS_ACCESS_KEY_ID") as refused:
             place.check()
         assert "s3cret" not in str(refused.value)
     container = "abfss://container@account.dfs.core.windows.net/p"
@@ -445,7 +445,14 @@ def test_an_address_with_a_secret_is_refused_and_not_shown() -> None:
 
 
 def test_an_address_that_no_store_can_have_is_refused() -> None:
-    for text in ("https://h/p", "hf://org/repo", "nonsense://b/p", "memory://a::zip://b", "://x"):
+    for text in (
+        "https://h/p",
+        "hf://org/repo",
+        "nonsense://b/p",
+        "memory://a::zip://b",
+        "s3://[b",
+        "://x",
+    ):
         with pytest.raises(StoreUnreadable, match="can't be used"):
             parse_place(text).check()
 

@@ -107,7 +107,7 @@ def publish(
             actor=actor or current_user(),
             any_base=rules.allow_base_mismatch,
         )
-        store.settle(examined.staged)
+        store.settle(examined.staged)  # may fail: publishing again makes no other version
         return version
 
 

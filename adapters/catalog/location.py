@@ -96,7 +96,8 @@ def claim(store_dir: Place, owner: Owner) -> None:
     """
     try:
         if not isinstance(store_dir, Path):
-            store_dir.write_note(OWNER, _text(owner).encode())
+            if _read(store_dir) is None:
+                store_dir.write_note(OWNER, _text(owner).encode())
         elif not (store_dir / OWNER).exists():
             _note(store_dir, owner)
     except StoreReadOnly:

@@ -33,7 +33,6 @@ AWAY_SECONDS = 5.0
 READ_ONLY = frozenset({"http", "https", "hf"})
 # New listings each time: other servers publish too. A local folder is made where it is missing.
 OPTIONS: Mapping[str, dict[str, Any]] = {"file": {"auto_mkdir": True}}
-NEW: Mapping[str, dict[str, Any]] = {"az": {"overwrite": False}}
 # Where the drivers put the time of a file's last change: s3fs, gcsfs, adlfs, local and in memory.
 TIMES = ("LastModified", "mtime", "updated", "last_modified", "modified", "created")
 SAID = "check the address, your credentials and the network, then try again"
@@ -142,10 +141,9 @@ class Bucket:
 
     def write_note(self, name: str, content: bytes) -> None:
         """Write a small file, unless there is one."""
-        only_new = NEW.get(self._open().scheme, {"mode": "create"})
 
         async def write(files: Any, path: str) -> Any:
-            return await files._pipe_file(path, content, **only_new)
+            return await files._pipe_file(path, content, mode="create")
 
         try:
             self._change(write, name)

@@ -1,6 +1,6 @@
 """A store behind a real S3 API (moto's server, s3fs), and what it costs.
 
-`python -m pytest -s tests/adapters/store/test_s3.py` prints the figures of docs/operations.md.
+`python -m pytest --all -s tests/adapters/store/test_s3.py` prints what docs/operations.md says.
 """
 
 import statistics
@@ -116,6 +116,7 @@ def test_a_cold_load_costs_little_more_than_from_a_folder(store, kit, tmp_path) 
     assert times[1] < 5 * times[2]
 
 
+@pytest.mark.slow  # waits for the driver to give up
 def test_while_the_bucket_is_away_copies_are_loaded_and_others_fail_in_time(
     store, s3, kit, tmp_path
 ) -> None:

@@ -37,7 +37,11 @@ def verify(site: Site) -> None:
 def gc(
     site: Site,
     older_than: Annotated[
-        str, typer.Option(metavar="AGE", help="Keep garbage younger than this: 90s, 30m, 1h, 7d.")
+        str,
+        typer.Option(
+            metavar="AGE",
+            help="Keep garbage younger than this: 90s, 30m, 1h, 7d; of a bucket 1h at least.",
+        ),
     ] = "1h",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would be removed.")

@@ -30,7 +30,7 @@ from adapters.names import (
     check_publishable_name,
 )
 from adapters.sources import fetched
-from adapters.store import Staged, Store
+from adapters.store import AnyStore, Staged, digest_of
 from adapters.store.files import (
     CONFIG,
     PROVENANCE,
@@ -62,7 +62,7 @@ def publish(
     source: Path | str,
     name: str,
     *,
-    store: Store,
+    store: AnyStore,
     catalog: Catalog,
     rules: Rules,
     aliases: Sequence[str] = (STABLE,),
@@ -84,28 +84,31 @@ def publish(
     max_bytes = largest_weights(base)
     with (
         store.in_use(),
-        fetched(source, store.root / "tmp", max_bytes, rules.schemes) as found,
+        fetched(source, store.tmp, max_bytes, rules.schemes) as found,
         examined_copy(found.folder, base, store=store, rules=rules) as examined,
     ):
         checkpoint = examined.accepted()
-        digest = store.commit(examined.staged)
-        provenance = _complete(examined, found.origin)
+        digest = digest_of(examined.staged.hashes)
+        known = _find_known(catalog, name, digest) if if_new else None
+        store.commit(examined.staged, is_known=known is not None)
         # While the store is held: until it has a version, `gc` takes the object for an orphan.
-        if if_new and (known := _find_known(catalog, name, digest)):
+        if known is not None:
             if not rules.allow_base_mismatch:
                 check_same_base(known.label, known.base_digest, base.digest)
             return known
-        return catalog.publish(
+        version = catalog.publish(
             name=name,
             digest=digest,
             checkpoint=checkpoint,
             base=rules.base_name or base.name,
             base_digest=base.digest,
             aliases=aliases,
-            provenance=provenance,
+            provenance=_complete(examined, found.origin),
             actor=actor or current_user(),
             any_base=rules.allow_base_mismatch,
         )
+        store.settle(examined.staged)  # may fail: publishing again makes no other version
+        return version
 
 
 def list_notes(version: AdapterVersion) -> list[str]:
@@ -148,7 +151,7 @@ class Examined:
 
 
 @contextmanager
-def examined_copy(folder: Path, base: Base, *, store: Store, rules: Rules) -> Iterator[Examined]:
+def examined_copy(folder: Path, base: Base, *, store: AnyStore, rules: Rules) -> Iterator[Examined]:
     """Copy an adapter's folder aside, judge the copy, and change it to what is stored.
 
     Raises CheckpointInvalid for a folder of another form that can't be converted, or a StoreError.
@@ -163,7 +166,7 @@ def examined_copy(folder: Path, base: Base, *, store: Store, rules: Rules) -> It
 
 @contextmanager
 def _in_peft_form(
-    folder: Path, store: Store, max_bytes: int
+    folder: Path, store: AnyStore, max_bytes: int
 ) -> Iterator[tuple[Path, list[Problem]]]:
     """The folder, or a copy of it in PEFT's form, and what was converted."""
     if not is_mlx(folder):
@@ -178,7 +181,7 @@ def _examine(
     staged: Staged,
     converted: list[Problem],
     base: Base,
-    store: Store,
+    store: AnyStore,
     rules: Rules,
 ) -> Examined:
     names = None if rules.allow_base_mismatch else base.names | {rules.base_name or base.name}
@@ -199,7 +202,7 @@ def _examine(
     return Examined(staged, checkpoint, provenance, tuple(problems), warnings, own)
 
 
-def _restore_names(store: Store, staged: Staged, base: Base) -> tuple[Staged, list[Problem]]:
+def _restore_names(store: AnyStore, staged: Staged, base: Base) -> tuple[Staged, list[Problem]]:
     """The copy with the tensor names that PEFT writes, and a warning if some were others."""
     if WEIGHTS not in staged.hashes:
         return staged, []

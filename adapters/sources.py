@@ -11,16 +11,16 @@ printed or recorded. Knows nothing of the files' contents.
 """
 
 import errno
-import importlib.util
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from adapters import hub
+from adapters import addresses, hub
+from adapters.addresses import Address
 from adapters.errors import (
     CheckpointInvalid,
     SourceError,
@@ -44,9 +44,6 @@ from adapters.store.files import (
     copy_bounded,
 )
 
-# scheme -> the package, and module, that reads it
-BACKENDS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "http": "aiohttp", "https": "aiohttp"}
-ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 HTTP = frozenset({"http", "https"})
 # Read as a plain stream, because not every server answers range requests. With a size given, fsspec
@@ -64,17 +61,6 @@ class Fetched:
 
     folder: Path
     origin: dict[str, str] | None = None
-
-
-class Address(NamedTuple):
-    """A source that is not a plain path."""
-
-    scheme: str
-    text: str
-
-    @property
-    def shown(self) -> str:
-        return redact(self.text)
 
 
 @contextmanager
@@ -129,27 +115,15 @@ def _folder_of(source: Path | str, address: Address | None) -> Path:
     return Path(unquote(parts.path))
 
 
-def redact(text: str) -> str:
-    """An address without its secrets: user, password, query and fragment."""
-    parts = urlsplit(text)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
 def _parse(source: Path | str) -> Address | None:
-    if "\0" in unquote(str(source)):
+    if "\0" in str(source):
         raise SourceUnsupported("the source holds a NUL character", "write a path or SCHEME://PATH")
     if isinstance(source, Path) or "://" not in source:
         return None
-    scheme, _, rest = source.partition("://")
-    scheme = scheme.lower()
-    # fsspec chains file systems with "::", which would bypass the list of schemes.
-    if "::" in source or not scheme.isalnum():
-        raise SourceUnsupported("the source is no single address", "write SCHEME://PATH")
     try:
-        urlsplit(source)
-    except ValueError as error:
-        raise SourceUnsupported("the source is no address", "write SCHEME://PATH") from error
-    return Address(ALIASES.get(scheme, scheme), f"{scheme}://{rest}")
+        return addresses.parse(source)
+    except addresses.Unsupported as error:
+        raise SourceUnsupported(f"the source can't be read: {error.message}", error.hint) from error
 
 
 @contextmanager
@@ -209,15 +183,7 @@ def _copy_cached(address: Address, folder: Path, limits: Mapping[str, int]) -> s
 
 
 def _open_filesystem(address: Address) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
-    module = BACKENDS.get(address.scheme)
-    if module and importlib.util.find_spec(module) is None:
-        raise SourceUnsupported(
-            f"reading {address.scheme}:// needs {module}",
-            f"install it where Lorry runs: python -m pip install {module}",
-        )
-    options: dict[str, Any] = {"skip_instance_cache": True}
+    options: dict[str, Any] = {}
     if address.scheme in HTTP:
         from aiohttp import ClientTimeout
 
@@ -228,14 +194,9 @@ def _open_filesystem(address: Address) -> tuple[Any, str]:
         options["client_kwargs"] = {"timeout": patience}
     with _reported(address):
         try:
-            files, root = url_to_fs(address.text, **options)
-        except (ValueError, ImportError):
-            readable = ", ".join(["file", "hf", *BACKENDS])
-            raise SourceUnsupported(
-                f"nothing here reads {address.scheme}://",
-                f"use one of {readable}, or install the backend that fsspec names for it",
-            ) from None
-    return files, str(root)
+            return addresses.open_files(address, **options)
+        except addresses.Unsupported as error:
+            raise SourceUnsupported(error.message, error.hint) from None
 
 
 def _join(address: Address, root: str, name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from adapters.store import Bucket
 from server.settings import Settings, load_settings
 
 SERVERS = "lorry-servers"  # the applications' names
@@ -82,13 +83,22 @@ class GatewayArguments(BaseModel):
 
 
 def ship(settings: Settings) -> dict[str, Any]:
-    """The settings that were given, as they travel to the servers: plain values, absolute paths."""
+    """The settings that were given, as they travel to the servers: plain values, absolute paths.
+
+    A secret in a bucket's address does not: the driver's own variables have it on each node.
+    """
     given = settings.model_dump(exclude_unset=True, exclude=set(SET_HERE | SECRETS))
-    for name in ("model", "store", "cache", "admin_source_root"):
-        value = given.get(name)
-        if isinstance(value, Path) or (name == "model" and Path(str(value)).exists()):
-            given[name] = str(Path(str(value)).resolve())
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
+    if Path(settings.model).exists():
+        given["model"] = Path(settings.model)
+    return {name: _plain(value) for name, value in given.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value.resolve())
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Bucket) else value
 
 
 def serve_config(servers: ServersArguments, gateway: GatewayArguments) -> str:

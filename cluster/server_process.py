@@ -127,6 +127,8 @@ class ServerProcess:
         )
 
     def _environment(self) -> dict[str, str]:
+        # Copies of a bucket's adapters may be shared by the servers of one machine.
+        shared = {"store_cache": str(self._cache.root / "store")}
         own = {
             "host": self._host,
             "port": self._port,
@@ -135,7 +137,7 @@ class ServerProcess:
         }
         given = {
             f"{ENV_PREFIX}{name.upper()}": _as_variable(value)
-            for name, value in (self._settings | own).items()
+            for name, value in (shared | self._settings | own).items()
         }
         return {**os.environ, **given, SUPERVISOR_VARIABLE: str(os.getpid())}
 
@@ -147,14 +149,14 @@ class _CacheFolder:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self._lock: IO[bytes] | None = None
         self._folder: Path | None = None
 
     def take(self) -> Path:
         while self._folder is None:
             for number in range(1000):
-                folder = self._root / f"replica-{number}"
+                folder = self.root / f"replica-{number}"
                 folder.mkdir(parents=True, exist_ok=True)
                 lock = (folder / "lock").open("wb")
                 try:

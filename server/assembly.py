@@ -17,7 +17,6 @@ from starlette.types import ASGIApp
 
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.checkpoint.base import Base
-from adapters.store import Store
 from server.admin.publishing import Publisher
 from server.engine.interface import AdapterEngine, Admission
 from server.gate.gate import FairAdmission, PlainAdmission
@@ -115,7 +114,7 @@ class Assembly:
 
         Loads the pinned versions first; from then on follows the catalog and the engine's slots.
         """
-        store = Store(self.settings.store)
+        store = self.settings.open_store(lambda: residency.digests)
         residency, occupancy = build_residency(
             self.settings,
             engine,

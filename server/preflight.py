@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from adapters.errors import AdapterError
 from adapters.hub import model_of
 from adapters.models import FORM, as_id, find_model, silent
+from adapters.store import Place
 from server.bases import check_config, check_weights
 from server.errors import (
     ModelNotFound,
@@ -142,7 +143,7 @@ def check_cache(cache: Path, environ: Mapping[str, str] = os.environ) -> None:
         ) from None
 
 
-def open_catalog(store: Path, url: str = "") -> Catalog:
+def open_catalog(store: Place, url: str = "") -> Catalog:
     """Raises StoreUnreadable if the store, or the catalog at `url`, can't be read or created."""
     from adapters.catalog import Catalog
 
@@ -175,10 +176,11 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     return listener
 
 
-def take_descriptors(max_connections: int = 0) -> int:
+def take_descriptors(max_connections: int = 0, copies: int = 0) -> int:
     """Raise the soft limit of file descriptors to the hard one; returns how many connections fit.
 
-    `max_connections` is returned as it is, if it is not 0.
+    `max_connections` is returned as it is, if it is not 0. `copies`: adapters of a bucket that may
+    be in use at once, each with a descriptor.
 
     Raises:
         SettingsInvalid: `max_connections` do not fit.
@@ -188,7 +190,8 @@ def take_descriptors(max_connections: int = 0) -> int:
         with contextlib.suppress(ValueError, OSError):  # some systems allow less than they say
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
-    most = soft - min(_OTHER_DESCRIPTORS, soft // 2) if soft > 0 else _MOST_CONNECTIONS
+    others = _OTHER_DESCRIPTORS + copies
+    most = soft - min(others, soft // 2) if soft > 0 else _MOST_CONNECTIONS
     if max_connections > most:
         raise SettingsInvalid(
             f"settings: max_connections ({max_connections}) do not fit into the limit of {soft} "
@@ -203,5 +206,5 @@ def check(settings: Settings) -> None:
     check_quantization(settings.quantization)
     if not is_fetched(settings):
         check_model(settings)
-    take_descriptors(settings.max_connections)
+    take_descriptors(settings.max_connections, settings.most_copies)
     check_cache(settings.cache)

@@ -87,7 +87,7 @@ class Server:
         self._console = Console(stderr=True, highlight=False)
         self._connections = Connections(
             Limits(
-                connections=take_descriptors(settings.max_connections),
+                connections=take_descriptors(settings.max_connections, settings.most_copies),
                 head_seconds=settings.head_seconds,
                 keep_alive_seconds=settings.keep_alive_seconds,
             ),

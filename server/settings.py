@@ -10,10 +10,18 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BeforeValidator, Field, SecretStr, StringConstraints, ValidationError
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -23,6 +31,7 @@ from pydantic_settings import (
 )
 
 from adapters.models import name_model
+from adapters.store import CACHE_GIB, AnyStore, Bucket, open_store, parse_place
 from server.errors import SettingsInvalid
 from server.kernels.watchdog import SERVER_VARIABLE, SUPERVISOR_VARIABLE
 
@@ -31,6 +40,7 @@ DEFAULT_CONFIG = Path("lorry.toml")
 CLIENT_VARIABLE = "LORRY_URL"  # the server that `lorry adapters` acts on; a server may inherit it
 # Without `@` and `:`, which separate the parts of an adapter reference.
 _BASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_SECRET = ("admin_token", "store", "catalog")  # their values are never shown
 MIN_TOKEN_LENGTH = 16
 # Ranks that vLLM can allocate slots for: vllm.config.lora.LoRAConfig.max_lora_rank. A variable or
 # an option is text, which pydantic does not convert to one of these by itself.
@@ -45,6 +55,13 @@ Model = Annotated[
     str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
 ]
 
+# A folder, or the address of a bucket.
+StorePlace = Annotated[
+    Path | Bucket,
+    BeforeValidator(lambda value: parse_place(value) if isinstance(value, str) else value),
+    WithJsonSchema({"type": "string"}),
+]
+
 # As a browser sends it: without a path, and without the scheme's own port.
 CorsOrigin = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s?#]+)$")]
 
@@ -52,7 +69,9 @@ CorsOrigin = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z][a-z0-9+.-]*:/
 class Settings(BaseSettings):
     """Everything that can be set on `lorry serve`."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, arbitrary_types_allowed=True
+    )
 
     model: Model = Field(
         description="Base model: its folder (config.json and safetensors), or ORG/NAME[@REVISION] "
@@ -64,7 +83,17 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 takes a free one.")
-    store: Path = Field(default=Path(".lorry/store"), description="Folder of published adapters.")
+    store: StorePlace = Field(
+        default=Path(".lorry/store"),
+        description="Where adapters are published: a folder, or a bucket, s3://BUCKET/PREFIX.",
+    )
+    store_cache: Path | None = Field(
+        default=None,
+        description="Folder for copies of a bucket's adapters; by default `store` in `cache`.",
+    )
+    store_cache_gib: float = Field(
+        default=CACHE_GIB, gt=0, description="Most of a bucket's adapters to keep copies of, GiB."
+    )
     replica: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,63}$")] = Field(
         default="",
         description="Name of this server among several: x-lorry-replica, and in log and spans.",
@@ -231,6 +260,16 @@ class Settings(BaseSettings):
         default=Path(".lorry/cache"), description="What vLLM keeps between starts (model info)."
     )
 
+    def open_store(self, needed: Callable[[], Collection[str]] = tuple) -> AnyStore:
+        """The store; `needed` returns the digests that an engine holds (adapters/store)."""
+        cache = self.store_cache or self.cache / "store"
+        return open_store(self.store, cache=cache, cache_gib=self.store_cache_gib, needed=needed)
+
+    @property
+    def most_copies(self) -> int:
+        """Copies of a bucket's adapters that an engine may hold at once."""
+        return self.max_cpu_loras if isinstance(self.store, Bucket) else 0
+
     @property
     def base_name(self) -> str:
         return self.served_model_name or name_model(self.model)
@@ -273,6 +312,8 @@ def _checked(settings: Settings) -> Settings:
             f"settings: max_bodies_bytes ({settings.max_bodies_bytes}) must be at least "
             f"max_body_bytes ({settings.max_body_bytes}): it holds one body at least"
         )
+    if isinstance(settings.store, Bucket):
+        _check_bucket(settings.store, settings.catalog)
     if settings.engine_hang_seconds < settings.engine_stall_seconds:
         raise SettingsInvalid(
             f"settings: engine_hang_seconds ({settings.engine_hang_seconds:g}) must be at least "
@@ -282,6 +323,16 @@ def _checked(settings: Settings) -> Settings:
     if settings.admin_token_file is not None:
         return settings.model_copy(update={"admin_token": _read_token(settings)})
     return settings
+
+
+def _check_bucket(store: Bucket, catalog: str) -> None:
+    from adapters.catalog.location import check_shared  # with SQLAlchemy, which is slow to import
+    from adapters.errors import StoreUnreadable
+
+    try:
+        check_shared(store, catalog)
+    except StoreUnreadable as error:
+        raise SettingsInvalid(f"settings: {error}") from None
 
 
 def _read_token(settings: Settings) -> SecretStr:
@@ -328,7 +379,7 @@ def _describe(problem: Any) -> str:
         return f"no {key} given (`lorry serve MODEL`, LORRY_{key.upper()} or lorry.toml)"
     if problem["type"] == "extra_forbidden":
         return f"no such key {key!r}"
-    if key == "admin_token":  # its value is never shown
+    if key.partition(".")[0] in _SECRET:
         return f"{key}: {problem['msg']}"
     return f"{key} = {problem.get('input')!r}: {problem['msg']}"
 
@@ -343,6 +394,8 @@ def describe_default(field: FieldInfo) -> str:
 def describe_type(field: FieldInfo) -> str:
     """What a value looks like: PATH, NUMBER, or the values to choose from."""
     kinds = get_args(field.annotation) or (field.annotation,)
+    if Bucket in kinds:
+        return "PATH|URL"
     if get_origin(field.annotation) is Literal:
         return "|".join(map(str, kinds))
     for kind, word in ((bool, "true|false"), (int, "NUMBER"), (float, "NUMBER"), (Path, "PATH")):

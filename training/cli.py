@@ -33,7 +33,13 @@ app = typer.Typer(
 
 # Options that the commands of training share.
 StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="LORRY_STORE", help="The store's folder.")
+    str,
+    typer.Option(
+        "--store",
+        envvar="LORRY_STORE",
+        metavar="PATH|URL",
+        help="The store's folder, or a bucket such as s3://BUCKET/PREFIX.",
+    ),
 ]
 CatalogOption = Annotated[
     str | None,
@@ -71,7 +77,7 @@ def train_command(
     publish: Annotated[
         bool, typer.Option("--publish", help="Publish the adapter after training.")
     ] = False,
-    store: StoreOption = Path(".lorry/store"),
+    store: StoreOption = ".lorry/store",
     catalog: CatalogOption = None,
     alias: AliasOption = None,
     no_alias: NoAliasOption = False,
@@ -91,6 +97,7 @@ def train_command(
     with reported():
         if resume and restart:
             raise InputError("--resume and --restart exclude each other", "give one of them")
+        from adapters.store import parse_place
         from training.progress import Control, Stop, shown
         from training.publish import choose_aliases, publish_run
         from training.recipe import load_recipe
@@ -105,7 +112,8 @@ def train_command(
             trained = train(loaded, output, control, again=again)
         published = None
         if publish:
-            published = publish_run(loaded, trained, store, catalog, aliases, _say)
+            place = parse_place(store)
+            published = publish_run(loaded, trained, place, catalog, aliases, _say)
     if as_json:
         typer.echo(json.dumps(_facts(trained, published)))
     else:

@@ -4,7 +4,6 @@ What serves is a decision: `stable` unless the caller says otherwise, and never 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from adapters.catalog import AdapterVersion, Catalog
@@ -12,7 +11,7 @@ from adapters.catalog.history import current_user
 from adapters.errors import BadName, GateRefused
 from adapters.names import STABLE, check_alias
 from adapters.publish import Rules, list_warnings, publish
-from adapters.store import Store
+from adapters.store import Place, open_store
 from training.errors import InputError
 from training.progress import Report
 from training.recipe import Recipe
@@ -38,7 +37,7 @@ def choose_aliases(
 def publish_run(
     recipe: Recipe,
     trained: Trained,
-    store: Path,
+    store: Place,
     catalog: str | None,
     aliases: Sequence[str],
     report: Report,
@@ -52,7 +51,7 @@ def publish_run(
         version = publish(
             trained.folder,
             recipe.name,
-            store=Store(store),
+            store=open_store(store),
             catalog=index,
             rules=rules,
             aliases=(),

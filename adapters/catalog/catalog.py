@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.catalog import changes, database, failures, location, schema
@@ -29,6 +29,7 @@ from adapters.catalog.evaluations import (
 )
 from adapters.catalog.freshness import watch
 from adapters.catalog.history import Event, Mark, has_event, read_newest, select_events
+from adapters.catalog.location import Place
 from adapters.catalog.memory import Known, Shelf
 from adapters.catalog.versions import (
     AdapterVersion,
@@ -76,16 +77,19 @@ class Catalog:
         self._forgotten: dict[Reference, None] = {}  # known before the last change
 
     @classmethod
-    def open(cls, store_dir: Path, url: str | None = None, create: bool = True) -> Self:
+    def open(cls, store_dir: Place, url: str | None = None, create: bool = True) -> Self:
         """Open the catalog of a store: its own, or the one at a SQLAlchemy URL.
 
-        With `create`, which is for writers, it is made if it is not there, and the store belongs
-        to it from then on. Raises StoreUnreadable, StoreUnwritable, CatalogUnreadable or
-        SchemaMismatch.
+        A store in a bucket needs one in PostgreSQL. With `create`, which is for writers, it is made
+        if it is not there, and the store belongs to it from then on. Raises StoreUnreadable,
+        StoreUnwritable, CatalogUnreadable or SchemaMismatch.
         """
-        if not url:
+        where: str | URL = url or ""
+        if not isinstance(store_dir, Path):
+            location.check_shared(store_dir, url)
+        elif not url:
             location.check_own(store_dir, create=create)
-        where = url or database.sqlite_url(store_dir / location.DATABASE)
+            where = database.sqlite_url(store_dir / location.DATABASE)
         engine = database.open_engine(where, create=create)
         catalog = cls(engine)
         try:
@@ -125,7 +129,7 @@ class Catalog:
             with suppress(AdapterNotFound, AmbiguousDigest):
                 self._find(reference)
 
-    def claim(self, store_dir: Path) -> None:
+    def claim(self, store_dir: Place) -> None:
         """Let a store belong to this catalog; raises StoreUnreadable if it has another one."""
         location.claim(store_dir, self._describe())
 
@@ -138,7 +142,7 @@ class Catalog:
         except sqlite3.Error as error:
             raise failures.unwritten(self._engine, error) from error
 
-    def check_collectable(self, store_dir: Path) -> None:
+    def check_collectable(self, store_dir: Place) -> None:
         """Raises StoreUnreadable where versions of the store's objects may be unknown here: the
         store is not known to belong to this catalog, or this one never had a version."""
         location.check_owner(store_dir, self._describe())
@@ -149,6 +153,12 @@ class Catalog:
                 "nothing was removed: if the store's catalog was lost, bring it back; else publish"
                 " an adapter first",
             )
+
+    @contextmanager
+    def without(self, digest: str) -> Iterator[bool]:
+        """Whether no version has a digest, which holds for the block: other changes wait for it."""
+        with self._writing() as connection:
+            yield not select_versions(connection, schema.versions.c.digest == digest)
 
     def close(self) -> None:
         self._freshness.close()

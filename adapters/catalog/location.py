@@ -9,17 +9,30 @@ import errno
 import os
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from sqlalchemy.engine import URL
 
-from adapters.errors import StoreUnreadable, quote, unwritable
+from adapters.errors import StoreReadOnly, StoreUnreadable, quote, unwritable
 
 DATABASE = "catalog.db"
 OWNER = "catalog-id"
 MAX_NOTE = 1024
 _CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS})  # a simple file system
+
+
+class Notes(Protocol):
+    """A place of a store that is no folder (adapters/store/bucket.py); its text shows no secret."""
+
+    def check(self) -> None: ...
+
+    def read_note(self, name: str, max_bytes: int) -> bytes | None: ...
+
+    def write_note(self, name: str, content: bytes) -> None: ...
+
+
+Place = Path | Notes
 
 
 class Owner(NamedTuple):
@@ -61,15 +74,34 @@ def check_own(store_dir: Path, *, create: bool) -> None:
         )
 
 
-def claim(store_dir: Path, owner: Owner) -> None:
+def check_shared(place: Notes, url: str | None) -> None:
+    """Make sure that a store that is no folder has a catalog on a database server.
+
+    Raises StoreUnreadable.
+    """
+    place.check()
+    if not url or url.startswith("sqlite"):
+        said = "is in a file" if url else "is missing"
+        raise StoreUnreadable(
+            f"the store {quote(str(place))} is shared, and its catalog {said}",
+            "give a catalog in PostgreSQL with --catalog or LORRY_CATALOG",
+        )
+
+
+def claim(store_dir: Place, owner: Owner) -> None:
     """Note that the store belongs to this catalog.
 
     A store that this process may not write to is left as it is: it can't be collected either.
     Raises StoreUnreadable if it belongs to another catalog, or StoreUnwritable.
     """
     try:
-        if not (store_dir / OWNER).exists():
+        if not isinstance(store_dir, Path):
+            if _read(store_dir) is None:
+                store_dir.write_note(OWNER, _text(owner).encode())
+        elif not (store_dir / OWNER).exists():
             _note(store_dir, owner)
+    except StoreReadOnly:
+        return
     except OSError as error:
         if error.errno in _CLOSED:
             return
@@ -81,7 +113,7 @@ def claim(store_dir: Path, owner: Owner) -> None:
     check_owner(store_dir, owner)
 
 
-def check_owner(store_dir: Path, owner: Owner) -> None:
+def check_owner(store_dir: Place, owner: Owner) -> None:
     """Raises StoreUnreadable unless the store is known to belong to this catalog."""
     noted = _read(store_dir)
     if noted is None:
@@ -93,17 +125,30 @@ def check_owner(store_dir: Path, owner: Owner) -> None:
         raise _belongs_to(noted, store_dir)
 
 
-def check_no_other(store_dir: Path, owner: Owner) -> None:
+def check_no_other(store_dir: Place, owner: Owner) -> None:
     """Raises StoreUnreadable if the store belongs to another catalog, for readers."""
     noted = _read(store_dir)
     if noted is not None and noted.id != owner.id:
         raise _belongs_to(noted, store_dir)
 
 
-def _read(store_dir: Path) -> Owner | None:
+def _read(store_dir: Place) -> Owner | None:
+    text = _read_file(store_dir) if isinstance(store_dir, Path) else _read_note(store_dir)
+    if text is None:
+        return None
+    catalog_id, _, where = text.strip().partition(" ")
+    return Owner(catalog_id, where)
+
+
+def _read_note(place: Notes) -> str | None:
+    content = place.read_note(OWNER, MAX_NOTE)
+    return None if content is None else content.decode(errors="replace")
+
+
+def _read_file(store_dir: Path) -> str | None:
     try:
         with (store_dir / OWNER).open(encoding="utf-8", errors="replace") as file:
-            text = file.read(MAX_NOTE)
+            return file.read(MAX_NOTE)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -111,8 +156,6 @@ def _read(store_dir: Path) -> Owner | None:
             f"{OWNER!r} in the store {quote(str(store_dir))}: {error.strerror or error}",
             "it must be readable by all who use the store: check its rights",
         ) from error
-    catalog_id, _, where = text.strip().partition(" ")
-    return Owner(catalog_id, where)
 
 
 def _note(store_dir: Path, owner: Owner) -> None:
@@ -122,7 +165,7 @@ def _note(store_dir: Path, owner: Owner) -> None:
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         whole = Path(folder) / OWNER
         with whole.open("w", encoding="utf-8") as file:
-            file.write(f"{owner.id} {owner.address}\n")
+            file.write(_text(owner))
             file.flush()
             os.fchmod(file.fileno(), 0o644)  # whatever the umask: others share the store
             os.fsync(file.fileno())
@@ -136,7 +179,11 @@ def _note(store_dir: Path, owner: Owner) -> None:
             whole.rename(store_dir / OWNER)
 
 
-def _belongs_to(owner: Owner, store_dir: Path) -> StoreUnreadable:
+def _text(owner: Owner) -> str:
+    return f"{owner.id} {owner.address}\n"
+
+
+def _belongs_to(owner: Owner, store_dir: Place) -> StoreUnreadable:
     return StoreUnreadable(
         f"the versions of the store {quote(str(store_dir))} are in the catalog {owner.address!r}",
         "give its address with --catalog or LORRY_CATALOG; if it was lost, bring it back (or, to"

@@ -36,14 +36,14 @@ def show(
     with site.opened() as index:
         from adapters.client import RemoteCatalog
         from adapters.names import parse_reference
-        from adapters.store import Store
+        from adapters.store import open_store
 
         wanted = parse_reference(reference)
         version = index.resolve_only(wanted) if key is None else index.resolve(wanted, key)
         if isinstance(index, RemoteCatalog):
             state = index.describe_use(version)
         else:
-            state = {"path": str(Store(site.store).path(version.digest))}
+            state = {"path": open_store(site.place).where(version.digest)}
         found = index.list_evaluations(version.name).get((version.name, version.version), ())
     from adapters.cli.tables import describe_evaluation, describe_facts
 

@@ -41,6 +41,7 @@ from adapters.errors import (
 if TYPE_CHECKING:
     from adapters.catalog import Catalog
     from adapters.client import RemoteCatalog
+    from adapters.store import Place
 
 # Exit code 2: the caller can correct the call. Exit code 1: the operation failed.
 CALLER_ERRORS = (
@@ -86,9 +87,13 @@ def _in_one_place(context: typer.Context, parameter: typer.CallbackParam, value:
 
 
 StoreOption = Annotated[
-    Path,
+    str,
     typer.Option(
-        "--store", envvar="LORRY_STORE", help="The store's folder.", callback=_in_one_place
+        "--store",
+        envvar="LORRY_STORE",
+        metavar="PATH|URL",
+        help="The store's folder, or a bucket: s3://BUCKET/PREFIX, gs://..., az://...",
+        callback=_in_one_place,
     ),
 ]
 CatalogOption = Annotated[
@@ -96,7 +101,7 @@ CatalogOption = Annotated[
     typer.Option(
         "--catalog",
         envvar="LORRY_CATALOG",
-        help="URL of a catalog in PostgreSQL. [default: the store's own]",
+        help="URL of a catalog in PostgreSQL, which a bucket needs. [default: the store's own]",
         show_default=False,
         callback=_in_one_place,
     ),
@@ -131,11 +136,17 @@ ReferenceArgument = Annotated[
 class Site:
     """The values of the options that `acts_on` adds: the store or server, and the output form."""
 
-    store: Path = Path(".lorry/store")
+    store: str = ".lorry/store"
     catalog: str | None = None
     url: str | None = None
     token_file: Path | None = None
     as_json: bool = False
+
+    @property
+    def place(self) -> "Place":
+        from adapters.store import parse_place
+
+        return parse_place(self.store)
 
     @contextmanager
     def opened(self) -> "Iterator[Catalog | RemoteCatalog]":
@@ -156,7 +167,7 @@ class Site:
         with reported():
             from adapters.catalog import Catalog
 
-            with Catalog.open(self.store, self.catalog, create=create) as index:
+            with Catalog.open(self.place, self.catalog, create=create) as index:
                 yield index
 
     @contextmanager

@@ -83,10 +83,10 @@ def publish(
             folder = find_base(base)
         with site.opened_store(create=True) as catalog:
             from adapters.publish import publish
-            from adapters.store import Store
+            from adapters.store import open_store
 
             rules = make_rules(folder, base_name, max_rank, allow_base_mismatch)
-            store = Store(site.store)
+            store = open_store(site.place)
             version = publish(
                 source, name, store=store, catalog=catalog, rules=rules, aliases=aliases
             )
@@ -110,7 +110,7 @@ def watch(
     """Publish the sub-folders of a folder; with --once, exits 1 unless all were published."""
     from adapters.catalog import AdapterVersion, Catalog
     from adapters.publish import publish
-    from adapters.store import Store
+    from adapters.store import open_store
     from adapters.watch import Sighting, Watcher
 
     unpublished = []
@@ -121,11 +121,11 @@ def watch(
 
     def offer(source: Path, name: str) -> AdapterVersion:
         # Opened for each: a catalog that is away now may be back at the next look.
-        with Catalog.open(site.store, site.catalog) as catalog:
+        with Catalog.open(site.place, site.catalog) as catalog:
             return publish(
                 source,
                 name,
-                store=Store(site.store),
+                store=open_store(site.place),
                 catalog=catalog,
                 rules=rules,
                 aliases=aliases,

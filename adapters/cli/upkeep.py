@@ -1,6 +1,7 @@
 """`lorry adapters verify|gc|backup|restore`: check the store, clean it, copy it as a whole."""
 
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,10 +24,10 @@ def verify(site: Site) -> None:
     with site.opened_store() as index:
         from dataclasses import asdict
 
-        from adapters.store import Store
+        from adapters.store import open_store
         from adapters.upkeep import audit
 
-        findings = audit(Store(site.store), index)
+        findings = audit(open_store(site.place), index)
     site.print([asdict(finding) for finding in findings], *map(_describe, findings))
     if any(finding.is_bad for finding in findings):
         raise typer.Exit(1)
@@ -36,23 +37,35 @@ def verify(site: Site) -> None:
 def gc(
     site: Site,
     older_than: Annotated[
-        str, typer.Option(metavar="AGE", help="Keep garbage younger than this: 90s, 30m, 1h, 7d.")
+        str,
+        typer.Option(
+            metavar="AGE",
+            help="Keep garbage younger than this: 90s, 30m, 1h, 7d; of a bucket 1h at least.",
+        ),
     ] = "1h",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would be removed.")
     ] = False,
 ) -> None:
     """Remove objects that no version names, and leftovers of interrupted work."""
+    from adapters.upkeep import SAFE_AGE, collect
+
     min_age = _parse_age(older_than)
+    if min_age < SAFE_AGE and not isinstance(site.place, Path):
+        raise typer.BadParameter(
+            "at least 1h for a bucket, which has no locks: younger objects may be of a publication"
+            " under way",
+            param_hint="--older-than",
+        )
     with site.opened_store() as index:
         from dataclasses import asdict
 
         from rich.filesize import decimal
 
-        from adapters.store import Store
-        from adapters.upkeep import collect
+        from adapters.store import open_store
 
-        found = collect(Store(site.store), index, min_age=min_age, dry_run=dry_run)
+        store = open_store(site.place)
+        found = collect(store, index, min_age=min_age, dry_run=dry_run)
     removed = (*found.orphans, *found.leftovers)
     would = "would free" if dry_run else "freed"
     spared = f"; {found.too_young} too young" if found.too_young else ""
@@ -66,7 +79,7 @@ def backup(
     target: Annotated[Path, typer.Argument(help="Folder of the backup, which is a store too.")],
 ) -> None:
     """Copy the catalog and its objects to a folder, while servers use the store."""
-    _copy(site, site.store, target, mend=False)
+    _copy(site, lambda store: (store, target), mend=False)
 
 
 @acts_on(STORE, JSON)
@@ -78,15 +91,19 @@ def restore(
 
     Running servers follow within a second.
     """
-    _copy(site, source, site.store, mend=True)
+    _copy(site, lambda store: (source, store), mend=True)
 
 
-def _copy(site: Site, source: Path, target: Path, *, mend: bool) -> None:
-    if site.catalog:
+def _copy(site: Site, way: Callable[[Path], tuple[Path, Path]], *, mend: bool) -> None:
+    """Copy a store; `way` returns from where to where, for the folder of the store."""
+    store = site.place
+    if site.catalog or not isinstance(store, Path):
         raise typer.BadParameter(
-            "back up a catalog in PostgreSQL with pg_dump, then copy the store's folder `objects`",
-            param_hint="--catalog",
+            "back up a catalog in PostgreSQL with pg_dump, then copy the store's folder `objects`"
+            " (of a bucket with its own tools: docs/operations.md)",
+            param_hint="--catalog" if site.catalog else "--store",
         )
+    source, target = way(store)
     with reported():
         from dataclasses import asdict
 

@@ -43,6 +43,7 @@ from adapters.store.files import (
     open_adapter_file,
 )
 
+OBJECTS = "objects/sha256"
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 WAIT_SECONDS = 60.0
 ALONE_SECONDS = 10.0
@@ -78,16 +79,22 @@ class Store:
     def __init__(self, root: Path) -> None:
         # Resolved, because engines use paths of objects as keys of their caches.
         self.root = root.resolve()
-        self._objects = self.root / "objects" / "sha256"
-        self._tmp = self.root / "tmp"
+        self._objects = self.root / OBJECTS
+        self.tmp = self.root / "tmp"
         self._lock = self.root / "lock"
 
     def path(self, digest: str) -> Path:
         """The folder of an object, whether or not it exists."""
-        match = DIGEST.fullmatch(digest)
-        if not match:
-            raise ObjectMissing(f"{quote(digest)} is not a digest", "write sha256: and 64 digits")
-        return self._objects / match[1][:2] / match[1]
+        return self._objects / folder_of(digest)
+
+    def where(self, digest: str) -> str:
+        """The object's place, for people."""
+        return str(self.path(digest))
+
+    @contextmanager
+    def using(self, digest: str) -> Iterator[Path]:
+        """An object's folder on this machine; not checked (`verify`)."""
+        yield self.path(digest)
 
     def digests(self) -> Iterator[str]:
         """The digests of all objects, in order."""
@@ -113,7 +120,7 @@ class Store:
         """A private folder in `tmp`, deleted at the end; until then nothing is collected."""
         with self.in_use():
             with self._reported():
-                folder = Path(tempfile.mkdtemp(dir=self._tmp))
+                folder = Path(tempfile.mkdtemp(dir=self.tmp))
             try:
                 yield folder
             finally:
@@ -130,7 +137,7 @@ class Store:
         """
         with self.scratch() as copy:
             with self._reported():
-                is_ours = folder.resolve().parent == self._tmp
+                is_ours = folder.resolve().parent == self.tmp
                 staged = _take_adapter(folder, copy, max_bytes, is_ours)
             yield staged
 
@@ -149,18 +156,24 @@ class Store:
             partial.replace(staged.path / name)
         return replace(staged, hashes={**staged.hashes, name: digest.hexdigest()})
 
-    def commit(self, staged: Staged) -> str:
-        """Make a staged copy an object, unless its bytes are one already; returns the digest."""
+    def commit(self, staged: Staged, *, is_known: bool = False) -> str:
+        """Make a staged copy an object, unless its bytes are one already; returns the digest.
+
+        `is_known`: a version has these bytes; it makes no difference here.
+        """
         digest = digest_of(staged.hashes)
         target = self.path(digest)
         with self._reported():
-            is_new = not target.exists() and _place(staged.path, target)
+            is_new = not target.exists() and place(staged.path, target)
         if not is_new:
             # Its age counts from now. Another user's can't be touched, but not collected either.
             with suppress(OSError):
                 os.utime(target)
             self.verify(digest)
         return digest
+
+    def settle(self, staged: Staged) -> None:
+        """Once a committed object has its version: nothing, as `in_use` has kept it."""
 
     def verify(self, digest: str) -> None:
         """Read an object again; raises ObjectMissing or ObjectDamaged."""
@@ -170,7 +183,7 @@ class Store:
         except OSError as error:
             raise self._unreadable(error) from error
         if not is_there:
-            raise ObjectMissing(f"the store has no object {digest}", "publish the adapter again")
+            raise missing(digest)
         hashes = {}
         try:
             for name in counted(folder):
@@ -182,18 +195,22 @@ class Store:
             said = f"the bytes of object {digest} are not those that were published"
             raise ObjectDamaged(said, FETCH_AGAIN)
 
+    def verify_original(self, digest: str) -> None:
+        """Like `verify`: the object here is the only one."""
+        self.verify(digest)
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Hold the lock shared: nothing that is made meanwhile, in `tmp` too, is collected."""
         with self._reported():
-            self._tmp.mkdir(parents=True, exist_ok=True)
+            self.tmp.mkdir(parents=True, exist_ok=True)
         with hold(self._lock, alone=False):
             yield
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, within: float | None = None) -> Iterator[None]:
         """Hold the lock exclusively; raises StoreBusy or StoreUnwritable."""
-        with hold(self._lock, alone=True, within=ALONE_SECONDS):
+        with hold(self._lock, alone=True, within=ALONE_SECONDS if within is None else within):
             yield
 
     def now(self) -> float:
@@ -203,15 +220,15 @@ class Store:
 
     def leftovers(self) -> list[Path]:
         """Everything in `tmp`: while the lock is held exclusively, remains of interrupted work."""
-        return sorted(self._tmp.iterdir()) if self._tmp.exists() else []
+        return sorted(self.tmp.iterdir()) if self.tmp.exists() else []
 
     def put_aside(self, folder: Path) -> Path:
         """Move an object to `tmp` in one step, so that half an object is never visible.
 
         No new folder is made: on a full disk there may be no room for one.
         """
-        self._tmp.mkdir(exist_ok=True)
-        return folder.rename(self._tmp / f"{folder.name}.{secrets.token_hex(8)}")
+        self.tmp.mkdir(exist_ok=True)
+        return folder.rename(self.tmp / f"{folder.name}.{secrets.token_hex(8)}")
 
     def _unreadable(self, error: OSError) -> StoreUnreadable:
         return StoreUnreadable(
@@ -229,6 +246,18 @@ class Store:
                 error,
                 "nothing was published: check its rights and free space, then try again",
             ) from error
+
+
+def folder_of(digest: str) -> str:
+    """An object's folder below OBJECTS: AA/<64 hex>; raises ObjectMissing for another text."""
+    match = DIGEST.fullmatch(digest)
+    if not match:
+        raise ObjectMissing(f"{quote(digest)} is not a digest", "write sha256: and 64 digits")
+    return f"{match[1][:2]}/{match[1]}"
+
+
+def missing(digest: str) -> ObjectMissing:
+    return ObjectMissing(f"the store has no object {digest}", "publish the adapter again")
 
 
 def counted(folder: Path) -> list[str]:
@@ -263,7 +292,7 @@ def _take_adapter(
     return Staged(copy, hashes, tuple(problems))
 
 
-def _place(copy: Path, target: Path) -> bool:
+def place(copy: Path, target: Path) -> bool:
     """Move a copy to its final place, durably; False if another process was first."""
     _make_durable_folder(target.parent)
     copy.chmod(0o755)

@@ -20,7 +20,7 @@ TARGET = CHART / "values.schema.json"
 # The chart sets these itself, from values of their own or to what the image has.
 NOT_GIVEN = {
     *("admin_token", "admin_token_file", "cache", "catalog"),
-    *("host", "model", "port", "served_model_name", "store"),
+    *("host", "model", "port", "served_model_name", "store", "store_cache", "store_cache_gib"),
 }
 _KEYWORDS = (
     *("type", "enum", "items", "minimum", "maximum", "exclusiveMinimum", "minLength", "pattern"),
@@ -31,6 +31,9 @@ _MORE: dict[str, Any] = {
     "replicas": {"minimum": 0},
     "model.hub": {"pattern": r"^([^/@\s]+/[^/@\s]+(@\S+)?)?$"},
     "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
+    # Without user and password, query and fragment, but for Azure's CONTAINER@ACCOUNT.
+    "store.url": {"pattern": r"^([a-z][a-z0-9]*://([^@:/?#\s]+@)?[^@/?#\s]+(/[^?#\s]*)?)?$"},
+    "store.cacheSize": {"pattern": "^[0-9]+(Mi|Gi|Ti)$"},
     "store.accessMode": {"enum": ["ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"]},
     "startupSeconds": {"minimum": 5},
     "preStopSeconds": {"minimum": 0},

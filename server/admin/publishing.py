@@ -18,7 +18,6 @@ from adapters.catalog import AdapterVersion, Catalog
 from adapters.errors import BadName, unwritable
 from adapters.names import STABLE
 from adapters.publish import Rules, list_warnings, publish
-from adapters.store import Store
 from adapters.watch import Sighting, Watcher
 from server.admin.bodies import Publication
 from server.admin.uploads import ArrivingBody, take_upload
@@ -37,6 +36,7 @@ class Publisher:
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
         self._settings = settings
         self._catalog = catalog
+        self._store = settings.open_store()
         self._turns = asyncio.Semaphore(_CONCURRENT)
 
     async def publish_upload(self, request: Request, actor: str) -> AdapterVersion:
@@ -71,7 +71,7 @@ class Publisher:
             return source
         root = self._settings.admin_source_root
         path = None if root is None else (root / (rest if is_url else source)).resolve()
-        unfinished = (self._settings.store / "tmp").resolve()  # other publications' files
+        unfinished = self._store.tmp.resolve()  # other publications' files
         if (
             root is None
             or path is None
@@ -108,7 +108,7 @@ class Publisher:
 
     def _publish_form(self, content_type: str, body: Iterable[bytes], actor: str) -> AdapterVersion:
         try:
-            with Store(self._settings.store).scratch() as folder:
+            with self._store.scratch() as folder:
                 wanted = take_upload(content_type, body, folder)
                 return self._publish_now(folder, wanted.name, wanted.aliases, actor)
         except OSError as error:
@@ -141,7 +141,7 @@ class Publisher:
         return publish(
             place,
             name=name,
-            store=Store(settings.store),
+            store=self._store,
             catalog=self._catalog,
             rules=rules,
             aliases=aliases,

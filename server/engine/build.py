@@ -18,7 +18,6 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.model_executor.models.interfaces import supports_lora
 from vllm.usage.usage_lib import UsageContext
 
-from adapters.store import Store
 from server.call import Observer
 from server.engine import forkserver
 from server.engine.arguments import build_arguments
@@ -96,7 +95,7 @@ async def start_engine(
         whitespace=not engine.vllm_config.structured_outputs_config.disable_any_whitespace,
     )
     leave_to_checks(grammars.bounds)
-    forms = ChatForms(Store(settings.store), _bounds(settings, engine).characters)
+    forms = ChatForms(settings.open_store(), _bounds(settings, engine).characters)
     engine.attach(observer, grammars, forms, presence, suspects)
     engine.start()
     try:

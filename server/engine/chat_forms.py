@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -36,8 +37,9 @@ from adapters.chat_form.rendering import (
     TemplatesUnavailable,
     TemplateTooComplex,
 )
+from adapters.errors import StoreError
 from adapters.publish import CHAT_FORM
-from adapters.store import Store
+from adapters.store import AnyStore
 from adapters.store.files import TOKENIZER
 from server.call import Call, current_call
 from server.errors import InvalidRequest, RequestError, Unavailable
@@ -93,6 +95,15 @@ class OwnForm:
         params._all_stop_token_ids.add(token)
 
 
+def _hash_form(version: AdapterVersion, folder: Path) -> str:
+    """The sha256 of the form's file in hex; "" where it can't be read."""
+    try:
+        return hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest()
+    except OSError as error:
+        logger.error("the chat form of %s can't be read: %s", version.label, error)
+        return ""
+
+
 def _stand_in(form: ChatForm, described: Described) -> str:
     """A template that uses what the form's own use: vLLM reads off it what to give to them.
 
@@ -106,7 +117,7 @@ def _stand_in(form: ChatForm, described: Described) -> str:
 class ChatForms:
     """The forms of the versions that have one of their own, read when they are first needed."""
 
-    def __init__(self, store: Store, most: int = MAX_CHARACTERS) -> None:
+    def __init__(self, store: AnyStore, most: int = MAX_CHARACTERS) -> None:
         """`most`: characters of the longest prompt that the model can read."""
         self._store = store
         self._renderer = Renderer(most)
@@ -152,13 +163,16 @@ class ChatForms:
         return form
 
     def _read(self, version: AdapterVersion, said: Mapping[str, Any]) -> OwnForm:
-        folder = self._store.path(version.digest)
         try:
-            digest = hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest()
-        except OSError as error:
+            with self._store.using(version.digest) as folder:
+                digest, found = _hash_form(version, folder), read_form(folder)
+        except StoreError as error:  # a bucket that is away
             logger.error("the chat form of %s can't be read: %s", version.label, error)
-            digest = ""
-        found = read_form(folder)
+            raise Unavailable(
+                f"The adapter {version.label} could not be loaded: {error.code}",
+                code="adapter_load_failed",
+                retry_after=5,
+            ) from None
         if digest != said.get("sha256") or found.unread:
             raise Unavailable(
                 f"The files of the adapter {version.label} are missing or damaged: publish it "

@@ -23,6 +23,7 @@ from functools import partial
 from multiprocessing import connection, context, forkserver, resource_tracker
 from typing import Any, TypeVar
 
+from server import children
 from server.kernels.versions import patch
 from server.preflight import is_cpu_build
 from server.signals import STOPPING
@@ -38,6 +39,7 @@ def start() -> None:
 
     It reads the environment now, so `environment.prepare` comes first.
     """
+    children.withhold()
     if not is_cpu_build():
         return
     forkserver.set_forkserver_preload([_PRELOAD])
@@ -62,10 +64,10 @@ def use() -> None:
 
 
 class ForkedProcess(context.ForkServerProcess):
-    """A child of the fork server, with the environment that the server has when it starts it."""
+    """A child of the fork server, with the environment that children get when it is started."""
 
     def start(self) -> None:
-        self._environ = dict(os.environ)
+        self._environ = children.environment()
         super().start()
 
     def run(self) -> None:

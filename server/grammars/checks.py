@@ -22,6 +22,7 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import asdict, dataclass, field
 
+from server import children
 from server.errors import GrammarRefused, GrammarTooComplex, InvalidRequest, Unavailable
 from server.grammars.bounds import Grammar
 from server.grammars.process import Start, Verdict
@@ -214,7 +215,7 @@ def _launch(describe: Callable[[], Start]) -> tuple[subprocess.Popen[bytes], soc
             [sys.executable, "-P", "-m", "server.grammars.process", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            env=os.environ | _ENVIRONMENT,
+            env=children.environment() | _ENVIRONMENT,
         )
     try:
         _greet(ours, start)

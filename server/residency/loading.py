@@ -29,6 +29,9 @@ from server.telemetry.metrics import Metrics
 
 logger = logging.getLogger("lorry.residency")
 
+# Half of the server's threads: a store that does not answer may hold all that are given to loads.
+_CHECKED_AT_ONCE = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -71,6 +74,7 @@ class Loader:
         self._metrics = metrics
         self._within = within
         self._ids = itertools.count(1)
+        self._turns = asyncio.Semaphore(_CHECKED_AT_ONCE)
 
     def prepare(self, version: AdapterVersion) -> Load:
         """A fresh integer id and an engine-side name of its own, never used again."""
@@ -92,7 +96,8 @@ class Loader:
         try:
             # Against the base that is served now, which may not be the one it was published for. In
             # a thread, as it reads every byte.
-            await asyncio.to_thread(self._check, load.version)
+            async with self._turns:
+                await asyncio.to_thread(self._check, load.version)
             if load.lease.lost:  # what is loaded now would be another engine's
                 raise EngineGone("the engine ended")
             await self._engine.add_adapter(load.lease.request, ids, self._within)

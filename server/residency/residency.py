@@ -71,6 +71,11 @@ class Residency:
         return self._residents
 
     @property
+    def digests(self) -> set[str]:
+        """Of every taken place. Any thread may ask."""
+        return {each.load.version.digest for each in [*self._residents.values()]}
+
+    @property
     def most_pins(self) -> int:
         """How many versions can be pinned: one place always stays for the others."""
         return self._capacity - 1

@@ -17,7 +17,7 @@ from adapters.catalog import AdapterVersion
 from adapters.checkpoint import read_checkpoint
 from adapters.checkpoint.base import Base
 from adapters.errors import StoreUnreadable
-from adapters.store import Store
+from adapters.store import AnyStore
 from adapters.store.store import counted
 from server.errors import AdapterUnusable
 
@@ -52,7 +52,7 @@ class Servable:
 class ServedObjects:
     """The store's objects, checked for one base. Several threads may use it at once."""
 
-    def __init__(self, store: Store, base: Base) -> None:
+    def __init__(self, store: AnyStore, base: Base) -> None:
         self._store = store
         self._base = base
         self._passed: dict[str, State] = {}
@@ -64,7 +64,10 @@ class ServedObjects:
         this base.
         """
         digest = version.digest
-        folder = self._store.path(digest)
+        with self._store.using(digest) as folder:
+            self._check(digest, folder)
+
+    def _check(self, digest: str, folder: Path) -> None:
         try:
             state = _state_of(folder)
             if state is not None and self._passed.get(digest) == state:

@@ -44,6 +44,8 @@ _process: subprocess.Popen[bytes] | None = None  # kept: one that is collected w
 def capture() -> TextIO:
     """Send standard output and error through a new collector; returns the real standard error."""
     global _process
+    from server import children  # not above: the collector runs this file, without our packages
+
     real = os.dup(2)
     read, write = os.pipe()
     # Blocked signals stay blocked in the child: it outlives a Ctrl-C to the whole group.
@@ -51,7 +53,9 @@ def capture() -> TextIO:
     signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
         command = [sys.executable, "-I", "-S", str(Path(__file__).resolve())]
-        _process = subprocess.Popen(command, stdin=read, stdout=subprocess.DEVNULL)
+        _process = subprocess.Popen(
+            command, stdin=read, stdout=subprocess.DEVNULL, env=children.environment()
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
         os.close(read)

@@ -12,7 +12,8 @@ import pytest
 from publishing import publish
 from refusals import not_refused
 
-from adapters import sources
+from adapters import addresses, sources
+from adapters.addresses import redact
 from adapters.catalog import Catalog
 from adapters.errors import (
     CheckpointInvalid,
@@ -22,7 +23,7 @@ from adapters.errors import (
     StoreBusy,
     StoreUnwritable,
 )
-from adapters.sources import fetched, redact
+from adapters.sources import fetched
 from adapters.store import Store
 from adapters.store import store as store_module
 from adapters.upkeep import collect
@@ -147,7 +148,7 @@ def test_fetched_files_are_always_deleted(memory, tmp_path) -> None:
     ],
 )
 def test_the_package_to_install_is_named(send, monkeypatch, source, package) -> None:
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(addresses.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SourceUnsupported, match=rf"pip install {package}$"):
         send(source)
 

@@ -119,6 +119,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model": {"hub": "org/name", "path": "a"}}, "model.path"),
     ({"model": {"hub": "/models/a"}}, "/model/hub"),
     ({"replicas": 2}, "catalog.existingSecret"),
+    ({"store": {"url": "s3://b/p"}}, "catalog.existingSecret"),
+    ({"store": {"existingSecret": "bucket"}}, "store.url"),
+    ({"store": {"url": "s3://key:secret@b/p"}}, "/store/url"),
+    ({"store": {"url": "s3://b/p?token=secret"}}, "/store/url"),
+    ({"store": {"url": "s3://b", "cacheSize": "1e9"}}, "/store/cacheSize"),
+    (
+        {"store": {"url": "s3://b", "existingClaim": "a"}, "catalog": {"existingSecret": "a"}},
+        "exclude each other",
+    ),
     ({"replicas": 2, "catalog": {"existingSecret": "a"}}, "store.accessMode"),
     (
         {"replicas": 2, "catalog": {"existingSecret": "a"}, "store": {"existingClaim": "mine"}},

@@ -70,6 +70,7 @@ def test_the_command_is_the_images_and_names_the_model(rendered):
         "a processor": ["/model"],
         "a GPU": ["org/name"],
         "everything": ["org/name@main", "--", "--max-model-len", "8192"],
+        "a bucket": ["/model"],
     }
     for objects in rendered.values():
         assert [*server(objects)["command"], "/model"] == json.loads(runtime("ENTRYPOINT"))
@@ -145,6 +146,7 @@ def test_a_new_server_waits_for_the_old_one_unless_they_can_share(rendered):
     }
     assert strategies["a volume"] == strategies["a processor"] == {"type": "Recreate"}
     assert strategies["a GPU"]["rollingUpdate"]["maxSurge"] == 0
+    assert strategies["a bucket"] == strategies["everything"]
     assert strategies["everything"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
@@ -177,3 +179,22 @@ def test_secrets_are_named_never_made(everything):
     )
     assert volume["secret"]["secretName"] == "admin"
     assert [each["path"] for each in volume["secret"]["items"]] == [file]
+
+
+def test_a_bucket_takes_the_place_of_the_claim(rendered):
+    objects = rendered["a bucket"]
+    assert not of_kind(objects, "PersistentVolumeClaim")
+    (volume,) = (each for each in pods(objects)[0]["spec"]["volumes"] if each["name"] == "store")
+    assert volume["emptyDir"] == {"sizeLimit": "20Gi"}
+    given = variables(objects)
+    (mount,) = (each for each in server(objects)["volumeMounts"] if each["name"] == "store")
+    assert Path(given["LORRY_STORE_CACHE"]).is_relative_to(mount["mountPath"])
+    settings = {
+        name.removeprefix(ENV_PREFIX).lower(): value
+        for name, value in given.items()
+        if name.startswith(f"{ENV_PREFIX}STORE")
+    }
+    read = Settings(model=Path("/model"), **settings)
+    assert str(read.store) == "s3://adapters/prod"
+    assert read.store_cache_gib == 18.0  # and not all: what is published takes room there too
+    assert server(objects)["envFrom"] == [{"secretRef": {"name": "bucket"}}]

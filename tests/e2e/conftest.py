@@ -38,6 +38,7 @@ def server(
         env={
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}",
             "LORRY_ADMIN_TOKEN": TOKEN,
+            "AWS_SECRET_ACCESS_KEY": TOKEN,  # of a bucket, which this server has not
             "LORRY_ADMIN_SOURCE_ROOT": str(shop.store.parent),
         },
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from admin_client import TOKEN
 from liveness import watching
 from shop import BASE_NAME
 
@@ -179,3 +181,10 @@ def test_no_body_keeps_a_probe_waiting(client, server):
             else:
                 slow[number, path, *fields] = tries
     assert not slow
+
+
+def test_no_process_of_the_server_but_itself_knows_a_credential(server):
+    children = {*server.group()} - {server.process.pid}
+    assert server.engine() in children
+    known = [pid for pid in children if TOKEN in Path(f"/proc/{pid}/environ").read_text()]
+    assert known == []

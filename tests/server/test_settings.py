@@ -102,3 +102,27 @@ def test_an_origin_is_written_as_a_browser_sends_it():
     for wrong in ("a.example", "https://a.example/", "https://a.example/x", "", "https://"):
         with pytest.raises(SettingsInvalid, match="cors_origins"):
             load_settings(model="m", cors_origins=[wrong])
+
+
+def test_a_store_is_a_folder_or_a_bucket_beside_a_shared_catalog(monkeypatch):
+    assert load_settings(model="x", store="stores/a").store == Path("stores/a")
+    bucket = {"model": "x", "store": "memory://bucket/lorry"}
+    for catalog in ("", "sqlite:////srv/catalog.db"):
+        with pytest.raises(SettingsInvalid, match=r"give a catalog in PostgreSQL.*LORRY_CATALOG"):
+            load_settings(**bucket, catalog=catalog)
+    monkeypatch.setenv("LORRY_STORE", "memory://bucket/lorry")
+    settings = load_settings(model="x", catalog="postgresql://u:p@h/n")
+    assert str(settings.store) == "memory://bucket/lorry"
+    assert settings.open_store().tmp == Path.cwd() / ".lorry/cache/store/tmp"
+    assert settings.most_copies == settings.max_cpu_loras
+
+
+@pytest.mark.parametrize("store", ["s3://key:s3cret@bucket/p", "s3://bucket/p?sig=s3cret"])
+def test_a_secret_in_the_stores_address_is_refused_and_not_shown(store):
+    with pytest.raises(SettingsInvalid, match="AWS_ACCESS_KEY_ID") as refused:
+        load_settings(model="x", store=store, catalog="postgresql://u:p@h/n")
+    assert "s3cret" not in str(refused.value)
+    with pytest.raises(SettingsInvalid) as refused:
+        load_settings(model="x", store=[store])
+    assert "s3cret" not in str(refused.value)
+    assert "s3cret" not in repr(Settings(model="x", store=store))

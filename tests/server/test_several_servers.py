@@ -1,4 +1,7 @@
-"""Two servers on one PostgreSQL catalog and one store, as behind a balancer (docs/scaling.md)."""
+"""Two servers on one PostgreSQL catalog and one store, as behind a balancer (docs/scaling.md).
+
+The store is a folder, or a bucket behind a real S3 API.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,16 @@ from pathlib import Path
 import httpx2
 import pytest
 from marked_server import BASE_NAME, write_adapter
-from postgres_process import Postgres, Unavailable
+from postgres_process import PASSWORD, Postgres, Unavailable
 from prometheus_client import CollectorRegistry
+from s3_server import BUCKET, CREDENTIALS, S3
 from server_process import ROOT
 from standin_server import TOKEN, StandInApp, StandInEngine, standin_settings
 
 from adapters.catalog import Catalog
 from adapters.checkpoint.base import read_base
+from adapters.store import bucket
+from adapters.store.files import WEIGHTS
 from server.assembly import Assembly
 
 BASE = ROOT / "examples" / "shop" / "base"
@@ -33,6 +39,15 @@ def postgres() -> Iterator[Postgres]:
         pytest.skip(str(error))
     yield postgres
     postgres.remove()
+
+
+@pytest.fixture
+def s3(monkeypatch) -> Iterator[S3]:
+    s3 = S3()
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    yield s3
+    s3.stop()
 
 
 class Server:
@@ -67,10 +82,9 @@ def read_files(folder: Path) -> list[tuple[str, tuple[str, bytes]]]:
 
 
 @asynccontextmanager
-async def serve(folder: Path, url: str) -> AsyncIterator[Server]:
-    settings = standin_settings(
-        folder, model=BASE, served_model_name=BASE_NAME, max_cpu_loras=4, max_upload_bytes=10**8
-    )
+async def serve(folder: Path, url: str, **given) -> AsyncIterator[Server]:
+    small = {"max_cpu_loras": 4, "max_upload_bytes": 10**8}
+    settings = standin_settings(folder, model=BASE, served_model_name=BASE_NAME, **small | given)
     engine = StandInEngine()
     with Catalog.open(settings.store, url) as catalog:
         parts = Assembly(settings, catalog, CollectorRegistry())
@@ -129,3 +143,52 @@ async def test_pins_are_everywhere_and_loads_where_they_were_asked_for(postgres,
             return second.holds()
 
         await seen(held_by_the_other, {"pinned@1"}, PINNED_SECONDS)
+
+
+async def test_servers_share_a_bucket_and_answer_by_their_copies_while_it_is_away(
+    postgres, s3, tmp_path, monkeypatch, caplog
+):
+    postgres.clear()
+    monkeypatch.setattr(bucket, "ANSWER_SECONDS", 0.5)
+    shared = {"store": f"s3://{BUCKET}/lorry", "adapter_wait_seconds": 10.0}
+    folders = [write_adapter(tmp_path / str(seed), seed) for seed in range(3)]
+    async with (
+        serve(tmp_path, postgres.url, store_cache=tmp_path / "first", **shared) as first,
+        serve(tmp_path, postgres.url, store_cache=tmp_path / "second", **shared) as second,
+    ):
+        for folder, name in zip(folders, ("warm", "cold", "late"), strict=True):
+            await first.publish(folder, name)
+        await seen(lambda: second.answered_by("late"), "late@1")
+        assert await first.answered_by("warm") == "warm@1"
+        assert await second.answered_by("warm") == "warm@1"
+        assert copies(tmp_path / "first") == copies_of(folders[0])
+        assert copies(tmp_path / "second") == copies_of(folders[0], folders[2])
+
+        s3.stop()
+        assert await first.answered_by("warm") == "warm@1"
+        refused = await first.http.post("/v1/completions", json={"model": "cold", "prompt": "x"})
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "adapter_load_failed"
+        assert "store_unreadable" in refused.json()["error"]["message"]
+        assert refused.headers["retry-after"] == "5"
+        assert (await first.http.get("/readyz")).status_code == 200
+        told = [refused.text, caplog.text, (await first.http.get("/metrics")).text]
+        files = {"data": {"name": "more"}, "files": read_files(folders[1])}
+        failed = await first.http.post("/admin/adapters", **files)
+        assert (failed.status_code, failed.json()["error"]["code"]) == (503, "store_unreadable")
+        told.append(failed.text)
+        for secret in (CREDENTIALS["AWS_SECRET_ACCESS_KEY"], PASSWORD):
+            assert secret not in "".join(told)
+
+        s3.start()
+        await seen(lambda: first.answered_by("cold"), "cold@1")
+        assert await second.answered_by("cold") == "cold@1"
+
+
+def copies(cache: Path) -> set[bytes]:
+    """The weights in a server's cache."""
+    return {path.read_bytes() for path in cache.rglob(WEIGHTS)}
+
+
+def copies_of(*folders: Path) -> set[bytes]:
+    return {(folder / WEIGHTS).read_bytes() for folder in folders}

@@ -136,11 +136,12 @@ def _answer(
 
         server = Server(site.url, key)
         return answer_by_server(server, versions, examples, max_tokens, _progress)
-    from adapters.store import Store
+    from adapters.store import open_store
     from training.evaluation.offline import answer_offline
 
     assert base is not None
-    return answer_offline(base, versions, Store(site.store), examples, max_tokens, _progress)
+    store = open_store(site.place)
+    return answer_offline(base, versions, store, examples, max_tokens, _progress)
 
 
 def _progress(line: str) -> None:

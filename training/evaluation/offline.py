@@ -1,6 +1,7 @@
 """Answers of a base and of versions of a store, without a server: transformers, NF4 and PEFT."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from adapters.catalog.evaluations import BASE
 from adapters.checkpoint.base import read_base
 from adapters.models import find_model, find_shape
 from adapters.publish import CHAT_FORM
-from adapters.store import Store
+from adapters.store import AnyStore
 from training.data.forms import Example
 from training.data.tokens import Tokenizer, load_tokenizer
 from training.errors import BaseInvalid, TrainingError
@@ -65,7 +66,7 @@ def open_base(
 def answer_offline(
     base: OfflineBase,
     versions: Sequence[AdapterVersion],
-    store: Store,
+    store: AnyStore,
     examples: Sequence[Example],
     max_new_tokens: int,
     report: Report,
@@ -75,24 +76,25 @@ def answer_offline(
     The base is in NF4, as it is served. Raises AnswersFailed, DataInvalid, ObjectMissing or
     ObjectDamaged.
     """
-    for version in versions:
-        store.verify(version.digest)
-    paths = [store.path(version.digest) for version in versions]
-    try:
-        model = _load(base.folder, paths)
-        answers = {}
-        for number, label in enumerate([BASE, *(version.label for version in versions)]):
-            _activate(model, number)
-            answers[label] = answer_greedily(
-                model,
-                base.tokenizer,
-                examples,
-                max_new_tokens=max_new_tokens,
-                report=prefixed(report, label),
-            )
-    except (RuntimeError, ValueError, OSError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise AnswersFailed(f"the answers failed: {said}", "nothing was recorded") from error
+    with ExitStack() as stack:
+        paths = [stack.enter_context(store.using(version.digest)) for version in versions]
+        for version in versions:
+            store.verify(version.digest)
+        try:
+            model = _load(base.folder, paths)
+            answers = {}
+            for number, label in enumerate([BASE, *(version.label for version in versions)]):
+                _activate(model, number)
+                answers[label] = answer_greedily(
+                    model,
+                    base.tokenizer,
+                    examples,
+                    max_new_tokens=max_new_tokens,
+                    report=prefixed(report, label),
+                )
+        except (RuntimeError, ValueError, OSError) as error:
+            said = str(error).strip().partition("\n")[0]
+            raise AnswersFailed(f"the answers failed: {said}", "nothing was recorded") from error
     return answers
 
 

@@ -37,7 +37,7 @@ def merge_command(
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
-    store: StoreOption = Path(".lorry/store"),
+    store: StoreOption = ".lorry/store",
     catalog: CatalogOption = None,
     base: Annotated[
         str | None,
@@ -67,12 +67,13 @@ def merge_command(
     with reported(), adapter_errors_reported():
         import torch
 
+        from adapters.store import parse_place
         from training.merge.merge import Options, check_unused, merge
         from training.merge.source import find_adapter, pair, trained_on, unproven
 
         check_unused(out)  # before the base is hashed, which takes long
         say = partial(typer.echo, err=True)
-        found = pair(find_adapter(ref, store, catalog), base, say, force=force)
+        found = pair(find_adapter(ref, parse_place(store), catalog), base, say, force=force)
         if warning := unproven(found):
             typer.echo(f"warning: {warning}", err=True)
         types = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -13,7 +13,7 @@ from adapters.checkpoint.peft_config import MAX_RANK, PeftConfig, read_peft_conf
 from adapters.errors import CheckpointInvalid
 from adapters.models import as_id, name_model, silent
 from adapters.names import parse_reference
-from adapters.store import Store, digest_of
+from adapters.store import Place, digest_of, open_store
 from adapters.store.files import CONFIG, PROVENANCE, SERVED, FileRefused, read_object
 from adapters.store.store import counted
 from training.base import Base, file_digest, find_base
@@ -46,7 +46,7 @@ class Pair:
     architecture: Architecture
 
 
-def find_adapter(ref: str, store: Path, catalog: str | None) -> Source:
+def find_adapter(ref: str, store: Place, catalog: str | None) -> Source:
     """The adapter of a folder, or of a published version; raises an AdapterError.
 
     A folder is meant where it holds an adapter's config.
@@ -56,9 +56,10 @@ def find_adapter(ref: str, store: Path, catalog: str | None) -> Source:
     reference = parse_reference(ref)
     with Catalog.open(store, catalog, create=False) as index:
         version = index.resolve_only(reference)
-    objects = Store(store)
-    objects.verify(version.digest)
-    return Source(objects.path(version.digest), version.label, version.base, version.base_digest)
+    objects = open_store(store, needed=lambda: (version.digest,))  # until this process ends
+    with objects.using(version.digest) as folder:
+        objects.verify(version.digest)
+    return Source(folder, version.label, version.base, version.base_digest)
 
 
 def pair(source: Source, base: str | None, report: Report = silent, *, force: bool) -> Pair:

@@ -38,7 +38,7 @@ def sweep_command(
         Path, typer.Option(help="Folder for trained adapters and the sweep's report.")
     ] = Path(".lorry/trained"),
     publish: Annotated[bool, typer.Option("--publish", help="Publish the best one.")] = False,
-    store: StoreOption = Path(".lorry/store"),
+    store: StoreOption = ".lorry/store",
     catalog: CatalogOption = None,
     alias: AliasOption = None,
     no_alias: NoAliasOption = False,
@@ -47,6 +47,7 @@ def sweep_command(
 ) -> None:
     """Train each combination of settings and compare them on the validation set."""
     with reported():
+        from adapters.store import parse_place
         from training.publish import choose_aliases, publish_run
         from training.sweep.compare import compare
         from training.sweep.grid import read_grid
@@ -61,7 +62,7 @@ def sweep_command(
         write_sweep(comparison, folder)
         best, published = comparison.best, None
         if publish and best.trained:
-            where = (store, catalog, aliases)
+            where = (parse_place(store), catalog, aliases)
             published = publish_run(best.setting.recipe, best.trained, *where, _say)
     if as_json:
         typer.echo(json.dumps(as_document(comparison) | {"published": published}))

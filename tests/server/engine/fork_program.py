@@ -17,6 +17,8 @@ from typing import Any
 from server.engine import forkserver as ours
 from server.kernels.watchdog import SERVER_VARIABLE
 
+SECRET = "s3cret-of-the-bucket"
+
 
 def look(sender: connection.Connection) -> None:
     threads = len(list(Path("/proc/self/task").iterdir()))
@@ -64,7 +66,27 @@ def server_pid() -> int:
     return int(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
 
 
+def send_environment(sender: connection.Connection) -> None:
+    sender.send(dict(os.environ))
+
+
+def find_secrets() -> list[str]:
+    """Who knows a credential: the server, and nobody else."""
+    receiver, sender = connection.Pipe(duplex=False)
+    child = ours.ForkedProcess(target=send_environment, args=(sender,))
+    child.start()
+    sender.close()
+    known = {
+        "server": str(dict(os.environ)),
+        "child": str(receiver.recv()),
+        "fork server": Path(f"/proc/{server_pid()}/environ").read_text(),
+    }
+    child.join()
+    return [name for name, text in known.items() if SECRET in text]
+
+
 STEPS = {
+    "find secrets": find_secrets,
     "fork": fork,
     "refuse": refuse,
     "answer": lambda: ours.run_forked(lambda: 6 * 7),
@@ -76,6 +98,7 @@ def main() -> None:
     ours._PRELOAD = sys.argv[1]
     os.environ[SERVER_VARIABLE] = str(os.getpid())
     os.environ["SET_EARLY"] = "gone later"
+    os.environ["AWS_SECRET_ACCESS_KEY"] = os.environ["PGPASSWORD"] = SECRET
     ours.start()
     print(json.dumps(server_pid()), flush=True)  # noqa: T201
     del os.environ["SET_EARLY"]

@@ -29,6 +29,12 @@ def test_forced_tool_calls_are_written_for_the_backend(backend, strict):
     assert environ.get("VLLM_ENFORCE_STRICT_TOOL_CALLING") == strict
 
 
+def test_what_the_settings_hold_is_not_in_the_environment_any_more():
+    environ = {"LORRY_CATALOG": "postgresql://u:p@h/n", "LORRY_ADMIN_TOKEN": "t" * 16}
+    prepare(Settings(model="base"), environ)
+    assert environ.keys().isdisjoint({"LORRY_CATALOG", "LORRY_ADMIN_TOKEN"})
+
+
 @pytest.mark.filterwarnings("ignore")  # vLLM's own imports warn
 def test_the_fork_server_starts_with_what_vllm_sets_for_its_engine():
     """What vLLM sets later reaches the engine too, but not what was read while torch was imported.

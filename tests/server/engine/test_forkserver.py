@@ -73,6 +73,11 @@ def test_a_child_has_the_environment_of_the_moment_and_reports_its_end():
             assert server.do("fork") == [server.fork_server, 1, "yes", None, 0]
 
 
+def test_credentials_stay_with_the_server():
+    with program(LIGHT) as server:
+        assert server.do("find secrets") == ["server"]
+
+
 def test_what_vllm_asks_of_a_new_interpreter_is_answered_by_a_fork():
     with program(LIGHT) as server:
         assert server.do("answer") == 42

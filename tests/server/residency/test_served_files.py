@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,10 @@ class Store:
 
     def path(self, digest):
         return self.root / digest
+
+    @contextmanager
+    def using(self, digest):
+        yield self.path(digest)
 
     def verify(self, digest):
         self.verified += 1

@@ -9,6 +9,14 @@
   valueFrom:
     secretKeyRef: {name: {{ . }}, key: {{ $.Values.catalog.key }}}
 {{- end }}
+{{- with .Values.store.url }}
+- name: LORRY_STORE
+  value: {{ . | quote }}
+- name: LORRY_STORE_CACHE
+  value: /store/copies
+- name: LORRY_STORE_CACHE_GIB
+  value: {{ include "lorry.copiesGib" $ | quote }}
+{{- end }}
 {{- if .Values.adminToken.existingSecret }}
 - name: LORRY_ADMIN_TOKEN_FILE
   value: /secrets/admin-token/token

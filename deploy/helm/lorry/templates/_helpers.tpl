@@ -35,7 +35,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- /* Whether servers on several nodes can have the store: true, or nothing. */ -}}
 {{- define "lorry.sharesStore" -}}
-{{- if eq .Values.store.accessMode "ReadWriteMany" }}true{{ end -}}
+{{- if or .Values.store.url (eq .Values.store.accessMode "ReadWriteMany") }}true{{ end -}}
+{{- end -}}
+
+{{- /* What the server may keep of a bucket: nine tenths of the volume, which also takes what is being
+       published. Kubernetes ends a pod whose volume is larger than its limit. */ -}}
+{{- define "lorry.copiesGib" -}}
+{{- $size := .Values.store.cacheSize -}}
+{{- $units := dict "Mi" 0.0009765625 "Gi" 1.0 "Ti" 1024.0 -}}
+{{- $number := regexFind "^[0-9]+" $size -}}
+{{- $unit := get $units (trimPrefix $number $size) -}}
+{{- if not $unit -}}
+{{- fail "store.cacheSize is a whole number of Mi, Gi or Ti, such as 10Gi" -}}
+{{- end -}}
+{{- printf "%.3f" (mulf 0.9 (float64 $number) $unit) -}}
 {{- end -}}
 
 {{- /* User and group of the image (deploy/Dockerfile). */ -}}
@@ -75,13 +88,23 @@ capabilities:
 {{- fail "give model.name, the base's name for callers" -}}
 {{- end -}}
 {{- end -}}
+{{- if .Values.store.url -}}
+{{- if not .Values.catalog.existingSecret -}}
+{{- fail "a store in a bucket needs a catalog: give catalog.existingSecret, with the URL of a PostgreSQL database" -}}
+{{- end -}}
+{{- if .Values.store.existingClaim -}}
+{{- fail "store.url and store.existingClaim exclude each other: the bucket is the store" -}}
+{{- end -}}
+{{- else if .Values.store.existingSecret -}}
+{{- fail "store.existingSecret is for the driver of a bucket: give store.url too" -}}
+{{- end -}}
 {{- $replicas := .Values.autoscaling.enabled | ternary .Values.autoscaling.maxReplicas .Values.replicas -}}
 {{- if gt (int $replicas) 1 -}}
 {{- if not .Values.catalog.existingSecret -}}
 {{- fail "more than one server needs a catalog that they share: give catalog.existingSecret, with the URL of a PostgreSQL database" -}}
 {{- end -}}
 {{- if not (include "lorry.sharesStore" .) -}}
-{{- fail "more than one server needs a store that they share: set store.accessMode to ReadWriteMany, with a storageClass, or a store.existingClaim, that has it" -}}
+{{- fail "more than one server needs a store that they share: give store.url, a bucket, or set store.accessMode to ReadWriteMany, with a storageClass, or a store.existingClaim, that has it" -}}
 {{- end -}}
 {{- end -}}
 {{- if lt (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas) -}}

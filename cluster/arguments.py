@@ -83,10 +83,7 @@ class GatewayArguments(BaseModel):
 
 
 def ship(settings: Settings) -> dict[str, Any]:
-    """The settings that were given, as they travel to the servers: plain values, absolute paths.
-
-    A secret in a bucket's address does not: the driver's own variables have it on each node.
-    """
+    """The settings that were given, as they travel to the servers: plain values, absolute paths."""
     given = settings.model_dump(exclude_unset=True, exclude=set(SET_HERE | SECRETS))
     if Path(settings.model).exists():
         given["model"] = Path(settings.model)

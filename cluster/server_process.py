@@ -139,7 +139,9 @@ class ServerProcess:
             f"{ENV_PREFIX}{name.upper()}": _as_variable(value)
             for name, value in (shared | self._settings | own).items()
         }
-        return {**os.environ, **given, SUPERVISOR_VARIABLE: str(os.getpid())}
+        # Ray's own, its token among them, are no business of the server.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        return {**inherited, **given, SUPERVISOR_VARIABLE: str(os.getpid())}
 
 
 class _CacheFolder:

@@ -25,8 +25,10 @@ from cluster.gateway.metrics import GatewayMetrics
 from cluster.gateway.picking import NoReplica, Picker, Target
 from server.disconnects import Disconnected
 from server.errors import Unavailable
+from server.telemetry.logs import RateLimit
 
-logger = logging.getLogger("lorry.gateway")
+logger = logging.getLogger("lorry.gateway.calls")
+logger.filters[:] = [RateLimit(lines=10, by_place=False)]  # an outage concerns every call
 
 _ROUND_SECONDS = 0.2  # between two rounds over all replicas
 _WHOLE_BYTES = 1 << 20  # answers up to this length are complete before the caller gets a byte

@@ -68,6 +68,10 @@ def test_the_printed_config_is_one_that_serve_deploys(monkeypatch, tmp_path):
         (["up", BASE, "--set", "max_loras=x"], "max_loras"),
         (["up", BASE, "--set", "admin_source_schemes=["], "admin_source_schemes"),
         (["up", BASE, "--set", "port=1"], "port can't be set for a cluster"),
+        (
+            ["up", BASE, "--set", "store=s3://key:hush@a/b", "--set", "catalog=postgresql://h/d"],
+            "leave them out",
+        ),
         (["up", BASE, "--", "--enable-lora"], "--enable-lora"),
     ],
 )

@@ -83,8 +83,9 @@ def test_development_packages_are_not_in_the_image():
     left_out = set(shlex.split(setting)[0].removeprefix("DEVELOPMENT=").split())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {re.match(r"[\w-]+", each)[0] for each in project["optional-dependencies"]["dev"]}
-    # vLLM needs the first; a shared catalog and a store in a bucket need their drivers.
-    assert wanted - left_out == {"openai", "psycopg", "s3fs"}
+    # vLLM needs the first; a shared catalog and a store in a bucket need their drivers, and a
+    # cluster needs Ray.
+    assert wanted - left_out == {"openai", "psycopg", "ray", "s3fs"}
     assert left_out <= wanted
 
 

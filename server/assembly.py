@@ -16,12 +16,16 @@ from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from adapters.catalog import AdapterVersion, Catalog
+from adapters.catalog.usage import UsageBook
 from adapters.checkpoint.base import Base
 from adapters.store import Store
 from server.admin.publishing import Publisher
 from server.engine.interface import AdapterEngine, Admission
 from server.gate.gate import FairAdmission, PlainAdmission
 from server.gate.queue import Limits
+from server.gate.quotas import Quotas
+from server.gate.sharing import Sharing
+from server.gate.usage import UsageCounts
 from server.heartbeat import Heartbeat
 from server.http.app import create_app
 from server.lifecycle import Attached, Lifecycle
@@ -94,17 +98,27 @@ class Assembly:
             catalog, self.metrics, settings.max_metric_adapters, settings.max_loras
         )
         registry.register(self.routers)
+        self.quotas = Quotas(self.metrics, count_cached=settings.count_cached)
+        usage = UsageCounts()
+        self.sharing = Sharing(
+            UsageBook.beside(catalog.database),
+            self.quotas,
+            usage,
+            self.metrics,
+            count_cached=settings.count_cached,
+        )
         self.publisher = Publisher(settings, catalog)
         self.app = create_app(
             settings,
             lifecycle=self.lifecycle,
             names=ModelNames(settings.base_name, catalog),
-            recorder=Recorder(settings.base_name, self.metrics, self.tracing),
+            recorder=Recorder(settings.base_name, self.metrics, self.tracing, usage),
             registry=registry,
             before_scrape=self.routers.refresh,
             catalog=catalog,
             publisher=self.publisher,
             suspects=self.suspects,
+            quotas=self.quotas,
             started_at=int(self.started),
         )
         self._followers: list[asyncio.Task[None]] = []
@@ -137,7 +151,15 @@ class Assembly:
             self.settings.engine_stall_seconds,
             self.settings.engine_hang_seconds,
         )
-        followers = (self.catalog_watch, pins, occupancy, removals, self._heartbeat)
+        followers = (
+            self.catalog_watch,
+            pins,
+            occupancy,
+            removals,
+            self._heartbeat,
+            self.quotas,
+            self.sharing,
+        )
         self._followers = [asyncio.create_task(follower.run()) for follower in followers]
         self.lifecycle.attach(Attached(app, residency, admission))
 

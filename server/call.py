@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from opentelemetry.trace import Span
 
+from adapters.catalog.limits import RateLimits
 from adapters.catalog.versions import AdapterVersion
 from server.content import Content
 from server.errors import RequestError
@@ -37,6 +38,24 @@ class Lease:
     request: Any  # vLLM's LoRARequest, opaque here
     repaired_values: int = 0  # computed since the load, not finite or far too large: it is broken
     lost: bool = False  # the engine that held it has ended
+
+
+class Key(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def limits(self) -> RateLimits | None: ...
+
+
+class Allowance(Protocol):
+    """What a call has taken of the limits that it meets (server/gate/quotas.py)."""
+
+    async def reserve(self, work: Any) -> None:
+        """Reserve the tokens of a request to the engine (`Work`); raises RequestError."""
+
+    def headers(self) -> dict[str, str]:
+        """How much is left, for the answer."""
 
 
 class SequenceStats(Protocol):
@@ -89,6 +108,8 @@ class Call:
     span: Span
     caller: str = ""  # whose turn it is, where callers take turns: the address it comes from
     started: float = field(default_factory=time.monotonic)
+    key: Key | None = None
+    allowance: Allowance | None = None  # None: it meets no limit
     digest: str = ""  # SHA-256 of the body
     requested_model: str | None = None
     stream: bool = False
@@ -191,6 +212,12 @@ class Call:
     @property
     def cached_tokens(self) -> int:
         return sum(s.cached_tokens for s in self.sequences if not s.shares_prompt)
+
+    @property
+    def engine_seconds(self) -> float:
+        """The sum over its sequences, from the first step for one to its last token."""
+        times = ((s.stats.scheduled_ts, s.stats.last_token_ts) for s in self.sequences)
+        return sum(max(last - first, 0.0) for first, last in times if first and last)
 
     @property
     def finish_reasons(self) -> list[str]:

@@ -12,7 +12,7 @@ LorryError
     ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
     ├── PoisonRequest 422 · DeadlineExceeded 504
     ├── AdminDisabled 403 · NotAuthorized 401 · AdapterInUse 409 · PinsExceedCapacity 409
-    ├── QueueIsFull 429
+    ├── QueueIsFull 429 · RateLimitExceeded 429 · InsufficientQuota 429
     └── Unavailable 503 (starting, draining, engine_dead, engine_slow, adapters_busy,
                          adapter_loading, adapter_load_failed, catalog_unreadable, publishing_busy,
                          grammars_busy, bodies_busy, too_many_connections, too_many_bodies)
@@ -25,6 +25,7 @@ import math
 from typing import Any, ClassVar
 
 ENGINE_DIED_EXIT_CODE = 9
+MAX_RETRY_SECONDS = 120.0  # OpenAI's clients do not retry after a longer Retry-After
 _MAX_MESSAGE_CHARACTERS = 2000
 # Whoever raises these ends a task or the process. Any other BaseException is a fault: a panic of
 # Rust code (tokenizers, grammars) is not an Exception.
@@ -200,14 +201,46 @@ class PinsExceedCapacity(InvalidRequest):
     code = "pins_exceed_capacity"
 
 
-class QueueIsFull(RequestError):
+class TryLater(RequestError):
+    """The call may succeed after `retry_after` seconds."""
+
     status = 429
     type = "rate_limit_error"
-    code = "queue_full"
 
     def headers(self) -> dict[str, str]:
-        milliseconds = {"retry-after-ms": str(math.ceil((self.retry_after or 1) * 1000))}
-        return super().headers() | milliseconds | {"x-should-retry": "true"}
+        seconds = self.retry_after or 1
+        # OpenAI's clients give up where they are told to wait longer.
+        is_worth_it = seconds <= MAX_RETRY_SECONDS
+        return super().headers() | {
+            "retry-after-ms": str(math.ceil(seconds * 1000)),
+            "x-should-retry": "true" if is_worth_it else "false",
+        }
+
+
+class QueueIsFull(TryLater):
+    code = "queue_full"
+
+
+class RateLimitExceeded(TryLater):
+    """A limit on requests, tokens or calls in flight has no room for this call now."""
+
+    code = "rate_limit_exceeded"
+
+
+class InsufficientQuota(TryLater):
+    """A budget of tokens a day or month has no room for this call."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    def headers(self) -> dict[str, str]:
+        return super().headers() | {"x-should-retry": "false"}
+
+
+class RequestExceedsLimit(InvalidRequest):
+    """A call that may use more than a whole limit: no wait helps."""
+
+    code = "request_exceeds_limit"
 
 
 class DeadlineExceeded(RequestError):

@@ -165,6 +165,10 @@ class Settings(BaseSettings):
         ge=1,
         description="Prompt tokens in the engine without an answer yet; one prompt may be longer.",
     )
+    count_cached: bool = Field(
+        default=False,
+        description="Count prompt tokens from the prefix cache against limits on tokens too.",
+    )
     adapter_wait_seconds: float = Field(
         default=30.0, gt=0, description="Longest wait for an adapter to load or for a free place."
     )

@@ -99,6 +99,11 @@ class Catalog:
         return catalog
 
     @property
+    def database(self) -> Engine:
+        """For what is kept beside the catalog (adapters/catalog/usage.py)."""
+        return self._engine
+
+    @property
     def is_shared(self) -> bool:
         """Whether it is on a database server, which other servers may use too."""
         return failures.sqlite_path(self._engine) is None

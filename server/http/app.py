@@ -20,6 +20,7 @@ from server.admin.guard import AdminGuard
 from server.admin.publishing import Publisher
 from server.admin.router import create_router
 from server.admin.shelf import Shelf
+from server.gate.quotas import Quotas
 from server.http.bodies import Bodies
 from server.http.cors import Cors
 from server.http.error_handlers import add_error_handlers
@@ -47,6 +48,7 @@ def create_app(
     catalog: Catalog,
     publisher: Publisher,
     suspects: Suspects,
+    quotas: Quotas,
     started_at: int,
 ) -> FastAPI:
     """`started_at`: Unix seconds, the base model's `created` in /v1/models. `before_scrape` readies
@@ -73,6 +75,7 @@ def create_app(
             ),
             shape=Shape(settings.max_body_objects, settings.max_body_values),
             suspects=suspects,
+            quotas=quotas,
         ),
         Middleware(PlainRoutes, max_body_bytes=settings.max_body_bytes),
     ]

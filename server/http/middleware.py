@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.call import Call, current_call
 from server.disconnects import Disconnected
 from server.errors import EXITS, InvalidJson, InvalidRequest, MethodNotAllowed, RequestError
+from server.gate.quotas import Quotas
 from server.http.bodies import Bodies
 from server.http.deadline import Deadline
 from server.http.exchange import Exchange, end_stream, send_error
@@ -96,8 +97,10 @@ class InferenceMiddleware:
         bodies: Bodies,
         shape: Shape,
         suspects: Suspects,
+        quotas: Quotas,
     ) -> None:
         self._app = app
+        self._quotas = quotas
         self._lifecycle = lifecycle
         self._names = names
         self._recorder = recorder
@@ -117,6 +120,7 @@ class InferenceMiddleware:
             current_call.reset(token)
             log_fault(call)
             self._recorder.end(call)
+            self._quotas.settle(call)
 
     def _start(self, scope: Scope) -> Call:
         headers = Headers(scope=scope)
@@ -171,6 +175,7 @@ class InferenceMiddleware:
         call.user = user_of(selection)
         call.version = await self._names.resolve(selection.model or "", split_key(call, scope))
         call.resolved = True
+        await self._quotas.arrive(call)
         call.digest = await digest_of(body)
         self._suspects.check(call.digest)
         exchange = Exchange(call, body, receive, send)

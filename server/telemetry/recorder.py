@@ -14,6 +14,7 @@ from typing import Any
 from opentelemetry.trace import format_span_id, format_trace_id
 
 from server.call import MAX_RECORDED_SEQUENCES, Call
+from server.gate.usage import UsageCounts
 from server.telemetry.logs import write_call
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import Tracing
@@ -34,6 +35,8 @@ def response_headers(call: Call) -> Headers:
         headers["x-lorry-adapter"] = call.version.label if call.version else call.adapter_label
         if call.version is not None:
             headers["x-lorry-adapter-digest"] = call.version.digest
+    if call.allowance is not None:
+        headers |= call.allowance.headers()
     return [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
 
 
@@ -69,8 +72,11 @@ def describe(call: Call) -> dict[str, Any]:
 class Recorder:
     """Follows calls from `start` through `begin` to `end`, and writes them out there."""
 
-    def __init__(self, base: str, metrics: Metrics, tracing: Tracing) -> None:
+    def __init__(
+        self, base: str, metrics: Metrics, tracing: Tracing, usage: UsageCounts | None = None
+    ) -> None:
         self._base = base
+        self._usage = usage
         self._metrics = metrics
         self._tracing = tracing
 
@@ -111,6 +117,8 @@ class Recorder:
                 _end_sequences(call)
             record = describe(call)
             self._metrics.record(call, _trace_of(call))
+            if self._usage is not None:
+                self._usage.record(call)
             self._tracing.end(call)
             write_call(record)
         except Exception:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from opentelemetry.trace import Span
 
 from adapters.catalog.versions import AdapterVersion
+from adapters.keys import Key
 from server.content import Content
 from server.errors import RequestError
 
@@ -88,6 +89,7 @@ class Call:
     base: str
     span: Span
     replica: str = ""  # the name of this server, where there are several
+    key: Key | None = None  # whose call it is, where keys are in force
     caller: str = ""  # whose turn it is, where callers take turns: the address it comes from
     started: float = field(default_factory=time.monotonic)
     digest: str = ""  # SHA-256 of the body

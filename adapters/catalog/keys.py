@@ -49,7 +49,7 @@ class Keys:
         self._ring = mark, found
         return found
 
-    def list(self) -> list[Key]:
+    def all(self) -> list[Key]:
         """All keys, revoked ones too, by name."""
         return sorted(self.ring(), key=lambda key: key.name)
 

@@ -38,6 +38,11 @@ class Transactions:
         with self._lock:
             return self._freshness.mark()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether it is known that a query would fail now."""
+        return self._freshness.problem() is not None
+
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         if problem := self._freshness.problem():

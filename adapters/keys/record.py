@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import translate
 from functools import lru_cache
 from typing import Any, Literal, get_args
+
+import msgspec
 
 from adapters.errors import KeyInvalid, quote
 
@@ -78,20 +80,8 @@ class Key:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON document; no secret is among them."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "prefix": self.prefix,
-            "status": self.status(),
-            "scopes": sorted(self.scopes),
-            "adapters": list(self.adapters),
-            "base": self.base,
-            "weight": self.weight,
-            "created_at": self.created.isoformat(),
-            "expires_at": self.expires.isoformat() if self.expires else None,
-            "revoked_at": self.revoked.isoformat() if self.revoked else None,
-            "limits": asdict(self.limits),
-        }
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain | {"scopes": sorted(self.scopes), "status": self.status()}
 
 
 @lru_cache(maxsize=4096)

@@ -16,7 +16,6 @@ from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from adapters.catalog import AdapterVersion, Catalog
-from adapters.catalog.usage import UsageBook
 from adapters.checkpoint.base import Base
 from adapters.store import Store
 from server.admin.publishing import Publisher
@@ -101,7 +100,7 @@ class Assembly:
         self.quotas = Quotas(self.metrics, count_cached=settings.count_cached)
         usage = UsageCounts()
         self.sharing = Sharing(
-            UsageBook.beside(catalog.database),
+            catalog.usage,
             self.quotas,
             usage,
             self.metrics,
@@ -112,7 +111,9 @@ class Assembly:
             settings,
             lifecycle=self.lifecycle,
             names=ModelNames(settings.base_name, catalog),
-            recorder=Recorder(settings.base_name, self.metrics, self.tracing, usage),
+            recorder=Recorder(
+                settings.base_name, self.metrics, self.tracing, settings.replica, usage
+            ),
             registry=registry,
             before_scrape=self.routers.refresh,
             catalog=catalog,
@@ -120,6 +121,7 @@ class Assembly:
             suspects=self.suspects,
             quotas=self.quotas,
             started_at=int(self.started),
+            count_waiting=lambda: self.metrics.waiting,
         )
         self._followers: list[asyncio.Task[None]] = []
 
@@ -161,7 +163,7 @@ class Assembly:
             self.sharing,
         )
         self._followers = [asyncio.create_task(follower.run()) for follower in followers]
-        self.lifecycle.attach(Attached(app, residency, admission))
+        self.lifecycle.attach(Attached(app, residency, admission, engine.max_sequences))
 
     def supervise(self, engine: RestartableEngine) -> Supervisor:
         """What starts the connected engine again when it ends; the caller runs it."""

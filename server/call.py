@@ -16,8 +16,8 @@ from typing import Any, Literal, Protocol
 
 from opentelemetry.trace import Span
 
-from adapters.catalog.limits import RateLimits
 from adapters.catalog.versions import AdapterVersion
+from adapters.keys import Key
 from server.content import Content
 from server.errors import RequestError
 
@@ -38,14 +38,6 @@ class Lease:
     request: Any  # vLLM's LoRARequest, opaque here
     repaired_values: int = 0  # computed since the load, not finite or far too large: it is broken
     lost: bool = False  # the engine that held it has ended
-
-
-class Key(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def limits(self) -> RateLimits | None: ...
 
 
 class Allowance(Protocol):
@@ -106,9 +98,10 @@ class Call:
     operation: str
     base: str
     span: Span
+    replica: str = ""  # the name of this server, where there are several
+    key: Key | None = None  # whose call it is, where keys are in force
     caller: str = ""  # whose turn it is, where callers take turns: the address it comes from
     started: float = field(default_factory=time.monotonic)
-    key: Key | None = None
     allowance: Allowance | None = None  # None: it meets no limit
     digest: str = ""  # SHA-256 of the body
     requested_model: str | None = None

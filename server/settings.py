@@ -65,6 +65,10 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 takes a free one.")
     store: Path = Field(default=Path(".lorry/store"), description="Folder of published adapters.")
+    replica: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,63}$")] = Field(
+        default="",
+        description="Name of this server among several: x-lorry-replica, and in log and spans.",
+    )
     quantization: Literal["bitsandbytes", "none"] = Field(
         default="bitsandbytes", description="NF4 with bitsandbytes, or the checkpoint as it is."
     )

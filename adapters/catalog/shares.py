@@ -17,6 +17,7 @@ from adapters.names import MAX_NAME
 
 SILENT_SECONDS = 15.0  # after which what a server had not used goes to others
 GONE_SECONDS = 75.0  # after which nothing that it used counts any more
+WINDOWS = ("requests", "tokens")  # kinds of limits for which what was used counts for a minute
 _LOCK = 0x6C6F727281  # the advisory lock of a round
 
 stakes = Table(
@@ -95,7 +96,7 @@ def _without_sender(id_: StakeId, stake: Stake, seconds: float) -> Stake:
     """What a stake still says after so much silence: the sender has ended, or can't be reached."""
     if seconds < SILENT_SECONDS:
         return stake
-    used = stake.used if id_.kind in ("requests", "tokens") else 0  # they count for a minute
+    used = stake.used if id_.kind in WINDOWS else 0
     return Stake(used, used)
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -211,13 +211,14 @@ class Spending:
         self._known: dict[tuple[RuleId, datetime, datetime], int] = {}
         self._read_at = 0.0
 
-    def read(self, connection: Connection, budgets: Mapping[RuleId, datetime]) -> dict[RuleId, int]:
-        """The tokens that each has spent since the moment that its period began."""
+    def read(
+        self, connection: Connection, budgets: Mapping[RuleId, datetime], now: datetime
+    ) -> dict[RuleId, int]:
+        """The tokens that each has spent until now, since the moment that its period began."""
         if time.monotonic() - self._read_at > self._AGAIN_SECONDS:
             self._known.clear()
             self._read_at = time.monotonic()
-        hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-        recent = hour - timedelta(hours=1)
+        recent = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
         latest = list(select_usage(connection, usage.c.hour >= recent)) if budgets else []
         spent = {}
         for rule, began in budgets.items():

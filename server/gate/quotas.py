@@ -16,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from adapters.catalog.limits import RateLimits, RuleId
+from adapters.catalog.limits import RuleId, period_at
+from adapters.keys import RateLimits
 from server.call import Call
 from server.engine.interface import Work
 from server.errors import InsufficientQuota, RateLimitExceeded, RequestError, RequestExceedsLimit
@@ -29,6 +30,7 @@ SHARE_SECONDS = 2.0  # for which a call waits for a larger share of a limit that
 IDLE_SECONDS = 600.0  # after which a rule that no call meets is forgotten
 _FIRST_PACE = 0.05  # seconds a token, until a call has ended
 _PACE_WEIGHT = 0.1  # of the latest call
+_NO_LIMITS = RateLimits()
 _LEAST_RUN = 1.0  # seconds that a running call is expected to go on, at least
 _TOKENS: tuple[Kind, ...] = ("tokens", "budget")
 
@@ -183,6 +185,10 @@ class Quotas:
         """Those that calls have met of late."""
         return list(self._rules.values())
 
+    def moment(self) -> datetime:
+        """Now, as the calendar has it."""
+        return datetime.fromtimestamp(self._wall(), UTC)
+
     def round_ended(self) -> None:
         """Shares are new: whoever waits for one looks again."""
         self.wanted.clear()
@@ -209,7 +215,7 @@ class Quotas:
     def _meet(self, call: Call) -> Iterator[Rule]:
         """The rules of a call's key, of its adapter, and of its key on its adapter."""
         key, adapter = call.key, call.adapter_label
-        if key is not None and key.limits:
+        if key is not None and key.limits != _NO_LIMITS:
             yield self._rule(RuleId(key.name, ""), key.limits)
         if not self._limits:
             return
@@ -245,12 +251,12 @@ class Quotas:
 
     def _begin_period(self, rule: Rule, budget: Meter) -> None:
         assert rule.limits.budget is not None
-        wall = self._wall()
-        began, next_began = rule.limits.budget.period_at(datetime.fromtimestamp(wall, UTC))
+        now = self.moment()
+        began, next_began = period_at(rule.limits.budget, now)
         if budget.began is not None:
             budget.spent = budget.counted = 0
         budget.began = began
-        budget.ends = self.clock() + next_began.timestamp() - wall
+        budget.ends = self.clock() + (next_began - now).total_seconds()
 
     # ---- room
 

@@ -17,11 +17,11 @@ from datetime import datetime
 
 from adapters.catalog.limits import RuleId
 from adapters.catalog.shares import (
+    WINDOWS,
     Others,
     Stake,
     StakeId,
     begin_round,
-    leave,
     put_down,
     withdraw,
 )
@@ -217,17 +217,17 @@ class Sharing:
         with self._book.writing() as connection:
             others = begin_round(connection, self._server) if self._book.is_shared else _NONE
             write_usage(connection, self._server, usage)
-            spent = self._spending.read(connection, budgets)
+            spent = self._spending.read(connection, budgets, self._quotas.moment())
             if not self._book.is_shared:
                 return Heard(others, spent, {})
             own = {
                 id_: _grown(entry, others.stakes.get(id_, ()), spent.get(entry.rule, 0))
                 for id_, entry in entries.items()
             }
+            if is_last:
+                own = {id_: _last(stake, id_) for id_, stake in own.items()}
             put_down(connection, self._server, _changed(self._put, own))
             withdraw(connection, self._server, self._put.keys() - own.keys())
-            if is_last:
-                leave(connection, self._server)
         self._put = own
         return Heard(others, spent, own)
 
@@ -242,6 +242,12 @@ def _grown(entry: Entry, others: Sequence[Stake], spent: int) -> Stake:
     )
     limit = entry.limit - (spent if is_budget else 0)
     return replace(own, share=max(divide(limit, own, others), own.share))
+
+
+def _last(stake: Stake, id_: StakeId) -> Stake:
+    """What counts of a stake once its server has ended."""
+    used = stake.used if id_.kind in WINDOWS else 0
+    return Stake(used, used)
 
 
 def _changed(before: Mapping[StakeId, Stake], now: Mapping[StakeId, Stake]) -> dict[StakeId, Stake]:

@@ -50,9 +50,10 @@ def create_app(
     suspects: Suspects,
     quotas: Quotas,
     started_at: int,
+    count_waiting: Callable[[], int],
 ) -> FastAPI:
     """`started_at`: Unix seconds, the base model's `created` in /v1/models. `before_scrape` readies
-    what the registry collects."""
+    what the registry collects. `count_waiting`: of the calls in flight, those that wait."""
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
     middleware = [  # the outermost first
         Middleware(Cors, origins=settings.cors_origins),
@@ -86,7 +87,7 @@ def create_app(
         middleware=middleware,
         redirect_slashes=False,
     )
-    _add_health(app, lifecycle)
+    _add_health(app, lifecycle, settings, count_waiting)
     _add_metrics(app, registry, before_scrape)
     _add_models(app, names, started_at)
     app.include_router(create_router(Shelf(catalog, lifecycle), publisher))
@@ -96,7 +97,9 @@ def create_app(
     return app
 
 
-def _add_health(app: FastAPI, lifecycle: Lifecycle) -> None:
+def _add_health(
+    app: FastAPI, lifecycle: Lifecycle, settings: Settings, count_waiting: Callable[[], int]
+) -> None:
     @app.get("/livez")
     async def livez() -> JSONResponse:
         """200 unless the engine has died: restart the process then."""
@@ -111,7 +114,11 @@ def _add_health(app: FastAPI, lifecycle: Lifecycle) -> None:
             "status": lifecycle.status,
             "stage": lifecycle.stage,
             "in_flight": lifecycle.in_flight,
+            "waiting": count_waiting(),
+            "capacity": lifecycle.capacity,
         }
+        if settings.replica:
+            body["replica"] = settings.replica
         if lifecycle.is_ready:
             return JSONResponse(body)
         if lifecycle.phase is Phase.READY:

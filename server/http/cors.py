@@ -16,6 +16,7 @@ EXPOSED_HEADERS = (
     "x-lorry-adapter",
     "x-lorry-adapter-digest",
     "x-lorry-base",
+    "x-lorry-replica",
     "traceresponse",
     "retry-after",
     "x-should-retry",

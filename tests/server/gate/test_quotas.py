@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from quota_desk import Desk, Key
+from quota_desk import Desk, make_key
 
-from adapters.catalog.limits import Budget, RateLimits, RuleId
+from adapters.catalog.limits import RuleId, period_at
+from adapters.keys import Budget, RateLimits
 from server.call import Call
 from server.errors import InsufficientQuota, RateLimitExceeded, RequestError, RequestExceedsLimit
 from server.gate.quotas import as_duration
@@ -217,11 +218,11 @@ async def test_the_tightest_of_the_rules_that_apply_is_told():
 async def test_a_limit_of_an_adapter_holds_all_keys_together():
     desk = Desk()
     desk.quotas.set_rules({RuleId("", "base"): RateLimits(in_flight=2)})
-    first, _ = [await desk.begin(key=Key(name)) for name in ("a", "b")]
-    refusal = await desk.refused(key=Key("c"))
+    first, _ = [await desk.begin(key=make_key(name)) for name in ("a", "b")]
+    refusal = await desk.refused(key=make_key("c"))
     assert 0 < refusal.retry_after <= 2
     desk.end(first)
-    await desk.begin(key=Key("c"))
+    await desk.begin(key=make_key("c"))
 
 
 async def test_a_budget_begins_anew_with_its_period_and_nobody_is_told_to_try_again():
@@ -245,7 +246,7 @@ async def test_a_budget_begins_anew_with_its_period_and_nobody_is_told_to_try_ag
 
 
 async def test_a_month_ends_with_the_calendar():
-    assert Budget(1, "month").period_at(datetime(2026, 12, 31, 23, tzinfo=UTC)) == (
+    assert period_at(Budget(1, "month"), datetime(2026, 12, 31, 23, tzinfo=UTC)) == (
         datetime(2026, 12, 1, tzinfo=UTC),
         datetime(2027, 1, 1, tzinfo=UTC),
     )
@@ -256,19 +257,19 @@ async def test_a_changed_limit_is_in_force_with_the_next_call_and_keeps_what_is_
     for _ in range(2):
         await desk.begin()
     await desk.refused()
-    more = Key(limits=RateLimits(requests_per_minute=4, in_flight=9))
+    more = make_key(limits=RateLimits(requests_per_minute=4, in_flight=9))
     for _ in range(2):
         await desk.begin(key=more)
     await desk.refused(key=more)
-    await desk.begin(key=Key(limits=RateLimits(in_flight=9)))
+    await desk.begin(key=make_key(limits=RateLimits(in_flight=9)))
 
 
 async def test_calls_that_outlive_a_change_of_limits_settle_what_they_took():
     desk = Desk(RateLimits(in_flight=2, tokens_per_minute=100))
     call = await desk.begin()
-    changed = Key(limits=RateLimits(tokens_per_minute=200))
+    changed = make_key(limits=RateLimits(tokens_per_minute=200))
     await desk.begin(key=changed)
-    back = Key(limits=RateLimits(tokens_per_minute=100, in_flight=1))
+    back = make_key(limits=RateLimits(tokens_per_minute=100, in_flight=1))
     second = await desk.begin(key=back)
     desk.end(call)
     desk.end(second)

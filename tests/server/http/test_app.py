@@ -38,6 +38,9 @@ async def test_a_hindrance_makes_a_ready_server_unready_but_its_calls_are_answer
         "stage": "the catalog is gone; no step for 20 s",
         "reason": "catalog_unreadable",
         "in_flight": 0,
+        "waiting": 0,
+        "capacity": 4,
+        "replica": "left",
     }
     assert (await house.client.get("/livez")).status_code == 200
     assert (await house.chat()).status_code == 200

@@ -33,6 +33,7 @@ async def test_headers_log_span_and_metrics_name_the_adapter_that_answered(house
     assert response.headers["x-request-id"] == "mine-1"
     assert response.headers["x-lorry-adapter"] == "red@1"
     assert response.headers["x-lorry-base"] == "tiny"
+    assert response.headers["x-lorry-replica"] == "left"
     digest = response.headers["x-lorry-adapter-digest"]
 
     (line,) = house.log

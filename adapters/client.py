@@ -13,6 +13,7 @@ from urllib.parse import quote as percent_encode
 
 import msgspec
 
+from adapters.accounts import RemoteLimits, RemoteUsage
 from adapters.admin_http import AdminHttp
 from adapters.catalog.aliases import Alias, check_split
 from adapters.catalog.evaluations import (
@@ -81,6 +82,8 @@ class RemoteCatalog:
 
     def __init__(self, server: AdminHttp) -> None:
         self._server = server
+        self.limits = RemoteLimits(server)
+        self.usage = RemoteUsage(server)
 
     def __enter__(self) -> Self:
         return self

@@ -17,6 +17,8 @@ AdapterError
 ├── KeyInvalid           what no API key can have or be
 ├── KeyNotFound          a name without a key
 ├── KeyExists            a name that a key has, or had, already
+├── BadMoment            a text that is no point in time
+├── BadField             what usage is not counted by
 ├── LimitNotFound        an adapter, or a key on it, that has no limits of its own
 ├── KeyIsRevoked         a change of a key that was revoked, which is for good
 ├── RemovedBefore        bytes in a watched folder whose version was removed
@@ -151,6 +153,14 @@ class KeyNotFound(AdapterError):
 
 class KeyExists(AdapterError):
     code = "key_exists"
+
+
+class BadMoment(AdapterError):
+    code = "bad_moment"
+
+
+class BadField(AdapterError):
+    code = "bad_field"
 
 
 class LimitNotFound(AdapterError):

@@ -23,7 +23,7 @@ from server.engine.interface import AdapterEngine, Admission
 from server.gate.gate import FairAdmission, PlainAdmission
 from server.gate.queue import Limits
 from server.gate.quotas import Quotas
-from server.gate.sharing import Sharing
+from server.gate.sharing import RulesWatch, Sharing
 from server.gate.usage import UsageCounts
 from server.heartbeat import Heartbeat
 from server.http.app import create_app
@@ -106,6 +106,7 @@ class Assembly:
             self.metrics,
             count_cached=settings.count_cached,
         )
+        self._rules_watch = RulesWatch(catalog.limits, self.quotas)
         self.publisher = Publisher(settings, catalog)
         self.app = create_app(
             settings,
@@ -141,6 +142,7 @@ class Assembly:
             presence=self.presence,
         )
         await occupancy.look()
+        await self._rules_watch.look()
         self.routers.connect(residency, occupancy)
         pins = Pins(self.catalog, residency)
         await pins.settle()
@@ -161,6 +163,7 @@ class Assembly:
             self._heartbeat,
             self.quotas,
             self.sharing,
+            self._rules_watch,
         )
         self._followers = [asyncio.create_task(follower.run()) for follower in followers]
         self.lifecycle.attach(Attached(app, residency, admission, engine.max_sequences))

@@ -10,9 +10,9 @@ LorryError
     ├── InvalidJson 400 · GrammarTooLarge 400 · GrammarRefused 400 · GrammarTooComplex 400
     ├── RequestTooSlow 408 · UploadTooSlow 408 · HeadTooLarge 431
     ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
-    ├── PoisonRequest 422 · DeadlineExceeded 504
+    ├── PoisonRequest 422 · DeadlineExceeded 504 · RequestExceedsLimit 400
     ├── AdminDisabled 403 · NotAuthorized 401 · AdapterInUse 409 · PinsExceedCapacity 409
-    ├── QueueIsFull 429 · RateLimitExceeded 429 · InsufficientQuota 429
+    ├── TryLater 429: QueueIsFull · RateLimitExceeded · InsufficientQuota
     └── Unavailable 503 (starting, draining, engine_dead, engine_slow, adapters_busy,
                          adapter_loading, adapter_load_failed, catalog_unreadable, publishing_busy,
                          grammars_busy, bodies_busy, too_many_connections, too_many_bodies)

@@ -140,6 +140,7 @@ class Server:
                 await supervisor.close()
             if running is not None:
                 await running.close()
+            await self._parts.sharing.close()  # after the last call
             await asyncio.to_thread(self._parts.tracing.close)
 
     def _stop_soon(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -9,6 +9,7 @@ repeated changes nothing. Knows nothing of calls.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,20 +35,23 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
+    inspect,
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from adapters.catalog.database import BUSY_SECONDS, sqlite_url
-from adapters.catalog.failures import sqlite_path, unwritten
+from adapters.catalog.database import BUSY_SECONDS, copy_sqlite, sqlite_url
+from adapters.catalog.failures import sqlite_path, unreadable, unwritten
 from adapters.catalog.limits import RuleId
 from adapters.catalog.versions import as_utc
+from adapters.errors import BadField, BadMoment, quote
 from adapters.names import MAX_NAME
 
 Field = Literal["key", "adapter", "version", "hour", "day", "month"]
 FIELDS: tuple[Field, ...] = ("key", "adapter", "version", "hour", "day", "month")
+_AGO = re.compile(r"([0-9]{1,5})([hd])")
 _MOST_ROWS = 1000  # of one statement: SQLite has 32,766 variables for one
 _LOCK = 0x6C6F727280  # the advisory lock of those who make tables in PostgreSQL
 
@@ -126,8 +130,11 @@ class UsageBook:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """One transaction; raises an AdapterError."""
+        engine = self._engine
+        if not self.is_shared:
+            engine = engine.execution_options(is_writing=True)
         try:
-            with self._engine.begin() as connection:
+            with engine.begin() as connection:
                 yield connection
         except (SQLAlchemyError, sqlite3.Error) as error:
             raise unwritten(self._engine, error) from error
@@ -141,6 +148,17 @@ class UsageBook:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
             metadata.create_all(connection)
 
+    def copy_to(self, file: Path) -> bool:
+        """Write a copy of the file; False where there is none yet. Raises an AdapterError."""
+        path = sqlite_path(self._engine)
+        if path is None or not path.exists():
+            return False
+        try:
+            copy_sqlite(path, file)
+        except sqlite3.Error as error:
+            raise unwritten(self._engine, error) from error
+        return True
+
     def report(
         self,
         by: Sequence[Field],
@@ -148,22 +166,60 @@ class UsageBook:
         until: datetime | None = None,
         key: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Sums over the hours from `since` on and before `until`, one for each value of the columns
-        `by`, in their order; of one key, or of all. Raises an AdapterError."""
-        wanted = [usage.c.hour >= since]
+        """Sums over the hours from that of `since` on and before `until`, one for each value of the
+        fields `by`, in their order; of one key, or of all. Raises an AdapterError."""
+        wanted = [usage.c.hour >= since.replace(minute=0, second=0, microsecond=0)]
         if until is not None:
             wanted.append(usage.c.hour < until)
         if key is not None:
             wanted.append(usage.c.key == key)
         sums: dict[tuple[Any, ...], Amounts] = {}
-        with self.writing() as connection:
-            for id_, amounts in select_usage(connection, *wanted):
-                group = tuple(_value(id_, column) for column in by)
-                sums.setdefault(group, Amounts()).add(amounts)
+        for id_, amounts in self._read(*wanted):
+            group = tuple(_value(id_, column) for column in by)
+            sums.setdefault(group, Amounts()).add(amounts)
         return [
             dict(zip(by, group, strict=True)) | asdict(amounts)
             for group, amounts in sorted(sums.items())
         ]
+
+    def _read(self, *wanted: ColumnElement[bool]) -> list[tuple[UsageId, Amounts]]:
+        path = sqlite_path(self._engine)
+        if path is not None and not path.exists():
+            return []
+        try:
+            with self._engine.connect() as connection:
+                is_there = inspect(connection).has_table(usage.name)
+                return list(select_usage(connection, *wanted)) if is_there else []
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            raise unreadable(self._engine, error) from error
+
+
+def parse_moment(text: str, now: datetime) -> datetime:
+    """`7d` or `24h` before `now`, or a date, or a moment; without a zone it is UTC.
+
+    Raises BadMoment.
+    """
+    if match := _AGO.fullmatch(text):
+        unit = {"h": timedelta(hours=1), "d": timedelta(days=1)}[match[2]]
+        return now - int(match[1]) * unit
+    try:
+        return as_utc(datetime.fromisoformat(text))
+    except (ValueError, OverflowError):
+        raise BadMoment(
+            f"{quote(text)} is no moment", "write 24h, 7d, 2026-11-30 or 2026-11-30T12:00Z"
+        ) from None
+
+
+def parse_fields(text: str) -> tuple[Field, ...]:
+    """Fields to sum by, with commas between them. Raises BadField."""
+    found: dict[Field, None] = {}
+    for each in filter(None, map(str.strip, text.split(","))):
+        if each not in FIELDS:
+            raise BadField(
+                f"usage is not counted by {quote(each)}", f"take some of {', '.join(FIELDS)}"
+            )
+        found[each] = None
+    return tuple(found)
 
 
 def book_path(catalog: Path) -> Path:
@@ -262,8 +318,13 @@ def _open_file(path: Path) -> Engine:
     """An engine on a SQLite file, made when it is first used; each use opens it anew."""
     engine = create_engine(sqlite_url(path), poolclass=NullPool)
     event.listen(engine, "connect", _configure)
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    event.listen(engine, "begin", _begin)
     return engine
+
+
+def _begin(connection: Connection) -> None:
+    is_writing = connection.get_execution_options().get("is_writing", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing else "BEGIN")
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:

@@ -18,6 +18,8 @@ from adapters.errors import (
     AliasIsSplit,
     AliasNotFound,
     AmbiguousDigest,
+    BadField,
+    BadMoment,
     BadName,
     BadReference,
     BadServerAddress,
@@ -25,6 +27,9 @@ from adapters.errors import (
     CheckpointInvalid,
     EvaluationInvalid,
     GateRefused,
+    KeyInvalid,
+    KeyNotFound,
+    LimitNotFound,
     NothingToRollBack,
     OtherBase,
     ServerRefused,
@@ -44,6 +49,8 @@ if TYPE_CHECKING:
 
 # Exit code 2: the caller can correct the call. Exit code 1: the operation failed.
 CALLER_ERRORS = (
+    BadField,
+    BadMoment,
     BadName,
     BadReference,
     BadServerAddress,
@@ -55,6 +62,9 @@ CALLER_ERRORS = (
     CheckpointInvalid,
     EvaluationInvalid,
     GateRefused,
+    KeyInvalid,
+    KeyNotFound,
+    LimitNotFound,
     NothingToRollBack,
     OtherBase,
     SourceNotFound,

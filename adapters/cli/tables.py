@@ -78,6 +78,20 @@ def print_events(events: Sequence[Event]) -> None:
     _print_table(("when (UTC)", "who", "what", "adapter", ""), rows)
 
 
+def print_usage(rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        print("nothing was used")
+        return
+    headings = [name.replace("_", " ") for name in rows[0]]
+    _print_table(headings, [[_describe_amount(value) for value in row.values()] for row in rows])
+
+
+def _describe_amount(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return "-" if value == "" else str(value)
+
+
 def describe_facts(facts: Mapping[str, Any]) -> Iterator[str]:
     for key, value in facts.items():
         if key != "provenance":

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.catalog.evaluations import MAX_COMPARISONS, Evaluation
 from adapters.catalog.versions import LEAST_WEIGHT, MOST_WEIGHT
+from adapters.keys import RateLimits
+from adapters.keys.record import MAX_COUNT
 from adapters.names import MAX_ALIAS, MAX_METRIC, MAX_NAME, MAX_VERSION, STABLE
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
@@ -16,6 +18,7 @@ AliasName = Annotated[str, Field(min_length=1, max_length=MAX_ALIAS)]
 Version = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Metric = Annotated[str, Field(min_length=1, max_length=MAX_METRIC)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Source = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00-\x1f]+$")]
 
 
@@ -104,6 +107,29 @@ class Gating(Body):
     """The metric of an adapter's gate; null for none."""
 
     metric: Metric | None
+
+
+class BudgetBody(Body):
+    tokens: Count
+    period: Literal["day", "month"]
+
+
+class LimitsBody(Body):
+    """Limits on what an adapter's calls may use; what is left out has none."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    in_flight: Count | None = None
+    budget: BudgetBody | None = None
+
+    @model_validator(mode="after")
+    def _check_some(self) -> Self:
+        if not any(self.model_dump().values()):
+            raise ValueError("give at least one limit; DELETE takes them away")
+        return self
+
+    def limits(self) -> RateLimits:
+        return msgspec.convert(self.model_dump(), RateLimits)
 
 
 class LoadLora(Body):

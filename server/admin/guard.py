@@ -10,7 +10,9 @@ import hashlib
 import hmac
 import logging
 from contextlib import suppress
+from typing import Annotated
 
+from fastapi import Depends, Query, Request
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -77,6 +79,15 @@ class AdminGuard:
         if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._digest):
             raise NotAuthorized("Send the admin token as `Authorization: Bearer TOKEN`.")
         return f"admin:{given.hex()[:8]}"
+
+
+def read_actor(request: Request) -> str:
+    """The actor that the guard set; a request that did not pass the guard fails here."""
+    return str(request.state.actor)
+
+
+Actor = Annotated[str, Depends(read_actor)]
+Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 def is_form(headers: Headers) -> bool:

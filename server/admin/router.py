@@ -27,19 +27,11 @@ from server.admin.bodies import (
     Version,
     Weighting,
 )
-from server.admin.guard import is_form
+from server.admin.guard import Actor, Limit, is_form, read_actor
 from server.admin.publishing import Publisher
 from server.admin.shelf import Shelf
 from server.errors import InvalidRequest
 
-
-def read_actor(request: Request) -> str:
-    """The actor that the guard set; a request that did not pass the guard fails here."""
-    return str(request.state.actor)
-
-
-Actor = Annotated[str, Depends(read_actor)]
-Limit = Annotated[int, Query(ge=1, le=1000)]
 After = Annotated[Name | None, Query(description="The `last_id` of the page before.")]
 _BEARER = HTTPBearer(auto_error=False, description="The admin token.")
 _UPLOAD = {

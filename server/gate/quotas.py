@@ -10,6 +10,7 @@ share is used up and the limit is not.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -370,14 +371,14 @@ def charged(call: Call, *, count_cached: bool, has_ended: bool) -> int:
 
 def as_duration(seconds: float) -> str:
     """As OpenAI writes it: `20ms`, `1.5s`, `6m0s`, `2h5m0s`."""
-    milliseconds = max(round(seconds * 1000), 0)
+    milliseconds = max(math.ceil(seconds * 1000), 0)
     if milliseconds < 1000:
         return f"{milliseconds}ms"
-    minutes, rest = divmod(milliseconds / 1000, 60)
-    hours, minutes = divmod(int(minutes), 60)
+    minutes, rest = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
     if hours:
-        return f"{hours}h{minutes}m{int(rest)}s"
-    return f"{minutes}m{rest:.3g}s" if minutes else f"{rest:.4g}s"
+        return f"{hours}h{minutes}m{rest // 1000}s"
+    return f"{minutes}m{rest / 1000:g}s" if minutes else f"{rest / 1000:g}s"
 
 
 def _unit(rule: Rule, meter: Meter) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from adapters.catalog.limits import RuleId
+from adapters.catalog.limits import Limits, RuleId
 from adapters.catalog.shares import (
     WINDOWS,
     Others,
@@ -39,6 +39,7 @@ USAGE_SECONDS = 2.0  # between two writes of the usage: what a killed server los
 ALONE_SECONDS = 5.0  # without a round, after which a server goes on alone ...
 UNHEARD_SECONDS = 1.0  # ... with a limit in which it never had a share
 COMPLAINT_SECONDS = 60.0
+RULES_SECONDS = 0.5
 _SOON_SECONDS = 0.05  # before a round that a call waits for, which the others must have seen
 _DEMAND_KEPT = 0.9  # of the demand, from one round to the next
 
@@ -66,6 +67,31 @@ class Heard:
     stakes: Mapping[StakeId, Stake]
 
 
+class RulesWatch:
+    """Takes over the limits of adapters, and of keys on adapters, as the catalog changes."""
+
+    def __init__(self, limits: Limits, quotas: Quotas) -> None:
+        self._limits = limits
+        self._quotas = quotas
+        self._unreadable: str | None = None
+
+    async def run(self) -> None:
+        """Follow the catalog until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(RULES_SECONDS)
+
+    async def look(self) -> None:
+        try:
+            self._quotas.set_rules(await asyncio.to_thread(self._limits.all))
+        except AdapterError as error:
+            if error.code != self._unreadable:  # not every time
+                logger.warning("the limits can't be read, those known hold: %s", error)
+            self._unreadable = error.code
+        else:
+            self._unreadable = None
+
+
 class Sharing:
     def __init__(
         self,
@@ -87,6 +113,7 @@ class Sharing:
         self._wrote_at = self._last_round = self._quotas.clock()
         self._complained_at: float | None = None
         self._turn = asyncio.Lock()
+        self._exchanging: asyncio.Future[Heard] | None = None
         quotas.shared = frozenset(
             ("requests", "tokens", "in_flight", "budget") if book.is_shared else ("budget",)
         )
@@ -131,10 +158,13 @@ class Sharing:
                 self._quotas.round_ended()
                 return
             try:
-                heard = await asyncio.to_thread(self._exchange, usage, entries, is_last)
+                heard = await self._in_thread(usage, entries, is_last)
             except AdapterError as error:
                 self._counts.put_back(usage)
                 self._go_on_alone(error, entries)
+            except asyncio.CancelledError:
+                self._counts.put_back(usage)
+                raise
             else:
                 self._apply(heard, entries)
                 self._last_round = self._quotas.clock()
@@ -146,6 +176,19 @@ class Sharing:
     async def close(self) -> None:
         """Write what is left, and give back this server's shares."""
         await self.hold_round(is_last=True)
+
+    async def _in_thread(
+        self, usage: Mapping[UsageId, Amounts], entries: Mapping[StakeId, Entry], is_last: bool
+    ) -> Heard:
+        """One exchange after the other, even if a round was cancelled: the totals of an earlier one
+        must not come after those of a later one. Raises an AdapterError."""
+        if self._exchanging is not None:
+            await asyncio.wait({self._exchanging})
+            self._exchanging.exception()  # so that one that nobody waited for is no warning
+        self._exchanging = asyncio.ensure_future(
+            asyncio.to_thread(self._exchange, usage, entries, is_last)
+        )
+        return await asyncio.shield(self._exchanging)
 
     # ---- before and after a round, in the event loop
 

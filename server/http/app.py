@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
 
 from adapters.catalog import AdapterVersion, Catalog, Published
+from server.admin.accounts import create_accounts_router, create_usage_router
 from server.admin.guard import AdminGuard
 from server.admin.publishing import Publisher
 from server.admin.router import create_router
@@ -90,6 +91,8 @@ def create_app(
     _add_health(app, lifecycle, settings, count_waiting)
     _add_metrics(app, registry, before_scrape)
     _add_models(app, names, started_at)
+    app.include_router(create_accounts_router(catalog))
+    app.include_router(create_usage_router(catalog))
     app.include_router(create_router(Shelf(catalog, lifecycle), publisher))
     add_error_handlers(app)
     describe = app.openapi

@@ -18,6 +18,12 @@ EXPOSED_HEADERS = (
     "x-lorry-base",
     "x-lorry-replica",
     "traceresponse",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-tokens",
     "retry-after",
     "x-should-retry",
 )

@@ -35,6 +35,8 @@ _MAX_PROBLEMS = 100
 _STATUS_BY_CODE = {
     "adapter_not_found": 404,
     "alias_not_found": 404,
+    "key_not_found": 404,
+    "limit_not_found": 404,
     "alias_is_split": 409,
     "gate_refused": 409,
     "version_in_use": 409,

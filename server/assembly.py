@@ -21,6 +21,7 @@ from adapters.store import Store
 from server.admin.publishing import Publisher
 from server.engine.interface import AdapterEngine, Admission
 from server.gate.gate import FairAdmission, PlainAdmission
+from server.gate.keys import Authenticator
 from server.gate.queue import Limits
 from server.heartbeat import Heartbeat
 from server.http.app import create_app
@@ -95,6 +96,14 @@ class Assembly:
         )
         registry.register(self.routers)
         self.publisher = Publisher(settings, catalog)
+        token = settings.admin_token
+        self.authenticator = Authenticator(
+            catalog.keys,
+            admin_token=token.get_secret_value() if token else None,
+            requires_keys=settings.require_keys,
+            open_metrics=settings.open_metrics,
+            is_readable=lambda: self.catalog_watch.problem is None and not catalog.keys.is_lost,
+        )
         self.app = create_app(
             settings,
             lifecycle=self.lifecycle,
@@ -105,6 +114,7 @@ class Assembly:
             catalog=catalog,
             publisher=self.publisher,
             suspects=self.suspects,
+            authenticator=self.authenticator,
             started_at=int(self.started),
             count_waiting=lambda: self.metrics.waiting,
         )
@@ -138,7 +148,14 @@ class Assembly:
             self.settings.engine_stall_seconds,
             self.settings.engine_hang_seconds,
         )
-        followers = (self.catalog_watch, pins, occupancy, removals, self._heartbeat)
+        followers = (
+            self.authenticator,
+            self.catalog_watch,
+            pins,
+            occupancy,
+            removals,
+            self._heartbeat,
+        )
         self._followers = [asyncio.create_task(follower.run()) for follower in followers]
         self.lifecycle.attach(Attached(app, residency, admission, engine.max_sequences))
 

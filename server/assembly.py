@@ -21,6 +21,7 @@ from adapters.store import Store
 from server.admin.publishing import Publisher
 from server.engine.interface import AdapterEngine, Admission
 from server.gate.gate import FairAdmission, PlainAdmission
+from server.gate.keys import Authenticator
 from server.gate.queue import Limits
 from server.gate.quotas import Quotas
 from server.gate.sharing import RulesWatch, Sharing
@@ -108,6 +109,14 @@ class Assembly:
         )
         self._rules_watch = RulesWatch(catalog.limits, self.quotas)
         self.publisher = Publisher(settings, catalog)
+        token = settings.admin_token
+        self.authenticator = Authenticator(
+            catalog.keys,
+            admin_token=token.get_secret_value() if token else None,
+            requires_keys=settings.require_keys,
+            open_metrics=settings.open_metrics,
+            is_readable=lambda: self.catalog_watch.problem is None and not catalog.keys.is_lost,
+        )
         self.app = create_app(
             settings,
             lifecycle=self.lifecycle,
@@ -121,6 +130,7 @@ class Assembly:
             publisher=self.publisher,
             suspects=self.suspects,
             quotas=self.quotas,
+            authenticator=self.authenticator,
             started_at=int(self.started),
             count_waiting=lambda: self.metrics.waiting,
         )
@@ -156,6 +166,7 @@ class Assembly:
             self.settings.engine_hang_seconds,
         )
         followers = (
+            self.authenticator,
             self.catalog_watch,
             pins,
             occupancy,

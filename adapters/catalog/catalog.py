@@ -51,7 +51,7 @@ from adapters.errors import (
     StoreUnreadable,
     quote,
 )
-from adapters.names import STABLE, Reference, check_alias, nearest
+from adapters.names import STABLE, Reference, check_alias
 
 if TYPE_CHECKING:
     from adapters.checkpoint import Checkpoint  # imports numpy, which takes half a second
@@ -184,10 +184,9 @@ class Catalog:
         meaning = self._current().find(reference)
         return None if meaning is None else meaning.choose(key)
 
-    def nearest(self, name: str) -> str | None:
-        """The name that a misspelt one may have meant, among those in memory."""
-        names = self._current().names
-        return nearest(name, names) if names else None
+    def names(self) -> frozenset[str]:
+        """The names of adapters that are in memory: all, or none."""
+        return self._current().names or frozenset()
 
     def list_published(self) -> tuple[Published, ...]:
         """The meaning of every bare name now; one cached tuple until the catalog changes."""

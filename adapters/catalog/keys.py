@@ -32,6 +32,11 @@ class Keys:
         self._transactions = transactions
         self._ring: tuple[object, Keyring] | None = None
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether it is known that the catalog can't be read now."""
+        return self._transactions.is_lost
+
     def remembered(self) -> Keyring | None:
         """All keys, if none can have changed since they were read; never queries a database."""
         ring = self._ring

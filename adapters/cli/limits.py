@@ -3,7 +3,6 @@
 Imports inside its commands what they need, so that --help is quick.
 """
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +11,6 @@ from adapters.cli.options import JSON, SERVER, STORE, Site, acts_on
 
 if TYPE_CHECKING:
     from adapters.catalog.limits import Rule
-    from adapters.keys import Budget
 
 app = typer.Typer(
     name="limits",
@@ -41,25 +39,6 @@ KeyOption = Annotated[
         show_default=False,
     ),
 ]
-RpmOption = Annotated[
-    str | None, typer.Option("--rpm", metavar="N", help="Requests a minute, such as 600.")
-]
-TpmOption = Annotated[
-    str | None, typer.Option("--tpm", metavar="N", help="Tokens a minute, such as 100k.")
-]
-InFlightOption = Annotated[
-    str | None, typer.Option("--max-in-flight", metavar="N", help="Calls at once.")
-]
-BudgetOption = Annotated[
-    str | None,
-    typer.Option(
-        "--budget-tokens",
-        metavar="N/day|N/month",
-        help="Tokens in each day or month of UTC, such as 50M/month.",
-    ),
-]
-_COUNT = re.compile(r"([0-9]{1,16})([kMG]?)")
-_FACTORS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
 @acts_on(STORE, SERVER, JSON)
@@ -67,10 +46,13 @@ def set_(
     site: Site,
     adapter: AdapterOption,
     key: KeyOption = None,
-    rpm: RpmOption = None,
-    tpm: TpmOption = None,
-    max_in_flight: InFlightOption = None,
-    budget_tokens: BudgetOption = None,
+    rpm: Annotated[int | None, typer.Option(min=1, help="Requests a minute.")] = None,
+    tpm: Annotated[int | None, typer.Option(min=1, help="Tokens a minute.")] = None,
+    max_in_flight: Annotated[int | None, typer.Option(min=1, help="Calls at once.")] = None,
+    budget_tokens: Annotated[
+        str | None,
+        typer.Option(metavar="N/day|N/month", help="Tokens in all, such as 50M/month."),
+    ] = None,
 ) -> None:
     """Set the limits of an adapter, or of a key on it, in place of those it had.
 
@@ -80,11 +62,10 @@ def set_(
         from adapters.catalog.history import current_user
         from adapters.catalog.limits import RuleId
         from adapters.keys import RateLimits
+        from adapters.keys.texts import read_budget
 
-        limits = RateLimits(
-            parse_count(rpm), parse_count(tpm), parse_count(max_in_flight),
-            parse_budget(budget_tokens),
-        )  # fmt: skip
+        budget = None if budget_tokens is None else read_budget(budget_tokens)
+        limits = RateLimits(rpm, tpm, max_in_flight, budget)
         if limits == RateLimits():
             raise typer.BadParameter(
                 "give at least one limit; `lorry limits remove` takes them away",
@@ -112,30 +93,6 @@ def remove(site: Site, adapter: AdapterOption, key: KeyOption = None) -> None:
         index.limits.remove(RuleId(key or "", adapter), actor=current_user())
     done = {"adapter": adapter, "key": key, "removed": True}
     site.print(done, f"{adapter}: no limits of {key or 'its own'} any more")
-
-
-def parse_count(text: str | None) -> int | None:
-    """A number with k, M or G for thousands, millions or billions."""
-    if text is None:
-        return None
-    match = _COUNT.fullmatch(text)
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is no number: write 600, 100k or 50M")
-    return int(match[1]) * _FACTORS[match[2]]
-
-
-def parse_budget(text: str | None) -> "Budget | None":
-    """A number of tokens a day or month."""
-    from adapters.keys.record import PERIODS, Budget
-
-    if text is None:
-        return None
-    count, _, period = text.partition("/")
-    tokens = parse_count(count)
-    for known in PERIODS:
-        if tokens is not None and period == known:
-            return Budget(tokens, known)
-    raise typer.BadParameter(f"{text!r} is no budget: write 1M/day or 50M/month")
 
 
 def _describe(rule: "Rule") -> str:

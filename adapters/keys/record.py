@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import translate
@@ -66,9 +67,7 @@ class Key:
 
     def may_use(self, name: str | None) -> bool:
         """Whether it may use the adapter of this name; None is the base."""
-        if name is None:
-            return self.base
-        return bool(self.adapters) and _pattern(self.adapters).fullmatch(name) is not None
+        return self.base if name is None else matcher(self.adapters)(name)
 
     def status(self, now: datetime | None = None) -> Status:
         """Whether it is in force; `now` must know its time zone."""
@@ -81,12 +80,17 @@ class Key:
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON document; no secret is among them."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain | {"scopes": sorted(self.scopes), "status": self.status()}
+        said = {"scopes": sorted(self.scopes), "adapters": list(self.adapters)}
+        return plain | said | {"status": self.status()}
 
 
 @lru_cache(maxsize=4096)
-def _pattern(globs: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(translate(glob) for glob in globs))
+def matcher(globs: tuple[str, ...]) -> Callable[[str], bool]:
+    """Whether a name matches one of the globs."""
+    if not globs:
+        return lambda _: False
+    pattern = re.compile("|".join(translate(glob) for glob in globs))
+    return lambda name: pattern.fullmatch(name) is not None
 
 
 def check_name(name: str) -> str:

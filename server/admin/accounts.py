@@ -11,8 +11,9 @@ from fastapi import APIRouter, Depends, Query, Request
 from adapters.catalog import Catalog
 from adapters.catalog.limits import RuleId
 from adapters.catalog.usage import parse_fields, parse_moment
-from server.admin.bodies import LimitsBody, Name
+from server.admin.bodies import AdapterLimits, Name
 from server.admin.guard import Actor, read_actor
+from server.http.key_guard import caller_of
 
 By = Annotated[str, Query(max_length=200, description="Fields to sum by, with commas between.")]
 When = Annotated[str, Query(max_length=40, description="24h, 7d, 2026-11-30, or a moment.")]
@@ -31,14 +32,14 @@ def create_accounts_router(catalog: Catalog) -> APIRouter:
         return {"object": "list", "data": [rule.as_json() for rule in rules]}
 
     @router.put("/limits/{adapter}")
-    async def set_limits(adapter: Name, body: LimitsBody, actor: Actor) -> dict[str, Any]:
+    async def set_limits(adapter: Name, body: AdapterLimits, actor: Actor) -> dict[str, Any]:
         """Set an adapter's limits, in place of those it had; `base` is the base."""
         id_ = RuleId("", adapter)
         return (await change(limits.put, id_, body.limits(), actor=actor)).as_json()
 
     @router.put("/limits/{adapter}/{key}")
     async def set_limits_of_key(
-        adapter: Name, key: Name, body: LimitsBody, actor: Actor
+        adapter: Name, key: Name, body: AdapterLimits, actor: Actor
     ) -> dict[str, Any]:
         """Set the limits of a key on an adapter."""
         id_ = RuleId(key, adapter)
@@ -83,7 +84,7 @@ def create_usage_router(catalog: Catalog) -> APIRouter:
         limit: Rows = 1000,
     ) -> dict[str, Any]:
         """What the key that asks has used; without keys, what callers without one have."""
-        own = request.scope.get("state", {}).get("key")
+        own = caller_of(request.scope).key
         return await _report(catalog, by, since, until, own.name if own else "", limit)
 
     return router

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from adapters.catalog.evaluations import MAX_COMPARISONS, Evaluation
+from adapters.catalog.keys import LONGEST_OVERLAP
 from adapters.catalog.versions import LEAST_WEIGHT, MOST_WEIGHT
-from adapters.keys import RateLimits
-from adapters.keys.record import MAX_COUNT
+from adapters.keys.record import (
+    MAX_COUNT,
+    MAX_GLOBS,
+    MAX_WEIGHT,
+    SCOPES,
+    Key,
+    Period,
+    RateLimits,
+    Scope,
+)
 from adapters.names import MAX_ALIAS, MAX_METRIC, MAX_NAME, MAX_VERSION, STABLE
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
@@ -21,6 +31,9 @@ Metric = Annotated[str, Field(min_length=1, max_length=MAX_METRIC)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Source = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00-\x1f]+$")]
 
+
+KeyName = Annotated[str, Field(min_length=1, max_length=64)]
+Glob = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 
 MOST_COUNTED = 1_000_000_000
 
@@ -110,17 +123,23 @@ class Gating(Body):
 
 
 class BudgetBody(Body):
+    """Tokens that a key may use in each calendar day or month of UTC."""
+
     tokens: Count
-    period: Literal["day", "month"]
+    period: Period
 
 
 class LimitsBody(Body):
-    """Limits on what an adapter's calls may use; what is left out has none."""
+    """What a key may use; null is without a limit."""
 
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
     in_flight: Count | None = None
     budget: BudgetBody | None = None
+
+
+class AdapterLimits(LimitsBody):
+    """What an adapter's calls may use; what is left out has no limit."""
 
     @model_validator(mode="after")
     def _check_some(self) -> Self:
@@ -130,6 +149,29 @@ class LimitsBody(Body):
 
     def limits(self) -> RateLimits:
         return msgspec.convert(self.model_dump(), RateLimits)
+
+
+class NewKey(Body):
+    """An API key to make; `adapters` are patterns of names, `expires` needs a time zone."""
+
+    name: KeyName
+    scopes: list[Scope] = Field(default=["inference"], min_length=1, max_length=len(SCOPES))
+    adapters: list[Glob] = Field(default=[], max_length=MAX_GLOBS)
+    base: bool = False
+    weight: float = Field(default=1.0, gt=0, le=MAX_WEIGHT)
+    expires: AwareDatetime | None = None
+    limits: LimitsBody = LimitsBody()
+
+    def key(self) -> Key:
+        """It, without what the catalog gives it."""
+        given = self.model_dump() | {"id": "", "prefix": "", "created": datetime.now(UTC)}
+        return msgspec.convert(given, Key)
+
+
+class Rotation(Body):
+    """How long the secrets before the new one are still good."""
+
+    overlap_seconds: float = Field(default=0.0, ge=0, le=LONGEST_OVERLAP.total_seconds())
 
 
 class LoadLora(Body):

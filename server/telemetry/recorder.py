@@ -51,6 +51,7 @@ def describe(call: Call) -> dict[str, Any]:
         "replica": call.replica or None,
         "response_id": call.response_id,
         "trace_id": format_trace_id(call.span.get_span_context().trace_id),
+        "key": call.key.name if call.key else None,
         "endpoint": call.endpoint,
         "model": call.requested_model,
         "served_model": call.response_model,

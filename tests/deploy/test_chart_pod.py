@@ -24,7 +24,7 @@ from dockerfile import IMAGE_ENVIRONMENT, VOLUMES, runtime
 from opentelemetry.sdk import environment_variables
 
 from server.errors import SettingsInvalid
-from server.http.middleware import INFERENCE_PATHS
+from server.paths import INFERENCE_PATHS
 from server.settings import ENV_PREFIX, Settings, load_settings
 
 

@@ -8,6 +8,8 @@ import json
 import pytest
 from standin_server import TOKEN, scope_of
 
+from server.paths import is_admin
+
 ROUTES = [
     ("GET", "/admin/adapters"),
     ("POST", "/admin/adapters"),

@@ -46,13 +46,21 @@ class Limits:
         self._transactions = transactions
         self._known: tuple[object, Mapping[RuleId, RateLimits]] | None = None
 
+    def remembered(self) -> Mapping[RuleId, RateLimits] | None:
+        """All rules, if none can have changed since they were read; never queries a database."""
+        known = self._known
+        return known[1] if known is not None and known[0] == self._transactions.mark() else None
+
     def all(self) -> Mapping[RuleId, RateLimits]:
-        """Every rule, by its id; the same object until the catalog changes. Raises CatalogError."""
-        mark = self._transactions.mark()
-        if self._known is None or self._known[0] != mark:
-            with self._transactions.reading() as connection:
-                self._known = mark, _select_rules(connection)
-        return self._known[1]
+        """Every rule, by its id, from memory where that is fresh. Raises CatalogError."""
+        # Before the read: a change that comes during it is read again.
+        mark, known = self._transactions.mark(), self._known
+        if known is not None and known[0] == mark:
+            return known[1]
+        with self._transactions.reading() as connection:
+            found = _select_rules(connection)
+        self._known = mark, found
+        return found
 
     def list(self) -> list[Rule]:
         """Every rule, by adapter and key. Raises CatalogError."""

@@ -83,7 +83,10 @@ class RulesWatch:
 
     async def look(self) -> None:
         try:
-            self._quotas.set_rules(await asyncio.to_thread(self._limits.all))
+            known = self._limits.remembered()
+            if known is None:
+                known = await asyncio.to_thread(self._limits.all)
+            self._quotas.set_rules(known)
         except AdapterError as error:
             if error.code != self._unreadable:  # not every time
                 logger.warning("the limits can't be read, those known hold: %s", error)

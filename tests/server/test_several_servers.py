@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -82,6 +83,7 @@ async def serve(folder: Path, url: str) -> AsyncIterator[Server]:
         ) as http:
             yield Server(http, engine)
         parts.disconnect()
+        await parts.sharing.close()
         parts.tracing.close()
 
 
@@ -129,3 +131,39 @@ async def test_pins_are_everywhere_and_loads_where_they_were_asked_for(postgres,
             return second.holds()
 
         await seen(held_by_the_other, {"pinned@1"}, PINNED_SECONDS)
+
+
+async def test_a_key_and_its_limits_are_one_over_all_servers(postgres, tmp_path):
+    """The overshoot that docs/limits.md states for servers that reach the database: none."""
+    postgres.clear()
+    async with serve(tmp_path, postgres.url) as first, serve(tmp_path, postgres.url) as second:
+        limits = {"requests_per_minute": 30, "in_flight": 8}
+        body = {"name": "ann", "base": True, "limits": limits}
+        made = await first.http.post("/admin/keys", json=body)
+        headers = {"authorization": f"Bearer {made.json()['key']}"}
+
+        async def call(server: Server) -> httpx2.Response:
+            body = {"model": BASE_NAME, "prompt": "x"}
+            return await server.http.post("/v1/completions", json=body, headers=headers)
+
+        async def is_known() -> bool:
+            return "x-ratelimit-limit-requests" in (await call(second)).headers
+
+        await seen(is_known, True)
+        answers = [
+            answer
+            for _ in range(10)
+            for answer in await asyncio.gather(*(call(each) for each in (first, second) * 4))
+        ]
+        found = Counter(answer.status_code for answer in answers)
+        assert set(found) == {200, 429}
+        assert found[200] == 30 - 1, "with the one of `seen`"
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert all(int(each.headers["retry-after-ms"]) <= 60_000 for each in refused)
+
+        async def usage() -> tuple[int, int]:
+            rows = (await first.http.get("/v1/usage", headers=headers)).json()["data"]
+            calls, failed = (sum(each[name] for each in rows) for name in ("calls", "failed"))
+            return calls - failed, failed
+
+        await seen(usage, (found[200] + 1, found[429]))

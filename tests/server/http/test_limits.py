@@ -14,9 +14,10 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from api_keys import bearer, make_key
 from sockets import Served, served
 from standin_answers import Stream
-from standin_server import BASE, House, Stats, send_json
+from standin_server import BASE, TOKEN, House, Stats, send_json
 from starlette.types import Receive, Scope, Send
 
 from adapters.catalog.limits import RuleId
@@ -222,7 +223,94 @@ async def test_usage_agrees_with_the_metrics_and_with_what_callers_saw(house, si
         assert sum(each["generation_tokens"] for each in logged) == usage["generation_tokens"]
 
 
-async def test_a_key_of_the_catalog_is_counted_by_its_name(house):
+async def test_each_key_has_its_own_limits_and_sees_its_own_usage(house):
+    catalog = house.catalog
+    ann = make_key(catalog, "ann", limits=RateLimits(requests_per_minute=2))
+    bob = make_key(catalog, "bob", adapters=("*",), base=True)
+    catalog.limits.put(RuleId("bob", "green"), RateLimits(requests_per_minute=1), actor="test")
+    house.parts.quotas.set_rules(catalog.limits.all())
+    for headers, model, statuses in (
+        (ann, "red", [200, 200, 429]),
+        (bob, "red", [200, 200, 200]),
+        (bob, "green", [200, 429]),
+        (bob, BASE, [200]),
+    ):
+        found = [await house.chat(model, headers=headers) for _ in statuses]
+        assert [each.status_code for each in found] == statuses
+    refusal = (await house.chat("red", headers=ann)).json()["error"]["message"]
+    assert "The key `ann` may have 2 requests a minute" in refusal
+    assert "x-ratelimit-limit-requests" not in (await house.chat("red", headers=bob)).headers
+    await house.parts.sharing.close()
+
+    async def usage(headers: dict[str, str], **params: str) -> list[tuple[Any, ...]]:
+        answer = await house.client.get("/v1/usage", headers=headers, params=params)
+        return [(each["adapter"], each["calls"], each["failed"]) for each in answer.json()["data"]]
+
+    assert await usage(ann) == [("red", 4, 2)]
+    assert await usage(bob) == [("base", 1, 0), ("green", 2, 1), ("red", 4, 0)]
+    assert await usage(ann, key="bob") == [("red", 4, 2)], "never another's"
+    assert (await house.client.get("/v1/usage")).status_code == 401
+    admin = await house.client.get("/admin/usage?by=key", headers=bearer(TOKEN))
+    assert [(each["key"], each["calls"]) for each in admin.json()["data"]] == [
+        ("ann", 4),
+        ("bob", 7),
+    ]
+    assert (await house.client.get("/admin/usage", headers=ann)).status_code == 403
+    assert house.count("lorry_key_requests_total", key="ann", outcome="ok") == 2
+    assert house.count("lorry_key_requests_total", key="ann", outcome="rejected") == 2
+    assert house.count("lorry_key_tokens_total", key="bob", kind="generation") == 6 * 3
+    assert house.count("lorry_limit_refusals_total", reason="requests") == 3
+
+
+async def test_an_adapter_that_a_key_may_not_use_tells_nothing_of_its_limits(house):
+    limit(house, "green", requests_per_minute=1)
+    headers = make_key(house.catalog, "ann")
+    for _ in range(3):
+        answer = await house.chat("green", headers=headers)
+        assert answer.status_code == 404
+        assert not left(answer)
+
+
+async def test_the_admin_api_sets_lists_and_removes_limits(house):
+    async def ask(method: str, path: str, **given: Any) -> tuple[int, Any]:
+        path = f"/admin/limits{path}"
+        answer = await house.client.request(method, path, headers=bearer(TOKEN), **given)
+        return answer.status_code, answer.json()
+
+    make_key(house.catalog, "ann")
+    budget = {"tokens": 1000, "period": "day"}
+    status, rule = await ask("PUT", "/red", json={"in_flight": 2, "budget": budget})
+    nothing = {"requests_per_minute": None, "tokens_per_minute": None}
+    assert rule == {"adapter": "red", "key": None, "in_flight": 2, "budget": budget} | nothing
+    assert (await ask("PUT", "/red/ann", json={"tokens_per_minute": 5}))[0] == 200
+    assert (await ask("PUT", "/base", json={"in_flight": 1}))[0] == 200
+    _, listed = await ask("GET", "")
+    assert [(each["adapter"], each["key"]) for each in listed["data"]] == [
+        ("base", None),
+        ("red", None),
+        ("red", "ann"),
+    ]
+    for method, path, body, status, code in (
+        ("PUT", "/red", {}, 400, "invalid_request"),
+        ("PUT", "/red", {"in_flight": 0}, 400, "invalid_request"),
+        ("PUT", "/red", {"in_flight": 1, "x": 1}, 400, "invalid_request"),
+        ("PUT", "/red", {"budget": {"tokens": 1, "period": "year"}}, 400, "invalid_request"),
+        ("PUT", "/nobody", {"in_flight": 1}, 404, "adapter_not_found"),
+        ("PUT", "/red/nobody", {"in_flight": 1}, 404, "key_not_found"),
+        ("DELETE", "/green", None, 404, "limit_not_found"),
+    ):
+        found, answer = await ask(method, path, json=body)
+        assert (found, answer["error"]["code"]) == (status, code), (method, path, body)
+    assert (await ask("DELETE", "/red/ann"))[0] == 200
+    actions = [event.action for event in house.catalog.list_events("red")]
+    assert actions[-3:] == ["limits_set", "limits_set", "limits_removed"]
+    answer = await house.client.get("/admin/usage?since=long+ago", headers=bearer(TOKEN))
+    assert answer.json()["error"]["code"] == "bad_moment"
+    answer = await house.client.get("/admin/usage?by=colour", headers=bearer(TOKEN))
+    assert answer.json()["error"]["code"] == "bad_field"
+
+
+async def test_without_keys_usage_is_of_all_callers(house):
     assert json.loads((await house.client.get("/v1/usage")).text)["data"] == []
     await house.chat("red")
     await house.parts.sharing.close()

@@ -13,6 +13,7 @@ from adapters.catalog.keys import Keys
 from adapters.keys import Key
 from server.admin.bodies import NewKey, Rotation
 from server.admin.guard import Actor, Limit
+from server.admin.views import describe_event
 
 KeyName = Annotated[str, Path(min_length=1, max_length=64)]
 
@@ -64,16 +65,20 @@ def create_key_router(keys: Keys) -> APIRouter:
     @router.get("/admin/keys/{name}/history")
     async def show_key_history(name: KeyName, limit: Limit = 100) -> dict[str, Any]:
         """The last changes to a key, oldest first."""
-        events = await asyncio.to_thread(keys.list_events, name, limit)
-        return {"object": "list", "data": [event.as_json() for event in events]}
+        await asyncio.to_thread(keys.find, name)
+        return await _history(keys, name, limit)
 
     @router.get("/admin/history/keys")
     async def show_all_key_history(limit: Limit = 100) -> dict[str, Any]:
         """The last changes to any key, oldest first."""
-        events = await asyncio.to_thread(keys.list_events, None, limit)
-        return {"object": "list", "data": [event.as_json() for event in events]}
+        return await _history(keys, None, limit)
 
     return router
+
+
+async def _history(keys: Keys, name: str | None, limit: int) -> dict[str, Any]:
+    events = await asyncio.to_thread(keys.list_events, name, limit)
+    return {"object": "list", "data": [describe_event(event) for event in events]}
 
 
 async def _change(change: Callable[..., Key], name: str, actor: str) -> dict[str, Any]:

@@ -104,12 +104,13 @@ class Meter:
                 return max(moment, now)
         return now + WINDOW_SECONDS  # others use it: by then all that they have used has left
 
-    def empty_at(self, now: float, running: Iterable[Running]) -> float:
-        """When nothing of it will be used, if no other call comes."""
+    def empty_at(self, now: float, last_ends: float) -> float:
+        """When nothing of it will be used, if no other call comes and the last one ends then."""
         if self.kind == "budget":
             return self.ends
-        ends = (each.ends + self._lasts for each in running if each.held)
-        return max(now, self.window.empty_at, *ends) if self.used(now) else now
+        if not self.used(now):
+            return now
+        return max(now, self.window.empty_at, last_ends + self._lasts if self.held else 0.0)
 
     @property
     def _lasts(self) -> float:

@@ -205,7 +205,8 @@ class Quotas:
             if not left:
                 continue
             remaining, rule, meter = min(left, key=lambda each: each[0])
-            reset = meter.empty_at(now, self._running(rule, meter, now)) - now
+            most = max((each.reserved - each.counted for each in rule.running), default=0)
+            reset = meter.empty_at(now, now + max(most * self._pace, _LEAST_RUN)) - now
             found[f"x-ratelimit-limit-{name}"] = str(meter.limit)
             found[f"x-ratelimit-remaining-{name}"] = str(remaining)
             found[f"x-ratelimit-reset-{name}"] = as_duration(reset)

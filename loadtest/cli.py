@@ -170,7 +170,7 @@ def compare(
         str,
         typer.Option(
             metavar="PEER,...",
-            help="plain, stock, stock-tuned, stock-base, merged, peft, llamacpp.",
+            help="plain, limited, stock, stock-tuned, stock-base, merged, peft, llamacpp.",
         ),
     ] = "stock",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Each runs all sides once.")] = 3,

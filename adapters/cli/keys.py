@@ -71,6 +71,8 @@ def create(
             limits=RateLimits(rpm, tpm, max_in_flight, budget),
         )
         key, secret = index.keys.create(wanted, actor=_user())
+    if "inference" in key.scopes and not (key.adapters or key.base):
+        typer.echo("note: it may use no model: give --adapters and --base as it needs", err=True)
     _print_secret(site, key, secret)
 
 

@@ -20,6 +20,9 @@ from server.gate.windows import WINDOW_SECONDS, Entry, SlidingWindow
 Kind = Literal["requests", "tokens", "in_flight", "budget"]
 
 
+_SOON = 1.0  # seconds
+
+
 class Running(NamedTuple):
     """A call that runs: when it is expected to end, and what it holds of a meter."""
 
@@ -97,12 +100,15 @@ class Meter:
         if self.kind == "budget":
             return self.ends
         lacking = self.used(now) + self.elsewhere + amount - self.limit
+        if lacking <= 0:  # it is this server's share that lacks
+            return now + _SOON
         ending = sorted((each.ends + self._lasts, each.held) for each in running)
         for moment, each in merge(self.window.leaving(), ending):
             lacking -= each
             if lacking <= 0:
                 return max(moment, now)
-        return now + WINDOW_SECONDS  # others use it: by then all that they have used has left
+        # Other servers use it: by then all that they have used has left, or a call may have ended.
+        return now + (_SOON if self.kind == "in_flight" else WINDOW_SECONDS)
 
     def empty_at(self, now: float, last_ends: float) -> float:
         """When nothing of it will be used, if no other call comes and the last one ends then."""

@@ -131,6 +131,10 @@ class Quotas:
 
     async def reserve(self, allowance: Allowance, tokens: int) -> None:
         """Raises RateLimitExceeded, InsufficientQuota or RequestExceedsLimit."""
+        for rule, meter in allowance.of(*_TOKENS):
+            # With its other prompts, which it holds meanwhile.
+            if (most := allowance.reserved + tokens) > meter.limit:
+                raise self._exceeds(rule, meter, most)
         await self._await_room(allowance.of(*_TOKENS), tokens)
         if allowance.is_running:  # its caller has not hung up meanwhile
             allowance.reserved += tokens
@@ -265,9 +269,6 @@ class Quotas:
     async def _await_room(self, wanted: Iterable[tuple[Rule, Meter]], amount: int) -> None:
         """Return when each of the meters has room; raises RequestError where one has not."""
         meters = tuple(wanted)
-        for rule, meter in meters:
-            if amount > meter.limit:
-                raise self._exceeds(rule, meter, amount)
         until = self.clock() + SHARE_SECONDS
         while lacking := self._lacking(meters, amount):
             now = self.clock()

@@ -13,6 +13,7 @@ from quota_desk import Desk, make_key
 from adapters.catalog.limits import RuleId, period_at
 from adapters.keys import Budget, RateLimits
 from server.call import Call
+from server.engine.interface import Work
 from server.errors import InsufficientQuota, RateLimitExceeded, RequestError, RequestExceedsLimit
 from server.gate.quotas import as_duration
 from server.gate.windows import WINDOW_SECONDS
@@ -189,6 +190,10 @@ async def test_a_call_that_can_never_fit_is_told_so_at_once():
     desk = Desk(RateLimits(tokens_per_minute=100))
     with pytest.raises(RequestExceedsLimit, match="may use 101 tokens"):
         await desk.begin(prompt=1, most=100)
+    call = await desk.begin(prompt=10, most=40)
+    assert call.allowance is not None
+    with pytest.raises(RequestExceedsLimit, match="may use 110 tokens"):
+        await call.allowance.reserve(Work("r", 20, 1, 40))
     assert RequestExceedsLimit("").status == 400, "no client tries a 400 again"
 
 

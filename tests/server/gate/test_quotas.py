@@ -26,32 +26,41 @@ async def test_a_call_without_limits_takes_nothing_and_says_nothing():
     desk.end(call)
 
 
-async def test_five_hundred_calls_at_once_never_pass_a_limit():
+@given(
+    st.integers(1, 600),
+    st.integers(20, 12_000),
+    st.integers(1, 600),
+    st.randoms(use_true_random=False),
+)
+def test_five_hundred_calls_at_once_never_pass_a_limit(requests, tokens, in_flight, dice):
     """LiteLLM #18730: calls that only count at their end passed its limits six times over."""
-    limits = RateLimits(requests_per_minute=120, tokens_per_minute=1000, in_flight=60)
-    desk = Desk(limits)
-    running = set()
-    most = 0
+    desk = Desk(RateLimits(requests, tokens, in_flight))
+    running: set[int] = set()
+    admitted = most = 0
+    sizes = [(dice.randint(1, 10), dice.randint(1, 10)) for _ in range(500)]
 
-    async def one() -> bool:
-        nonlocal most
+    async def one(number: int, prompt: int, answer: int) -> None:
+        nonlocal admitted, most
         try:
-            call = await desk.begin(prompt=5, most=15)
+            call = await desk.begin(prompt=prompt, most=answer)
         except RateLimitExceeded:
-            return False
-        running.add(id(call))
+            return
+        admitted += 1
+        running.add(number)
         most = max(most, len(running))
-        for _ in range(5):
-            desk.work(call, 3)
+        for _ in range(dice.randint(0, answer)):
+            desk.work(call, 1)
             await asyncio.sleep(0)
         desk.end(call)
-        running.discard(id(call))
-        return True
+        running.discard(number)
 
-    admitted = sum(await asyncio.gather(*(one() for _ in range(500))))
-    assert admitted == 50, "as many as fit the tokens: 1000 / 20"
-    assert most <= 60
-    assert desk.most_in_a_minute() <= 1000
+    async def all_at_once() -> None:
+        await asyncio.gather(*(one(number, *size) for number, size in enumerate(sizes)))
+
+    asyncio.run(all_at_once())
+    assert 0 < admitted <= requests
+    assert most <= in_flight
+    assert desk.most_in_a_minute() <= tokens
 
 
 actions = st.lists(

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psycopg
 import pytest
 from postgres_process import Postgres, Unavailable
 from quota_desk import NOON, Desk, make_key
 
 from adapters.catalog import Catalog
+from adapters.catalog.shares import GONE_SECONDS, SILENT_SECONDS
 from adapters.catalog.usage import UsageBook, book_path
 from adapters.keys import Budget, RateLimits
 from server.call import Call
@@ -194,6 +196,7 @@ async def test_what_a_budget_has_spent_is_counted_once_when_it_is_written(serve)
 
 
 async def test_two_servers_divide_a_limit_and_never_pass_it(serve, postgres):
+    """LiteLLM #10555: its instances drift apart, and each admits the whole limit."""
     limits = RateLimits(requests_per_minute=100, tokens_per_minute=1500, in_flight=40)
     servers = first, second = [serve(limits, postgres.url) for _ in range(2)]
     async with rounds(*servers):
@@ -259,3 +262,32 @@ async def test_servers_go_on_by_themselves_while_the_database_is_away(serve, pos
     async with rounds(*servers):
         await first.round()
     assert len(await second.admitted(1)) == 0
+
+
+async def test_what_a_server_that_ended_had_not_used_goes_to_others(serve, postgres):
+    limits = RateLimits(requests_per_minute=40, in_flight=15)
+    first, second = serve(limits, postgres.url), serve(limits, postgres.url)
+    async with rounds(first):
+        assert len(await first.admitted(10)) == 10
+    await first.round()
+
+    def silence(seconds: float) -> None:
+        with psycopg.connect(postgres.url, autocommit=True) as connection:
+            connection.execute(
+                f"UPDATE limit_servers SET seen_at = now() - interval '{seconds} s'"
+                f" WHERE server = '{first.sharing._server}'"
+            )
+
+    async with rounds(second):
+        silence(SILENT_SECONDS)
+        found = await second.admitted(60)
+        assert len(found) == 15, "calls of a server that ended are no longer in flight"
+        second.finish(found, 1)
+        found = await second.admitted(60)
+        second.finish(found, 1)
+        found += await second.admitted(60)
+        assert 10 + 15 + len(found) == 40, "what it used of the minute still counts"
+        silence(GONE_SECONDS)
+        await second.round()
+        second.finish(found[15:], 1)
+        assert len(await second.admitted(60)) == 10

@@ -41,6 +41,7 @@ def test_it_says_truly_when_each_amount_leaves(steps):
 
 
 def test_one_a_second_meets_no_edge_at_sixty_a_minute():
+    """LiteLLM #24677: false refusals where a window begins anew."""
     window = SlidingWindow()
     for second in range(600):
         assert window.total(second) + 1 <= WINDOW_SECONDS, f"refused at second {second}"

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.catalog import Catalog
+from adapters.catalog.usage import book_path
 from adapters.errors import BadName, ObjectDamaged, ObjectMissing, quote, unwritable
 from adapters.store import Store
+
+USAGE = book_path(Path("catalog.db")).name
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Copied:
 
 
 def copy_store(store: Path, target: Path, *, mend: bool = False) -> Copied:
-    """Make `target` hold the catalog of `store` and every object that it names.
+    """Make `target` hold the catalog of `store`, its usage and every object that it names.
 
     Objects are verified on the way; one that is missing or damaged is left out and reported. With
     `mend` those that the target has are read again too, and damaged ones are replaced. Raises an
@@ -43,6 +46,8 @@ def copy_store(store: Path, target: Path, *, mend: bool = False) -> Copied:
                 snapshot = Path(scratch)
                 catalog.copy_to(snapshot / "catalog.db")
                 done = _copy_objects(source, copy, snapshot, mend)
+                if catalog.usage.copy_to(snapshot / USAGE):
+                    _put_in_place(snapshot / USAGE, copy.root / USAGE)
                 _put_in_place(snapshot / "catalog.db", copy.root / "catalog.db")
         except OSError as error:
             said = f"copying to {quote(str(target))} failed"
@@ -82,8 +87,8 @@ def _is_damaged(store: Store, digest: str) -> bool:
 
 
 def _put_in_place(new: Path, file: Path) -> None:
-    """Replace a catalog in one step. What a killed writer of the old one left is not the new one's,
-    and would damage it."""
+    """Replace a database in one step. What a killed writer of the old one left is not the new
+    one's, and would damage it."""
     for end in ("-journal", "-wal", "-shm"):
         file.with_name(f"{file.name}{end}").unlink(missing_ok=True)
     new.rename(file)

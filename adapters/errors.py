@@ -14,6 +14,13 @@ AdapterError
 ├── GateRefused          an alias's move to a version that is not shown to be better
 ├── VersionInUse         a version that is pinned or that an alias points at
 ├── OtherBase            bytes that the name already has for another base
+├── KeyInvalid           what no API key can have or be
+├── KeyNotFound          a name without a key
+├── KeyExists            a name that a key has, or had, already
+├── BadMoment            a text that is no point in time
+├── BadField             what usage is not counted by
+├── LimitNotFound        an adapter, or a key on it, that has no limits of its own
+├── KeyIsRevoked         a change of a key that was revoked, which is for good
 ├── RemovedBefore        bytes in a watched folder whose version was removed
 ├── CheckpointInvalid    an adapter that must not be served; carries every Problem found
 ├── TemplateNotRun       a chat template whose process did not start or failed
@@ -134,6 +141,34 @@ class VersionInUse(AdapterError):
 
 class OtherBase(AdapterError):
     code = "other_base"
+
+
+class KeyInvalid(AdapterError):
+    code = "key_invalid"
+
+
+class KeyNotFound(AdapterError):
+    code = "key_not_found"
+
+
+class KeyExists(AdapterError):
+    code = "key_exists"
+
+
+class BadMoment(AdapterError):
+    code = "bad_moment"
+
+
+class BadField(AdapterError):
+    code = "bad_field"
+
+
+class LimitNotFound(AdapterError):
+    code = "limit_not_found"
+
+
+class KeyIsRevoked(AdapterError):
+    code = "key_revoked"
 
 
 class RemovedBefore(AdapterError):

@@ -39,6 +39,7 @@ PEERS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != OURS)
 WORDS = {
     "lorry": "this server",
     "plain": "this server with --admission plain: calls in the order of their arrival",
+    "limited": "this server, called with a key that has limits of each kind",
     "stock": "vLLM's own server, with its defaults",
     "stock-tuned": "vLLM's own server with this server's process and thread settings",
     "stock-base": "stock-tuned without LoRA",

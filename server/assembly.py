@@ -20,7 +20,11 @@ from adapters.checkpoint.base import Base
 from server.admin.publishing import Publisher
 from server.engine.interface import AdapterEngine, Admission
 from server.gate.gate import FairAdmission, PlainAdmission
+from server.gate.keys import Authenticator
 from server.gate.queue import Limits
+from server.gate.quotas import Quotas
+from server.gate.sharing import RulesWatch, Sharing
+from server.gate.usage import UsageCounts
 from server.heartbeat import Heartbeat
 from server.http.app import create_app
 from server.lifecycle import Attached, Lifecycle
@@ -93,17 +97,39 @@ class Assembly:
             catalog, self.metrics, settings.max_metric_adapters, settings.max_loras
         )
         registry.register(self.routers)
+        self.quotas = Quotas(self.metrics, count_cached=settings.count_cached)
+        usage = UsageCounts()
+        self.sharing = Sharing(
+            catalog.usage,
+            self.quotas,
+            usage,
+            self.metrics,
+            count_cached=settings.count_cached,
+        )
+        self._rules_watch = RulesWatch(catalog.limits, self.quotas)
         self.publisher = Publisher(settings, catalog)
+        token = settings.admin_token
+        self.authenticator = Authenticator(
+            catalog.keys,
+            admin_token=token.get_secret_value() if token else None,
+            requires_keys=settings.require_keys,
+            open_metrics=settings.open_metrics,
+            is_readable=lambda: self.catalog_watch.problem is None and not catalog.keys.is_lost,
+        )
         self.app = create_app(
             settings,
             lifecycle=self.lifecycle,
             names=ModelNames(settings.base_name, catalog),
-            recorder=Recorder(settings.base_name, self.metrics, self.tracing, settings.replica),
+            recorder=Recorder(
+                settings.base_name, self.metrics, self.tracing, settings.replica, usage
+            ),
             registry=registry,
             before_scrape=self.routers.refresh,
             catalog=catalog,
             publisher=self.publisher,
             suspects=self.suspects,
+            quotas=self.quotas,
+            authenticator=self.authenticator,
             started_at=int(self.started),
             count_waiting=lambda: self.metrics.waiting,
         )
@@ -125,6 +151,7 @@ class Assembly:
             presence=self.presence,
         )
         await occupancy.look()
+        await self._rules_watch.look()
         self.routers.connect(residency, occupancy)
         pins = Pins(self.catalog, residency)
         await pins.settle()
@@ -137,7 +164,17 @@ class Assembly:
             self.settings.engine_stall_seconds,
             self.settings.engine_hang_seconds,
         )
-        followers = (self.catalog_watch, pins, occupancy, removals, self._heartbeat)
+        followers = (
+            self.authenticator,
+            self.catalog_watch,
+            pins,
+            occupancy,
+            removals,
+            self._heartbeat,
+            self.quotas,
+            self.sharing,
+            self._rules_watch,
+        )
         self._followers = [asyncio.create_task(follower.run()) for follower in followers]
         self.lifecycle.attach(Attached(app, residency, admission, engine.max_sequences))
 

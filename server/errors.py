@@ -10,9 +10,10 @@ LorryError
     ├── InvalidJson 400 · GrammarTooLarge 400 · GrammarRefused 400 · GrammarTooComplex 400
     ├── RequestTooSlow 408 · UploadTooSlow 408 · HeadTooLarge 431
     ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
-    ├── PoisonRequest 422 · DeadlineExceeded 504
+    ├── PoisonRequest 422 · DeadlineExceeded 504 · RequestExceedsLimit 400
+    ├── InvalidApiKey 401 · InsufficientScope 403
     ├── AdminDisabled 403 · NotAuthorized 401 · AdapterInUse 409 · PinsExceedCapacity 409
-    ├── QueueIsFull 429
+    ├── TryLater 429: QueueIsFull · RateLimitExceeded · InsufficientQuota
     └── Unavailable 503 (starting, draining, engine_dead, engine_slow, adapters_busy,
                          adapter_loading, adapter_load_failed, catalog_unreadable, publishing_busy,
                          grammars_busy, bodies_busy, too_many_connections, too_many_bodies;
@@ -26,6 +27,7 @@ import math
 from typing import Any, ClassVar
 
 ENGINE_DIED_EXIT_CODE = 9
+MAX_RETRY_SECONDS = 120.0  # OpenAI's clients do not retry after a longer Retry-After
 _MAX_MESSAGE_CHARACTERS = 2000
 # Whoever raises these ends a task or the process. Any other BaseException is a fault: a panic of
 # Rust code (tokenizers, grammars) is not an Exception.
@@ -181,13 +183,31 @@ class PoisonRequest(InvalidRequest):
     code = "poison_request"
 
 
+class InvalidApiKey(InvalidRequest):
+    """No key, or none that is in force."""
+
+    status = 401
+    code = "invalid_api_key"
+
+    def headers(self) -> dict[str, str]:
+        return super().headers() | {"www-authenticate": "Bearer"}
+
+
+class InsufficientScope(InvalidRequest):
+    """A key that is in force, for other paths."""
+
+    status = 403
+    code = "insufficient_scope"
+
+
 class AdminDisabled(InvalidRequest):
     status = 403
     code = "admin_disabled"
 
 
-class NotAuthorized(InvalidRequest):
-    status = 401
+class NotAuthorized(InvalidApiKey):
+    """No admin token, or a wrong one, where keys are not in force."""
+
     code = "invalid_admin_token"
 
 
@@ -201,14 +221,46 @@ class PinsExceedCapacity(InvalidRequest):
     code = "pins_exceed_capacity"
 
 
-class QueueIsFull(RequestError):
+class TryLater(RequestError):
+    """The call may succeed after `retry_after` seconds."""
+
     status = 429
     type = "rate_limit_error"
-    code = "queue_full"
 
     def headers(self) -> dict[str, str]:
-        milliseconds = {"retry-after-ms": str(math.ceil((self.retry_after or 1) * 1000))}
-        return super().headers() | milliseconds | {"x-should-retry": "true"}
+        seconds = self.retry_after or 1
+        # OpenAI's clients give up where they are told to wait longer.
+        is_worth_it = seconds <= MAX_RETRY_SECONDS
+        return super().headers() | {
+            "retry-after-ms": str(math.ceil(seconds * 1000)),
+            "x-should-retry": "true" if is_worth_it else "false",
+        }
+
+
+class QueueIsFull(TryLater):
+    code = "queue_full"
+
+
+class RateLimitExceeded(TryLater):
+    """A limit on requests, tokens or calls in flight has no room for this call now."""
+
+    code = "rate_limit_exceeded"
+
+
+class InsufficientQuota(TryLater):
+    """A budget of tokens a day or month has no room for this call."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    def headers(self) -> dict[str, str]:
+        return super().headers() | {"x-should-retry": "false"}
+
+
+class RequestExceedsLimit(InvalidRequest):
+    """A call that may use more than a whole limit: no wait helps."""
+
+    code = "request_exceeds_limit"
 
 
 class DeadlineExceeded(RequestError):

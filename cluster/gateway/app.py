@@ -23,7 +23,7 @@ from cluster.gateway.picking import Picker, Target
 from server.disconnects import Disconnected, unless_disconnected
 from server.errors import RequestError
 from server.http.bodies import Bodies
-from server.http.middleware import INFERENCE_PATHS
+from server.paths import INFERENCE_PATHS
 
 logger = logging.getLogger("lorry.gateway")
 

@@ -13,13 +13,17 @@ from typing import Literal
 from loadtest.plan.scenario import Server
 from loadtest.servers.llama_cpp import LlamaCpp
 
-# lorry: `lorry serve`. plain: the same with --admission plain. stock: vLLM's own server with its
+# lorry: `lorry serve`. plain: the same with --admission plain. limited: called with a key that has
+# limits. stock: vLLM's own server with its
 # defaults. stock-tuned: with Lorry's process and thread settings. stock-base: stock-tuned without
 # LoRA. merged: one stock server for each adapter, merged into the base. peft: transformers with
 # PEFT's mixed batches. llamacpp: llama.cpp's server, see llama_cpp.py.
-Kind = Literal["lorry", "plain", "stock", "stock-tuned", "stock-base", "merged", "peft", "llamacpp"]
+Kind = Literal[
+    "lorry", "plain", "limited", "stock", "stock-tuned", "stock-base", "merged", "peft", "llamacpp"
+]
 
 _BYTES_PER_GIB = 1024**3
+_NEVER = str(10**9)  # a limit that no run meets
 # The modules that Lorry serves; by default vLLM prepares the head and the embeddings too.
 _TARGETS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 
@@ -44,6 +48,16 @@ def publish(setup: Setup, drop: Path, store: Path) -> list[str]:
         *(sys.executable, "-m", "lorry", "adapters", "watch", str(drop)),
         *("--base", str(setup.base.resolve()), "--base-name", setup.name),
         *("--store", str(store), "--once", "--interval", "0.1"),
+    ]
+
+
+def make_key(store: Path) -> list[str]:
+    """Print the secret of a key with each kind of limit, such as no run meets."""
+    return [
+        *(sys.executable, "-m", "lorry", "keys", "create", "--name", "loadtest"),
+        *("--adapters", "*", "--base", "--scope", "inference", "--scope", "metrics"),
+        *("--rpm", _NEVER, "--tpm", _NEVER, "--max-in-flight", _NEVER),
+        *("--budget-tokens", "1G/month", "--store", str(store)),
     ]
 
 

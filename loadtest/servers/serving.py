@@ -36,7 +36,7 @@ class Served:
     )  # by model, for models with a process of their own
     # By model, what its calls' bodies say besides, for a server that reads more than `model`.
     fields: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)  # of each call
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # of each call
     admin_token: str | None = field(default=None, repr=False)
     fits: int | None = None  # merged: processes that fit into memory
 
@@ -105,7 +105,7 @@ def serving(kind: Kind, setup: Setup) -> Iterator[Served]:
 
 def _start_kind(kind: Kind, setup: Setup, stack: contextlib.ExitStack) -> Served:
     match kind:
-        case "lorry" | "plain":
+        case "lorry" | "plain" | "limited":
             return _start_lorry(kind, setup, stack)
         case "merged":
             return _start_merged(setup, stack)
@@ -160,7 +160,20 @@ def _start_lorry(kind: Kind, setup: Setup, stack: contextlib.ExitStack) -> Serve
     command = commands.plain if kind == "plain" else commands.lorry
     arguments = command(setup, port, store)
     launch = _start(stack, setup, kind, port, arguments, settings, ready="/readyz")
-    return Served(kind, [launch], admin_token=token)
+    headers = {"authorization": f"Bearer {_make_key(store)}"} if kind == "limited" else {}
+    return Served(kind, [launch], admin_token=token, headers=headers)
+
+
+def _make_key(store: Path) -> str:
+    """The secret of a key that the server has from now on."""
+    command = commands.make_key(store)
+    done = subprocess.run(
+        command, env=cleaned(os.environ), capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        said = done.stderr.strip().rpartition("\n")[2]
+        raise ServerFailed(f"`{' '.join(command[1:5])}` ended with code {done.returncode}: {said}")
+    return done.stdout.strip()
 
 
 def _start_merged(setup: Setup, stack: contextlib.ExitStack) -> Served:

@@ -36,7 +36,7 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
     chosen = [name for name in environ.get("VLLM_PLUGINS", "").split(",") if name]
     environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*chosen, *_PLUGINS]))
     environ[SERVER_VARIABLE] = str(os.getpid())
-    for name in ("LORRY_ADMIN_TOKEN", "LORRY_CATALOG"):  # already read
+    for name in ("LORRY_ADMIN_TOKEN", "LORRY_API_KEY", "LORRY_CATALOG"):  # already read
         environ.pop(name, None)
 
     environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about tuning

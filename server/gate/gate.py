@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from adapters.catalog import AdapterVersion, VersionKey
 from server.call import Call, Lease, Sequence
 from server.engine.interface import EngineGone, Work
-from server.errors import QueueIsFull
+from server.errors import MAX_RETRY_SECONDS, QueueIsFull
 from server.gate.queue import OUTPUT_TOKEN, PROMPT_TOKEN, Entry, FairQueue, Limits, QueueFull
 from server.residency.loading import Resident, without_engine
 from server.residency.residency import Residency
 from server.telemetry.metrics import Metrics
 
-_MAX_RETRY_SECONDS = 120.0  # OpenAI's clients do not retry after a longer Retry-After
 _RATE_SECONDS = 30.0  # of dispatches, by which Retry-After is estimated
 
 
@@ -34,7 +33,8 @@ class PlainAdmission:
 
     @asynccontextmanager
     async def enter(self, call: Call, work: Work) -> AsyncIterator[Lease | None]:
-        del work
+        if call.allowance is not None:
+            await call.allowance.reserve(work)
         call.waiting += 1
         try:
             await self._residency.wait_engine()
@@ -120,6 +120,8 @@ class FairAdmission:
 
     @asynccontextmanager
     async def enter(self, call: Call, work: Work) -> AsyncIterator[Lease | None]:
+        if call.allowance is not None:
+            await call.allowance.reserve(work)
         place = self._join(call, work)
         try:
             yield await place.turn
@@ -170,7 +172,8 @@ class FairAdmission:
             prompt=work.prompt,
             sequences=work.sequences,
             left=work.sequences * work.tokens,
-            weight=1.0 if version is None else version.weight,
+            weight=call.weight,
+            member=call.queue_member,
         )
         place = Place(call, work, entry, asyncio.get_running_loop().create_future())
         try:
@@ -209,9 +212,9 @@ class FairAdmission:
         """When as many calls as wait now will have entered, at the rate of the last while."""
         self._forget_old(time.monotonic())
         if not self._dispatched:
-            return _MAX_RETRY_SECONDS / 4
+            return MAX_RETRY_SECONDS / 4
         rate = len(self._dispatched) / max(time.monotonic() - self._dispatched[0], 1.0)
-        return min(max(self._queue.calls / rate, 1.0), _MAX_RETRY_SECONDS)
+        return min(max(self._queue.calls / rate, 1.0), MAX_RETRY_SECONDS)
 
     def _forget_old(self, now: float) -> None:
         while self._dispatched and self._dispatched[0] < now - _RATE_SECONDS:

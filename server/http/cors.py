@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.http.middleware import INFERENCE_PATHS
+from server.paths import INFERENCE_PATHS, is_models
 
 # Without this a page's script can't read them: telemetry/recorder.py, and when to try again.
 EXPOSED_HEADERS = (
@@ -18,10 +18,15 @@ EXPOSED_HEADERS = (
     "x-lorry-base",
     "x-lorry-replica",
     "traceresponse",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-tokens",
     "retry-after",
     "x-should-retry",
 )
-_MODELS = "/v1/models"
 
 
 class Cors:
@@ -50,4 +55,4 @@ class Cors:
 
 
 def _is_open(path: str) -> bool:
-    return path in INFERENCE_PATHS or path == _MODELS or path.startswith(f"{_MODELS}/")
+    return path in INFERENCE_PATHS or is_models(path)

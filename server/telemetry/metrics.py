@@ -60,6 +60,8 @@ class Metrics:
         self.base = base
         bounds = {name: bounds for name, (_, bounds) in _HISTOGRAMS.items()}
         self._ledger = Ledger(bounds, limit, fixed=[BASE, UNRESOLVED])
+        self._keys = Ledger({}, limit, fixed=())  # by the key's name
+        self._refusals: Counter[str] = Counter()
         self._live = LiveCalls()
         self._idle = Histogram(_IDLE_BUCKETS)
         texts = {name: text for name, (text, _) in _HISTOGRAMS.items()}
@@ -70,6 +72,7 @@ class Metrics:
             self._idle,
         )
         self._add_gauges()
+        self._add_keys()
         registry.register(self._exposition)
 
     def _add_gauges(self) -> None:
@@ -98,6 +101,34 @@ class Metrics:
             lambda: [((), self._longest_wait())],
         )
 
+    def _add_keys(self) -> None:
+        self.derive(
+            "key_requests",
+            "Ended calls of a key by outcome.",
+            ("key", "outcome"),
+            lambda: self._per_key("requests"),
+            kind="counter",
+        )
+        self.derive(
+            "key_tokens",
+            "Tokens of a key's ended calls: prompt, generation, and cached ones of the prompt.",
+            ("key", "kind"),
+            lambda: self._per_key("tokens"),
+            kind="counter",
+        )
+        self.derive(
+            "limit_refusals",
+            "Calls refused by a limit of their key or adapter, by the limit.",
+            ("reason",),
+            lambda: [((reason,), count) for reason, count in self._refusals.items()],
+            kind="counter",
+        )
+
+    def _per_key(self, counter: str) -> Iterator[tuple[tuple[str, ...], float]]:
+        for account in self._keys.accounts():
+            for labels, count in account.counters.get(counter, {}).items():
+                yield (account.key, *labels), count.value
+
     def derive(
         self, name: str, text: str, labels: tuple[str, ...], read: Source, kind: Kind = "gauge"
     ) -> None:
@@ -124,6 +155,14 @@ class Metrics:
         account.count("prompt_tokens", by=call.prompt_tokens)
         account.count("generation_tokens", by=call.generation_tokens)
         account.count("cached_prompt_tokens", by=call.cached_tokens)
+        if call.key is not None:
+            self._record_key(self._keys.account(call.key.name), call)
+
+    def _record_key(self, account: Account, call: Call) -> None:
+        account.count("requests", call.outcome)
+        account.count("tokens", "prompt", by=call.prompt_tokens)
+        account.count("tokens", "generation", by=call.generation_tokens)
+        account.count("tokens", "cached_prompt", by=call.cached_tokens)
 
     def forget(self, call: Call) -> None:
         """The call is no longer in flight, even if recording it failed."""
@@ -142,6 +181,11 @@ class Metrics:
     def queue_refused(self, call: Call, reason: str) -> None:
         """A request was refused: too many `calls` or `tokens` wait, or it was `displaced`."""
         self._ledger.account(call.account).count("queue_rejections", reason)
+
+    def limit_refused(self, reason: str) -> None:
+        """A call was refused by a limit on `requests`, `tokens`, `in_flight` or the `budget`, or is
+        `too_large` for one."""
+        self._refusals[reason] += 1
 
     def step_made(self, running: int) -> None:
         """Called after each engine step with the number of sequences that run."""

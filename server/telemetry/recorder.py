@@ -14,6 +14,7 @@ from typing import Any
 from opentelemetry.trace import format_span_id, format_trace_id
 
 from server.call import MAX_RECORDED_SEQUENCES, Call
+from server.gate.usage import UsageCounts
 from server.telemetry.logs import write_call
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import Tracing
@@ -36,6 +37,8 @@ def response_headers(call: Call) -> Headers:
         headers["x-lorry-adapter"] = call.version.label if call.version else call.adapter_label
         if call.version is not None:
             headers["x-lorry-adapter-digest"] = call.version.digest
+    if call.allowance is not None:
+        headers |= call.allowance.headers()
     return [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
 
 
@@ -48,6 +51,7 @@ def describe(call: Call) -> dict[str, Any]:
         "replica": call.replica or None,
         "response_id": call.response_id,
         "trace_id": format_trace_id(call.span.get_span_context().trace_id),
+        "key": call.key.name if call.key else None,
         "endpoint": call.endpoint,
         "model": call.requested_model,
         "served_model": call.response_model,
@@ -72,9 +76,17 @@ def describe(call: Call) -> dict[str, Any]:
 class Recorder:
     """Follows calls from `start` through `begin` to `end`, and writes them out there."""
 
-    def __init__(self, base: str, metrics: Metrics, tracing: Tracing, replica: str = "") -> None:
+    def __init__(
+        self,
+        base: str,
+        metrics: Metrics,
+        tracing: Tracing,
+        replica: str = "",
+        usage: UsageCounts | None = None,
+    ) -> None:
         self._base = base
         self._replica = replica
+        self._usage = usage
         self._metrics = metrics
         self._tracing = tracing
 
@@ -116,6 +128,8 @@ class Recorder:
                 _end_sequences(call)
             record = describe(call)
             self._metrics.record(call, _trace_of(call))
+            if self._usage is not None:
+                self._usage.record(call)
             self._tracing.end(call)
             write_call(record)
         except Exception:

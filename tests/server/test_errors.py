@@ -26,7 +26,10 @@ def test_every_error_is_in_the_tree_of_the_docstring():
 def test_every_request_error_has_a_status_a_type_and_a_code():
     for kind in subclasses(RequestError):
         type_ = "invalid_request_error" if kind.status < 500 else "server_error"
-        assert kind.type == ("rate_limit_error" if kind.status == 429 else type_)
+        if kind.status == 429:
+            is_quota = kind is errors.InsufficientQuota
+            type_ = "insufficient_quota" if is_quota else "rate_limit_error"
+        assert kind.type == type_
         assert kind.code
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -96,6 +97,7 @@ async def serve(folder: Path, url: str, **given) -> AsyncIterator[Server]:
         ) as http:
             yield Server(http, engine)
         parts.disconnect()
+        await parts.sharing.close()
         parts.tracing.close()
 
 
@@ -192,3 +194,76 @@ def copies(cache: Path) -> set[bytes]:
 
 def copies_of(*folders: Path) -> set[bytes]:
     return {(folder / WEIGHTS).read_bytes() for folder in folders}
+
+
+async def test_a_key_and_its_limits_are_one_over_all_servers(postgres, tmp_path):
+    """The overshoot that docs/limits.md states for servers that reach the database: none."""
+    postgres.clear()
+    async with serve(tmp_path, postgres.url) as first, serve(tmp_path, postgres.url) as second:
+        limits = {"requests_per_minute": 30, "in_flight": 8}
+        body = {"name": "ann", "base": True, "limits": limits}
+        made = await first.http.post("/admin/keys", json=body)
+        headers = {"authorization": f"Bearer {made.json()['key']}"}
+
+        async def call(server: Server) -> httpx2.Response:
+            body = {"model": BASE_NAME, "prompt": "x"}
+            return await server.http.post("/v1/completions", json=body, headers=headers)
+
+        async def is_known() -> bool:
+            return "x-ratelimit-limit-requests" in (await call(second)).headers
+
+        await seen(is_known, True)
+        answers = [
+            answer
+            for _ in range(10)
+            for answer in await asyncio.gather(*(call(each) for each in (first, second) * 4))
+        ]
+        found = Counter(answer.status_code for answer in answers)
+        assert set(found) == {200, 429}
+        assert found[200] == 30 - 1, "with the one of `seen`"
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert all(int(each.headers["retry-after-ms"]) <= 60_000 for each in refused)
+
+        async def usage() -> tuple[int, int]:
+            rows = (await first.http.get("/v1/usage", headers=headers)).json()["data"]
+            calls, failed = (sum(each[name] for each in rows) for name in ("calls", "failed"))
+            return calls - failed, failed
+
+        await seen(usage, (found[200] + 1, found[429]))
+
+
+async def test_keys_are_one_on_all_servers_and_outlast_their_database(postgres, tmp_path):
+    postgres.clear()
+    async with serve(tmp_path, postgres.url) as first, serve(tmp_path, postgres.url) as second:
+        await first.publish(write_adapter(tmp_path / "one", 1), "orders")
+        await seen(second.answered_by, "orders@1")
+
+        async def asked(server: Server, secret: str) -> int:
+            headers = {"authorization": f"Bearer {secret}"}
+            body = {"model": "orders", "prompt": "x"}
+            answer = await server.http.post("/v1/completions", json=body, headers=headers)
+            return answer.status_code
+
+        async def make(name: str) -> str:
+            body = {"name": name, "adapters": ["orders"]}
+            answer = await first.http.post("/admin/keys", json=body)
+            return str(answer.json()["key"])
+
+        assert await asked(second, "none") == 200
+        key, other = await make("team-a"), await make("team-b")
+        assert await asked(first, key) == 200
+        await seen(lambda: asked(second, key), 200)
+        await seen(lambda: asked(second, "none"), 401)
+        await second.http.post("/admin/keys/team-b/revoke")
+        assert await asked(second, other) == 401
+        await seen(lambda: asked(first, other), 401)
+
+        assert await asked(first, key) == await asked(second, key) == 200
+        postgres.stop()
+        try:
+            assert await asked(first, key) == await asked(second, key) == 200
+            await seen(lambda: asked(first, "new"), 503)
+            await seen(lambda: asked(first, other), 401)
+        finally:
+            postgres.start()
+        await seen(lambda: asked(first, "new"), 401)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters.catalog import Catalog
 from loadtest.errors import ServerFailed
 from loadtest.markers.manifest import load_manifest
 from loadtest.markers.marked import make_marked
@@ -70,6 +71,17 @@ def test_lorry_has_a_store_with_the_first_version_of_each_and_a_token(setup, sta
         assert served.admin_token not in repr(served)
     assert [f"{name}@1" in published for name in setup.adapters] == [True, True]
     assert [processes.members(session) for session in served.sessions] == [[]]
+
+
+def test_the_limited_side_is_called_with_a_key_of_its_store(setup, standins):
+    with serving("limited", setup) as served:
+        secret = served.headers["authorization"].removeprefix("Bearer ")
+        assert secret.startswith("lk-")
+        assert secret not in repr(served)
+        with Catalog.open(setup.work / "store", create=False) as catalog:
+            (key,) = catalog.keys.all()
+    assert key.limits.budget is not None
+    assert None not in (key.limits.requests_per_minute, key.limits.in_flight)
 
 
 @pytest.mark.parametrize("kind", ["stock", "stock-tuned", "stock-base"])

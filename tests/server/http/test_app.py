@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 from standin_server import TOKEN, publish
 
-from server.http.middleware import INFERENCE_PATHS
 from server.lifecycle import Phase
+from server.paths import INFERENCE_PATHS
 
 
 async def test_livez_and_readyz_answer_by_phase(house):

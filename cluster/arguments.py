@@ -22,6 +22,7 @@ SERVER = "server"  # the deployments'
 SECRETS = frozenset({"admin_token", "catalog"})
 # The replica's own, or its machine's.
 SET_HERE = frozenset({"host", "port", "replica", "watch", "admin_token_file"})
+_OF_THE_GATEWAY = frozenset({"ssl_certfile", "ssl_keyfile"})  # it speaks TLS, and they do not
 
 
 class ServersArguments(BaseModel):
@@ -51,7 +52,7 @@ class ServersArguments(BaseModel):
     def _check(self) -> ServersArguments:
         if self.max_replicas and self.max_replicas < self.replicas:
             raise ValueError("max_replicas is less than replicas")
-        refused = sorted(self.settings.keys() & (SET_HERE | {"admin_token"}))
+        refused = sorted(self.settings.keys() & (SET_HERE | _OF_THE_GATEWAY | {"admin_token"}))
         if refused:
             raise ValueError(f"settings: {', '.join(refused)} can't be set for a cluster")
         return self
@@ -69,6 +70,8 @@ class GatewayArguments(BaseModel):
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=1, le=65535, description="Port.")
     gateways: int = Field(default=1, ge=1, le=100, description="Gateways, each on its own node.")
+    ssl_certfile: Path | None = Field(default=None, description="Certificate, for HTTPS.")
+    ssl_keyfile: Path | None = Field(default=None, description="Its key.")
     wait_seconds: float = Field(
         default=30.0, gt=0, description="Longest wait for a server that takes a call."
     )
@@ -84,7 +87,9 @@ class GatewayArguments(BaseModel):
 
 def ship(settings: Settings) -> dict[str, Any]:
     """The settings that were given, as they travel to the servers: plain values, absolute paths."""
-    given = settings.model_dump(exclude_unset=True, exclude=set(SET_HERE | SECRETS))
+    given = settings.model_dump(
+        exclude_unset=True, exclude=set(SET_HERE | SECRETS | _OF_THE_GATEWAY)
+    )
     if Path(settings.model).exists():
         given["model"] = Path(settings.model)
     return {name: _plain(value) for name, value in given.items()}

@@ -11,17 +11,19 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from adapters.cli.options import KEY_VARIABLE, TOKEN_VARIABLE
 from server.errors import PlatformUnsupported, SettingsInvalid, StartupError
 
 if TYPE_CHECKING:
     from cluster.arguments import ServersArguments
+    from server.settings import Settings
 
 app = typer.Typer(
     name="cluster",
@@ -33,7 +35,6 @@ app = typer.Typer(
 )
 
 T = TypeVar("T")
-_KEY_VARIABLE = "LORRY_API_KEY"
 UrlOption = Annotated[
     str, typer.Option("--url", envvar="LORRY_URL", help="The cluster's endpoint.")
 ]
@@ -77,11 +78,12 @@ def up(
     """
     with _errors():
         from cluster.arguments import GatewayArguments, serve_config
+        from server.settings import load_settings
 
         is_here = address is None and not print_
+        given = load_settings(config, model=model, **_parse(settings or []))
         servers = _read_servers(
-            config,
-            {"model": model, **_parse(settings or [])},
+            given,
             engine_flags=engine_flags or [],
             replicas=replicas,
             max_replicas=max_replicas,
@@ -89,13 +91,18 @@ def up(
             gpus=replica_gpus,
             host="127.0.0.1" if is_here else "",
         )
-        gateway = _valid(GatewayArguments, host=host, port=port, gateways=gateways)
+        tls = {"ssl_certfile": given.ssl_certfile, "ssl_keyfile": given.ssl_keyfile}
+        endpoint = {"host": host, "port": port, "gateways": gateways}
+        gateway = _valid(
+            GatewayArguments, **endpoint, **{name: file for name, file in tls.items() if file}
+        )
         if print_:
             typer.echo(serve_config(servers, gateway), nl=False)
             return
         _check_ray()
         if address is None:
-            _close_own_ray()
+            _check_endpoint(given, host, port)
+            _prepare_own_ray(given)
         from cluster import deploying
 
         if address is None:
@@ -154,7 +161,7 @@ def measure_(
 
 
 def _key() -> dict[str, str]:
-    key = os.environ.get(_KEY_VARIABLE) or os.environ.get("LORRY_ADMIN_TOKEN")
+    key = os.environ.get(KEY_VARIABLE) or os.environ.get(TOKEN_VARIABLE)
     return {"authorization": f"Bearer {key}"} if key else {}
 
 
@@ -187,14 +194,13 @@ def _print_table(replicas: list[dict[str, Any]]) -> None:
     Console(highlight=False).print(table if replicas else "no server takes calls")
 
 
-def _read_servers(config: Path | None, given: dict[str, Any], **arguments: Any) -> ServersArguments:
+def _read_servers(given: Settings, **arguments: Any) -> ServersArguments:
     """Raises SettingsInvalid."""
     from cluster.arguments import ServersArguments, ship
     from server.engine.arguments import check_extra
-    from server.settings import load_settings
 
     check_extra(arguments["engine_flags"])
-    settings = ship(load_settings(config, **given))
+    settings = ship(given)
     if "threads" not in settings and arguments["cpus"] >= 1:
         settings["threads"] = int(arguments["cpus"])
     return _valid(ServersArguments, settings=settings, **arguments)
@@ -244,11 +250,28 @@ def _check_ray() -> None:
         raise PlatformUnsupported("Ray is not installed: pip install 'ray[serve]>=2.60'")
 
 
-def _close_own_ray() -> None:
+def _check_endpoint(given: Settings, host: str, port: int) -> None:
+    """Raises PortInUse, and SettingsInvalid where others could call without a key."""
+    from server import preflight
+
+    with (
+        closing(preflight.bind(host, port)) as listener,
+        closing(preflight.open_catalog(given.store, given.catalog)) as catalog,
+    ):
+        preflight.check_exposure(given, listener, catalog)
+
+
+def _prepare_own_ray(given: Settings) -> None:
     """Set up a Ray of our own before Ray is imported, which reads these then.
 
-    It listens on all addresses of the machine, so nobody without this token may use it.
+    It listens on all addresses of the machine, so nobody without this token may use it. Its
+    processes inherit what does not travel in a Serve config.
     """
+    if given.catalog:
+        os.environ["LORRY_CATALOG"] = given.catalog
+    if given.admin_token is not None:
+        os.environ["LORRY_ADMIN_TOKEN"] = given.admin_token.get_secret_value()
+        os.environ.pop("LORRY_ADMIN_TOKEN_FILE", None)  # read already; a server takes one of them
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default, 15, is for batches

@@ -60,5 +60,7 @@ def http_server(gateway: Gateway, arguments: GatewayArguments) -> HttpServer:
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
+        ssl_certfile=arguments.ssl_certfile,
+        ssl_keyfile=arguments.ssl_keyfile,
     )
     return HttpServer(config)

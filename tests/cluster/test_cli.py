@@ -82,6 +82,12 @@ def test_a_wrong_option_is_refused_in_a_sentence(arguments, words):
     assert "Traceback" not in result.output
 
 
+def test_an_endpoint_for_others_needs_keys():
+    result = runner.invoke(app, ["up", BASE, "--host", "0.0.0.0", "--port", "8765"])
+    assert result.exit_code == 2, result.output
+    assert "there are no API keys, and 0.0.0.0 can be reached from other machines" in result.output
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "nonsense", "http://[::1"])
 def test_status_says_that_no_cluster_answers(url):
     result = runner.invoke(app, ["status", "--url", url])

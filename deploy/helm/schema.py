@@ -41,6 +41,7 @@ _MORE: dict[str, Any] = {
     "preStopSeconds": {"minimum": 0},
     "service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
     "podDisruptionBudget.maxUnavailable": {"type": ["integer", "string"]},
+    "ray.gpusPerServer": {"type": "number", "minimum": 0},
     "autoscaling.minReplicas": _POSITIVE,
     "autoscaling.maxReplicas": _POSITIVE,
     "autoscaling.callsPerReplica": _POSITIVE,

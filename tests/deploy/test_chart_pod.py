@@ -74,7 +74,7 @@ def test_calls_need_keys_unless_the_values_say_that_they_need_none(rendered):
         "LORRY_INSECURE_NO_AUTH": "true",
         "LORRY_OPEN_METRICS": "false",
     }
-    assert list(said.values()) == [shut] * 3
+    assert list(said.values()) == [shut] * 4
 
 
 @pytest.mark.parametrize(("key", "needs", "code"), [("", True, 0), ("x", True, 1), ("", False, 0)])

@@ -4,6 +4,11 @@
 - name: LORRY_SERVED_MODEL_NAME
   value: {{ . | quote }}
 {{- end }}
+{{- if not .Values.ray.enabled }}
+- name: LORRY_REPLICA
+  valueFrom:
+    fieldRef: {fieldPath: metadata.name}
+{{- end }}
 {{- with .Values.catalog.existingSecret }}
 - name: LORRY_CATALOG
   valueFrom:

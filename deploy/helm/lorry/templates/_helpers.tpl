@@ -110,8 +110,11 @@ capabilities:
 {{- if lt (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas) -}}
 {{- fail "autoscaling.maxReplicas is less than autoscaling.minReplicas" -}}
 {{- end -}}
-{{- if and .Values.autoscaling.enabled (not .Values.monitoring.serviceMonitor.enabled) -}}
+{{- if and .Values.autoscaling.enabled (not .Values.ray.enabled) (not .Values.monitoring.serviceMonitor.enabled) -}}
 {{- fail "autoscaling reads the series that the ServiceMonitor brings: set monitoring.serviceMonitor.enabled" -}}
+{{- end -}}
+{{- if and .Values.inferencePool.enabled .Values.ray.enabled -}}
+{{- fail "inferencePool and ray exclude each other: each of them chooses the server of a call" -}}
 {{- end -}}
 {{- if and .Values.inferencePool.enabled (not .Values.inferencePool.endpointPicker) -}}
 {{- fail "give inferencePool.endpointPicker, the Service of the endpoint picker" -}}

@@ -18,7 +18,7 @@ from cluster.arguments import GATEWAY, SERVER, SERVERS, GatewayArguments, Server
 from cluster.autoscaling import CAPACITY, IN_FLIGHT, WAITING, QueuePolicy
 from cluster.gateway.app import Gateway
 from cluster.gateway.http import DRAIN_SECONDS, bodies_of, http_server, open_session
-from cluster.routing import AdapterRouter, RayPicker
+from cluster.routing import AdapterRouter, RayPicker, follow
 from cluster.server_process import ServerProcess
 from server.http.connections import Listener
 from server.preflight import bind
@@ -28,6 +28,7 @@ _UNLIMITED = 1_000_000
 _HEALTH_PERIOD_SECONDS = 1.0
 _HEALTH_TIMEOUT_SECONDS = 30.0
 _ROUTERS_SECONDS = 2.0  # for the routers to hear that a replica leaves
+_UPSCALE_SECONDS = 10.0  # for which more servers are wanted before one is added
 _STOP_SECONDS = 30.0  # beyond the drain, for the process to end
 
 
@@ -82,9 +83,8 @@ class Endpoint:
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]
         given = GatewayArguments(**arguments)
         self._session = open_session()
-        picker = RayPicker(serve.get_deployment_handle(SERVER, SERVERS), SERVER)
-        await picker.start()
-        gateway = Gateway(picker, self._session, bodies_of(given), given.wait_seconds)
+        self._following = asyncio.create_task(follow(SERVERS, SERVER))
+        gateway = Gateway(RayPicker(SERVER), self._session, bodies_of(given), given.wait_seconds)
         self._http = http_server(gateway, given)
         listener = Listener(fileno=bind(given.host, given.port, shared=True).detach())
         self._serving = asyncio.create_task(self._http.serve(sockets=[listener]))
@@ -94,6 +94,7 @@ class Endpoint:
             raise RuntimeError("the gateway has stopped listening")
 
     async def __del__(self) -> None:
+        self._following.cancel()
         self._http.should_exit = True
         await self._serving
         await self._session.close()
@@ -113,6 +114,7 @@ def servers_application(given: ServersArguments, server: type[Server] = Server) 
             "autoscaling_config": AutoscalingConfig(
                 min_replicas=given.replicas,
                 max_replicas=given.max_replicas,
+                upscale_delay_s=_UPSCALE_SECONDS,
                 policy=AutoscalingPolicy(policy_function=QueuePolicy, policy_kwargs=policy),
             )
         }

@@ -8,6 +8,7 @@ cluster/placement.py, in its own memory, and sends the bytes itself (decision 25
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping
@@ -15,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
@@ -22,6 +24,9 @@ from cluster import placement
 from cluster.gateway.picking import NoReplica, Target
 from cluster.membership import Member, membership
 
+logger = logging.getLogger("lorry.gateway.routing")
+
+_LOOK_SECONDS = 1.0  # between two questions for a deployment that is not there yet
 _SUSPECT_SECONDS = 5.0  # for which a replica that failed a call is the last choice
 
 
@@ -69,18 +74,30 @@ def adapter_of(model: str | None, base: str) -> str | None:
     return model.removeprefix(f"{base}:").partition("@")[0].strip()
 
 
+async def follow(application: str, deployment: str) -> None:
+    """Have Ray tell this process of a deployment's replicas from now on.
+
+    Waits for the deployment: applications of one config come up in any order.
+    """
+    while True:
+        try:
+            # Its router is made by the first question.
+            handle: DeploymentHandle[Any] = serve.get_deployment_handle(deployment, application)
+            await handle.broadcast("describe").results_async(return_exceptions=True)
+        except Exception as error:  # noqa: BLE001 - Ray's, of several kinds, until it is there
+            logger.debug("%s is not there yet: %s", application, error)
+            await asyncio.sleep(_LOOK_SECONDS)
+        else:
+            return
+
+
 class RayPicker:
     """Picks replicas for the gateway, and counts the calls that run there."""
 
-    def __init__(self, handle: DeploymentHandle[Any], deployment: str) -> None:
-        self._handle = handle
+    def __init__(self, deployment: str) -> None:
         self._membership = membership(deployment)
         self._in_flight: Counter[str] = Counter()
         self._suspects: dict[str, float] = {}  # until when
-
-    async def start(self) -> None:
-        """Have Ray tell which replicas there are, from now on."""
-        await self._handle.broadcast("describe").results_async(return_exceptions=True)
 
     @property
     def in_flight(self) -> Mapping[str, int]:

@@ -21,7 +21,7 @@ from cluster.gateway.calls import Call, Calls, Cut
 from cluster.gateway.metrics import GatewayMetrics, merge
 from cluster.gateway.picking import Picker, Target
 from server.disconnects import Disconnected, unless_disconnected
-from server.errors import RequestError
+from server.errors import RequestError, UnknownPath
 from server.http.bodies import Bodies
 from server.paths import INFERENCE_PATHS
 
@@ -30,6 +30,9 @@ logger = logging.getLogger("lorry.gateway")
 STATUS_PATH = "/cluster"
 _ASK_SECONDS = 10.0  # for the state or the metrics of one replica
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+_NO_PATH = UnknownPath("There is no such path.")
 
 
 class _Model(msgspec.Struct):
@@ -60,6 +63,10 @@ class Gateway:
         if scope["type"] != "http":
             return
         path, method = scope["path"], scope["method"]
+        if not (scope.get("raw_path") or path.encode()).startswith(b"/"):
+            # `OPTIONS *`. Behind a replica's address it would be a part of that.
+            await JSONResponse(_NO_PATH.envelope(), _NO_PATH.status)(scope, receive, send)
+            return
         if path in self._own and method in ("GET", "HEAD"):
             await (await self._own[path](scope))(scope, receive, send)
         else:

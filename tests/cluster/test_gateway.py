@@ -64,6 +64,18 @@ async def test_a_call_reaches_the_replica_as_it_was_sent(house):
     assert house.picker.models == ["orders@1"]
 
 
+@pytest.mark.parametrize("target", ["*", "@127.0.0.1:9/", "http://127.0.0.1:9/v1/models"])
+async def test_a_target_that_is_no_path_never_becomes_an_address(house, target):
+    port = int(house.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"OPTIONS {target} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode())
+    status = int((await reader.read()).split()[1])
+    writer.close()
+    assert status in (400, 404) or [each.raw_path for each in house.replicas[0].asked] == [
+        "/v1/models"
+    ]
+
+
 async def test_a_body_without_a_model_is_left_to_a_replica_to_refuse(house):
     for body in (b"{", b"[1]", b'{"model": 3}', b"", b"[" * 50_000, b"\xff"):
         assert (await house.http.post("/v1/completions", content=body)).status_code == 200

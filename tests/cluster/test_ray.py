@@ -48,7 +48,7 @@ class Cluster:
     store: Path
     version: Iterator[int] = field(default_factory=lambda: count(2))
 
-    def deploy(self, **settings: object) -> None:
+    def deploy(self, most: int = 0, **settings: object) -> None:
         """Brings the servers up, or upgrades them."""
         from ray import serve
 
@@ -56,7 +56,11 @@ class Cluster:
         from cluster.arguments import SERVERS, ServersArguments
 
         arguments = ServersArguments(
-            settings=self.settings | settings, replicas=2, cpus=0, host="127.0.0.1"
+            settings=self.settings | settings,
+            replicas=2,
+            cpus=0,
+            host="127.0.0.1",
+            max_replicas=most,
         )
         serve.run(servers_application(arguments, self.replica), name=SERVERS, route_prefix=None)
 
@@ -151,8 +155,9 @@ def _run(kind: str, folder: Path, postgres: Postgres) -> Iterator[Cluster]:
         }
         replica = StandInReplica if kind == "stand-in" else Server
         cluster = Cluster(f"http://127.0.0.1:{port}", settings, replica, folder / "store")
-        cluster.deploy()
+        # The gateway first: in a Serve config the two come up in any order.
         serve.run(build_gateway({"port": port}), name=GATEWAY, route_prefix=None)
+        cluster.deploy()
         yield cluster
     finally:
         serve.shutdown()
@@ -318,6 +323,22 @@ def test_an_upgrade_loses_no_call(cluster):
     calls = asyncio.run(Load(cluster, streams=6, tokens=100).run(upgrade))
     assert [each for each in calls if not each.complete] == []
     assert {each.replica for each in calls} > before, "old and new ones have answered"
+
+
+@pytest.mark.slow  # Ray waits before it adds a server
+def test_calls_that_wait_bring_another_server(cluster):
+    cluster.deploy(most=3)
+    before = len(cluster.replicas())
+
+    def wait() -> None:
+        deadline = time.monotonic() + 180
+        while len(cluster.replicas()) == before:
+            assert time.monotonic() < deadline, "no server was added"
+            time.sleep(0.5)
+
+    assert before == 2
+    assert lost(asyncio.run(Load(cluster, streams=150).run(wait))) == []
+    cluster.deploy()
 
 
 def test_metrics_of_all_replicas_stand_on_one_page(cluster):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -19,9 +18,8 @@ class House:
 
     def __init__(self, *names: str) -> None:
         deployment = str(uuid4())
-        handle: Any = None  # only `start` uses it
         self.membership = membership(deployment)
-        self.picker = RayPicker(handle, deployment)
+        self.picker = RayPicker(deployment)
         self.tell(*names)
 
     def tell(self, *names: str) -> None:

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from multiprocessing import util
+from typing import Any
 
 # The catalog's own, and those of the drivers of databases (libpq) and buckets.
 _CREDENTIALS = ("LORRY_ADMIN_TOKEN", "LORRY_CATALOG")
@@ -32,13 +33,13 @@ def withhold() -> None:
     util.spawnv_passfds = _spawn_without
 
 
-def _spawn_without(path: bytes, words: Sequence[str | bytes], descriptors: Sequence[int]) -> int:
+def _spawn_without(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
     # Not by changing the environment for a moment: other threads read it.
     env, names = shutil.which("env"), _withheld(os.environ)
     if env is None or not names:
-        return _spawn(path, words, descriptors)
+        return _spawn(path, args, passfds)
     unset = [word for name in sorted(names) for word in ("-u", name)]
-    return _spawn(os.fsencode(env), [env, *unset, path, *words[1:]], descriptors)
+    return _spawn(os.fsencode(env), [env, *unset, path, *args[1:]], passfds)
 
 
 def _withheld(environ: Mapping[str, str]) -> set[str]:

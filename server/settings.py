@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import (
     BeforeValidator,
     Field,
+    PlainSerializer,
     SecretStr,
     StringConstraints,
     ValidationError,
@@ -60,6 +61,7 @@ Model = Annotated[
 StorePlace = Annotated[
     Path | Bucket,
     BeforeValidator(lambda value: parse_place(value) if isinstance(value, str) else value),
+    PlainSerializer(lambda value: str(value) if isinstance(value, Bucket) else value),
     WithJsonSchema({"type": "string"}),
 ]
 

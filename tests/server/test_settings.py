@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,10 @@ def test_a_store_is_a_folder_or_a_bucket_beside_a_shared_catalog(monkeypatch):
     assert str(settings.store) == "memory://bucket/lorry"
     assert settings.open_store().tmp == Path.cwd() / ".lorry/cache/store/tmp"
     assert settings.most_copies == settings.max_cpu_loras
+    dumped = settings.model_dump(exclude_unset=True)
+    assert dumped["store"] == "memory://bucket/lorry"
+    assert json.loads(settings.model_dump_json())["store"] == dumped["store"]
+    assert Settings(model="x", store="a").model_dump()["store"] == Path("a")
 
 
 @pytest.mark.parametrize("store", ["s3://key:s3cret@bucket/p", "s3://bucket/p?sig=s3cret"])

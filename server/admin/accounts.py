@@ -20,6 +20,9 @@ When = Annotated[str, Query(max_length=40, description="24h, 7d, 2026-11-30, or 
 Rows = Annotated[int, Query(ge=1, le=10_000)]
 
 
+_AT_ONCE = 2  # reports: who asks again and again must not take all threads
+
+
 def create_accounts_router(catalog: Catalog) -> APIRouter:
     """For who holds the admin API."""
     router = APIRouter(prefix="/admin", dependencies=[Depends(read_actor)], tags=["limits"])
@@ -74,6 +77,7 @@ def create_accounts_router(catalog: Catalog) -> APIRouter:
 def create_usage_router(catalog: Catalog) -> APIRouter:
     """For every caller, of what is its own."""
     router = APIRouter(tags=["limits"])
+    turns = asyncio.Semaphore(_AT_ONCE)
 
     @router.get("/v1/usage")
     async def show_own_usage(
@@ -85,7 +89,8 @@ def create_usage_router(catalog: Catalog) -> APIRouter:
     ) -> dict[str, Any]:
         """What the key that asks has used; without keys, what callers without one have."""
         own = caller_of(request.scope).key
-        return await _report(catalog, by, since, until, own.name if own else "", limit)
+        async with turns:
+            return await _report(catalog, by, since, until, own.name if own else "", limit)
 
     return router
 

@@ -61,7 +61,7 @@ async def test_a_server_without_a_token_refuses_every_admin_request():
 async def test_every_admin_route_is_behind_the_guard(house):
     paths = (await house.client.get("/openapi.json")).json()["paths"]
     admin = [path for path in paths if "adapter" in path]
-    assert len(admin) == 14
+    assert len(admin) == 15
     for path in admin:
         for method in paths[path]:
             url = path.replace("{version}", "1")

@@ -9,9 +9,17 @@ import asyncio
 import logging
 
 from adapters.catalog import AdapterVersion, Catalog, Published
-from adapters.errors import AdapterError, AdapterNotFound, AmbiguousDigest, BadReference
+from adapters.errors import (
+    AdapterError,
+    AdapterNotFound,
+    AmbiguousDigest,
+    BadReference,
+    SumInvalid,
+    quote,
+)
 from adapters.names import nearest, parse_reference
-from server.errors import InvalidRequest, Unavailable, UnknownModel
+from adapters.sums import AdapterSum, Part, Term, add_up, is_sum, parse_sum
+from server.errors import InvalidRequest, SumRefused, Unavailable, UnknownModel
 
 logger = logging.getLogger("lorry.naming")
 
@@ -19,29 +27,68 @@ _SHOWN_CHARACTERS = 128
 
 
 class ModelNames:
-    def __init__(self, base: str, catalog: Catalog) -> None:
+    """`max_sums` of 0: sums of adapters are refused."""
+
+    def __init__(self, base: str, catalog: Catalog, max_sums: int = 1) -> None:
         self.base = base
         self._catalog = catalog
+        self._max_sums = max_sums
 
     async def resolve(self, model: str, key: str | None = None) -> AdapterVersion | None:
         """The version that `model` means now; None is the base.
 
-        Accepts the base's name, `NAME[@VERSION|@ALIAS|@sha256:PREFIX]` and `BASE:NAME...`. For a
-        split alias, `key` (such as the user) chooses the side; without one it is random.
+        Accepts the base's name, `NAME[@VERSION|@ALIAS|@sha256:PREFIX]`, sums of these
+        (adapters/sums.py), and `BASE:...`. For a split alias, `key` (such as the user) chooses the
+        side; without one it is random.
 
         Raises:
-            UnknownModel: there is no such model.
+            UnknownModel: there is no such model, or no such part of a sum.
+            SumRefused: it is written as a sum, and is none that can be served.
             InvalidRequest: several versions share the digest prefix.
             Unavailable: the catalog can't be read.
         """
         if model == self.base:
             return None
         reference = model.removeprefix(f"{self.base}:")
+        if is_sum(reference):
+            return await self._add_up(reference, key)
+        return await self._find(model, reference, key)
+
+    async def _add_up(self, text: str, key: str | None) -> AdapterVersion | None:
+        """Raises as `resolve` does; what is said of an unknown part is what is said of a model."""
+        try:
+            terms = parse_sum(text)
+            for term in terms:
+                self._refuse_base(term)
+            parts = [
+                Part(await self._find(term.reference, term.reference, key), term.weight)
+                for term in terms
+            ]
+            found = add_up(parts)
+        except SumInvalid as error:
+            raise SumRefused(
+                f"{error.message[0].upper()}{error.message[1:]}: {error.hint}."
+            ) from None
+        if isinstance(found, AdapterSum) and not self._max_sums:
+            raise SumRefused("This server serves no sums of adapters: start it with --max-sums.")
+        return found
+
+    def _refuse_base(self, term: Term) -> None:
+        if term.reference == self.base:
+            said = f"the part {quote(term.reference)} is the base, which every sum is added to"
+            raise SumInvalid(said, "leave it out")
+
+    async def _find(self, model: str, reference: str, key: str | None) -> AdapterVersion:
+        """The version of one adapter, a part of a sum too: the only place that looks one up.
+
+        `model` is what an error calls it. Raises as `resolve` does.
+        """
         try:
             wanted = parse_reference(reference)
             # From memory if it was resolved before; else in a thread, as a database may block.
-            found = self._catalog.remembered(wanted, key)
-            return found or await asyncio.to_thread(self._catalog.resolve, wanted, key)
+            if (found := self._catalog.remembered(wanted, key)) is not None:
+                return found
+            return await asyncio.to_thread(self._catalog.resolve, wanted, key)
         except AmbiguousDigest as error:
             raise InvalidRequest(
                 f"{error.message}; {error.hint}.", code="ambiguous_model", param="model"

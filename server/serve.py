@@ -140,7 +140,7 @@ class Server:
                 await supervisor.close()
             if running is not None:
                 await running.close()
-            await asyncio.to_thread(self._parts.tracing.close)
+            await asyncio.to_thread(self._parts.close)
 
     def _stop_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends anyway

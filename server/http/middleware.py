@@ -170,6 +170,7 @@ class InferenceMiddleware:
         call.stream = bool(selection.stream)
         call.user = user_of(selection)
         call.version = await self._names.resolve(selection.model or "", split_key(call, scope))
+        call.requested_model = selection.model  # whole: a valid sum may be longer
         call.resolved = True
         call.digest = await digest_of(body)
         self._suspects.check(call.digest)

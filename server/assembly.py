@@ -218,7 +218,7 @@ def build_admission(
     limits = Limits(
         sequences=engine.max_sequences,
         adapters=settings.max_loras,
-        sums=settings.max_sums,
+        sums=residency.most_sums,
         prefill_tokens=settings.max_prefill_tokens,
         calls=settings.max_queue_calls,
         tokens=settings.max_queue_tokens,

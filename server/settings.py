@@ -76,7 +76,7 @@ class Settings(BaseSettings):
         default=4,
         ge=0,
         le=4096,
-        description="Sums of adapters resident at once, within max_cpu_loras; 0 serves none.",
+        description="Sums of adapters resident at once, in at most half of max_cpu_loras; 0: none.",
     )
     max_lora_rank: MaxLoraRank = Field(default=64, description="Largest rank that is served.")
     kv_cache_gib: float = Field(

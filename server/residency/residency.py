@@ -54,7 +54,7 @@ class Residency:
         self._engine = engine
         self._loader = loader
         self._capacity = capacity
-        self._most_sums = most_sums  # resident at once
+        self.most_sums = min(most_sums, max(1, capacity // 2))  # resident at once
         self._servable = servable
         self._metrics = metrics
         self._wait_seconds = wait_seconds
@@ -302,7 +302,7 @@ class Residency:
         among = None
         if is_sum(key.label):
             sums = [each for each in self._residents if is_sum(each.label)]
-            among = sums if len(sums) >= self._most_sums else None
+            among = sums if len(sums) >= self.most_sums else None
         if among is None and len(self._residents) + self._leaving < self._capacity:
             self._start_load(key, load, None)
             return True
@@ -314,7 +314,7 @@ class Residency:
     def _busy(self, for_sum: bool) -> Unavailable:
         said = f"All {self._capacity} places for adapters are in use"
         if for_sum:
-            said = f"All {self._most_sums} places for sums, or all for adapters, are in use"
+            said = f"All {self.most_sums} places for sums, or all for adapters, are in use"
         option = "--max-sums" if for_sum else "--max-cpu-loras"
         return Unavailable(
             f"{said}. Try again, or start the server with a larger {option}.",

@@ -17,7 +17,7 @@ from server.residency.catalog_sync import Removals
 @pytest.fixture
 def stage(tmp_path, metrics):
     stage = Stage(tmp_path, metrics, capacity=4)
-    stage.residency._most_sums = 2
+    assert stage.residency.most_sums == 2
     yield stage
     stage.catalog.close()
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from opentelemetry.trace import Span
 
 from adapters.catalog.versions import AdapterVersion
+from adapters.sums import parts_of
 from server.content import Content
 from server.errors import RequestError
 
@@ -127,16 +128,25 @@ class Call:
         return self.version.label if self.version is not None else self.adapter_label
 
     @property
+    def _turns(self) -> str:
+        """What a caller's turns are for: its account; of sums with one first part, one for all.
+
+        Or whoever draws weights at random would have a turn for each.
+        """
+        parts = parts_of(self.version)
+        return f"sums of {parts[0].version.label}" if parts else self.account
+
+    @property
     def flow(self) -> str:
         """Whose turn it is, where calls take turns: one caller's use of one adapter."""
-        return f"{self.caller} {self.account}"
+        return f"{self.caller} {self._turns}"
 
     @property
     def queue_flow(self) -> str:
         """The flow in the queue for the engine; callers behind one address differ by `user`."""
         # Told apart: nobody joins another's flow by sending its address as `user`.
         caller = f"user {self.user[:_MAX_ID_CHARACTERS]}" if self.user else f"at {self.caller}"
-        return f"{caller} {self.account}"
+        return f"{caller} {self._turns}"
 
     @property
     def response_model(self) -> str | None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from standin_server import TOKEN, publish
+from standin_server import TOKEN, publish, send_json
+
+from server.call import current_call
+from server.errors import SumRefused
+from server.naming import ModelNames
 
 HALF = "green@1*0.5+red@1*0.7"
 
@@ -171,3 +175,29 @@ async def test_routers_find_a_resident_sum_by_its_form_alone(house):
     found = [line for line in text.splitlines() if line.startswith("vllm:lora_adapter_loaded{")]
     assert len(found) == 1
     assert f'adapter_name="{HALF}"' in found[0]
+
+
+async def test_sums_of_one_first_part_take_turns_as_one(house):
+    flows = []
+
+    async def note(scope, receive, send):
+        call = current_call.get()
+        flows.append((call.queue_flow, call.flow))
+        await send_json(send, 200, {})
+
+    house.inner.answer = note
+    for number in range(1, 9):
+        await house.chat(f"green*0.{number}+red")
+    assert len(flows) == 8
+    assert len(set(flows)) == 1
+    for model in ("green", "red", "red*0.5", "tiny"):
+        await house.chat(model)
+    assert len(set(flows)) == 5
+
+
+async def test_a_server_without_places_for_sums_refuses_them_but_serves_what_they_come_to(house):
+    names = ModelNames("tiny", house.catalog, max_sums=0)
+    with pytest.raises(SumRefused, match="start it with --max-sums"):
+        await names.resolve("red*0.5")
+    assert (await names.resolve("red*1")).label == "red@1"
+    assert await names.resolve("red*0") is None

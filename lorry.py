@@ -35,6 +35,7 @@ from typer.core import TyperGroup
 COMMANDS = {
     "serve": ("server.cli", "Serve one base model and its adapters over HTTP."),
     "adapters": ("adapters.cli", "Publish, list and verify adapters."),
+    "keys": ("adapters.cli.keys", "Make API keys, rotate, block and revoke them."),
     "train": ("training.cli", "Train an adapter from a recipe with QLoRA."),
     "sweep": ("training.sweep.cli", "Train each combination of settings, and say which is best."),
     "evaluate": ("training.evaluation.cli", "Judge an adapter on held-out data, and record it."),

@@ -31,8 +31,8 @@ MAX_ANSWER_BYTES = 64 << 20
 SHOWN_ANSWER = 2_000
 
 SET_TOKEN = (
-    "set LORRY_ADMIN_TOKEN to the token that the server was started with,"
-    " or name the file that holds it with --admin-token-file"
+    "set LORRY_ADMIN_TOKEN to the token that the server was started with, or LORRY_API_KEY to a key"
+    " of scope admin, or name the file that holds one with --admin-token-file"
 )
 
 

@@ -34,6 +34,7 @@ from adapters.catalog.versions import (
 )
 from adapters.checkpoint.mlx import is_mlx
 from adapters.errors import AnswerUnclear, CheckpointInvalid, Problem, ServerRefused
+from adapters.keys.remote import RemoteKeys
 from adapters.names import NAME, Reference, check_alias, check_publishable_name
 from adapters.sources import FILES, local_folder
 from adapters.store.files import CONFIG, MLX, SERVED, FileRefused, open_adapter_file
@@ -81,6 +82,7 @@ class RemoteCatalog:
 
     def __init__(self, server: AdminHttp) -> None:
         self._server = server
+        self.keys = RemoteKeys(server)
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,10 @@ AdapterError
 ├── GateRefused          an alias's move to a version that is not shown to be better
 ├── VersionInUse         a version that is pinned or that an alias points at
 ├── OtherBase            bytes that the name already has for another base
+├── KeyInvalid           what no API key can have or be
+├── KeyNotFound          a name without a key
+├── KeyExists            a name that a key has, or had, already
+├── KeyIsRevoked         a change of a key that was revoked, which is for good
 ├── RemovedBefore        bytes in a watched folder whose version was removed
 ├── CheckpointInvalid    an adapter that must not be served; carries every Problem found
 ├── TemplateNotRun       a chat template whose process did not start or failed
@@ -139,6 +143,22 @@ class VersionInUse(AdapterError):
 
 class OtherBase(AdapterError):
     code = "other_base"
+
+
+class KeyInvalid(AdapterError):
+    code = "key_invalid"
+
+
+class KeyNotFound(AdapterError):
+    code = "key_not_found"
+
+
+class KeyExists(AdapterError):
+    code = "key_exists"
+
+
+class KeyIsRevoked(AdapterError):
+    code = "key_revoked"
 
 
 class RemovedBefore(AdapterError):

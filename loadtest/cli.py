@@ -52,7 +52,12 @@ Serve = Annotated[
     typer.Option(metavar="BASE", help="Start a server on this base."),
 ]
 ApiKey = Annotated[
-    str | None, typer.Option(metavar="KEY", envvar="OPENAI_API_KEY", help="API key for the calls.")
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        envvar=["LORRY_API_KEY", "OPENAI_API_KEY"],
+        help="API key for the calls; better in a variable, where other users can not read it.",
+    ),
 ]
 TokenFile = Annotated[
     Path | None,

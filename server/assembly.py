@@ -21,6 +21,7 @@ from adapters.store import Store
 from server.admin.publishing import Publisher
 from server.engine.interface import AdapterEngine, Admission
 from server.gate.gate import FairAdmission, PlainAdmission
+from server.gate.keys import Authenticator
 from server.gate.queue import Limits
 from server.heartbeat import Heartbeat
 from server.http.app import create_app
@@ -97,17 +98,27 @@ class Assembly:
         )
         registry.register(self.routers)
         self.publisher = Publisher(settings, catalog)
+        token = settings.admin_token
+        self.authenticator = Authenticator(
+            catalog.keys,
+            admin_token=token.get_secret_value() if token else None,
+            requires_keys=settings.require_keys,
+            open_metrics=settings.open_metrics,
+            is_readable=lambda: self.catalog_watch.problem is None and not catalog.keys.is_lost,
+        )
         self.app = create_app(
             settings,
             lifecycle=self.lifecycle,
             names=ModelNames(settings.base_name, catalog, settings.max_sums),
-            recorder=Recorder(settings.base_name, self.metrics, self.tracing),
+            recorder=Recorder(settings.base_name, self.metrics, self.tracing, settings.replica),
             registry=registry,
             before_scrape=self.routers.refresh,
             catalog=catalog,
             publisher=self.publisher,
             suspects=self.suspects,
+            authenticator=self.authenticator,
             started_at=int(self.started),
+            count_waiting=lambda: self.metrics.waiting,
         )
         self._followers: list[asyncio.Task[None]] = []
 
@@ -142,9 +153,16 @@ class Assembly:
             self.settings.engine_stall_seconds,
             self.settings.engine_hang_seconds,
         )
-        followers = (self.catalog_watch, pins, occupancy, removals, self._heartbeat)
+        followers = (
+            self.authenticator,
+            self.catalog_watch,
+            pins,
+            occupancy,
+            removals,
+            self._heartbeat,
+        )
         self._followers = [asyncio.create_task(follower.run()) for follower in followers]
-        self.lifecycle.attach(Attached(app, residency, admission))
+        self.lifecycle.attach(Attached(app, residency, admission, engine.max_sequences))
 
     def supervise(self, engine: RestartableEngine) -> Supervisor:
         """What starts the connected engine again when it ends; the caller runs it."""

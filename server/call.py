@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from opentelemetry.trace import Span
 
 from adapters.catalog.versions import AdapterVersion
+from adapters.keys import Key
 from adapters.sums import parts_of
 from server.content import Content
 from server.errors import RequestError
@@ -88,6 +89,8 @@ class Call:
     operation: str
     base: str
     span: Span
+    replica: str = ""  # the name of this server, where there are several
+    key: Key | None = None  # whose call it is, where keys are in force
     caller: str = ""  # whose turn it is, where callers take turns: the address it comes from
     started: float = field(default_factory=time.monotonic)
     digest: str = ""  # SHA-256 of the body
@@ -139,14 +142,29 @@ class Call:
     @property
     def flow(self) -> str:
         """Whose turn it is, where calls take turns: one caller's use of one adapter."""
-        return f"{self.caller} {self._turns}"
+        caller = f"key {self.key.name}" if self.key else self.caller
+        return f"{caller} {self._turns}"
 
     @property
     def queue_flow(self) -> str:
-        """The flow in the queue for the engine; callers behind one address differ by `user`."""
+        """The flow in the queue for the engine: that of a key, or of an address, behind which
+        callers differ by `user`. A key is one caller, whatever users it names: `queue_member`."""
+        if self.key is not None:
+            return f"key {self.key.name} {self._turns}"
         # Told apart: nobody joins another's flow by sending its address as `user`.
         caller = f"user {self.user[:_MAX_ID_CHARACTERS]}" if self.user else f"at {self.caller}"
         return f"{caller} {self._turns}"
+
+    @property
+    def queue_member(self) -> str:
+        """Who takes turns with whom inside the flow: the users of one key."""
+        return self.user[:_MAX_ID_CHARACTERS] if self.key else ""
+
+    @property
+    def weight(self) -> float:
+        """Its share of the engine beside other flows."""
+        of_adapter = 1.0 if self.version is None else self.version.weight
+        return of_adapter * (self.key.weight if self.key else 1.0)
 
     @property
     def response_model(self) -> str | None:
@@ -165,15 +183,15 @@ class Call:
     @property
     def outcome(self) -> Outcome:
         status = self.late_status or self.status
-        if status == 504:
-            return "rejected"  # at the deadline that its caller set
+        if status in (401, 504):
+            return "rejected"  # its key lapsed, or at the deadline that its caller set
         if self.disconnected and not self.response_complete:
             return "aborted"
         if self.engine_error is not None or self.status == 0 or "error" in self.finish_reasons:
             return "error"
         if "abort" in self.finish_reasons:
             return "aborted"  # by the engine, while it stops
-        if status in (401, 403, 429, 503):
+        if status in (403, 429, 503):
             return "rejected"
         if status >= 500:
             return "error"

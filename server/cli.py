@@ -123,6 +123,7 @@ def _run(config: Path | None, given: dict[str, Any], engine_flags: list[str]) ->
             closing(preflight.bind(settings.host, settings.port)) as listener,
             closing(preflight.open_catalog(settings.store, settings.catalog)) as catalog,
         ):
+            preflight.check_exposure(settings, listener, catalog)
             start_log(form)
             environment.prepare(settings)
             hub.obey_environment()

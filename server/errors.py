@@ -12,6 +12,7 @@ LorryError
     ├── RequestTooSlow 408 · UploadTooSlow 408 · HeadTooLarge 431
     ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
     ├── PoisonRequest 422 · DeadlineExceeded 504
+    ├── InvalidApiKey 401 · InsufficientScope 403
     ├── AdminDisabled 403 · NotAuthorized 401 · AdapterInUse 409 · PinsExceedCapacity 409
     ├── QueueIsFull 429
     └── Unavailable 503 (starting, draining, engine_dead, engine_slow, adapters_busy,
@@ -190,13 +191,31 @@ class PoisonRequest(InvalidRequest):
     code = "poison_request"
 
 
+class InvalidApiKey(InvalidRequest):
+    """No key, or none that is in force."""
+
+    status = 401
+    code = "invalid_api_key"
+
+    def headers(self) -> dict[str, str]:
+        return super().headers() | {"www-authenticate": "Bearer"}
+
+
+class InsufficientScope(InvalidRequest):
+    """A key that is in force, for other paths."""
+
+    status = 403
+    code = "insufficient_scope"
+
+
 class AdminDisabled(InvalidRequest):
     status = 403
     code = "admin_disabled"
 
 
-class NotAuthorized(InvalidRequest):
-    status = 401
+class NotAuthorized(InvalidApiKey):
+    """No admin token, or a wrong one, where keys are not in force."""
+
     code = "invalid_admin_token"
 
 

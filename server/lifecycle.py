@@ -44,6 +44,7 @@ class Attached:
     app: ASGIApp
     residency: Residency
     admission: Admission
+    max_sequences: int  # that the engine works on at once
 
 
 class Lifecycle:
@@ -77,6 +78,11 @@ class Lifecycle:
     @property
     def residency(self) -> Residency | None:
         return self._engine.residency if self._engine is not None else None
+
+    @property
+    def capacity(self) -> int:
+        """Sequences that the engine works on at once; 0 while there is none."""
+        return self._engine.max_sequences if self._engine is not None else 0
 
     def advance(self, phase: Phase) -> None:
         """Enter a phase; DEAD is final."""

@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import socket
+import ssl
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.admin_http import is_loopback
 from adapters.errors import AdapterError
 from adapters.hub import model_of
 from adapters.models import FORM, as_id, find_model, silent
@@ -171,6 +173,42 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def check_certificate(settings: Settings) -> None:
+    """Raises SettingsInvalid unless TLS can be spoken with the given files."""
+    if settings.ssl_certfile is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # Without a password: a key that needs one would have OpenSSL ask at the terminal.
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, password=lambda: "")
+    except (OSError, ssl.SSLError) as error:
+        given = settings.ssl_certfile, settings.ssl_keyfile or settings.ssl_certfile
+        raise SettingsInvalid(
+            "settings: can't speak TLS with ssl_certfile {} and ssl_keyfile {}: {}".format(
+                *given, error.strerror or error
+            )
+        ) from None
+
+
+def check_exposure(settings: Settings, listener: socket.socket, catalog: Catalog) -> None:
+    """Raises SettingsInvalid where other machines could call a server that asks for no key.
+
+    Also reads the keys for the first time; raises StoreUnreadable if they can't be read.
+    """
+    try:
+        has_keys = bool(catalog.keys.ring())
+    except AdapterError as error:
+        raise StoreUnreadable(f"can't read the API keys: {error}") from None
+    host = listener.getsockname()[0]
+    if has_keys or settings.require_keys or settings.insecure_no_auth or is_loopback(host):
+        return
+    raise SettingsInvalid(
+        f"settings: there are no API keys, and {host} can be reached from other machines: make "
+        "one first (lorry keys create --name NAME --adapters '*' --base), refuse calls until "
+        "there is one (--require-keys), or let everybody call everything (--insecure-no-auth)"
+    )
+
+
 def take_descriptors(max_connections: int = 0) -> int:
     """Raise the soft limit of file descriptors to the hard one; returns how many connections fit.
 
@@ -200,4 +238,5 @@ def check(settings: Settings) -> None:
     if not is_fetched(settings):
         check_model(settings)
     take_descriptors(settings.max_connections)
+    check_certificate(settings)
     check_cache(settings.cache)

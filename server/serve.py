@@ -103,6 +103,8 @@ class Server:
                 access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=_CUT_OFF_SECONDS,
+                ssl_certfile=settings.ssl_certfile,
+                ssl_keyfile=settings.ssl_keyfile,
             )
         )
 
@@ -173,7 +175,8 @@ class Server:
         await self._parts.connect(running.engine, running.app, base)
         host, port = self._listener.getsockname()[:2]
         took = time.time() - self._parts.started
-        self._say(f"ready on http://{host}:{port} after {took:.1f} s")
+        scheme = "https" if settings.ssl_certfile else "http"
+        self._say(f"ready on {scheme}://{host}:{port} after {took:.1f} s")
         return running
 
     async def _warn_name_clash(self) -> None:

@@ -28,7 +28,8 @@ from server.kernels.watchdog import SERVER_VARIABLE
 
 ENV_PREFIX = "LORRY_"
 DEFAULT_CONFIG = Path("lorry.toml")
-CLIENT_VARIABLE = "LORRY_URL"  # the server that `lorry adapters` acts on; a server may inherit it
+# Of the commands that call a server; a server may inherit them.
+CLIENT_VARIABLES = frozenset({"LORRY_URL", "LORRY_API_KEY", "LORRY_API_KEY_FILE"})
 # Without `@` and `:`, which separate the parts of an adapter reference.
 _BASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 MIN_TOKEN_LENGTH = 16
@@ -65,6 +66,10 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 takes a free one.")
     store: Path = Field(default=Path(".lorry/store"), description="Folder of published adapters.")
+    replica: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,63}$")] = Field(
+        default="",
+        description="Name of this server among several: x-lorry-replica, and in log and spans.",
+    )
     quantization: Literal["bitsandbytes", "none"] = Field(
         default="bitsandbytes", description="NF4 with bitsandbytes, or the checkpoint as it is."
     )
@@ -205,6 +210,23 @@ class Settings(BaseSettings):
     watch: Path | None = Field(
         default=None, description="Folder whose subfolders are published once they are complete."
     )
+    require_keys: bool = Field(
+        default=False,
+        description="Answer no call without an API key, even before there is one.",
+    )
+    insecure_no_auth: bool = Field(
+        default=False,
+        description="Listen beyond this machine although there are no keys: all may call all.",
+    )
+    open_metrics: bool = Field(
+        default=False, description="Answer /metrics without a key, for whoever can reach it."
+    )
+    ssl_certfile: Path | None = Field(
+        default=None, description="Certificate chain (PEM): the server speaks HTTPS only."
+    )
+    ssl_keyfile: Path | None = Field(
+        default=None, description="Private key of ssl_certfile (PEM), unless that file holds it."
+    )
     admin_token: SecretStr | None = Field(
         default=None,
         min_length=MIN_TOKEN_LENGTH,
@@ -282,6 +304,12 @@ def _checked(settings: Settings) -> Settings:
             f"engine_stall_seconds ({settings.engine_stall_seconds:g}): first calls are refused, "
             "then the engine is killed"
         )
+    if settings.require_keys and settings.insecure_no_auth:
+        raise SettingsInvalid(
+            "settings: require_keys and insecure_no_auth exclude each other: give one of them"
+        )
+    if settings.ssl_keyfile is not None and settings.ssl_certfile is None:
+        raise SettingsInvalid("settings: ssl_keyfile needs ssl_certfile")
     if settings.admin_token_file is not None:
         return settings.model_copy(update={"admin_token": _read_token(settings)})
     return settings
@@ -305,7 +333,7 @@ def _read_token(settings: Settings) -> SecretStr:
 
 def _check_environment() -> None:
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
-    known |= {SERVER_VARIABLE, CLIENT_VARIABLE}
+    known |= {SERVER_VARIABLE, *CLIENT_VARIABLES}
     unknown = sorted(k for k in os.environ if k.startswith(ENV_PREFIX) and k not in known)
     if unknown:
         raise SettingsInvalid(

@@ -7,13 +7,12 @@ are cached until any process changes the database. Knows nothing of files.
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.catalog import changes, database, failures, location, schema
 from adapters.catalog.aliases import Alias, check_split, select_aliases
@@ -27,9 +26,10 @@ from adapters.catalog.evaluations import (
     check_metric,
     select_evaluations,
 )
-from adapters.catalog.freshness import watch
-from adapters.catalog.history import Event, Mark, has_event, read_newest, select_events
+from adapters.catalog.history import Event, select_events
+from adapters.catalog.keys import Keys
 from adapters.catalog.memory import Known, Shelf
+from adapters.catalog.transactions import Transactions
 from adapters.catalog.versions import (
     AdapterVersion,
     Meaning,
@@ -49,7 +49,7 @@ from adapters.errors import (
     StoreUnreadable,
     quote,
 )
-from adapters.names import STABLE, Reference, check_alias, nearest
+from adapters.names import STABLE, Reference, check_alias
 
 if TYPE_CHECKING:
     from adapters.checkpoint import Checkpoint  # imports numpy, which takes half a second
@@ -66,9 +66,8 @@ class Catalog:
     """The index of one store; safe to use from several threads and processes."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._id = database.identify(engine)
-        self._freshness = watch(engine, self._id)
+        self._transactions = Transactions(engine)
+        self.keys = Keys(self._transactions)
         self._sound: object = None  # the mark of the last state that was found undamaged
         self._lock = threading.Lock()
         self._mark: object = None
@@ -101,15 +100,14 @@ class Catalog:
     @property
     def is_shared(self) -> bool:
         """Whether it is on a database server, which other servers may use too."""
-        return failures.sqlite_path(self._engine) is None
+        return self._transactions.is_shared
 
     def check(self) -> None:
         """Raises an AdapterError unless the catalog can be used now, is the one that was opened,
         and, where it is a file that changed, is undamaged. May take seconds. To be called again
         and again by who serves from it: it also renews what is known."""
-        with self._lock:
-            mark = self._freshness.mark()
-        with self._reading() as connection:
+        mark = self._transactions.mark()
+        with self._transactions.reading() as connection:
             if mark != self._sound:
                 database.check_sound(connection)
         self._sound = mark
@@ -131,12 +129,12 @@ class Catalog:
 
     def copy_to(self, file: Path) -> None:
         """Write a copy of the catalog as it is now, durably; only for one in a file."""
-        path = failures.sqlite_path(self._engine)
+        path = failures.sqlite_path(self._transactions.engine)
         assert path is not None
         try:
             database.copy_sqlite(path, file)
         except sqlite3.Error as error:
-            raise failures.unwritten(self._engine, error) from error
+            raise failures.unwritten(self._transactions.engine, error) from error
 
     def check_collectable(self, store_dir: Path) -> None:
         """Raises StoreUnreadable where versions of the store's objects may be unknown here: the
@@ -151,8 +149,7 @@ class Catalog:
             )
 
     def close(self) -> None:
-        self._freshness.close()
-        self._engine.dispose()
+        self._transactions.close()
 
     def __enter__(self) -> Self:
         return self
@@ -183,29 +180,28 @@ class Catalog:
         meaning = self._current().find(reference)
         return None if meaning is None else meaning.choose(key)
 
-    def nearest(self, name: str) -> str | None:
-        """The name that a misspelt one may have meant, among those in memory."""
-        names = self._current().names
-        return nearest(name, names) if names else None
+    def names(self) -> frozenset[str]:
+        """The names of adapters that are in memory: all, or none."""
+        return self._current().names or frozenset()
 
     def list_published(self) -> tuple[Published, ...]:
         """The meaning of every bare name now; one cached tuple until the catalog changes."""
         known = self._current()
         if known.published is None:
-            with self._reading() as connection:
+            with self._transactions.reading() as connection:
                 known.published = tuple(select_published(connection))
         return known.published
 
     def list_versions(self, name: str | None = None) -> list[AdapterVersion]:
         """All versions, or those of one name, by name and number."""
-        with self._reading() as connection:
+        with self._transactions.reading() as connection:
             return select_versions(connection, *_of(schema.versions, name))
 
     def list_page(
         self, after: str | None, limit: int
     ) -> tuple[list[AdapterVersion], list[Alias], bool]:
         """The versions and aliases of `limit` names after one, and whether there are more names."""
-        with self._reading() as connection:
+        with self._transactions.reading() as connection:
             names = select_names(connection, after=after, limit=limit + 1)
             page = names[:limit]
             if not page:
@@ -219,28 +215,28 @@ class Catalog:
 
     def list_labels(self) -> set[str]:
         """NAME@VERSION of every version: cheaper than `list_versions`."""
-        with self._reading() as connection:
+        with self._transactions.reading() as connection:
             return select_labels(connection)
 
     def list_aliases(self, *names: str) -> list[Alias]:
         """All aliases, or those of some names, by name and alias."""
         wanted = [schema.targets.c.name.in_(names)] if names else []
-        with self._reading() as connection:
+        with self._transactions.reading() as connection:
             return select_aliases(connection, *wanted)
 
     def list_evaluations(self, *names: str) -> Evaluations:
         """The evaluations of the versions of some names, the newest last."""
-        with self._reading() as connection:
+        with self._transactions.reading() as connection:
             return select_evaluations(connection, schema.evaluations.c.name.in_(names))
 
     def list_events(self, name: str | None = None, limit: int | None = None) -> list[Event]:
         """Every change so far, or the last `limit`, oldest first."""
-        with self._reading() as connection:
+        with self._transactions.reading() as connection:
             return select_events(connection, *_of(schema.events, name), limit=limit)
 
     def pins(self) -> list[AdapterVersion]:
         """The versions that are pinned."""
-        with self._reading() as connection:
+        with self._transactions.reading() as connection:
             return select_versions(connection, schema.pins.c.version.is_not(None))
 
     def publish(
@@ -272,7 +268,7 @@ class Catalog:
             "size_bytes": checkpoint.size_bytes,
             "provenance": None if provenance is None else dict(provenance),
         }
-        with self._writing() as connection:
+        with self._transactions.writing() as connection:
             return changes.publish(connection, name, values, aliases, actor, any_base)
 
     def point(
@@ -296,18 +292,18 @@ class Catalog:
         """
         check_alias(alias)
         sides = check_split(weights)
-        with self._writing() as connection:
+        with self._transactions.writing() as connection:
             return changes.point(connection, name, alias, sides, actor, gate)
 
     def evaluate(self, name: str, version: int, evaluation: Evaluation, *, actor: str) -> Recorded:
         """Record an evaluation of a version; raises EvaluationInvalid or AdapterNotFound."""
         check_evaluation(evaluation)
-        with self._writing() as connection:
+        with self._transactions.writing() as connection:
             return changes.evaluate(connection, name, version, evaluation, actor)
 
     def drop_alias(self, name: str, alias: str, *, actor: str) -> None:
         """Remove an alias; raises AdapterNotFound or AliasNotFound."""
-        with self._writing() as connection:
+        with self._transactions.writing() as connection:
             changes.drop_alias(connection, name, alias, actor)
 
     def rollback(self, name: str, alias: str, *, actor: str, to: int | None = None) -> Alias:
@@ -316,17 +312,17 @@ class Catalog:
         With `to` it goes back to that version. Removed versions are skipped, and a dropped alias
         comes back. Raises AdapterNotFound, AliasNotFound or NothingToRollBack.
         """
-        with self._writing() as connection:
+        with self._transactions.writing() as connection:
             return changes.roll_back(connection, name, alias, to, actor)
 
     def pin(self, name: str, version: int, *, actor: str) -> AdapterVersion:
         """Protect a version from removal and eviction; raises AdapterNotFound."""
-        with self._writing() as connection:
+        with self._transactions.writing() as connection:
             return changes.pin(connection, name, version, actor)
 
     def unpin(self, name: str, version: int, *, actor: str) -> AdapterVersion:
         """Raises AdapterNotFound."""
-        with self._writing() as connection:
+        with self._transactions.writing() as connection:
             return changes.unpin(connection, name, version, actor)
 
     def remove(self, name: str, version: int, *, actor: str) -> None:
@@ -334,13 +330,13 @@ class Catalog:
 
         Raises AdapterNotFound, or VersionInUse while it is pinned or an alias points at it.
         """
-        with self._writing() as connection:
+        with self._transactions.writing() as connection:
             changes.remove(connection, name, version, actor)
 
     def weigh(self, name: str, weight: float, *, actor: str) -> None:
         """Set a name's weight, which its versions have; raises WeightInvalid or AdapterNotFound."""
         weight = check_weight(weight)
-        with self._writing() as connection:
+        with self._transactions.writing() as connection:
             changes.weigh(connection, name, weight, actor)
 
     def set_gate(self, name: str, metric: str | None, *, actor: str) -> None:
@@ -350,17 +346,19 @@ class Catalog:
         """
         if metric is not None:
             check_metric(metric)
-        with self._writing() as connection:
+        with self._transactions.writing() as connection:
             changes.set_gate(connection, name, metric, actor)
 
     def _describe(self) -> location.Owner:
-        return location.Owner(self._id, location.address(self._engine.url))
+        return location.Owner(
+            self._transactions.id, location.address(self._transactions.engine.url)
+        )
 
     def _find(self, reference: Reference) -> Meaning:
         known = self._current()
         if found := known.find(reference):
             return found
-        with self._reading() as connection:
+        with self._transactions.reading() as connection:
             shelf = self._look_up(connection, known, reference.name)
             weights = interpret(reference, *shelf)
             wanted = schema.versions.c.number.in_(weights)
@@ -393,49 +391,13 @@ class Catalog:
         after a change lands in the discarded cache, never in the newer one.
         """
         with self._lock:
-            mark = self._freshness.mark()
+            mark = self._transactions.mark()
             if mark != self._mark:
                 self._forgotten.update(dict.fromkeys(self._known.meanings))
                 while len(self._forgotten) > REMEMBERED:
                     del self._forgotten[next(iter(self._forgotten))]
                 self._mark, self._known = mark, Known()
             return self._known
-
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        if problem := self._freshness.problem():
-            raise problem
-        try:
-            with self._engine.connect() as connection:
-                database.check_id(connection, self._id)
-                yield connection
-        except (SQLAlchemyError, sqlite3.Error) as error:
-            raise failures.unreadable(self._engine, error) from error
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        if problem := self._freshness.problem():
-            raise problem
-        try:
-            with database.writing(self._engine).begin() as connection:
-                database.check_id(connection, self._id)
-                yield connection
-                newest = read_newest(connection)
-        except (SQLAlchemyError, sqlite3.Error) as error:
-            raise failures.unwritten(self._engine, error) from error
-        self._freshness.wrote()
-        self._confirm(newest)
-
-    def _confirm(self, newest: Mark | None) -> None:
-        """Raises CatalogReplaced if a change is not in the file that is there now.
-
-        A commit to a file that was replaced meanwhile succeeds, and is lost.
-        """
-        if self.is_shared or newest is None:
-            return
-        with self._reading() as connection:
-            if not has_event(connection, newest):
-                raise failures.lost_change(self._engine)
 
 
 def _of(table: Any, name: str | None) -> list[Any]:

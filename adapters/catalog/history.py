@@ -7,7 +7,7 @@ import getpass
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, insert, select
 
@@ -25,10 +25,17 @@ REMOVED = "removed"
 WEIGHT_CHANGED = "weight_changed"
 EVALUATED = "evaluated"
 GATE_CHANGED = "gate_changed"
+KEY_CREATED = "key_created"
+KEY_ROTATED = "key_rotated"
+KEY_BLOCKED = "key_blocked"
+KEY_UNBLOCKED = "key_unblocked"
+KEY_REVOKED = "key_revoked"
 
 ALIAS_ACTIONS = (ALIAS_MOVED, ALIAS_ROLLED_BACK, ALIAS_DROPPED)
 
 
+# Of what a change is: names of adapters and of keys are two kinds.
+Subject = Literal["adapter", "key"]
 Mark = tuple[int, datetime]
 
 
@@ -62,20 +69,34 @@ def current_user() -> str:
 
 
 def record(
-    connection: Connection, actor: str, action: str, name: str, detail: Mapping[str, Any]
+    connection: Connection,
+    actor: str,
+    action: str,
+    name: str,
+    detail: Mapping[str, Any],
+    subject: Subject = "adapter",
 ) -> None:
     connection.execute(
         insert(schema.events).values(
-            happened_at=datetime.now(UTC), actor=actor, action=action, name=name, detail=detail
+            happened_at=datetime.now(UTC),
+            actor=actor,
+            action=action,
+            subject=subject,
+            name=name,
+            detail=detail,
         )
     )
 
 
 def select_events(
-    connection: Connection, *wanted: ColumnElement[bool], limit: int | None = None
+    connection: Connection,
+    *wanted: ColumnElement[bool],
+    limit: int | None = None,
+    subject: Subject = "adapter",
 ) -> list[Event]:
     """Events, oldest first; with `limit`, only the newest ones."""
     table = schema.events
+    wanted = (table.c.subject == subject, *wanted)
     query = select(table).where(*wanted).order_by(table.c.id.desc()).limit(limit)
     rows = connection.execute(query).all()
     return [

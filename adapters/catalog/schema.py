@@ -6,6 +6,7 @@ Knows nothing of what the tables mean or of how a database is reached.
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Float,
@@ -94,6 +95,37 @@ events = Table(
     Column("happened_at", DateTime(timezone=True), nullable=False),
     Column("actor", String, nullable=False),
     Column("action", String, nullable=False),
+    Column("subject", String(16), nullable=False),
     Column("name", String(MAX_NAME), nullable=False, index=True),
     Column("detail", JSON, nullable=False),
+)
+# Never removed: the name of a revoked key stays its own, in history, logs and usage.
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("scopes", JSON, nullable=False),
+    Column("adapters", JSON, nullable=False),
+    Column("base", Boolean, nullable=False),
+    Column("weight", Float, nullable=False),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("in_flight", BigInteger),
+    Column("budget_tokens", BigInteger),
+    Column("budget_period", String(8)),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("expires_at", DateTime(timezone=True)),
+    Column("blocked", Boolean, nullable=False),
+    Column("revoked_at", DateTime(timezone=True)),
+)
+# A key has several while a rotation overlaps: the older ones expire.
+key_secrets = Table(
+    "key_secrets",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("key_id", ForeignKey("keys.id"), nullable=False),
+    Column("prefix", String(16), nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("expires_at", DateTime(timezone=True)),
 )

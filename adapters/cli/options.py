@@ -25,6 +25,10 @@ from adapters.errors import (
     CheckpointInvalid,
     EvaluationInvalid,
     GateRefused,
+    KeyExists,
+    KeyInvalid,
+    KeyIsRevoked,
+    KeyNotFound,
     NothingToRollBack,
     OtherBase,
     ServerRefused,
@@ -56,6 +60,10 @@ CALLER_ERRORS = (
     CheckpointInvalid,
     EvaluationInvalid,
     GateRefused,
+    KeyExists,
+    KeyInvalid,
+    KeyIsRevoked,
+    KeyNotFound,
     NothingToRollBack,
     OtherBase,
     SourceNotFound,
@@ -69,6 +77,7 @@ CALLER_ERRORS = (
 )
 
 TOKEN_VARIABLE = "LORRY_ADMIN_TOKEN"
+KEY_VARIABLE = "LORRY_API_KEY"  # a key of scope admin does as well
 MAX_TOKEN_BYTES = 4096
 
 
@@ -117,7 +126,8 @@ TokenFileOption = Annotated[
     typer.Option(
         "--admin-token-file",
         envvar="LORRY_ADMIN_TOKEN_FILE",
-        help=f"File with the server's admin token. [default: the variable {TOKEN_VARIABLE}]",
+        help="File with the server's admin token, or a key of scope admin. [default: the variable"
+        f" {TOKEN_VARIABLE}, else {KEY_VARIABLE}]",
         show_default=False,
     ),
 ]
@@ -140,8 +150,8 @@ class Site:
     as_json: bool = False
 
     @contextmanager
-    def opened(self) -> "Iterator[Catalog | RemoteCatalog]":
-        """The catalog of the running server, or of the existing store.
+    def opened(self, *, create: bool = False) -> "Iterator[Catalog | RemoteCatalog]":
+        """The catalog of the running server, or of the store, which must exist unless `create`.
 
         Its errors, and those of the block, are reported (as in the two methods below).
         """
@@ -149,7 +159,7 @@ class Site:
             with self.opened_server() as server:
                 yield server
         else:
-            with self.opened_store() as index:
+            with self.opened_store(create=create) as index:
                 yield index
 
     @contextmanager
@@ -213,7 +223,8 @@ def acts_on(*groups: Mapping[str, Any]) -> Callable[[Callable[..., None]], Calla
 
 def _read_token(path: Path | None) -> str:
     if path is None:
-        return os.environ.get(TOKEN_VARIABLE, "").strip()
+        given = os.environ.get(TOKEN_VARIABLE, "").strip()
+        return given or os.environ.get(KEY_VARIABLE, "").strip()
     try:
         with path.open("rb") as file:
             return file.read(MAX_TOKEN_BYTES).decode("ascii", "replace").strip()

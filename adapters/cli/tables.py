@@ -11,6 +11,7 @@ from rich.table import Table
 
 from adapters.catalog import AdapterVersion, Alias, Event
 from adapters.catalog.evaluations import Recorded
+from adapters.keys import Key
 
 PIPE_WIDTH = 500
 
@@ -64,7 +65,7 @@ def print_versions(
     _print_table(headings, rows)
 
 
-def print_events(events: Sequence[Event]) -> None:
+def print_events(events: Sequence[Event], subject: str = "adapter") -> None:
     rows = [
         (
             f"{event.happened_at:%Y-%m-%d %H:%M:%S}",
@@ -75,7 +76,34 @@ def print_events(events: Sequence[Event]) -> None:
         )
         for event in events
     ]
-    _print_table(("when (UTC)", "who", "what", "adapter", ""), rows)
+    _print_table(("when (UTC)", "who", "what", subject, ""), rows)
+
+
+def print_keys(keys: Sequence[Key]) -> None:
+    headings = ("key", "secret", "status", "scopes", "adapters", "base", "weight", "expires (UTC)")
+    rows = [
+        (
+            key.name,
+            f"{key.prefix}...",
+            key.status(),
+            ", ".join(sorted(key.scopes)),
+            ", ".join(key.adapters) or "-",
+            "base" if key.base else "",
+            f"{key.weight:g}",
+            f"{key.expires:%Y-%m-%d %H:%M}" if key.expires else "never",
+        )
+        for key in keys
+    ]
+    _print_table(headings, rows)
+
+
+def describe_key(facts: Mapping[str, Any]) -> Iterator[str]:
+    limits = facts["limits"]
+    budget = limits["budget"]
+    said = facts | limits | {"budget": f"{budget['tokens']}/{budget['period']}" if budget else None}
+    for name, value in said.items():
+        if name != "limits":
+            yield f"{name:20}{', '.join(value) if isinstance(value, list) else _describe(value)}"
 
 
 def describe_facts(facts: Mapping[str, Any]) -> Iterator[str]:

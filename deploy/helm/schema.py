@@ -21,6 +21,8 @@ TARGET = CHART / "values.schema.json"
 NOT_GIVEN = {
     *("admin_token", "admin_token_file", "cache", "catalog"),
     *("host", "model", "port", "served_model_name", "store"),
+    *("insecure_no_auth", "open_metrics", "require_keys"),
+    *("ssl_certfile", "ssl_keyfile"),  # TLS ends at an ingress or a mesh
 }
 _KEYWORDS = (
     *("type", "enum", "items", "minimum", "maximum", "exclusiveMinimum", "minLength", "pattern"),

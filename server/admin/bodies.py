@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from adapters.catalog.evaluations import MAX_COMPARISONS, Evaluation
+from adapters.catalog.keys import LONGEST_OVERLAP
 from adapters.catalog.versions import LEAST_WEIGHT, MOST_WEIGHT
+from adapters.keys.record import (
+    MAX_COUNT,
+    MAX_GLOBS,
+    MAX_WEIGHT,
+    SCOPES,
+    Key,
+    Period,
+    Scope,
+)
 from adapters.names import MAX_ALIAS, MAX_METRIC, MAX_NAME, MAX_VERSION, STABLE
 from adapters.sums import MAX_SUM
 
@@ -19,6 +30,10 @@ Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Metric = Annotated[str, Field(min_length=1, max_length=MAX_METRIC)]
 Source = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00-\x1f]+$")]
 
+
+KeyName = Annotated[str, Field(min_length=1, max_length=64)]
+Glob = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 MOST_COUNTED = 1_000_000_000
 
@@ -112,6 +127,45 @@ class Gating(Body):
     """The metric of an adapter's gate; null for none."""
 
     metric: Metric | None
+
+
+class BudgetBody(Body):
+    """Tokens that a key may use in each calendar day or month of UTC."""
+
+    tokens: Count
+    period: Period
+
+
+class LimitsBody(Body):
+    """What a key may use; null is without a limit."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    in_flight: Count | None = None
+    budget: BudgetBody | None = None
+
+
+class NewKey(Body):
+    """An API key to make; `adapters` are patterns of names, `expires` needs a time zone."""
+
+    name: KeyName
+    scopes: list[Scope] = Field(default=["inference"], min_length=1, max_length=len(SCOPES))
+    adapters: list[Glob] = Field(default=[], max_length=MAX_GLOBS)
+    base: bool = False
+    weight: float = Field(default=1.0, gt=0, le=MAX_WEIGHT)
+    expires: AwareDatetime | None = None
+    limits: LimitsBody = LimitsBody()
+
+    def key(self) -> Key:
+        """It, without what the catalog gives it."""
+        given = self.model_dump() | {"id": "", "prefix": "", "created": datetime.now(UTC)}
+        return msgspec.convert(given, Key)
+
+
+class Rotation(Body):
+    """How long the secrets before the new one are still good."""
+
+    overlap_seconds: float = Field(default=0.0, ge=0, le=LONGEST_OVERLAP.total_seconds())
 
 
 class LoadLora(Body):

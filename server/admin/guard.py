@@ -1,48 +1,41 @@
-"""Guards every admin path: checks the token, names the actor, bounds the body. Denies by default.
+"""Guards every admin path: names the actor, bounds the body. Denies what has no caller.
 
-Pure ASGI and outside the routes, so that a body without a valid token is never read.
+Pure ASGI and outside the routes; http/key_guard.py has asked who calls.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 from contextlib import suppress
+from typing import Annotated
 
+from fastapi import Depends, Query, Request
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import AdminDisabled, NotAuthorized, RequestError
+from server.errors import RequestError
 from server.http.bodies import check_announced
+from server.http.key_guard import caller_of
 from server.lifecycle import Phase, refusal
+from server.paths import is_admin
 
 logger = logging.getLogger("lorry.admin")
 
-PREFIX = "/admin"
-COMPATIBLE_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 UPLOAD_PATH = "/admin/adapters"
 _MAX_JSON_BYTES = 64 * 1024
-_HOW_TO_ENABLE = (
-    "The admin API is off. Start the server with LORRY_ADMIN_TOKEN or --admin-token-file, and "
-    "send the token as `Authorization: Bearer TOKEN`."
-)
 
 
 class AdminGuard:
-    def __init__(
-        self, app: ASGIApp, *, token: str | None, max_upload_bytes: int, body_seconds: float
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, max_upload_bytes: int, body_seconds: float) -> None:
         self._app = app
-        self._digest = _digest(token) if token else None
         self._max_upload_bytes = max_upload_bytes
         self._body_seconds = body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _is_admin(scope["path"]):
+        if scope["type"] != "http" or not is_admin(scope["path"]):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -50,14 +43,12 @@ class AdminGuard:
         limit = self._max_upload_bytes if is_upload else _MAX_JSON_BYTES
         seconds = None if is_upload else self._body_seconds  # uploads.py has limits of its own
         try:
-            actor = self._identify(headers.get("authorization", ""))
+            scope["state"]["actor"] = caller_of(scope).actor
             check_announced(headers, limit)
         except RequestError as error:
             logger.warning("%s %.128s refused: %s", scope["method"], scope["path"], error.code)
-            challenge = {"www-authenticate": "Bearer"} if error.status == 401 else {}
-            await JSONResponse(error.envelope(), error.status, challenge)(scope, receive, send)
+            await JSONResponse(error.envelope(), error.status)(scope, receive, send)
             return
-        scope.setdefault("state", {})["actor"] = actor
         try:
             await self._app(scope, _bounded(receive, limit, seconds), send)
         except asyncio.CancelledError:  # by the server, at the end of its drain
@@ -67,28 +58,18 @@ class AdminGuard:
                 answer = JSONResponse(draining.envelope(), draining.status, draining.headers())
                 await answer(scope, receive, send)
 
-    def _identify(self, authorization: str) -> str:
-        """The actor for the catalog's history: `admin:` and a short digest of the token."""
-        if self._digest is None:
-            raise AdminDisabled(_HOW_TO_ENABLE)
-        scheme, _, token = authorization.partition(" ")
-        given = _digest(token.strip())
-        # Digests of equal length: the comparison reveals nothing about the token.
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._digest):
-            raise NotAuthorized("Send the admin token as `Authorization: Bearer TOKEN`.")
-        return f"admin:{given.hex()[:8]}"
+
+def read_actor(request: Request) -> str:
+    """The actor that the guard set; a request that did not pass the guard fails here."""
+    return str(request.state.actor)
+
+
+Actor = Annotated[str, Depends(read_actor)]
+Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 def is_form(headers: Headers) -> bool:
     return headers.get("content-type", "").lower().startswith("multipart/form-data")
-
-
-def _is_admin(path: str) -> bool:
-    return path == PREFIX or path.startswith(f"{PREFIX}/") or path in COMPATIBLE_PATHS
-
-
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
 
 
 def _bounded(receive: Receive, limit: int, seconds: float | None) -> Receive:

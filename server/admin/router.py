@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import PlainTextResponse
-from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect
 
 from adapters.catalog import AdapterVersion
 from adapters.catalog.evaluations import Gate
+from adapters.catalog.keys import Keys
 from adapters.names import STABLE
 from server.admin import views
 from server.admin.bodies import (
@@ -28,21 +28,13 @@ from server.admin.bodies import (
     Version,
     Weighting,
 )
-from server.admin.guard import is_form
+from server.admin.guard import Actor, Limit, is_form, read_actor
+from server.admin.keys import create_key_router
 from server.admin.publishing import Publisher
 from server.admin.shelf import Shelf
 from server.errors import InvalidRequest
 
-
-def read_actor(request: Request) -> str:
-    """The actor that the guard set; a request that did not pass the guard fails here."""
-    return str(request.state.actor)
-
-
-Actor = Annotated[str, Depends(read_actor)]
-Limit = Annotated[int, Query(ge=1, le=1000)]
 After = Annotated[Name | None, Query(description="The `last_id` of the page before.")]
-_BEARER = HTTPBearer(auto_error=False, description="The admin token.")
 _UPLOAD = {
     "type": "object",
     "required": ["name", "file"],
@@ -62,8 +54,8 @@ _PUBLISH_BODY = {
 }
 
 
-def create_router(shelf: Shelf, publisher: Publisher) -> APIRouter:
-    router = APIRouter(dependencies=[Depends(_BEARER), Depends(read_actor)])
+def create_router(shelf: Shelf, publisher: Publisher, keys: Keys) -> APIRouter:
+    router = APIRouter(dependencies=[Depends(read_actor)])
     adapters = APIRouter(prefix="/admin/adapters", tags=["adapters"])
     _add_adapters(adapters, shelf, publisher)
     _add_aliases(adapters, shelf)
@@ -75,6 +67,7 @@ def create_router(shelf: Shelf, publisher: Publisher) -> APIRouter:
         """The last changes to any adapter, oldest first."""
         return {"object": "list", "data": await shelf.history(None, limit)}
 
+    router.include_router(create_key_router(keys))
     _add_compatible(router, shelf, publisher)
     return router
 

@@ -36,7 +36,8 @@ def prepare(settings: Settings, environ: MutableMapping[str, str] = os.environ) 
     chosen = [name for name in environ.get("VLLM_PLUGINS", "").split(",") if name]
     environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*chosen, *_PLUGINS]))
     environ[SERVER_VARIABLE] = str(os.getpid())
-    environ.pop("LORRY_ADMIN_TOKEN", None)  # already read; the engine's process must not have it
+    for name in ("LORRY_ADMIN_TOKEN", "LORRY_API_KEY"):  # not for the engine's process
+        environ.pop(name, None)
 
     environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about tuning
     environ.setdefault("VLLM_CACHE_ROOT", str((settings.cache / "vllm").resolve()))

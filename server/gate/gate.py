@@ -172,7 +172,8 @@ class FairAdmission:
             prompt=work.prompt,
             sequences=work.sequences,
             left=work.sequences * work.tokens,
-            weight=1.0 if version is None else version.weight,
+            weight=call.weight,
+            member=call.queue_member,
         )
         place = Place(call, work, entry, asyncio.get_running_loop().create_future())
         try:

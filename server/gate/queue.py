@@ -12,7 +12,7 @@ event loop, no engine.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -67,6 +67,7 @@ class Entry:
     sequences: int = 1
     left: int = 0  # tokens that it may still generate, at most
     weight: float = 1.0
+    member: str = ""  # who asks, of those that share the flow
     joined: float = 0.0  # when it began to wait
     running: int = 0  # sequences inside
     prefilling: bool = False  # inside, without a first token
@@ -102,6 +103,19 @@ class Slot:
     @property
     def left(self) -> int:
         return sum(entry.left for entry in self.inside)
+
+
+def _take_turn(waiting: deque[Entry], entry: Entry) -> None:
+    """Those who share a flow take turns: an entry waits behind as many of each other's as wait of
+    its own."""
+    own = sum(each.member == entry.member for each in waiting)
+    turns: Counter[str] = Counter()
+    for place, each in enumerate(waiting):
+        turns[each.member] += 1
+        if turns[each.member] > own + 1:
+            waiting.insert(place, entry)
+            return
+    waiting.append(entry)
 
 
 class QueueFull(Exception):
@@ -180,7 +194,7 @@ class FairQueue:
             self.leave(last := larger.waiting[-1])
             removed.append(last)
         entry.joined = now
-        self._wait(entry, now).waiting.append(entry)
+        _take_turn(self._wait(entry, now).waiting, entry)
         return removed
 
     def rejoin(self, entry: Entry, now: float) -> None:

@@ -16,25 +16,30 @@ from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
 
 from adapters.catalog import AdapterVersion, Catalog, Published
+from adapters.keys import Key
 from adapters.sums import AdapterSum
 from server.admin.guard import AdminGuard
 from server.admin.publishing import Publisher
 from server.admin.router import create_router
 from server.admin.shelf import Shelf
+from server.gate.keys import Authenticator
 from server.http.bodies import Bodies
 from server.http.cors import Cors
 from server.http.error_handlers import add_error_handlers
 from server.http.faults import FaultMiddleware
+from server.http.key_guard import KeyGuard, caller_of
 from server.http.middleware import InferenceMiddleware
 from server.http.openapi import complete
 from server.http.plain_routes import PlainRoutes
 from server.http.shape import Shape
 from server.lifecycle import Lifecycle, Phase
-from server.naming import ModelNames
+from server.naming import ModelNames, may_use
 from server.settings import Settings
 from server.suspects import Suspects
 from server.telemetry.exposition import Snapshot, choose_encoder
 from server.telemetry.recorder import Recorder
+
+_MOST_LISTS = 64  # of models, as keys see them, in memory
 
 
 def create_app(
@@ -48,17 +53,18 @@ def create_app(
     catalog: Catalog,
     publisher: Publisher,
     suspects: Suspects,
+    authenticator: Authenticator,
     started_at: int,
+    count_waiting: Callable[[], int],
 ) -> FastAPI:
     """`started_at`: Unix seconds, the base model's `created` in /v1/models. `before_scrape` readies
-    what the registry collects."""
-    token = settings.admin_token.get_secret_value() if settings.admin_token else None
+    what the registry collects. `count_waiting`: of the calls in flight, those that wait."""
     middleware = [  # the outermost first
         Middleware(Cors, origins=settings.cors_origins),
         Middleware(FaultMiddleware),
+        Middleware(KeyGuard, authenticator=authenticator),
         Middleware(
             AdminGuard,
-            token=token,
             max_upload_bytes=settings.max_upload_bytes,
             body_seconds=settings.body_seconds,
         ),
@@ -74,6 +80,7 @@ def create_app(
             ),
             shape=Shape(settings.max_body_objects, settings.max_body_values),
             suspects=suspects,
+            authenticator=authenticator,
         ),
         Middleware(PlainRoutes, max_body_bytes=settings.max_body_bytes),
     ]
@@ -84,17 +91,19 @@ def create_app(
         middleware=middleware,
         redirect_slashes=False,
     )
-    _add_health(app, lifecycle)
+    _add_health(app, lifecycle, settings, count_waiting)
     _add_metrics(app, registry, before_scrape)
     _add_models(app, names, started_at)
-    app.include_router(create_router(Shelf(catalog, lifecycle), publisher))
+    app.include_router(create_router(Shelf(catalog, lifecycle), publisher, catalog.keys))
     add_error_handlers(app)
     describe = app.openapi
     app.openapi = lambda: complete(describe())  # type: ignore[method-assign]
     return app
 
 
-def _add_health(app: FastAPI, lifecycle: Lifecycle) -> None:
+def _add_health(
+    app: FastAPI, lifecycle: Lifecycle, settings: Settings, count_waiting: Callable[[], int]
+) -> None:
     @app.get("/livez")
     async def livez() -> JSONResponse:
         """200 unless the engine has died: restart the process then."""
@@ -109,7 +118,11 @@ def _add_health(app: FastAPI, lifecycle: Lifecycle) -> None:
             "status": lifecycle.status,
             "stage": lifecycle.stage,
             "in_flight": lifecycle.in_flight,
+            "waiting": count_waiting(),
+            "capacity": lifecycle.capacity,
         }
+        if settings.replica:
+            body["replica"] = settings.replica
         if lifecycle.is_ready:
             return JSONResponse(body)
         if lifecycle.phase is Phase.READY:
@@ -141,22 +154,31 @@ def _add_models(app: FastAPI, names: ModelNames, started_at: int) -> None:
         "parent": None,
     }
 
-    listed: tuple[tuple[Published, ...], bytes] | None = None  # what is published, encoded
+    listed: tuple[Published, ...] = ()
+    encoded: dict[Any, bytes] = {}  # what of it keys may use
 
     @app.get("/v1/models", response_model=dict[str, Any])
-    async def list_models() -> Response:
-        """The base, and the version that each adapter's bare name means now."""
+    async def list_models(request: Request) -> Response:
+        """The base, and the version that each adapter's bare name means now: those that the key
+        may use."""
         nonlocal listed
+        key = caller_of(request.scope).key
         published = await names.published()
-        if listed is None or listed[0] is not published:
+        if listed is not published or len(encoded) >= _MOST_LISTS:
+            listed = published
+            encoded.clear()
+        sight = None if key is None else (key.base, key.adapters)
+        if (found := encoded.get(sight)) is None:
             # In a thread: with ten thousand adapters it takes a tenth of a second.
-            listed = published, await asyncio.to_thread(_encode_models, base, published)
-        return Response(listed[1], media_type="application/json")
+            found = await asyncio.to_thread(_encode_models, base, published, key)
+            if listed is published:
+                encoded[sight] = found
+        return Response(found, media_type="application/json")
 
     @app.get("/v1/models/{model:path}")
-    async def retrieve_model(model: str) -> dict[str, Any]:
+    async def retrieve_model(model: str, request: Request) -> dict[str, Any]:
         """One model, by any name that a request can use; a sum of adapters too."""
-        version = await names.resolve(model)
+        version = await names.resolve(model, key=caller_of(request.scope).key)
         if isinstance(version, AdapterSum):
             return _sum_card(model, version, names.base)
         return base if version is None else _card(model, version, names.base)
@@ -180,9 +202,12 @@ def _sum_card(model: str, version: AdapterSum, base: str) -> dict[str, Any]:
     return _card(model, version, base) | facts
 
 
-def _encode_models(base: dict[str, Any], published: tuple[Published, ...]) -> bytes:
-    cards = [_published_card(each, base["id"]) for each in published]
-    return msgspec.json.encode({"object": "list", "data": [base, *cards]})
+def _encode_models(
+    base: dict[str, Any], published: tuple[Published, ...], key: Key | None
+) -> bytes:
+    bases = [base] if may_use(key, None) else []
+    cards = [_published_card(each, base["id"]) for each in published if may_use(key, each.name)]
+    return msgspec.json.encode({"object": "list", "data": bases + cards})
 
 
 def _published_card(published: Published, base: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.http.middleware import INFERENCE_PATHS
+from server.paths import INFERENCE_PATHS, is_models
 
 # Without this a page's script can't read them: telemetry/recorder.py, and when to try again.
 EXPOSED_HEADERS = (
@@ -16,11 +16,11 @@ EXPOSED_HEADERS = (
     "x-lorry-adapter",
     "x-lorry-adapter-digest",
     "x-lorry-base",
+    "x-lorry-replica",
     "traceresponse",
     "retry-after",
     "x-should-retry",
 )
-_MODELS = "/v1/models"
 
 
 class Cors:
@@ -49,4 +49,4 @@ class Cors:
 
 
 def _is_open(path: str) -> bool:
-    return path in INFERENCE_PATHS or path == _MODELS or path.startswith(f"{_MODELS}/")
+    return path in INFERENCE_PATHS or is_models(path)

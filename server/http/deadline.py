@@ -1,4 +1,5 @@
-"""The time that a caller gives its answer, `x-request-timeout`, from the arrival of the call."""
+"""The end of a call before its answer: at the time that its caller gives it, `x-request-timeout`,
+or when its key lapses."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
 from server.call import Call
-from server.errors import DeadlineExceeded, InvalidRequest
+from server.errors import DeadlineExceeded, InvalidRequest, RequestError
 
 HEADER = "x-request-timeout"
 _MOST_SECONDS = 86_400
@@ -30,17 +31,31 @@ class Deadline:
         self._seconds = _read_seconds(headers)
         self._at = asyncio.get_running_loop().time() + self._seconds if self._seconds else None
         self._has_passed = False
+        self._cut: RequestError | None = None
+        self._waits: set[asyncio.Timeout] = set()
 
     async def receive(self) -> Message:
         """The caller's next message; `http.disconnect` once the deadline has passed."""
-        if self._at is None:
-            return await self._receive()
+        if self._has_passed:
+            return {"type": "http.disconnect"}
+        wait = asyncio.timeout_at(self._at)
         try:
-            async with asyncio.timeout_at(self._at):
+            async with wait:
+                self._waits.add(wait)
                 return await self._receive()
         except TimeoutError:
             self._has_passed = True
             return {"type": "http.disconnect"}
+        finally:
+            self._waits.discard(wait)
+
+    def cut(self, error: RequestError) -> None:
+        """End the call now, as at its deadline, but with this error."""
+        self._cut = self._cut or error
+        self._has_passed = True
+        for wait in self._waits:
+            if not wait.expired():
+                wait.reschedule(asyncio.get_running_loop().time())
 
     @contextmanager
     def until(self, call: Call) -> Iterator[None]:
@@ -53,11 +68,14 @@ class Deadline:
         self._check(call)
 
     def _check(self, call: Call) -> None:
-        if self._has_passed and not call.response_complete:
-            raise DeadlineExceeded(
-                f"The answer was not complete within the {self._seconds:g} seconds that the "
-                f"request allowed ({HEADER})."
-            )
+        if not self._has_passed or call.response_complete:
+            return
+        if self._cut is not None:
+            raise self._cut
+        raise DeadlineExceeded(
+            f"The answer was not complete within the {self._seconds:g} seconds that the "
+            f"request allowed ({HEADER})."
+        )
 
 
 def _read_seconds(headers: Headers) -> float | None:

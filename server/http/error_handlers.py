@@ -34,6 +34,9 @@ _MAX_PROBLEMS = 100
 # Any other code is a 400, or a 503 (507 when it is full) for an error of store or catalog.
 _STATUS_BY_CODE = {
     "adapter_not_found": 404,
+    "key_not_found": 404,
+    "key_exists": 409,
+    "key_revoked": 409,
     "alias_not_found": 404,
     "alias_is_split": 409,
     "gate_refused": 409,

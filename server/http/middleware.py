@@ -18,29 +18,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.call import Call, current_call
 from server.disconnects import Disconnected
 from server.errors import EXITS, InvalidJson, InvalidRequest, MethodNotAllowed, RequestError
+from server.gate.keys import Authenticator
 from server.http.bodies import Bodies
 from server.http.deadline import Deadline
 from server.http.exchange import Exchange, end_stream, send_error
+from server.http.key_guard import caller_of
 from server.http.shape import Shape
 from server.lifecycle import Lifecycle, Phase, refusal
 from server.naming import ModelNames
+from server.paths import INFERENCE_PATHS
 from server.suspects import Suspects
 from server.telemetry.recorder import Recorder
 
 logger = logging.getLogger("lorry.middleware")
-
-# The paths of vLLM's app that callers can reach, and their gen_ai.operation.name (our own word
-# where the convention has none). Each takes a JSON object with `model`. The app's other paths
-# (/invocations, profiling, the LoRA routes) are not served.
-INFERENCE_PATHS = {
-    "/v1/chat/completions": "chat",
-    "/v1/completions": "text_completion",
-    "/v1/responses": "chat",
-    "/v1/messages": "chat",
-    "/v1/messages/count_tokens": "count_tokens",
-    "/tokenize": "tokenize",
-    "/detokenize": "detokenize",
-}
 
 # Headers with which a caller could choose vLLM's adapter, priority, replica or session itself, and
 # those that we set: the trace parent (our span) and the request id (a unique one). By `origin` vLLM
@@ -96,6 +86,7 @@ class InferenceMiddleware:
         bodies: Bodies,
         shape: Shape,
         suspects: Suspects,
+        authenticator: Authenticator,
     ) -> None:
         self._app = app
         self._lifecycle = lifecycle
@@ -104,6 +95,7 @@ class InferenceMiddleware:
         self._bodies = bodies
         self._shape = shape
         self._suspects = suspects
+        self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in INFERENCE_PATHS:
@@ -131,11 +123,13 @@ class InferenceMiddleware:
 
     async def _answer(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            caller = caller_of(scope)
+            call.key = caller.key
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"{call.endpoint} takes POST only.")
             self._lifecycle.check_ready()
             deadline = Deadline(Headers(scope=scope), receive)
-            with deadline.until(call):
+            with self._authenticator.following(caller, deadline.cut), deadline.until(call):
                 await self._read_and_serve(call, scope, deadline.receive, send)
         except RequestError as error:
             await self._refuse(call, send, error)
@@ -169,7 +163,8 @@ class InferenceMiddleware:
         call.requested_model = (selection.model or "")[:_MAX_NAME_CHARACTERS]
         call.stream = bool(selection.stream)
         call.user = user_of(selection)
-        call.version = await self._names.resolve(selection.model or "", split_key(call, scope))
+        side = split_key(call, scope)
+        call.version = await self._names.resolve(selection.model or "", side, call.key)
         call.requested_model = selection.model  # whole: a valid sum may be longer
         call.resolved = True
         call.digest = await digest_of(body)

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 from server.http.deadline import HEADER
-from server.http.middleware import INFERENCE_PATHS
+from server.paths import INFERENCE_PATHS, OPEN_PATHS, is_admin
 
 _ERROR = {
     "type": "object",
@@ -24,14 +24,24 @@ _ERROR = {
         }
     },
 }
+_KEYS = {
+    "ApiKey": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key (lorry keys create), where keys are in force; or the admin "
+        "token, on the admin paths.",
+    },
+    "AnthropicKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
 _MORE = {
     429: "; try again after `Retry-After`",
     503: "; try again after `Retry-After`",
     504: f"; `{HEADER}` has passed",
 }
-_INFERENCE = (400, 404, 405, 408, 413, 415, 422, 429, 500, 501, 503, 504)
+_INFERENCE = (400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 501, 503, 504)
 _ADMIN = (400, 401, 403, 404, 408, 409, 413, 422, 502, 503, 507)
-_MODELS = (400, 404, 503)
+_MODELS = (400, 401, 403, 404, 503)
+_KEYED = (401, 403, 503)  # any other path, where it needs a key
 _DEADLINE = {
     "name": HEADER,
     "in": "header",
@@ -44,6 +54,8 @@ def complete(schema: dict[str, Any]) -> dict[str, Any]:
     """Add to FastAPI's schema, in place, and take its form of errors, which ours is not, away."""
     components = schema["components"]["schemas"]
     components["Error"] = _ERROR
+    schema["components"]["securitySchemes"] = _KEYS
+    schema["security"] = [{each: []} for each in _KEYS]
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
     for path, operation in INFERENCE_PATHS.items():
@@ -66,7 +78,9 @@ def _errors(path: str) -> tuple[int, ...]:
         return _INFERENCE
     if path.startswith("/v1/models"):
         return _MODELS
-    return _ADMIN if path.startswith(("/admin", "/v1")) else ()
+    if is_admin(path):
+        return _ADMIN
+    return () if path in OPEN_PATHS else _KEYED
 
 
 def _answer(status: int) -> dict[str, Any]:

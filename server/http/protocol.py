@@ -121,7 +121,8 @@ class Connection(HttpToolsProtocol):
             self._limit_unread()
         else:
             self.flow.resume_reading()
-            self.transport.write_eof()
+            if self.transport.can_write_eof():  # TLS has no half-closed connections
+                self.transport.write_eof()
             self._cancel_deadline()
             self._expect_within(_LINGER_SECONDS)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from server.http.middleware import INFERENCE_PATHS
+from server.paths import INFERENCE_PATHS, MODELS
 
-_MODELS = "/v1/models"
-_PATHS = frozenset(INFERENCE_PATHS) | {_MODELS}
+_PATHS = frozenset(INFERENCE_PATHS) | {MODELS}
 _SHOWN_CHARACTERS = 128
 # What OpenAI's and vLLM's servers have and this one has not.
 _NOT_SERVED = {
@@ -33,7 +32,7 @@ def describe(path: str) -> str:
             f"There is nothing at {shown}. Did you mean {meant}? The base URL of OpenAI's clients "
             "ends with /v1, that of Anthropic's without it."
         )
-    return f"There is nothing at {shown}. GET {_MODELS} lists the models, /openapi.json all paths."
+    return f"There is nothing at {shown}. GET {MODELS} lists the models, /openapi.json all paths."
 
 
 def _meant(path: str) -> str:

@@ -80,6 +80,7 @@ def _describe(call: dict[str, Any]) -> str:
     parts = [
         f"{adapter} {call['endpoint']} {call['status'] or '-'} {call['outcome']}",
         str(call["error_code"] or ""),
+        f"key {call['key']}" if call.get("key") else "",
         f"{call['prompt_tokens']}+{call['generation_tokens']} tokens",
         f"first {first:.2f} s" if first is not None else "",
         f"all {call['duration_seconds']:.2f} s",

@@ -187,6 +187,11 @@ class Metrics:
         """How many times a call has begun or ended."""
         return self._live.changes
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for their adapter or in the engine's queue."""
+        return len(self._live.waiting())
+
     def is_busy(self) -> bool:
         """Whether any call is in flight."""
         return bool(self._live.all())

@@ -30,6 +30,8 @@ def response_headers(call: Call) -> Headers:
     trace_id, span_id = format_trace_id(context.trace_id), format_span_id(context.span_id)
     trace = f"00-{trace_id}-{span_id}-{int(context.trace_flags):02x}"
     headers = {"x-request-id": call.request_id, "traceresponse": trace}
+    if call.replica:
+        headers["x-lorry-replica"] = call.replica
     if call.resolved:
         headers["x-lorry-base"] = call.base
         headers["x-lorry-adapter"] = call.version.label if call.version else call.adapter_label
@@ -44,8 +46,10 @@ def describe(call: Call) -> dict[str, Any]:
     first = call.time_to_first_token
     return {
         "request_id": call.request_id,
+        "replica": call.replica or None,
         "response_id": call.response_id,
         "trace_id": format_trace_id(call.span.get_span_context().trace_id),
+        "key": call.key.name if call.key else None,
         "endpoint": call.endpoint,
         "model": call.requested_model,
         "served_model": call.response_model,
@@ -71,8 +75,9 @@ def describe(call: Call) -> dict[str, Any]:
 class Recorder:
     """Follows calls from `start` through `begin` to `end`, and writes them out there."""
 
-    def __init__(self, base: str, metrics: Metrics, tracing: Tracing) -> None:
+    def __init__(self, base: str, metrics: Metrics, tracing: Tracing, replica: str = "") -> None:
         self._base = base
+        self._replica = replica
         self._metrics = metrics
         self._tracing = tracing
 
@@ -93,6 +98,7 @@ class Recorder:
             endpoint=endpoint,
             operation=operation,
             base=self._base,
+            replica=self._replica,
             caller=caller,
             span=self._tracing.start(operation, headers),
         )

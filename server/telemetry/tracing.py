@@ -123,6 +123,8 @@ def _attributes(call: Call) -> dict[str, Any]:
         "lorry.request.id": call.request_id,
         "lorry.outcome": call.outcome,
         "lorry.base.model": call.base,
+        "lorry.replica": call.replica or None,
+        "lorry.key": call.key.name if call.key else None,
         "lorry.adapter.cold_start": call.load_started is not None,
     }
     if call.version is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from key_life import check_life
 from online_calls import Stranger, call
 from running_server import RunningServer, running_server, serving
 from standin_server import TOKEN
@@ -53,6 +54,30 @@ def test_an_adapter_of_mlx_is_sent_too(online: Call, kit, tmp_path) -> None:
     said = online("publish", kit.as_mlx(kit.build(), tmp_path / "mlx"), "--name", "orders")
     assert said.exit_code == 0, said.stderr
     assert "(converted_from_mlx)" in said.stderr
+
+
+def test_keys_live_on_a_server_as_on_a_store(server: RunningServer, capsys, monkeypatch) -> None:
+    from lorry import main
+
+    def lorry_keys(*arguments: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["keys", *arguments, "--url", server.url])
+        assert ended.value.code == code
+        return capsys.readouterr().out
+
+    check_life(lorry_keys)
+    secret = json.loads(lorry_keys("create", "--name", "root", "--scope", "admin", "--json"))["key"]
+    monkeypatch.delenv("LORRY_ADMIN_TOKEN")
+    monkeypatch.setenv("LORRY_API_KEY", secret)
+    assert [each["status"] for each in json.loads(lorry_keys("list", "--json"))] == [
+        "active",
+        "revoked",
+    ]
+    lorry_keys("create", "--name", "team-a", code=2)
+    lorry_keys("show", "nobody", code=2)
+    lorry_keys("show", "a/../b", code=2)
+    events = json.loads(lorry_keys("history", "--json"))
+    assert events[-1]["name"] == "root"
 
 
 # Each is run in this order on a store and on a server, and must print the same.

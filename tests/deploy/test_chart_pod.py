@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub
@@ -24,7 +29,7 @@ from dockerfile import IMAGE_ENVIRONMENT, VOLUMES, runtime
 from opentelemetry.sdk import environment_variables
 
 from server.errors import SettingsInvalid
-from server.http.middleware import INFERENCE_PATHS
+from server.paths import INFERENCE_PATHS
 from server.settings import ENV_PREFIX, Settings, load_settings
 
 
@@ -53,6 +58,57 @@ def test_the_server_reads_from_its_variables_what_the_values_say(everything, mon
         read = getattr(settings, name)
         assert (list(read) if isinstance(read, tuple) else read) == value, name
     assert settings.base_name == "my-base"
+
+
+def test_calls_need_keys_unless_the_values_say_that_they_need_none(rendered):
+    said = {
+        variant: {
+            name: value
+            for name, value in variables(objects).items()
+            if name in ("LORRY_REQUIRE_KEYS", "LORRY_INSECURE_NO_AUTH", "LORRY_OPEN_METRICS")
+        }
+        for variant, objects in rendered.items()
+    }
+    shut = {"LORRY_REQUIRE_KEYS": "true", "LORRY_OPEN_METRICS": "true"}
+    assert said.pop("everything") == {
+        "LORRY_INSECURE_NO_AUTH": "true",
+        "LORRY_OPEN_METRICS": "false",
+    }
+    assert list(said.values()) == [shut] * 3
+
+
+@pytest.mark.parametrize(("key", "needs", "code"), [("", True, 0), ("x", True, 1), ("", False, 0)])
+def test_helms_test_calls_with_a_key_or_finds_that_one_is_needed(serve, key, needs, code):
+    def answer(handler, *_):
+        is_shut = needs and handler.path != "/readyz"
+        body = {"data": [{"id": "base"}], "model": "base"}
+        handler.send_response(401 if is_shut else 200)
+        handler.end_headers()
+        handler.wfile.write(json.dumps(body).encode())
+
+    kind = type("Answers", (BaseHTTPRequestHandler,), {"do_GET": answer, "do_POST": answer})
+    url = serve(kind)
+    command = [sys.executable, CHART / "files" / "smoke.py", url]
+    environment = os.environ | ({"LORRY_API_KEY": key} if key else {})
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert ("401: as it must be" in done.stdout) == (needs and not key)
+
+
+@pytest.fixture
+def serve():
+    running = []
+
+    def start(kind: type[BaseHTTPRequestHandler]) -> str:
+        started = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+        running.append(started)
+        threading.Thread(target=started.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{started.server_port}"
+
+    yield start
+    for each in running:
+        each.shutdown()
+        each.server_close()
 
 
 def test_variables_of_services_would_stop_the_server(rendered, monkeypatch):
@@ -169,6 +225,8 @@ def test_secrets_are_named_never_made(everything):
     assert not of_kind(everything, "Secret")
     given = variables(everything)
     assert given["LORRY_CATALOG"]["valueFrom"]["secretKeyRef"] == {"name": "catalog", "key": "uri"}
+    (smoke,) = only(everything, "Pod")["spec"]["containers"][0]["env"]
+    assert smoke["valueFrom"]["secretKeyRef"] == {"name": "smoke", "key": "key"}
     assert given["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "token"}
     folder, _, file = given["LORRY_ADMIN_TOKEN_FILE"].rpartition("/")
     (mount,) = (each for each in server(everything)["volumeMounts"] if each["mountPath"] == folder)

@@ -10,9 +10,12 @@ import subprocess
 import sys
 
 import pytest
+from api_keys import make_key
 from hub_server import COMMIT, Repo, running
 from shop import BASE
+from standin_server import standin_settings
 
+from adapters.catalog import Catalog
 from server import preflight
 from server.errors import (
     PlatformUnsupported,
@@ -196,3 +199,31 @@ def test_a_cache_that_can_not_be_written_is_refused(tmp_path) -> None:
     with pytest.raises(SettingsInvalid, match="--cache"):
         preflight.check_cache(tmp_path / "file" / "cache", {})
     preflight.check_cache(tmp_path / "file" / "cache", {"VLLM_CACHE_ROOT": "/elsewhere"})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_server_that_others_reach_starts_only_with_keys_or_when_told_so(host, tmp_path):
+    base = standin_settings(tmp_path)
+    with Catalog.open(base.store) as catalog, preflight.bind(host, 0) as listener:
+        for given in ({"require_keys": True}, {"insecure_no_auth": True}):
+            preflight.check_exposure(standin_settings(tmp_path, **given), listener, catalog)
+        with pytest.raises(SettingsInvalid, match="lorry keys create"):
+            preflight.check_exposure(base, listener, catalog)
+        make_key(catalog)
+        catalog.keys.revoke("team-a", actor="test")  # it stays shut
+        preflight.check_exposure(base, listener, catalog)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.9.9.9"])
+def test_on_this_machine_alone_no_key_is_needed(host, tmp_path):
+    settings = standin_settings(tmp_path)
+    with Catalog.open(settings.store) as catalog, preflight.bind(host, 0) as listener:
+        preflight.check_exposure(settings, listener, catalog)
+
+
+def test_an_open_server_that_others_reach_ends_with_code_2_and_one_line(tmp_path):
+    done = run_serve(BASE, "--port", 0, "--host", "0.0.0.0", "--store", tmp_path / "store")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.strip().splitlines()
+    for word in ("0.0.0.0", "lorry keys create", "--require-keys", "--insecure-no-auth"):
+        assert word in line

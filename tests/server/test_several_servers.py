@@ -129,3 +129,40 @@ async def test_pins_are_everywhere_and_loads_where_they_were_asked_for(postgres,
             return second.holds()
 
         await seen(held_by_the_other, {"pinned@1"}, PINNED_SECONDS)
+
+
+async def test_keys_are_one_on_all_servers_and_outlast_their_database(postgres, tmp_path):
+    postgres.clear()
+    async with serve(tmp_path, postgres.url) as first, serve(tmp_path, postgres.url) as second:
+        await first.publish(write_adapter(tmp_path / "one", 1), "orders")
+        await seen(second.answered_by, "orders@1")
+
+        async def asked(server: Server, secret: str) -> int:
+            headers = {"authorization": f"Bearer {secret}"}
+            body = {"model": "orders", "prompt": "x"}
+            answer = await server.http.post("/v1/completions", json=body, headers=headers)
+            return answer.status_code
+
+        async def make(name: str) -> str:
+            body = {"name": name, "adapters": ["orders"]}
+            answer = await first.http.post("/admin/keys", json=body)
+            return str(answer.json()["key"])
+
+        assert await asked(second, "none") == 200
+        key, other = await make("team-a"), await make("team-b")
+        assert await asked(first, key) == 200
+        await seen(lambda: asked(second, key), 200)
+        await seen(lambda: asked(second, "none"), 401)
+        await second.http.post("/admin/keys/team-b/revoke")
+        assert await asked(second, other) == 401
+        await seen(lambda: asked(first, other), 401)
+
+        assert await asked(first, key) == await asked(second, key) == 200
+        postgres.stop()
+        try:
+            assert await asked(first, key) == await asked(second, key) == 200
+            await seen(lambda: asked(first, "new"), 503)
+            await seen(lambda: asked(first, other), 401)
+        finally:
+            postgres.start()
+        await seen(lambda: asked(first, "new"), 401)

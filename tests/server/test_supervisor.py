@@ -45,7 +45,7 @@ async def theatre(
         presence, lifecycle, suspects = stage.presence, Lifecycle(), Suspects()
         engine = MortalStandIn(stage.engine, presence)
         gate = FairAdmission(Limits(4, 2, 512), stage.residency, stage.metrics)
-        lifecycle.attach(Attached(StandInApp(), stage.residency, gate))
+        lifecycle.attach(Attached(StandInApp(), stage.residency, gate, stage.engine.max_sequences))
         supervisor = Supervisor(
             engine, stage.residency, gate, lifecycle, presence, suspects, most=most, window=60
         )

@@ -73,7 +73,9 @@ def evaluate_command(
     api_key: Annotated[
         str | None,
         typer.Option(
-            metavar="KEY", envvar="OPENAI_API_KEY", help="API key for the server's answers."
+            metavar="KEY",
+            envvar=["LORRY_API_KEY", "OPENAI_API_KEY"],
+            help="API key for the answers; better in a variable, where others can not read it.",
         ),
     ] = None,
 ) -> None:

@@ -250,7 +250,9 @@ def test_the_list_of_names_is_read_once_for_each_change(enter, tmp_path) -> None
     asked: list[str] = []
     with Catalog.open(tmp_path) as catalog, Catalog.open(tmp_path) as other:
         enter(catalog, "a", 1)
-        event.listen(catalog._engine, "before_cursor_execute", lambda *of: asked.append(of[2]))
+        event.listen(
+            catalog._transactions.engine, "before_cursor_execute", lambda *of: asked.append(of[2])
+        )
         listed = catalog.list_published()
         assert catalog.list_published() is listed
         (query,) = [each for each in asked if "FROM targets" in each]

@@ -55,7 +55,9 @@ def test_only_earlier_answers_are_cached(enter, in_sqlite) -> None:
 
 def count_queries(catalog: Catalog) -> list[str]:
     asked: list[str] = []
-    event.listen(catalog._engine, "before_cursor_execute", lambda *of: asked.append(of[2]))
+    event.listen(
+        catalog._transactions.engine, "before_cursor_execute", lambda *of: asked.append(of[2])
+    )
     return asked
 
 
@@ -82,7 +84,7 @@ def test_what_does_not_exist_is_answered_from_memory(enter, catalog) -> None:
 def settle(catalog: Catalog) -> None:
     """Let a catalog in PostgreSQL poll once, which empties its cache, and ask again."""
     deadline = time.monotonic() + 10
-    while getattr(catalog._freshness, "_newest", True) is None:
+    while getattr(catalog._transactions._freshness, "_newest", True) is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     for text in ("orders", "nobody"):

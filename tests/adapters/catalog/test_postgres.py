@@ -29,7 +29,7 @@ def wait_until(what: Callable[[], object], seconds: float = 10) -> None:
 def remember(catalog: Catalog) -> None:
     """Cache an answer after the first poll, which empties the cache."""
     catalog.resolve(ORDERS)
-    wait_until(lambda: catalog._freshness._newest is not None)
+    wait_until(lambda: catalog._transactions._freshness._newest is not None)
     catalog.resolve(ORDERS)
     assert catalog.remembered(ORDERS) is not None
 
@@ -67,9 +67,9 @@ def test_remembering_never_waits_for_the_network(enter, postgres, tmp_path, monk
         enter(catalog)
         remember(catalog)
         asked_by = set()
-        connect = catalog._engine.connect
+        connect = catalog._transactions.engine.connect
         monkeypatch.setattr(
-            catalog._engine,
+            catalog._transactions.engine,
             "connect",
             lambda: asked_by.add(threading.current_thread().name) or connect(),
         )
@@ -176,14 +176,14 @@ def test_another_catalog_at_the_address_is_refused_and_what_is_known_is_answered
         with psycopg.connect(postgres.url) as other:
             (right,) = other.execute("SELECT id FROM catalog_id").fetchone()
             other.execute("UPDATE catalog_id SET id = 'of-another-store'")
-        wait_until(lambda: catalog._freshness.problem() is not None)
+        wait_until(lambda: catalog._transactions._freshness.problem() is not None)
         for ask in (catalog.check, catalog.list_versions, lambda: enter(catalog, number=2)):
             with pytest.raises(CatalogReplaced):
                 ask()
         assert catalog.resolve(ORDERS).version == 1
         with psycopg.connect(postgres.url) as other:
             other.execute("UPDATE catalog_id SET id = %s", [right])
-        wait_until(lambda: catalog._freshness.problem() is None)
+        wait_until(lambda: catalog._transactions._freshness.problem() is None)
         catalog.check()
 
 
@@ -195,10 +195,10 @@ def test_a_database_that_is_away_is_not_waited_for_twice(
         remember(catalog)
         try:
             postgres.stop()
-            wait_until(lambda: catalog._freshness.problem() is not None)
-            connect, asked_by = catalog._engine.connect, set()
+            wait_until(lambda: catalog._transactions._freshness.problem() is not None)
+            connect, asked_by = catalog._transactions.engine.connect, set()
             monkeypatch.setattr(
-                catalog._engine,
+                catalog._transactions.engine,
                 "connect",
                 lambda: asked_by.add(threading.current_thread().name) or connect(),
             )

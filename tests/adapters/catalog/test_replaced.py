@@ -208,7 +208,7 @@ def test_a_change_that_goes_to_a_file_that_is_gone_is_never_reported_as_done(
             way(backup, file)
             backup.unlink(missing_ok=True)
 
-    event.listen(catalog._engine, "commit", replace)
+    event.listen(catalog._transactions.engine, "commit", replace)
     with pytest.raises(CatalogReplaced, match="replaced during the change"):
         catalog.pin("orders", 1, actor="ann")
     assert not catalog.resolve(parse_reference("orders@1")).pinned
@@ -217,7 +217,7 @@ def test_a_change_that_goes_to_a_file_that_is_gone_is_never_reported_as_done(
 
 
 def test_a_file_that_is_gone_at_the_end_of_a_change_is_an_error_too(catalog, file) -> None:
-    event.listen(catalog._engine, "commit", lambda _: file.unlink())
+    event.listen(catalog._transactions.engine, "commit", lambda _: file.unlink())
     with pytest.raises((CatalogReplaced, CatalogUnreadable)):
         catalog.pin("orders", 1, actor="ann")
 

@@ -51,6 +51,38 @@ def test_the_flow_that_was_served_least_is_next():
     assert order[4:] == flood[2:]
 
 
+def test_those_who_share_a_flow_take_turns_in_it():
+    queue = FairQueue(limits(sequences=1))
+    flood = [entry(member="flood") for _ in range(6)]
+    quiet = [entry(member="quiet") for _ in range(2)]
+    join(queue, *flood[:5], *quiet, entry("other flow"))
+    order = [enter_and_end(queue) for _ in range(4)]
+    assert [each.flow for each in order].count("other flow None") == 1
+    join(queue, late := entry(member="late"), flood[5])
+    order += [enter_and_end(queue) for _ in range(6)]
+    own = [each for each in order if each.flow == "a None"]
+    assert own[:3] == [flood[0], quiet[0], flood[1]]
+    assert own.index(late) < own.index(flood[3])
+    assert [each for each in own if each.member == "flood"] == flood
+
+
+@given(st.lists(st.tuples(st.sampled_from("xyz"), st.booleans()), max_size=40))
+def test_an_entry_waits_behind_as_many_of_each_other_member_as_wait_of_its_own(steps):
+    queue = FairQueue(limits(sequences=1))
+    for member, enters in steps:
+        before = list(queue.waiting())
+        join(queue, each := entry(member=member))
+        waiting = list(queue.waiting())
+        assert [other for other in waiting if other is not each] == before
+        own = sum(other.member == member for other in before)
+        ahead = waiting[: waiting.index(each)]
+        assert sum(other.member == member for other in ahead) == own
+        for other in set("xyz") - {member}:
+            assert sum(one.member == other for one in ahead) <= own + 1
+        if enters:
+            enter_and_end(queue)
+
+
 def test_a_short_call_does_not_wait_behind_a_crowd_of_long_ones():
     queue = FairQueue(limits(sequences=1))
     join(queue, *(entry(f"crowd {number}", prompt=50) for number in range(50)))

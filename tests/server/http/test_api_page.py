@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from starlette.routing import Match, Route
 
-from server.http.middleware import INFERENCE_PATHS
+from server.paths import INFERENCE_PATHS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
 HEADING = re.compile(r"^### `([A-Z]+) (/\S+)`$", re.M)

@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 from standin_server import TOKEN, publish
 
-from server.http.middleware import INFERENCE_PATHS
 from server.lifecycle import Phase
+from server.paths import INFERENCE_PATHS
 
 
 async def test_livez_and_readyz_answer_by_phase(house):
@@ -38,6 +38,9 @@ async def test_a_hindrance_makes_a_ready_server_unready_but_its_calls_are_answer
         "stage": "the catalog is gone; no step for 20 s",
         "reason": "catalog_unreadable",
         "in_flight": 0,
+        "waiting": 0,
+        "capacity": 4,
+        "replica": "left",
     }
     assert (await house.client.get("/livez")).status_code == 200
     assert (await house.chat()).status_code == 200

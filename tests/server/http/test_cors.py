@@ -111,5 +111,5 @@ async def test_vllms_app_never_sees_the_origin_which_it_would_allow(site):
 async def test_every_header_of_ours_is_exposed(site):
     answer = await site.client.post("/v1/completions", json={"model": "red"}, headers=PAGE)
     ours = {name for name in answer.headers if name.startswith("x-") or name.startswith("trace")}
-    assert len(ours) == 5
+    assert len(ours) == 6
     assert ours <= set(EXPOSED_HEADERS)

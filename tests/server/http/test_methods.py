@@ -6,7 +6,7 @@ import pytest
 from sockets import served
 from standin_server import TOKEN
 
-from server.http.middleware import INFERENCE_PATHS
+from server.paths import INFERENCE_PATHS
 
 ADMIN = {"authorization": f"Bearer {TOKEN}"}
 

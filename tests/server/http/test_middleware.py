@@ -13,8 +13,9 @@ from standin_server import Stats, send_json
 from server.call import Sequence, current_call
 from server.engine.interface import EngineGone, EngineRefusal
 from server.errors import Unavailable
-from server.http.middleware import INFERENCE_PATHS, select
+from server.http.middleware import select
 from server.lifecycle import Phase
+from server.paths import INFERENCE_PATHS
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -33,6 +34,7 @@ async def test_headers_log_span_and_metrics_name_the_adapter_that_answered(house
     assert response.headers["x-request-id"] == "mine-1"
     assert response.headers["x-lorry-adapter"] == "red@1"
     assert response.headers["x-lorry-base"] == "tiny"
+    assert response.headers["x-lorry-replica"] == "left"
     digest = response.headers["x-lorry-adapter-digest"]
 
     (line,) = house.log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+from api_keys import make_key
 from standin_server import TOKEN, publish, send_json
 
 from server.call import current_call
@@ -201,3 +202,28 @@ async def test_a_server_without_places_for_sums_refuses_them_but_serves_what_the
         await names.resolve("red*0.5")
     assert (await names.resolve("red*1")).label == "red@1"
     assert await names.resolve("red*0") is None
+
+
+async def test_a_key_needs_every_part(house):
+    """A part that it may not use is answered as one that nobody has."""
+    headers = make_key(house.catalog)  # for red*
+    allowed = await house.chat("red*0.5", headers=headers)
+    assert (allowed.status_code, allowed.headers["x-lorry-adapter"]) == (200, "red@1*0.5")
+    for model in ("red*0.5+green*0.5", "green+red", "red+green*0", "green*0.5", "red+green@1*9"):
+        hidden = await house.chat(model, headers=headers)
+        unknown = await house.chat(model.replace("green", "nobody"), headers=headers)
+        assert hidden.text.replace("green", "nobody") == unknown.text
+        assert hidden.status_code == unknown.status_code == (400 if "*9" in model else 404)
+        shown = await house.client.get(f"/v1/models/{model}", headers=headers)
+        assert (shown.status_code, shown.json()) == (hidden.status_code, hidden.json())
+    assert {name.partition("#")[0] for name in house.engine.loaded.values()} == {"red@1*0.5"}
+
+
+async def test_what_comes_to_the_base_needs_the_right_to_it(house):
+    headers = make_key(house.catalog)
+    for model in ("red*0", "red*0.5+tiny"):
+        refused = await house.chat(model, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+        assert "base" not in refused.json()["error"]["message"]
+    both = make_key(house.catalog, "team-b", base=True)
+    assert (await house.chat("red*0", headers=both)).headers["x-lorry-adapter"] == "base"

@@ -1,5 +1,5 @@
 """Schema 1: weighted adapters, versions, weighted aliases, pins, evaluations, events,
-and the catalog's id."""
+the catalog's id, and keys with the digests of their secrets."""
 
 from uuid import uuid4
 
@@ -67,6 +67,33 @@ def upgrade() -> None:
         sa.Column("happened_at", moment, nullable=False),
         sa.Column("actor", sa.String, nullable=False),
         sa.Column("action", sa.String, nullable=False),
+        sa.Column("subject", sa.String(16), nullable=False),
         sa.Column("name", sa.String(128), nullable=False, index=True),
         sa.Column("detail", sa.JSON, nullable=False),
+    )
+    op.create_table(
+        "keys",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("name", sa.String(64), nullable=False, unique=True),
+        sa.Column("scopes", sa.JSON, nullable=False),
+        sa.Column("adapters", sa.JSON, nullable=False),
+        sa.Column("base", sa.Boolean, nullable=False),
+        sa.Column("weight", sa.Float, nullable=False),
+        sa.Column("requests_per_minute", sa.BigInteger),
+        sa.Column("tokens_per_minute", sa.BigInteger),
+        sa.Column("in_flight", sa.BigInteger),
+        sa.Column("budget_tokens", sa.BigInteger),
+        sa.Column("budget_period", sa.String(8)),
+        sa.Column("created_at", moment, nullable=False),
+        sa.Column("expires_at", moment),
+        sa.Column("blocked", sa.Boolean, nullable=False),
+        sa.Column("revoked_at", moment),
+    )
+    op.create_table(
+        "key_secrets",
+        sa.Column("digest", sa.String(64), primary_key=True),
+        sa.Column("key_id", sa.String(32), sa.ForeignKey("keys.id"), nullable=False),
+        sa.Column("prefix", sa.String(16), nullable=False),
+        sa.Column("created_at", moment, nullable=False),
+        sa.Column("expires_at", moment),
     )

@@ -9,6 +9,10 @@
   valueFrom:
     secretKeyRef: {name: {{ . }}, key: {{ $.Values.catalog.key }}}
 {{- end }}
+- name: {{ ternary "LORRY_REQUIRE_KEYS" "LORRY_INSECURE_NO_AUTH" .Values.keys.required }}
+  value: "true"
+- name: LORRY_OPEN_METRICS
+  value: {{ .Values.keys.openMetrics | quote }}
 {{- if .Values.adminToken.existingSecret }}
 - name: LORRY_ADMIN_TOKEN_FILE
   value: /secrets/admin-token/token

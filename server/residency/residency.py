@@ -169,7 +169,9 @@ class Residency:
         resident.users -= 1
         self._freed.set()
         resident.last_used = time.monotonic()
-        self._used_at[resident.load.version.key] = time.time()
+        key = resident.load.version.key
+        if not is_sum(key.label):  # of which there is no end
+            self._used_at[key] = time.time()
 
     async def load(self, version: AdapterVersion) -> None:
         """Make `version` resident ahead of calls; raises as `lease` does."""

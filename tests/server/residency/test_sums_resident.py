@@ -35,6 +35,7 @@ async def test_sums_evict_sums_once_they_have_their_places(stage):
         assert {"red@1", "green@1"} <= stage.resident()
     assert stage.resident() == {"red@1", "green@1", "red@1*0.38", "red@1*0.39"}
     assert stage.engine.most_loaded == 4
+    assert len(stage.residency._used_at) == 2  # nothing is kept of each sum
 
 
 async def test_a_sum_evicts_an_adapter_only_for_its_own_places(stage):

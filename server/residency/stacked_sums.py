@@ -102,7 +102,7 @@ class StackedSums:
             for path in parent.iterdir():
                 if path.is_dir() and not _is_held(path / _LOCK):
                     shutil.rmtree(path, ignore_errors=True)
-            self._own.mkdir(mode=0o700)
+            self._own.mkdir(mode=0o700, exist_ok=True)  # an earlier try may have failed
             self._lock = _open(self._own / _LOCK)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         finally:

@@ -42,8 +42,8 @@ _READ_SECONDS = 1.0  # longest wait of a call for a changed catalog; then the la
 _HOW = "Send it as `Authorization: Bearer KEY`"
 _HOW_TO_ENABLE = (
     "The admin API is off. Start the server with LORRY_ADMIN_TOKEN or --admin-token-file, and "
-    "send the token as `Authorization: Bearer TOKEN`; or make a key: lorry keys create --scope "
-    "admin."
+    "send the token as `Authorization: Bearer TOKEN`; or make a key: lorry keys create --name NAME "
+    "--scope admin."
 )
 
 
@@ -173,7 +173,10 @@ class Authenticator:
         """Read the keys after each change, and end the calls of those that lapsed, until
         cancelled."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # revoked streams must end at the next look
+                logger.exception("the keys could not be looked at")
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def look(self) -> None:

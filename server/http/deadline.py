@@ -44,6 +44,8 @@ class Deadline:
                 self._waits.add(wait)
                 return await self._receive()
         except TimeoutError:
+            if not wait.expired():
+                raise  # another's
             self._has_passed = True
             return {"type": "http.disconnect"}
         finally:

@@ -12,7 +12,9 @@ import httpx2
 import pytest
 from bases import WITHIN, Scorer, reference
 from server_process import ServerProcess
-from shop import ADAPTERS, BASE_NAME, KEPT
+from shop import ADAPTERS, BASE_NAME, Shop
+
+from adapters.store import Store
 
 PAIR = "orders-json*0.7+support-tone@stable*0.5"
 FORM = "orders-json@1*0.7+support-tone@1*0.5"
@@ -161,7 +163,7 @@ async def test_random_sums_under_load_answer_rightly_and_evict_no_part(
             text, prompt = waiting.pop()
             answered.append((text, await ask(client, text, prompt)))
             folders.append(len(list(cache.glob("sums/*/*/adapter_config.json"))))
-            if len(answered) in (WARM, RANDOM_SUMS):
+            if len(folders) in (WARM, RANDOM_SUMS):
                 grown.append(memory(server))
 
     async def call_parts(client: httpx2.AsyncClient) -> None:
@@ -184,7 +186,8 @@ async def test_random_sums_under_load_answer_rightly_and_evict_no_part(
     first, last = grown
     assert all(last[name] <= first[name] + MOST_GROWTH for name in first), grown
 
-    score = reference(shop.base, KEPT, nf4=True, names=ADAPTERS, sums=numbered(sums))
+    parts = published_folders(shop, tmp_path / "parts")
+    score = reference(shop.base, parts, nf4=True, names=ADAPTERS, sums=numbered(sums))
     names = {text: f"sum {number}" for number, text in enumerate(sums)} | {BASE_NAME: None}
     dice = random.Random(1)
     largest, wrong = 0.0, []
@@ -197,6 +200,14 @@ async def test_random_sums_under_load_answer_rightly_and_evict_no_part(
             wrong.append((text, own, nearest))
     record_property("figures", f"{len(answered)} answers, {largest:.4f}, {grown}, {max(folders)}")
     assert wrong == []
+
+
+def published_folders(shop: Shop, place: Path) -> Path:
+    """A folder with the published files of each adapter under its name."""
+    place.mkdir()
+    for name, digest in shop.digests.items():
+        (place / name).symlink_to(Store(shop.store).path(digest))
+    return place
 
 
 def numbered(sums: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

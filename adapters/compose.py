@@ -13,7 +13,7 @@ from adapters.catalog.history import current_user
 from adapters.catalog.versions import CHAT_FORM
 from adapters.checkpoint.peft_config import MAX_RANK
 from adapters.checkpoint.stacking import Weighted, base_of, judge, stack
-from adapters.errors import SumInvalid, unwritable
+from adapters.errors import SumInvalid, quote, unwritable
 from adapters.names import STABLE, check_alias, check_publishable_name, parse_reference
 from adapters.store import Staged, Store
 from adapters.store.files import TOKENIZER
@@ -51,7 +51,7 @@ def compose(
         try:
             modules = stack(parts, folder, found.base)
         except OSError as error:
-            said, hint = f"the files of {text!r} can't be written", "nothing was published"
+            said, hint = f"the files of {quote(text)} can't be written", "nothing was published"
             raise unwritable(said, error, hint) from error
         with store.stage(folder) as staged:
             staged = _with_form(store, staged, found)
@@ -76,7 +76,7 @@ def resolve_sum(text: str, catalog: Catalog) -> AdapterSum:
     if isinstance(found, AdapterSum):
         return found
     said = f"is {found.label} itself" if found is not None else "comes to nothing: it is the base"
-    raise SumInvalid(f"{text!r} {said}", GRAMMAR)
+    raise SumInvalid(f"{quote(text)} {said}", GRAMMAR)
 
 
 def _check_bases(found: AdapterSum) -> None:

@@ -43,7 +43,7 @@ async def test_a_connected_engine_holds_pins_serves_whole_files_and_is_let_go(tm
             assert (await complete("green")).headers["x-lorry-adapter"] == "green@1"
             assert (await complete("blue")).json()["error"]["code"] == "adapter_load_failed"
         followers = [each for each in asyncio.all_tasks() if ".run" in repr(each.get_coro())]
-        assert len(followers) == 5
+        assert len(followers) == 6
         parts.disconnect()
         await asyncio.gather(*followers, return_exceptions=True)
         assert all(each.cancelled() for each in followers)

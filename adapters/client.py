@@ -125,6 +125,15 @@ class RemoteCatalog:
             self._list(name)
             return self._publish(data=fields, files=files)
 
+    def compose(self, name: str, text: str, *, aliases: Sequence[str]) -> AdapterVersion:
+        """Publish a sum of the server's adapters."""
+        check_publishable_name(name)
+        for alias in aliases:
+            check_alias(alias)
+        body = {"sum": text, "aliases": list(aliases)}
+        path = _path(name, "compose")
+        return self._server.ask("POST", path, AdapterVersion, within=SLOW_SECONDS, json=body)
+
     def point(
         self, name: str, alias: str, version: int, *, actor: str, gate: Gate = NO_GATE
     ) -> Alias:

@@ -3,6 +3,7 @@
 AdapterError
 ├── BadName              a text that cannot name an adapter or an alias
 ├── BadReference         a text that is not NAME[@VERSION|@ALIAS|@sha256:PREFIX]
+├── SumInvalid           a text that is no sum of adapters, or parts that can't be added
 ├── AdapterNotFound      a well-formed reference without a version
 ├── AliasNotFound        an adapter that has no such alias
 ├── AmbiguousDigest      a digest prefix that means more than one version
@@ -91,6 +92,10 @@ class BadName(AdapterError):
 
 class BadReference(AdapterError):
     code = "bad_reference"
+
+
+class SumInvalid(AdapterError):
+    code = "sum_invalid"
 
 
 class AdapterNotFound(AdapterError):

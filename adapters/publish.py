@@ -13,6 +13,7 @@ from typing import Any
 from adapters.catalog import AdapterVersion, Catalog
 from adapters.catalog.changes import check_same_base
 from adapters.catalog.history import REMOVED, current_user
+from adapters.catalog.versions import CHAT_FORM
 from adapters.chat_form.judge import JudgedForm, judge_form
 from adapters.checkpoint import Checkpoint, inspect_checkpoint, largest_weights
 from adapters.checkpoint.base import Base, is_called, read_base
@@ -42,9 +43,7 @@ from adapters.store.files import (
 )
 
 MAX_NESTING = 32  # of lorry.json
-# Keys of the provenance that publishing writes.
-WARNINGS = "publish_warnings"
-CHAT_FORM = "chat_form"  # of a version that is asked in a form of its own (adapters/chat_form)
+WARNINGS = "publish_warnings"  # a key of the provenance that publishing writes, as CHAT_FORM is
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +112,8 @@ def publish(
 
 def list_notes(version: AdapterVersion) -> list[str]:
     """What its callers should know of a version, one sentence each."""
-    form = (version.provenance or {}).get(CHAT_FORM)
-    if not isinstance(form, dict):
+    form = version.chat_form
+    if form is None:
         return []
     notes = []
     if "template_sha256" in form:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.checkpoint.base import LLAMA_LINEARS
+from adapters.checkpoint.stacking import Weighted, stack
 from bench.errors import OutUnwritable
-from bench.workload import adapter_names
+from bench.workload import adapter_names, sum_names
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ _GAIN_INTO_MLP = 1.28
 _EMBEDDING_SPREAD = 0.04
 # An adapter moves a linear's output by a sixth to a third of its size.
 _DELTA_SPREAD = 0.2
+_SUM_WEIGHTS = (0.7, -0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,8 @@ class Shape:
     heads: int = 16
     vocabulary: int = 1024
     positions: int = 4096
-    # (rank, number of adapters)
-    adapters: tuple[tuple[int, int], ...] = ((16, 32), (64, 8))
+    # (rank, number of adapters); those of rank 8 are the parts of sums, two of each
+    adapters: tuple[tuple[int, int], ...] = ((16, 32), (64, 8), (8, 16))
 
     def linears(self) -> Iterator[tuple[str, int, int]]:
         """Name, outputs and inputs of each linear with an adapter."""
@@ -107,9 +109,19 @@ def _write(folder: Path, shape: Shape) -> None:
         for rank, count in shape.adapters:
             for number, name in enumerate(adapter_names(rank, count)):
                 _write_adapter(draft / "adapters" / name, shape, rank, number)
+        _write_sums(draft / "adapters", dict(shape.adapters).get(8, 0) // 2)
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_sums(folder: Path, count: int) -> None:
+    """As a server stacks them, of two adapters of rank 8 each."""
+    names = iter(adapter_names(8, 2 * count))
+    for name in sum_names(count):
+        (folder / name).mkdir()
+        parts = [Weighted(folder / next(names), weight) for weight in _SUM_WEIGHTS]
+        stack(parts, folder / name, "bench")
 
 
 def _write_base(folder: Path, shape: Shape) -> None:

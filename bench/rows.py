@@ -13,7 +13,7 @@ from typing import Literal
 
 from bench.errors import RowUnknown
 from bench.spec import SideSpec
-from bench.workload import BASE, Workload, adapter_names
+from bench.workload import BASE, Workload, adapter_names, sum_names
 
 # speed: output tokens per second. truth: requests whose answer equals the one given alone.
 Kind = Literal["speed", "truth"]
@@ -98,10 +98,11 @@ def _bf16_rows() -> list[Row]:
 
 
 def _shape_rows() -> list[Row]:
-    """The cost of many slots and of a high rank; in bf16, where LoRA is the larger share."""
+    """The cost of many slots, of a high rank and of sums; in bf16, where LoRA is a larger share."""
     contest = Contest("shapes")
     many = Workload(streams=32, adapters=adapter_names(16, 32))  # one stream for each adapter
     high = replace(MIXED, adapters=adapter_names(64, 8))
+    sums = replace(MIXED, adapters=sum_names(8))
     return [
         Row(
             "slots-32",
@@ -118,6 +119,14 @@ def _shape_rows() -> list[Row]:
             Entry(SideSpec("lorry", max_loras=8, max_lora_rank=64), high),
             Entry(BASE16, PLAIN),
             0.80,
+        ),
+        Row(
+            "sums-16",
+            "8 sums of two adapters of rank 8 mixed / 8 adapters of rank 16 mixed",
+            contest,
+            Entry(OURS16, sums),
+            Entry(replace(OURS16, is_twin=True), MIXED),
+            0.98,
         ),
     ]
 

@@ -47,6 +47,11 @@ class Workload:
         return cls(**{**fields, "adapters": tuple(fields["adapters"])})
 
 
+def sum_names(count: int) -> tuple[str, ...]:
+    """The names, and folder names, of the bench's sums: each of two adapters of rank 8."""
+    return tuple(f"s16-{number:02d}" for number in range(count))
+
+
 def adapter_names(rank: int, count: int) -> tuple[str, ...]:
     """The names, and folder names, of the bench's adapters of one rank."""
     return tuple(f"r{rank}-{number:02d}" for number in range(count))

@@ -36,6 +36,7 @@ from server.residency.occupancy import Occupancy
 from server.residency.residency import Residency
 from server.residency.routers import RouterSeries
 from server.residency.served_files import Servable, ServedObjects
+from server.residency.stacked_sums import StackedSums
 from server.settings import Settings
 from server.supervisor import RestartableEngine, Supervisor
 from server.suspects import Suspects
@@ -70,6 +71,7 @@ class Assembly:
             lambda: [((), self.lifecycle.is_up)],
         )
         self._heartbeat: Heartbeat | None = None
+        self._sums: StackedSums | None = None
         self.metrics.derive(
             "engine_silent_seconds",
             "Time that the engine has owed an answer; 0 when it owes none.",
@@ -119,7 +121,7 @@ class Assembly:
         self.app = create_app(
             settings,
             lifecycle=self.lifecycle,
-            names=ModelNames(settings.base_name, catalog),
+            names=ModelNames(settings.base_name, catalog, settings.max_sums),
             recorder=Recorder(
                 settings.base_name, self.metrics, self.tracing, settings.replica, usage
             ),
@@ -141,15 +143,18 @@ class Assembly:
         Loads the pinned versions first; from then on follows the catalog and the engine's slots.
         """
         store = self.settings.open_store(lambda: residency.digests)
+        self._sums = StackedSums(self.settings.cache, store, base, self.settings.max_sums)
+        objects = ServedObjects(store, base, self._sums)
         residency, occupancy = build_residency(
             self.settings,
             engine,
             self.metrics,
-            path_of=store.path,
-            check=ServedObjects(store, base).check,
+            path_of=objects.path,
+            check=objects.check,
             base_digest=None if self.settings.allow_base_mismatch else base.digest,
             presence=self.presence,
         )
+        self._sums.residents = lambda: residency.digests
         await occupancy.look()
         await self._rules_watch.look()
         self.routers.connect(residency, occupancy)
@@ -198,21 +203,27 @@ class Assembly:
         for follower in self._followers:
             follower.cancel()
 
+    def close(self) -> None:
+        """Export the last spans and delete the files of sums, once the engine has ended."""
+        if self._sums is not None:
+            self._sums.close()
+        self.tracing.close()
+
 
 def build_residency(
     settings: Settings,
     engine: AdapterEngine,
     metrics: Metrics,
     *,
-    path_of: Callable[[str], Path],
+    path_of: Callable[[AdapterVersion], Path],
     check: Callable[[AdapterVersion], object],
     base_digest: str | None,
     presence: Presence,
 ) -> tuple[Residency, Occupancy]:
     """The residency of one engine, and its gauges.
 
-    `path_of` returns the folder of a digest; `check` raises an AdapterError for files that can't be
-    served; with a `base_digest` of None, adapters of any base are served.
+    `path_of` returns the folder of a version's files; `check` raises an AdapterError for files that
+    can't be served; with a `base_digest` of None, adapters of any base are served.
     """
     loader = Loader(
         engine,
@@ -225,6 +236,7 @@ def build_residency(
         engine,
         loader,
         capacity=settings.max_cpu_loras,
+        most_sums=settings.max_sums,
         servable=Servable(settings.max_lora_rank, base_digest),
         metrics=metrics,
         wait_seconds=settings.adapter_wait_seconds,
@@ -243,6 +255,7 @@ def build_admission(
     limits = Limits(
         sequences=engine.max_sequences,
         adapters=settings.max_loras,
+        sums=residency.most_sums,
         prefill_tokens=settings.max_prefill_tokens,
         calls=settings.max_queue_calls,
         tokens=settings.max_queue_tokens,

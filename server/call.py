@@ -18,6 +18,7 @@ from opentelemetry.trace import Span
 
 from adapters.catalog.versions import AdapterVersion
 from adapters.keys import Key
+from adapters.sums import parts_of
 from server.content import Content
 from server.errors import RequestError
 
@@ -141,20 +142,29 @@ class Call:
         return self.version.label if self.version is not None else self.adapter_label
 
     @property
+    def _turns(self) -> str:
+        """What a caller's turns are for: its account; of sums with one first part, one for all.
+
+        Or whoever draws weights at random would have a turn for each.
+        """
+        parts = parts_of(self.version)
+        return f"sums of {parts[0].version.label}" if parts else self.account
+
+    @property
     def flow(self) -> str:
         """Whose turn it is, where calls take turns: one caller's use of one adapter."""
         caller = f"key {self.key.name}" if self.key else self.caller
-        return f"{caller} {self.account}"
+        return f"{caller} {self._turns}"
 
     @property
     def queue_flow(self) -> str:
         """The flow in the queue for the engine: that of a key, or of an address, behind which
         callers differ by `user`. A key is one caller, whatever users it names: `queue_member`."""
         if self.key is not None:
-            return f"key {self.key.name} {self.account}"
+            return f"key {self.key.name} {self._turns}"
         # Told apart: nobody joins another's flow by sending its address as `user`.
         caller = f"user {self.user[:_MAX_ID_CHARACTERS]}" if self.user else f"at {self.caller}"
-        return f"{caller} {self.account}"
+        return f"{caller} {self._turns}"
 
     @property
     def queue_member(self) -> str:

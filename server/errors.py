@@ -7,6 +7,7 @@ LorryError
 │   └── QuantizationMissing 6 · PlatformUnsupported 7 · EngineStartFailed 8
 └── RequestError          one call ends: OpenAI's envelope, a status and a stable code
     ├── InvalidRequest 400 · RequestTooLarge 413 · UnknownPath 404 · MethodNotAllowed 405
+    ├── SumRefused 400 (sum_invalid)
     ├── InvalidJson 400 · GrammarTooLarge 400 · GrammarRefused 400 · GrammarTooComplex 400
     ├── RequestTooSlow 408 · UploadTooSlow 408 · HeadTooLarge 431
     ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
@@ -154,6 +155,15 @@ class GrammarTooComplex(InvalidRequest):
     """Compiling it met a limit, or crashed the library."""
 
     code = "grammar_too_complex"
+
+
+class SumRefused(InvalidRequest):
+    """A `model` that is no sum of adapters, or one that this server does not serve."""
+
+    code = "sum_invalid"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="model")
 
 
 class UnknownPath(InvalidRequest):

@@ -143,7 +143,7 @@ class Server:
             if running is not None:
                 await running.close()
             await self._parts.sharing.close()  # after the last call
-            await asyncio.to_thread(self._parts.tracing.close)
+            await asyncio.to_thread(self._parts.close)
 
     def _stop_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends anyway

@@ -108,6 +108,12 @@ class Settings(BaseSettings):
     max_cpu_loras: int = Field(
         default=32, ge=1, le=65536, description="Adapters resident in host memory."
     )
+    max_sums: int = Field(
+        default=4,
+        ge=0,
+        le=4096,
+        description="Sums of adapters resident at once, in at most half of max_cpu_loras; 0: none.",
+    )
     max_lora_rank: MaxLoraRank = Field(default=64, description="Largest rank that is served.")
     kv_cache_gib: float = Field(
         default=1.0, gt=0, description="Memory for the KV cache on a processor, GiB."
@@ -281,7 +287,8 @@ class Settings(BaseSettings):
         default="auto", description="Format of the log; auto is text on a terminal, else JSON."
     )
     cache: Path = Field(
-        default=Path(".lorry/cache"), description="What vLLM keeps between starts (model info)."
+        default=Path(".lorry/cache"),
+        description="What vLLM keeps between starts (model info), and the files of sums.",
     )
 
     def open_store(self, needed: Callable[[], Collection[str]] = tuple) -> AnyStore:

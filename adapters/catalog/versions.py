@@ -18,6 +18,8 @@ from adapters.names import STABLE, DigestPrefix, Reference
 
 DEFAULT_WEIGHT = 1.0
 LEAST_WEIGHT, MOST_WEIGHT = 0.01, 100.0
+# The key of the provenance of a version that is asked in a form of its own (adapters/chat_form).
+CHAT_FORM = "chat_form"
 
 
 class VersionKey(NamedTuple):
@@ -54,6 +56,12 @@ class AdapterVersion:
     @property
     def key(self) -> VersionKey:
         return VersionKey(self.label, self.digest)
+
+    @property
+    def chat_form(self) -> dict[str, Any] | None:
+        """What publishing recorded of its own chat form; None if it is asked in the base's."""
+        form = (self.provenance or {}).get(CHAT_FORM)
+        return form if isinstance(form, dict) else None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON document."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import numpy as np
 
 from adapters.checkpoint.npz import Array, NpzMalformed, read_npz
 from adapters.checkpoint.peft_config import MAX_SCALE, is_alpha
-from adapters.checkpoint.tensors import TensorsMalformed, read_tensors
+from adapters.checkpoint.tensors import TensorsMalformed, encode_header, read_tensors
 from adapters.errors import CheckpointInvalid, Problem, quote, unwritable
 from adapters.store.files import (
     CONFIG,
@@ -35,6 +34,7 @@ from adapters.store.files import (
     open_adapter_file,
     read_object,
     too_large,
+    write_durably,
 )
 
 PREFIX = "base_model.model."
@@ -246,9 +246,7 @@ def _weights(factors: Mapping[str, _Factor]) -> Iterator[bytes]:
             "data_offsets": [position, position + factor.size],
         }
         position += factor.size
-    text = json.dumps({"__metadata__": {"format": "pt"}} | header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
+    yield encode_header({"__metadata__": {"format": "pt"}} | header)
     for _, factor in in_order:
         raw = np.frombuffer(factor.read(), f"<u{SIZES[factor.dtype]}")
         yield raw.reshape(factor.shape).T.tobytes()
@@ -256,12 +254,7 @@ def _weights(factors: Mapping[str, _Factor]) -> Iterator[bytes]:
 
 def _write(path: Path, pieces: Iterator[bytes] | list[bytes]) -> None:
     try:
-        with path.open("xb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fchmod(file.fileno(), 0o444)
-            os.fsync(file.fileno())
+        write_durably(path, pieces)
     except OSError as error:  # of the writing: what reading raises is a FileRefused
         said = f"writing the converted adapter to {quote(str(path.parent))} failed"
         hint = "nothing was published: check its rights and free space, then try again"

@@ -65,7 +65,7 @@ def pair_tensors(
     pairs: dict[str, Pair] = {}
     problems = []
     for name, tensor in tensors.items():
-        module, side = _split_name(name)
+        module, side = split_name(name)
         if module in base.linears:
             pair = pairs.setdefault(module, Pair(module))
             if side == "A":
@@ -109,7 +109,8 @@ def _count_others(first: Problem, others: int) -> Problem:
     return replace(first, message=f"{first.message} (and {others:,} more like it)")
 
 
-def _split_name(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
+    """The module of a tensor, and its side, A or B; both are empty for any other name."""
     for suffix, side in SIDES.items():
         if name.startswith(PREFIX) and name.endswith(suffix):
             return name.removeprefix(PREFIX).removesuffix(suffix), side
@@ -120,7 +121,7 @@ def _plain_name(name: str, base: Base) -> str:
     plain = ADAPTER_NAME.sub("", WRAPPERS.sub("", name))
     text = TEXT_MODEL.sub("", plain, count=1)
     candidates = (plain, text, PREFIX + plain, PREFIX + text)
-    return next((each for each in candidates if _split_name(each)[0] in base.linears), name)
+    return next((each for each in candidates if split_name(each)[0] in base.linears), name)
 
 
 def _explain_stray(tensor: Tensor, module: str, base: Base) -> Problem:

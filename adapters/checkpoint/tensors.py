@@ -103,13 +103,23 @@ def rename_tensors(path: Path, names: Mapping[str, str]) -> Iterator[bytes]:
     """The pieces of a well-formed file with other names for some of its tensors."""
     header, data_begin = _read_header(path)
     renamed = {names.get(name, name): entry for name, entry in header.items()}
-    text = json.dumps(renamed, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the values stay aligned
-    yield len(text).to_bytes(8, "little") + text
+    yield encode_header(renamed)
     with path.open("rb") as file:
         file.seek(data_begin)
         while piece := file.read(CHUNK_BYTES):
             yield piece
+
+
+def encode_header(header: Mapping[str, Any]) -> bytes:
+    """What stands before the values: the header's length, and the header."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the values stay aligned
+    return len(text).to_bytes(8, "little") + text
+
+
+def read_floats(file: BinaryIO, tensor: Tensor) -> Floats:
+    """The values of one float tensor; raises TensorsMalformed if the file ends early."""
+    return np.concatenate([*_stream(file, tensor)]).reshape(tensor.shape)
 
 
 def measure(file: BinaryIO, tensor: Tensor) -> Magnitude:

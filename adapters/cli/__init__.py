@@ -21,6 +21,7 @@ app = typer.Typer(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "publish": publishing.publish,
+    "compose": publishing.compose,
     "inspect": inspecting.inspect,
     "watch": publishing.watch,
     "list": facts.list_,

@@ -1,4 +1,4 @@
-"""`lorry adapters publish` and `watch`."""
+"""`lorry adapters publish`, `compose` and `watch`."""
 
 import itertools
 import time
@@ -28,6 +28,9 @@ BaseNameOption = Annotated[
 AliasOption = Annotated[
     list[str] | None,
     typer.Option(help="Point this alias at it; may be repeated. [default: stable]"),
+]
+NoAliasOption = Annotated[
+    bool, typer.Option("--no-alias", help="Publish it without rolling it out.")
 ]
 MaxRankOption = Annotated[
     int | None, typer.Option(min=1, help="Refuse a larger rank than the servers make room for.")
@@ -59,18 +62,21 @@ def publish(
     ] = None,
     base_name: BaseNameOption = None,
     alias: AliasOption = None,
-    no_alias: Annotated[
-        bool, typer.Option("--no-alias", help="Publish it without rolling it out.")
-    ] = False,
+    no_alias: NoAliasOption = False,
     max_rank: MaxRankOption = None,
     allow_base_mismatch: MismatchOption = False,
 ) -> None:
     """Check an adapter and publish it as the next version of its name."""
-    if no_alias and alias:
-        raise typer.BadParameter("--alias and --no-alias exclude each other")
-    aliases = () if no_alias else _aliases(alias)
+    aliases = _chosen_aliases(alias, no_alias)
     if site.url:
-        _refuse_own_rules(base, base_name, max_rank, allow_base_mismatch)
+        _refuse_own_rules(
+            {
+                "--base": base,
+                "--base-name": base_name,
+                "--max-rank": max_rank,
+                "--allow-base-mismatch": allow_base_mismatch,
+            }
+        )
         with site.opened_server() as server:
             version = server.publish(source, name=name, aliases=aliases)
     elif base is None:
@@ -90,9 +96,41 @@ def publish(
             version = publish(
                 source, name, store=store, catalog=catalog, rules=rules, aliases=aliases
             )
-    _print_warnings(version)
-    pointing = ", ".join(version.aliases) or "no alias"
-    site.print(version.as_json(), f"{version.label} {version.digest} ({pointing})")
+    _print_published(site, version)
+
+
+@acts_on(STORE, SERVER, JSON)
+def compose(
+    site: Site,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new adapter's name.")],
+    text: Annotated[
+        str, typer.Argument(metavar="SUM", help="Such as 'orders@1*0.7+tone@3*0.5'; quote it.")
+    ],
+    alias: AliasOption = None,
+    no_alias: NoAliasOption = False,
+    max_rank: MaxRankOption = None,
+) -> None:
+    """Publish a sum of adapters as the next version of a name, with its parts as provenance."""
+    aliases = _chosen_aliases(alias, no_alias)
+    if site.url:
+        _refuse_own_rules({"--max-rank": max_rank})
+        with site.opened_server() as server:
+            version = server.compose(name, text, aliases=aliases)
+    else:
+        with site.opened_store() as catalog:
+            from adapters.checkpoint.peft_config import MAX_RANK
+            from adapters.compose import compose
+            from adapters.store import open_store
+
+            version = compose(
+                name,
+                text,
+                store=open_store(site.place),
+                catalog=catalog,
+                aliases=aliases,
+                max_rank=max_rank or MAX_RANK,
+            )
+    _print_published(site, version)
 
 
 @acts_on(STORE)
@@ -150,6 +188,12 @@ def watch(
         raise typer.Exit(1)
 
 
+def _print_published(site: Site, version: "AdapterVersion") -> None:
+    _print_warnings(version)
+    pointing = ", ".join(version.aliases) or "no alias"
+    site.print(version.as_json(), f"{version.label} {version.digest} ({pointing})")
+
+
 def _print_warnings(version: "AdapterVersion") -> None:
     from adapters.publish import list_notes, list_warnings
 
@@ -177,15 +221,7 @@ def find_base(base: str) -> Path:
     return find_shape(base, lambda line: typer.echo(line, err=True))
 
 
-def _refuse_own_rules(
-    base: str | None, base_name: str | None, max_rank: int | None, allow_mismatch: bool
-) -> None:
-    given = {
-        "--base": base,
-        "--base-name": base_name,
-        "--max-rank": max_rank,
-        "--allow-base-mismatch": allow_mismatch,
-    }
+def _refuse_own_rules(given: dict[str, str | int | None]) -> None:
     for option, value in given.items():
         if value:
             raise typer.BadParameter(
@@ -201,6 +237,12 @@ def make_rules(
     from adapters.publish import Rules
 
     return Rules(base, base_name, max_rank or MAX_RANK, allow_base_mismatch)
+
+
+def _chosen_aliases(alias: list[str] | None, no_alias: bool) -> tuple[str, ...]:
+    if no_alias and alias:
+        raise typer.BadParameter("--alias and --no-alias exclude each other")
+    return () if no_alias else _aliases(alias)
 
 
 def _aliases(alias: list[str] | None) -> tuple[str, ...]:

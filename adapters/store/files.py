@@ -7,7 +7,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from io import BufferedReader
 from itertools import islice
@@ -108,17 +108,27 @@ def copy_bounded(
 
     The count is of bytes read: a file may grow meanwhile, or be a stream. `seen` gets every piece.
     """
-    left = max_bytes
-    with path.open("xb") as target:
+
+    def pieces() -> Iterator[bytes]:
+        left = max_bytes
         while piece := source.read(COPY_BYTES):
             left -= len(piece)
             if left < 0:
                 raise FileRefused(too_large(path.name, max_bytes))
             seen(piece)
-            target.write(piece)
-        target.flush()
-        os.fchmod(target.fileno(), 0o444)
-        os.fsync(target.fileno())
+            yield piece
+
+    write_durably(path, pieces())
+
+
+def write_durably(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a new file, which nobody may write again; raises OSError."""
+    with path.open("xb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fchmod(file.fileno(), 0o444)
+        os.fsync(file.fileno())
 
 
 def _explain_refusal(folder: Path, name: str, error: OSError) -> Problem:

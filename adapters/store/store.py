@@ -41,6 +41,7 @@ from adapters.store.files import (
     FileRefused,
     copy_bounded,
     open_adapter_file,
+    write_durably,
 )
 
 OBJECTS = "objects/sha256"
@@ -144,15 +145,15 @@ class Store:
     def rewrite(self, staged: Staged, name: str, pieces: Iterable[bytes]) -> Staged:
         """A staged copy with other bytes in one of its files, durably written."""
         digest = hashlib.sha256()
+
+        def counted_pieces() -> Iterator[bytes]:
+            for piece in pieces:
+                digest.update(piece)
+                yield piece
+
         partial = staged.path / f"{name}.partial"
         with self._reported():
-            with partial.open("xb") as file:
-                for piece in pieces:
-                    digest.update(piece)
-                    file.write(piece)
-                file.flush()
-                os.fchmod(file.fileno(), 0o444)
-                os.fsync(file.fileno())
+            write_durably(partial, counted_pieces())
             partial.replace(staged.path / name)
         return replace(staged, hashes={**staged.hashes, name: digest.hexdigest()})
 

@@ -22,6 +22,7 @@ from adapters.keys.record import (
     Scope,
 )
 from adapters.names import MAX_ALIAS, MAX_METRIC, MAX_NAME, MAX_VERSION, STABLE
+from adapters.sums import MAX_SUM
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 AliasName = Annotated[str, Field(min_length=1, max_length=MAX_ALIAS)]
@@ -51,6 +52,13 @@ class Publication(Body):
 
 class SourcePublication(Publication):
     source: Source
+
+
+class Composition(Body):
+    """The sum that becomes the next version of a name, and the aliases to point at it."""
+
+    sum: Annotated[str, Field(min_length=1, max_length=MAX_SUM)]
+    aliases: list[AliasName] = Field(default=[STABLE], max_length=16)
 
 
 class Pointing(Body):

@@ -15,11 +15,12 @@ from pathlib import Path
 from starlette.requests import Request
 
 from adapters.catalog import AdapterVersion, Catalog
+from adapters.compose import compose
 from adapters.errors import BadName, unwritable
 from adapters.names import STABLE
 from adapters.publish import Rules, list_warnings, publish
 from adapters.watch import Sighting, Watcher
-from server.admin.bodies import Publication
+from server.admin.bodies import Composition, Publication
 from server.admin.uploads import ArrivingBody, take_upload
 from server.errors import InvalidRequest, Unavailable
 from server.settings import Settings
@@ -56,6 +57,25 @@ class Publisher:
             return await asyncio.to_thread(
                 self._publish_now, place, wanted.name, wanted.aliases, actor
             )
+
+    async def publish_sum(self, name: str, wanted: Composition, actor: str) -> AdapterVersion:
+        """Publish a sum of adapters of this catalog as a version of `name`."""
+        self._check_name(name)
+        async with self._turn():
+            return await asyncio.to_thread(
+                compose,
+                name,
+                wanted.sum,
+                store=self._store,
+                catalog=self._catalog,
+                aliases=wanted.aliases,
+                max_rank=self._settings.max_lora_rank,
+                actor=actor,
+            )
+
+    def _check_name(self, name: str) -> None:
+        if name == self._settings.base_name:
+            raise BadName(f"the name {name!r} is the served base model's", "choose another name")
 
     def _locate(self, source: str) -> str | Path:
         """The address, or the folder below `admin_source_root`; raises InvalidRequest."""
@@ -128,8 +148,7 @@ class Publisher:
         if_new: bool = False,
     ) -> AdapterVersion:
         settings = self._settings
-        if name == settings.base_name:
-            raise BadName(f"the name {name!r} is the served base model's", "choose another name")
+        self._check_name(name)
         local = isinstance(place, Path)
         rules = Rules(
             base=Path(settings.model),

@@ -15,6 +15,7 @@ from adapters.names import STABLE
 from server.admin import views
 from server.admin.bodies import (
     AliasName,
+    Composition,
     EvaluationBody,
     Gating,
     LoadLora,
@@ -58,7 +59,7 @@ def create_router(shelf: Shelf, publisher: Publisher, keys: Keys) -> APIRouter:
     adapters = APIRouter(prefix="/admin/adapters", tags=["adapters"])
     _add_adapters(adapters, shelf, publisher)
     _add_aliases(adapters, shelf)
-    _add_versions(adapters, shelf)
+    _add_versions(adapters, shelf, publisher)
     router.include_router(adapters)
 
     @router.get("/admin/history", tags=["adapters"])
@@ -146,7 +147,12 @@ def _add_aliases(router: APIRouter, shelf: Shelf) -> None:
         return views.describe_alias(await shelf.roll_back(name, alias, to, actor))
 
 
-def _add_versions(router: APIRouter, shelf: Shelf) -> None:
+def _add_versions(router: APIRouter, shelf: Shelf, publisher: Publisher) -> None:
+    @router.post("/{name}/compose", status_code=201)
+    async def compose_adapter(name: Name, body: Composition, actor: Actor) -> dict[str, Any]:
+        """Publish a sum of adapters as the next version of a name."""
+        return await shelf.describe_version(await publisher.publish_sum(name, body, actor))
+
     @router.post("/{name}/versions/{version}/evaluations", status_code=201)
     async def record_evaluation(
         name: Name, version: Version, body: EvaluationBody, actor: Actor

@@ -38,9 +38,9 @@ from adapters.chat_form.rendering import (
     TemplateTooComplex,
 )
 from adapters.errors import StoreError
-from adapters.publish import CHAT_FORM
 from adapters.store import AnyStore
 from adapters.store.files import TOKENIZER
+from adapters.sums import AdapterSum
 from server.call import Call, current_call
 from server.errors import InvalidRequest, RequestError, Unavailable
 
@@ -127,8 +127,10 @@ class ChatForms:
 
     async def of(self, version: AdapterVersion | None) -> OwnForm | None:
         """None if it is asked in the base's form; raises RequestError."""
-        said = (version.provenance or {}).get(CHAT_FORM) if version is not None else None
-        if version is None or not isinstance(said, dict):
+        if isinstance(version, AdapterSum):
+            version = version.parts[0].version  # its parts have one form, or none
+        said = version.chat_form if version is not None else None
+        if version is None or said is None:
             return None
         form = self._known.get(version.digest)
         if form is None:

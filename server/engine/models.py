@@ -61,7 +61,11 @@ class CallModels(OpenAIServingModels):
 
     def is_base_model(self, model_name: str) -> bool:
         call = current_call.get()
-        return _is_base_call(call) and super().is_base_model(model_name)
+        if not _is_base_call(call):
+            return False
+        # Or what the call has named and comes to the base, such as a sum of weight 0.
+        is_asked = call is not None and model_name == call.requested_model
+        return is_asked or super().is_base_model(model_name)
 
     def model_name(self, lora_request: LoRARequest | None = None) -> str:
         """The `model` of every answer and chunk: NAME@VERSION, or the base's name."""

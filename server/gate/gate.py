@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from adapters.catalog import AdapterVersion, VersionKey
+from adapters.sums import is_sum
 from server.call import Call, Lease, Sequence
 from server.engine.interface import EngineGone, Work
 from server.errors import MAX_RETRY_SECONDS, QueueIsFull
@@ -116,6 +117,7 @@ class FairAdmission:
         self._is_due = False  # `_advance`, by the event loop
         self._has_ended = False
         limits.is_pinned = residency.is_pinned
+        limits.is_sum = lambda key: is_sum(key.label)
         limits.unpinned = lambda: residency.most_unpinned
 
     @asynccontextmanager

@@ -32,7 +32,8 @@ _LAST: Rank = (math.inf,)
 class Limits:
     """What may be inside the engine, and wait for it, at once; times are in seconds.
 
-    `adapters` are distinct ones, of which at most `unpinned()` are not pinned. `slot_seconds` is
+    `adapters` are distinct ones, of which at most `unpinned()` are not pinned, and at most `sums`
+    are sums of adapters. `slot_seconds` is
     the least time that an adapter keeps its slot while others wait for one, and the least time that
     they wait. A flow that is not served for `wait_seconds` has every second turn; with all of them,
     a crowd that waits for long would be served first come, first served. One that was
@@ -42,12 +43,14 @@ class Limits:
     sequences: int
     adapters: int
     prefill_tokens: int
+    sums: float = math.inf
     calls: int = 1024
     tokens: int = 1 << 20
     credit: float = 1000.0
     wait_seconds: float = 30.0
     slot_seconds: float = 0.5
     is_pinned: Callable[[VersionKey], bool] = lambda _: False
+    is_sum: Callable[[VersionKey], bool] = lambda _: False
     unpinned: Callable[[], float] = lambda: math.inf
 
 
@@ -368,11 +371,20 @@ class FairQueue:
         """Whether a free slot is for an entry's adapter too."""
         is_pinned = self.limits.is_pinned
         unpinned = sum(not is_pinned(each) for each in self._slots)
-        if unpinned < self.limits.unpinned():
-            return self._is_out
-        return lambda each: (
-            each.adapter is not None and self._is_out(each) and is_pinned(each.adapter)
-        )
+        only_pinned = unpinned >= self.limits.unpinned()
+        no_sum = self._sums_are_full()
+
+        def may_come(entry: Entry) -> bool:
+            if entry.adapter is None or not self._is_out(entry):
+                return False
+            if no_sum and self.limits.is_sum(entry.adapter):
+                return False
+            return not only_pinned or is_pinned(entry.adapter)
+
+        return may_come
+
+    def _sums_are_full(self) -> bool:
+        return sum(self.limits.is_sum(each) for each in self._slots) >= self.limits.sums
 
     def _drain(self, entry: Entry, rank: Rank, now: float) -> None:
         """Close the slot with the least work left for `entry`, unless enough are closed already."""
@@ -383,6 +395,8 @@ class FairQueue:
         without_slot = len(ranks.keys() - self._slots.keys() - {None})
         if draining >= min(without_slot, max(1, self.limits.adapters // 2)):
             return
+        assert entry.adapter is not None
+        only_sums = self.limits.is_sum(entry.adapter) and self._sums_are_full()
         only_unpinned = len(self._slots) < self.limits.adapters
         closable = [
             (slot.left, adapter)
@@ -391,6 +405,7 @@ class FairQueue:
             and not slot.is_draining
             and (not slot.inside or now - slot.since >= self.limits.slot_seconds)
             and not (only_unpinned and self.limits.is_pinned(adapter))
+            and (self.limits.is_sum(adapter) or not only_sums)
             and ranks.get(adapter, _LAST) > rank
         ]
         if closable:

@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 
 from adapters.catalog import AdapterVersion, Catalog, Published
 from adapters.keys import Key
+from adapters.sums import AdapterSum
 from server.admin.accounts import create_accounts_router, create_usage_router
 from server.admin.guard import AdminGuard
 from server.admin.publishing import Publisher
@@ -182,8 +183,10 @@ def _add_models(app: FastAPI, names: ModelNames, started_at: int) -> None:
 
     @app.get("/v1/models/{model:path}")
     async def retrieve_model(model: str, request: Request) -> dict[str, Any]:
-        """One model, by any name that a request can use."""
+        """One model, by any name that a request can use; a sum of adapters too."""
         version = await names.resolve(model, key=caller_of(request.scope).key)
+        if isinstance(version, AdapterSum):
+            return _sum_card(model, version, names.base)
         return base if version is None else _card(model, version, names.base)
 
 
@@ -197,6 +200,12 @@ def _card(model: str, version: AdapterVersion | Published, base: str) -> dict[st
         "parent": base,
         "version": version.version,
     }
+
+
+def _sum_card(model: str, version: AdapterSum, base: str) -> dict[str, Any]:
+    parts = [part.as_json() for part in version.parts]
+    facts = {"version": None, "sum": version.label, "rank": version.rank, "parts": parts}
+    return _card(model, version, base) | facts
 
 
 def _encode_models(

@@ -169,6 +169,7 @@ class InferenceMiddleware:
         call.user = user_of(selection)
         side = split_key(call, scope)
         call.version = await self._names.resolve(selection.model or "", side, call.key)
+        call.requested_model = selection.model  # whole: a valid sum may be longer
         call.resolved = True
         await self._quotas.arrive(call)
         call.digest = await digest_of(body)

@@ -12,6 +12,7 @@ import time
 
 from adapters.catalog import AdapterVersion, Catalog, VersionKey
 from adapters.errors import AdapterError, CatalogUnreadable
+from adapters.sums import part_labels
 from server.lifecycle import Lifecycle
 from server.residency.residency import Residency
 from server.telemetry.metrics import Metrics
@@ -146,7 +147,7 @@ class Pins:
 
 
 class Removals:
-    """Unloads removed versions and ends their metric series."""
+    """Unloads removed versions, and sums of them, and ends their metric series."""
 
     def __init__(self, catalog: Catalog, residency: Residency, metrics: Metrics) -> None:
         self._catalog = catalog
@@ -171,8 +172,8 @@ class Removals:
             removals_logger.warning("the versions can't be listed: %s", error)
             return
         for label in counted:
-            if label not in listed:
+            if not listed.issuperset(part_labels(label)):
                 self._metrics.removed(label)
         for version in held:
-            if version.label not in listed:
+            if not listed.issuperset(part_labels(version.label)):
                 self._residency.begin_to_retire(version)

@@ -57,13 +57,14 @@ class Resident:
 
 
 class Loader:
-    """`check` raises an AdapterError for a version whose files can't be served."""
+    """`check` raises an AdapterError for a version whose files can't be served, and makes those of
+    a sum; `path_of` returns their folder."""
 
     def __init__(
         self,
         engine: AdapterEngine,
         *,
-        path_of: Callable[[str], Path],
+        path_of: Callable[[AdapterVersion], Path],
         check: Callable[[AdapterVersion], object],
         metrics: Metrics,
         within: float,
@@ -80,7 +81,7 @@ class Loader:
         """A fresh integer id and an engine-side name of its own, never used again."""
         integer_id = next(self._ids)
         name = engine_name(version, integer_id)
-        request = self._engine.make_request(name, integer_id, self._path_of(version.digest))
+        request = self._engine.make_request(name, integer_id, self._path_of(version))
         return Load(version, integer_id, Lease(name, request))
 
     async def run(self, load: Load, leaving: Load | None) -> None:

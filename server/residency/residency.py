@@ -22,6 +22,7 @@ from functools import partial
 
 from adapters.catalog import AdapterVersion, VersionKey
 from adapters.errors import AdapterError
+from adapters.sums import is_sum, part_labels
 from server.call import Call, Lease
 from server.engine.interface import AdapterEngine, EngineGone, EngineRefusal
 from server.errors import AdapterInUse, RequestError, Unavailable
@@ -43,6 +44,7 @@ class Residency:
         loader: Loader,
         *,
         capacity: int,
+        most_sums: int,
         servable: Servable,
         metrics: Metrics,
         wait_seconds: float,
@@ -52,6 +54,7 @@ class Residency:
         self._engine = engine
         self._loader = loader
         self._capacity = capacity
+        self.most_sums = min(most_sums, max(1, capacity // 2))  # resident at once
         self._servable = servable
         self._metrics = metrics
         self._wait_seconds = wait_seconds
@@ -61,8 +64,10 @@ class Residency:
         self._retiring: dict[VersionKey, asyncio.Task[None]] = {}
         self._pinned: frozenset[VersionKey] = frozenset()
         self._admissions = Admissions()
-        # Versions that need a place wait here, first come first served; loads run outside.
+        # Versions that need a place wait here, first come first served; loads run outside. Sums
+        # wait apart: adapters do not wait for one of the few places of sums.
         self._queue = asyncio.Lock()
+        self._sums_queue = asyncio.Lock()
         self._freed = asyncio.Event()
 
     @property
@@ -165,7 +170,9 @@ class Residency:
         resident.users -= 1
         self._freed.set()
         resident.last_used = time.monotonic()
-        self._used_at[resident.load.version.key] = time.time()
+        key = resident.load.version.key
+        if not is_sum(key.label):  # of which there is no end
+            self._used_at[key] = time.time()
 
     async def load(self, version: AdapterVersion) -> None:
         """Make `version` resident ahead of calls; raises as `lease` does."""
@@ -236,9 +243,15 @@ class Residency:
 
         Returns whether it is gone already.
         """
-        task = self.begin_to_retire(version)
-        done, _ = await asyncio.wait({task}, timeout=self._wait_seconds)
-        return task in done
+        tasks = {self.begin_to_retire(each) for each in (version, *self._sums_with(version))}
+        done, _ = await asyncio.wait(tasks, timeout=self._wait_seconds)
+        return tasks == done
+
+    def _sums_with(self, version: AdapterVersion) -> list[AdapterVersion]:
+        """The resident sums that a version is a part of: they end with it."""
+        held = [resident.load.version for resident in self._residents.values()]
+        sums = (each for each in held if is_sum(each.label))
+        return [each for each in sums if version.label in part_labels(each.label)]
 
     def begin_to_retire(self, version: AdapterVersion) -> asyncio.Task[None]:
         """Like `retire`, but does not wait. Idempotent."""
@@ -277,23 +290,40 @@ class Residency:
 
     async def _admit(self, key: VersionKey, version: AdapterVersion) -> None:
         """Start loading the version as soon as a place is free."""
+        queue = self._sums_queue if is_sum(version.label) else self._queue
         try:
-            async with asyncio.timeout(self._wait_seconds), self._queue:
+            async with asyncio.timeout(self._wait_seconds), queue:
                 load = self._loader.prepare(version)  # may raise, so before any eviction
                 while key not in self._residents:
-                    if len(self._residents) + self._leaving < self._capacity:
-                        self._start_load(key, load, None)
-                    elif (leaving := self._evict_coldest()) is not None:
-                        self._start_load(key, load, leaving)
-                    else:
+                    if not self._begin_load(key, load):
                         await self._wait_freed()
         except TimeoutError:
-            raise Unavailable(
-                f"All {self._capacity} places for adapters are in use. Try again, or start the "
-                "server with a larger --max-cpu-loras.",
-                code="adapters_busy",
-                retry_after=1,
-            ) from None
+            raise self._busy(is_sum(version.label)) from None
+
+    def _begin_load(self, key: VersionKey, load: Load) -> bool:
+        """Start a load if there is a place, or one that is not used; a sum has those of sums."""
+        among = None
+        if is_sum(key.label):
+            sums = [each for each in self._residents if is_sum(each.label)]
+            among = sums if len(sums) >= self.most_sums else None
+        if among is None and len(self._residents) + self._leaving < self._capacity:
+            self._start_load(key, load, None)
+            return True
+        if (leaving := self._evict_coldest(among)) is None:
+            return False
+        self._start_load(key, load, leaving)
+        return True
+
+    def _busy(self, for_sum: bool) -> Unavailable:
+        said = f"All {self._capacity} places for adapters are in use"
+        if for_sum:
+            said = f"All {self.most_sums} places for sums, or all for adapters, are in use"
+        option = "--max-sums" if for_sum else "--max-cpu-loras"
+        return Unavailable(
+            f"{said}. Try again, or start the server with a larger {option}.",
+            code="adapters_busy",
+            retry_after=1,
+        )
 
     async def _wait_freed(self) -> None:
         """Wait for a lease to end, but not for long.
@@ -342,15 +372,15 @@ class Residency:
             if call is not None:
                 call.load_ended = time.monotonic()
 
-    def _evict_coldest(self) -> Load | None:
-        """Free the place of the least recently used adapter; the caller unloads it.
+    def _evict_coldest(self, among: Iterable[VersionKey] | None = None) -> Load | None:
+        """Free the place of the least recently used adapter, or of these; the caller unloads it.
 
-        None when every adapter is in use, loading or pinned.
+        None when each is in use, loading or pinned.
         """
         idle = [
-            (resident.last_used, key)
-            for key, resident in self._residents.items()
-            if key not in self._pinned and self._is_idle(resident)
+            (self._residents[key].last_used, key)
+            for key in (self._residents if among is None else among)
+            if key not in self._pinned and self._is_idle(self._residents[key])
         ]
         if not idle:
             return None

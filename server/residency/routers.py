@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from adapters.catalog import AdapterVersion, Alias, Catalog
 from adapters.errors import AdapterError
 from adapters.names import STABLE
+from adapters.sums import is_sum
 from server.residency.loading import Resident
 from server.residency.occupancy import Occupancy
 from server.residency.residency import Residency
@@ -32,7 +33,11 @@ _READ_SECONDS = 0.5  # a scrape does not wait longer for the catalog
 def spell(version: AdapterVersion, aliases: Iterable[Alias]) -> list[str]:
     """The names that mean a version, given the aliases of its name: NAME if `stable` points at it,
     NAME@VERSION, and NAME@ALIAS of each alias that points at it, alone or as a side of a split.
+
+    A sum has its canonical form only: a router can't know the other ways to write it.
     """
+    if is_sum(version.label):
+        return [version.label]
     pointing = sorted(
         (
             each.alias
@@ -68,7 +73,8 @@ class RouterSeries(Collector):
         While the catalog can't be read, or only slowly, names mean what they meant before.
         """
         if self._reading is None or self._reading.done():
-            names = sorted({version.name for version in self._versions()})
+            versions = self._versions()
+            names = sorted({each.name for each in versions if not is_sum(each.label)})
             if not names:
                 return
             self._reading = asyncio.create_task(self._read(names))

@@ -19,7 +19,9 @@ from adapters.checkpoint.base import Base
 from adapters.errors import StoreUnreadable
 from adapters.store import AnyStore
 from adapters.store.store import counted
-from server.errors import AdapterUnusable
+from adapters.sums import AdapterSum
+from server.errors import AdapterUnusable, SumRefused
+from server.residency.stacked_sums import StackedSums
 
 _READ_BYTES = 1 << 18
 
@@ -35,7 +37,12 @@ class Servable:
     base_digest: str | None = None
 
     def check(self, version: AdapterVersion) -> None:
-        """Raises AdapterUnusable."""
+        """Raises AdapterUnusable; SumRefused if only parts of a sum could be served."""
+        if isinstance(version, AdapterSum):
+            for part in version.parts:
+                self.check(part.version)
+            self._check_ranks(version)
+            return
         if version.rank > self.max_rank:
             raise AdapterUnusable(
                 f"The adapter {version.label} has rank {version.rank}; this server serves up to "
@@ -48,14 +55,33 @@ class Servable:
                 code="base_mismatch",
             )
 
+    def _check_ranks(self, version: AdapterSum) -> None:
+        if version.rank > self.max_rank:
+            ranks = ", ".join(f"{each.version.label} {each.version.rank}" for each in version.parts)
+            raise SumRefused(
+                f"The ranks of this sum's parts ({ranks}) are {version.rank} together; this server "
+                f"serves up to {self.max_rank}. Leave a part out, or start it with a larger "
+                "--max-lora-rank."
+            )
+
 
 class ServedObjects:
-    """The store's objects, checked for one base. Several threads may use it at once."""
+    """The store's objects, checked for one base. Several threads may use it at once.
 
-    def __init__(self, store: AnyStore, base: Base) -> None:
+    `sums` has the files of sums, which are no objects.
+    """
+
+    def __init__(self, store: AnyStore, base: Base, sums: StackedSums) -> None:
         self._store = store
         self._base = base
+        self._sums = sums
         self._passed: dict[str, State] = {}
+
+    def path(self, version: AdapterVersion) -> Path:
+        """The folder of its files, once `check` has passed it."""
+        if isinstance(version, AdapterSum):
+            return self._sums.path(version.digest)
+        return self._store.path(version.digest)
 
     def check(self, version: AdapterVersion) -> None:
         """Raises an AdapterError unless the version can be loaded.
@@ -63,6 +89,11 @@ class ServedObjects:
         A StoreError means that the store lost or damaged the files; any other, that they do not fit
         this base.
         """
+        if isinstance(version, AdapterSum):
+            for part in version.parts:
+                self.check(part.version)
+            self._sums.make(version)
+            return
         digest = version.digest
         with self._store.using(digest) as folder:
             self._check(digest, folder)

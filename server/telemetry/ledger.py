@@ -1,7 +1,8 @@
 """Counts per adapter version: a bounded number of accounts, and sums that never decrease.
 
-At most `limit` versions have an account of their own, keyed by their label (NAME@VERSION). Beyond
-that the least recently used one is folded into `_other`: its counts move there, so that sums over
+At most `limit` versions have an account of their own, keyed by their label (NAME@VERSION), and a
+quarter as many sums of adapters, whose weights callers choose. Beyond that the least recently used
+one is folded into `_other`: its counts move there, so that sums over
 all accounts only grow. Calls that still hold a folded account count into `_other`. A version that
 is called again gets a new account, which starts at zero. Used in one thread, the event loop's.
 """
@@ -14,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client.samples import Exemplar
+
+from adapters.sums import is_sum
 
 OTHER = "_other"
 
@@ -87,6 +90,12 @@ class Account:
         return self.counters.setdefault(name, {}).setdefault(labels, Count())
 
 
+@dataclass(slots=True)
+class _Shelf:
+    limit: int
+    own: dict[str, Account]  # the least recently used first
+
+
 class Ledger:
     """`bounds` has the buckets of each histogram; accounts of `fixed` keys are never folded."""
 
@@ -94,43 +103,50 @@ class Ledger:
         self, bounds: Mapping[str, tuple[float, ...]], limit: int, fixed: Iterable[str]
     ) -> None:
         self._bounds = bounds
-        self._limit = limit
         self._fixed = {key: Account(key, bounds) for key in (*fixed, OTHER)}
-        self._versions: dict[str, Account] = {}  # the least recently used first
+        self._versions = _Shelf(limit, {})
+        self._sums = _Shelf(max(1, limit // 4), {})
 
     @property
     def other(self) -> Account:
         return self._fixed[OTHER]
 
     def accounts(self) -> list[Account]:
-        return [*self._fixed.values(), *self._versions.values()]
+        return [*self._fixed.values(), *self._versions.own.values(), *self._sums.own.values()]
 
     def versions(self) -> list[str]:
-        """The labels of the versions that have an account of their own."""
-        return list(self._versions)
+        """The labels of the versions, sums too, that have an account of their own."""
+        return [*self._versions.own, *self._sums.own]
 
     def account(self, key: str) -> Account:
         """The version's own account, opened if need be; counts as a use."""
         if (fixed := self._fixed.get(key)) is not None:
             return fixed
-        account = self._versions.pop(key, None) or Account(key, self._bounds)
-        self._versions[key] = account
-        if len(self._versions) > self._limit:
-            self.fold(next(iter(self._versions)))
+        shelf = self._shelf(key)
+        account = shelf.own.pop(key, None) or Account(key, self._bounds)
+        shelf.own[key] = account
+        if len(shelf.own) > shelf.limit:
+            self.fold(next(iter(shelf.own)))
         return account
 
     def find(self, key: str) -> Account:
         """The version's account, or `_other`'s where it has none."""
-        return self._fixed.get(key) or self._versions.get(key) or self.other
+        return self._fixed.get(key) or self._shelf(key).own.get(key) or self.other
 
     def fold(self, key: str) -> None:
         """End the version's series; its counts stay in the sums."""
-        if (account := self._versions.pop(key, None)) is not None:
+        if (account := self._shelf(key).own.pop(key, None)) is not None:
             account.fold_into(self.other)
+
+    def _shelf(self, key: str) -> _Shelf:
+        return self._sums if is_sum(key) else self._versions
 
 
 def labels_of(key: str) -> tuple[str, str]:
-    """The values of the labels `adapter` and `version`: of NAME@VERSION, or of `base`."""
+    """The values of the labels `adapter` and `version`: of NAME@VERSION, of `base`, or of a sum,
+    which has no number."""
+    if is_sum(key):
+        return key, ""
     adapter, _, version = key.partition("@")
     return adapter, version
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry
 
 from adapters.catalog import AdapterVersion
+from adapters.sums import part_labels
 from server.call import BASE, UNRESOLVED, Call
 from server.telemetry.exposition import PER_VERSION, Exposition, Kind, Source
 from server.telemetry.ledger import Account, Histogram, Ledger, Trace, labels_of
@@ -209,8 +210,10 @@ class Metrics:
         self._ledger.find(label).count("adapter_evictions", "device")
 
     def removed(self, label: str) -> None:
-        """End the series of a version that was removed; its counts go to `_other`."""
-        self._ledger.fold(label)
+        """End the series of a version that was removed, and of its sums; counts go to `_other`."""
+        for each in self.versions():
+            if label == each or label in part_labels(each):
+                self._ledger.fold(each)
 
     def versions(self) -> list[str]:
         """The labels of the versions that have series of their own."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from opentelemetry.trace import format_span_id, format_trace_id
 
+from adapters.sums import parts_of
 from server.call import MAX_RECORDED_SEQUENCES, Call
 from server.gate.usage import UsageCounts
 from server.telemetry.logs import write_call
@@ -56,8 +57,9 @@ def describe(call: Call) -> dict[str, Any]:
         "model": call.requested_model,
         "served_model": call.response_model,
         "adapter": call.adapter_label,
-        "version": version.version if version else None,
+        "version": (version.version or None) if version else None,
         "digest": version.digest if version else None,
+        "parts": [part.as_json() for part in parts_of(version)] or None,
         "base": call.base,
         "stream": call.stream,
         "status": call.status,

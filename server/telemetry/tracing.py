@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from adapters.sums import parts_of
 from server.call import MAX_RECORDED_SEQUENCES, Call
 from server.content import Content, is_captured
 
@@ -129,10 +130,16 @@ def _attributes(call: Call) -> dict[str, Any]:
     if call.version is not None:
         attributes |= {
             "lorry.adapter.name": call.version.name,
-            "lorry.adapter.version": call.version.version,
+            "lorry.adapter.version": call.version.version or None,
             "lorry.adapter.digest": call.version.digest,
             "lorry.adapter.rank": call.version.rank,
         }
+        if parts := parts_of(call.version):
+            attributes |= {
+                "lorry.adapter.parts": [part.version.label for part in parts],
+                "lorry.adapter.part_digests": [part.version.digest for part in parts],
+                "lorry.adapter.part_weights": [float(part.weight) for part in parts],
+            }
     elif call.resolved:
         attributes["lorry.adapter.name"] = call.adapter_label
     return {key: value for key, value in attributes.items() if value is not None}

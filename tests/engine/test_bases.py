@@ -12,19 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from bases import FAMILIES, KINDS, build, reference, write_adapters
-from engine_process import ROOT, Answer, EngineProcess, Request
+from bases import (
+    FAMILIES,
+    KINDS,
+    WITHIN,
+    build,
+    differences,
+    reference,
+    settings,
+    write_adapters,
+)
+from engine_process import ROOT, EngineProcess, Request
 from publishing import publish
 from shop import BASE
 
-from adapters.checkpoint.base import SERVED_MODULES
 from server.kernels import PORTABLE_VARIABLE
 
 pytestmark = pytest.mark.filterwarnings("default")  # of transformers and PEFT
 
 LENGTHS = (9, 40, 75)
-WITHIN = 0.05  # nats: of the log-probability of each token
 TABLE = ROOT / "docs/bases.md"
 BEGIN, END = "<!-- table -->\n", "<!-- /table -->\n"
 QUICK = {("qwen2", "nf4", "compiled")}
@@ -75,29 +81,6 @@ def proven(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str, str]
     yield found
     if request.config.option.write_docs and len(found) == len(CELLS):
         write_table(found)
-
-
-def settings(base: Path, quantization: str) -> dict[str, object]:
-    chosen = {
-        "model": str(base),
-        "dtype": "bfloat16",
-        "max_model_len": 256,
-        "max_lora_rank": 16,
-        "max_loras": 3,
-        "max_cpu_loras": 3,
-        "block_size": 32,
-        "kv_cache_memory_bytes": 64 * 2**20,
-        "enforce_eager": True,
-        "lora_target_modules": sorted(SERVED_MODULES),
-    }
-    return chosen | ({"quantization": "bitsandbytes"} if quantization == "nf4" else {})
-
-
-def differences(answer: Answer, prompt: tuple[int, ...], table: torch.Tensor) -> torch.Tensor:
-    """Ours minus theirs, of each token after the first; `table` has theirs for every token."""
-    ours = torch.tensor([*answer.prompt_logprobs, *answer.logprobs])
-    ids = torch.tensor([*prompt[1:], *answer.tokens])
-    return ours - table.gather(1, ids[:, None])[:, 0]
 
 
 @pytest.mark.parametrize(

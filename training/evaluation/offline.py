@@ -10,7 +10,6 @@ from adapters.catalog import AdapterVersion
 from adapters.catalog.evaluations import BASE
 from adapters.checkpoint.base import read_base
 from adapters.models import find_model, find_shape
-from adapters.publish import CHAT_FORM
 from adapters.store import AnyStore
 from training.data.forms import Example
 from training.data.tokens import Tokenizer, load_tokenizer
@@ -55,7 +54,7 @@ def open_base(
                 "another architecture or size",
                 "give its own base with --base",
             )
-        if CHAT_FORM in (version.provenance or {}):
+        if version.chat_form is not None:
             raise BaseInvalid(
                 f"{version.label} is asked in a chat form of its own, which a server has",
                 "judge it by a running server, with --url",

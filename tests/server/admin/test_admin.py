@@ -144,6 +144,22 @@ async def test_a_gate_of_a_name_holds_for_aliases_and_publications(house, ask):
     assert actions[-3:] == ["gate_changed", "gate_changed", "alias_moved"]
 
 
+async def test_a_sum_that_cannot_be_composed_is_refused_with_its_reason(house, ask):
+    for body, code in (
+        ({"sum": "red"}, "sum_invalid"),
+        ({"sum": "red*9"}, "sum_invalid"),
+        ({"sum": "red*0.5", "aliases": ["7"]}, "bad_name"),
+        ({"sum": ""}, "invalid_request"),
+        ({"sum": "x" * 3000}, "invalid_request"),
+        ({"sum": "red*0.5", "scale": 2}, "invalid_request"),
+    ):
+        await ask("POST", "/both/compose", 400, code, json=body)
+    await ask("POST", f"/{BASE}/compose", 400, "bad_name", json={"sum": "red*0.5"})
+    await ask("POST", "/both/compose", 404, "adapter_not_found", json={"sum": "red*0.5+nobody"})
+    # The stand-in's versions have no files.
+    await ask("POST", "/both/compose", 503, "object_missing", json={"sum": "red*0.5"})
+
+
 async def test_a_weight_is_set_for_the_name_and_holds_from_the_next_call(house, ask):
     publish(house.catalog, "red", content="newer")
     assert await ask("PUT", "/red/weight", json={"weight": 2}) == {"name": "red", "weight": 2.0}

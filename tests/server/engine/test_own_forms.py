@@ -70,14 +70,12 @@ def test_a_form_without_a_template_stands_for_none() -> None:
 
 
 def version_with(tmp_path: Path, template: str) -> Any:
-    from adapters.publish import CHAT_FORM
-
     folder = Store(tmp_path).path(DIGEST)
     folder.mkdir(parents=True)
     text = json.dumps({"chat_template": template}).encode()
     (folder / "tokenizer_config.json").write_bytes(text)
     said = {"sha256": hashlib.sha256(text).hexdigest()}
-    return SimpleNamespace(digest=DIGEST, label="red@1", provenance={CHAT_FORM: said})
+    return SimpleNamespace(digest=DIGEST, label="red@1", chat_form=said)
 
 
 @pytest.fixture

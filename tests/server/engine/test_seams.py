@@ -84,6 +84,9 @@ def test_handlers_see_only_the_leased_adapter_under_the_requested_name(call):
     assert not models.is_base_model("tiny")  # not for a call that leased an adapter
     call.version = None
     assert models.is_base_model("tiny")
+    assert not models.is_base_model("red*0")
+    call.requested_model = "red*0"  # a sum that comes to the base
+    assert models.is_base_model("red*0")
     assert models.model_name(None) == "tiny"
 
 

@@ -217,6 +217,27 @@ def test_a_pinned_adapter_takes_no_place_of_the_others():
     assert sorted(each.adapter for each in enter(queue)) == ["pinned", "x"]
 
 
+def is_sum(adapter: str) -> bool:
+    return adapter.startswith("sum")
+
+
+def test_sums_take_few_of_the_slots_and_one_drains_for_another_sum_only():
+    queue = FairQueue(limits(sequences=9, adapters=3, sums=1, is_sum=is_sum))
+    x, first, second = entry("x", "x"), entry("a", "sum a"), entry("b", "sum b")
+    join(queue, x, first, second)
+    assert set(enter(queue)) == {x, first}  # a slot is free, but not for a sum
+    first_again, x_again = entry("a", "sum a"), entry("x", "x")
+    join(queue, first_again, x_again, now=1.0)
+    assert x_again in enter(queue, 1.0)
+    y = entry("y", "y")
+    join(queue, y, now=1.0)
+    assert enter(queue, 1.0) == [y]  # an adapter does not wait behind the sum
+    queue.end(first, 2.0)
+    queue.end(first_again, 2.0)
+    assert enter(queue, 2.0) == [second]
+    assert {each.adapter for each in queue.inside} == {"x", "y", "sum b"}
+
+
 def test_whoever_is_not_served_for_too_long_has_every_second_turn():
     queue = FairQueue(limits(sequences=1, wait_seconds=5))
     join(queue, *(entry("slow", weight=0.01) for _ in range(2)))
@@ -323,10 +344,23 @@ EVENTS = st.lists(
 )
 
 
-@given(events=EVENTS, adapters=st.integers(1, 3), sequences=st.integers(1, 6))
+@given(
+    events=EVENTS,
+    adapters=st.integers(1, 3),
+    sequences=st.integers(1, 6),
+    sums=st.integers(1, 4),
+)
 @settings(deadline=None)
-def test_no_call_is_lost_doubled_or_kept_from_a_free_place(events, adapters, sequences):
-    model = EngineModel(limits(adapters=adapters, sequences=sequences, prefill_tokens=80))
+def test_no_call_is_lost_doubled_or_kept_from_a_free_place(events, adapters, sequences, sums):
+    model = EngineModel(
+        limits(
+            adapters=adapters,
+            sequences=sequences,
+            prefill_tokens=80,
+            sums=sums,
+            is_sum=lambda adapter: adapter in "yz",
+        )
+    )
     for event in events:
         model.happen(*event)
         model.check_bounds()
@@ -391,3 +425,19 @@ def test_more_adapters_than_slots_are_all_served_in_turn(adapters, tenants, outp
         model.happen("load")
     shares = [model.service[tenant] for tenant in range(tenants)]
     assert min(shares) >= 0.5 * sum(shares) / tenants
+
+
+@given(sums=st.integers(1, 2), outputs=st.integers(1, 20))
+@settings(deadline=None)
+def test_a_flood_of_sums_leaves_adapters_their_turns_and_has_its_own(sums, outputs):
+    model = EngineModel(limits(adapters=4, sequences=8, wait_seconds=2.0, sums=sums, is_sum=is_sum))
+    names = [*(f"sum {number}" for number in range(12)), "x", "y", "z"]
+    for _ in range(2000):
+        for tenant, name in enumerate(names):
+            while model.calls_of(tenant) < 4:
+                model.happen("join", tenant, name, 10, outputs, 1)
+        model.happen("step")
+        model.happen("load")
+    shares = [model.service[tenant] for tenant in range(len(names))]
+    assert min(shares[12:]) >= 0.5 * sum(shares) / len(names)
+    assert min(shares[:12]) >= 0.5 * sum(shares[:12]) / 12

@@ -50,7 +50,7 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture
 def check(store):
-    served = ServedObjects(store, None)
+    served = ServedObjects(store, None, None)
     return lambda: served.check(SimpleNamespace(digest="d"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from server.telemetry.ledger import OTHER, Histogram, Ledger
+from server.telemetry.ledger import OTHER, Histogram, Ledger, labels_of
 
 BOUNDS = {"seconds": (1.0, 2.0)}
 TRACE = {"trace_id": "a" * 32}
@@ -81,3 +81,20 @@ def test_the_newest_exemplar_survives_a_fold():
     ours.fold("red@1")
     assert ours.other.histograms["seconds"].exemplars[0].labels == TRACE
     assert ours.other.counters["calls"][()].exemplar.labels == TRACE
+
+
+def test_sums_have_a_quarter_of_the_limit_and_fold_no_version():
+    ours = ledger(8)
+    for number in range(8):
+        ours.account(f"red@{number + 1}").count("calls", "ok")
+    for number in range(50):
+        ours.account(f"red@1*0.{number}+blue@1").count("calls", "ok")
+        assert len(ours.accounts()) <= 2 + 8 + 2
+    assert ours.versions()[:8] == [f"red@{number + 1}" for number in range(8)]
+    assert ours.versions()[8:] == ["red@1*0.48+blue@1", "red@1*0.49+blue@1"]
+    assert total(ours) == 58
+    assert ours.other.counters["calls"][("ok",)].value == 48
+    assert labels_of("red@1*0.49+blue@1") == ("red@1*0.49+blue@1", "")
+    assert labels_of("red@1") == ("red", "1")
+    ours.fold("red@1*0.49+blue@1")
+    assert total(ours) == 58

@@ -75,7 +75,7 @@ async def test_every_histogram_of_a_call_has_exemplars_in_openmetrics(busy):
 
 
 async def test_series_are_limited_and_no_count_is_lost(house):
-    house.metrics._ledger._limit = 5
+    house.metrics._ledger._versions.limit = 5
     for number in range(30):
         publish(house.catalog, f"a{number}")
         assert (await house.chat(f"a{number}")).status_code == 200

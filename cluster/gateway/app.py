@@ -24,8 +24,10 @@ from server.disconnects import Disconnected, unless_disconnected
 from server.errors import RequestError, UnknownPath
 from server.http.bodies import Bodies
 from server.paths import INFERENCE_PATHS
+from server.telemetry.logs import RateLimit
 
 logger = logging.getLogger("lorry.gateway")
+logger.filters[:] = [RateLimit(lines=10, by_place=False)]  # a lost replica concerns every scrape
 
 STATUS_PATH = "/cluster"
 _ASK_SECONDS = 10.0  # for the state or the metrics of one replica

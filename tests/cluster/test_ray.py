@@ -34,6 +34,7 @@ ADMIN = "a-token-of-the-tests"
 NAMES = [f"adapter-{number}" for number in range(12)]
 RAY = {
     "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # one: a process reads it once
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
@@ -104,7 +105,6 @@ def cluster(request, tmp_path_factory) -> Iterator[Cluster]:
     patch = pytest.MonkeyPatch()
     for name, value in RAY.items():
         patch.setenv(name, value)
-    patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     patch.setenv("LORRY_CATALOG", postgres.url)
     patch.setenv("LORRY_ADMIN_TOKEN", ADMIN)
     patch.setenv("PYTHONPATH", f"{ROOT / 'tests' / 'fixtures'}:{ROOT}")
@@ -286,7 +286,7 @@ def test_a_rollout_is_in_force_everywhere_after_a_second(cluster, tmp_path):
     assert lost(calls) == []
 
 
-@pytest.mark.parametrize("victim", ["server", "replica"])
+@pytest.mark.parametrize("victim", ["server", pytest.param("replica", marks=pytest.mark.slow)])
 def test_a_replica_that_is_killed_is_replaced_and_fails_no_call_that_had_not_begun(cluster, victim):
     before = cluster.replicas()
     child = cluster.child_of(before[0])

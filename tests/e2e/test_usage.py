@@ -88,7 +88,12 @@ def key_tokens(server: ServerProcess, headers: dict[str, str]) -> dict[tuple[str
 async def mixed_run(server: ServerProcess, ann: Caller, bob: Caller) -> None:
     """Answers, streams, callers that hang up, an unknown model, refusals, a kill of the engine."""
     running = [
-        caller.ask(model, 16 + number, stream=number % 2 == 0, hang_up=number == 4)
+        caller.ask(
+            model,
+            600 if number == 4 else 16 + number,
+            stream=number % 2 == 0,
+            hang_up=number == 4,
+        )
         for caller in (ann, bob)
         for number in range(6)
         for model in MODELS
@@ -137,8 +142,8 @@ async def test_usage_agrees_with_callers_log_and_metrics_and_outlives_servers(tm
         spender = Caller(server, cid)
         await spender.ask(BASE_NAME, 40, stream=False)
         assert dict(spender.statuses) == {429: 1}, "the budget outlives the server"
-        await Caller(server, ann).ask(BASE_NAME, 7, stream=False)
         before = usage_of(store, "key")["ann",]["generation_tokens"]
+        await Caller(server, ann).ask(BASE_NAME, 7, stream=False)
         wait_until(lambda: usage_of(store, "key")["ann",]["generation_tokens"] == before + 7)
     finally:
         server.kill()  # SIGKILL: what was written stays

@@ -88,7 +88,12 @@ def key_tokens(server: ServerProcess, headers: dict[str, str]) -> dict[tuple[str
 async def mixed_run(server: ServerProcess, ann: Caller, bob: Caller) -> None:
     """Answers, streams, callers that hang up, an unknown model, refusals, a kill of the engine."""
     running = [
-        caller.ask(model, 16 + number, stream=number % 2 == 0, hang_up=number == 4)
+        caller.ask(
+            model,
+            600 if number == 4 else 16 + number,
+            stream=number % 2 == 0,
+            hang_up=number == 4,
+        )
         for caller in (ann, bob)
         for number in range(6)
         for model in MODELS
@@ -115,11 +120,13 @@ async def test_usage_agrees_with_callers_log_and_metrics_and_outlives_servers(tm
         scrape = make_key(catalog, "scrape", scopes=frozenset({"metrics"}))
     flags = ("--served-model-name", BASE_NAME, "--max-loras", "3", "--log-format", "json")
     server = ServerProcess(BASE, store, tmp_path / "log", *flags).wait_ready()
+    callers = {"ann": Caller(server, ann), "bob": Caller(server, bob)}
+    spender = Caller(server, cid)
     try:
-        callers = {"ann": Caller(server, ann), "bob": Caller(server, bob)}
         await mixed_run(server, *callers.values())
-        spender = Caller(server, cid)
         await spender.ask(BASE_NAME, 40, stream=True)
+        for each in (*callers.values(), spender):
+            await each.http.aclose()
         counted = key_tokens(server, scrape)
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
@@ -134,11 +141,13 @@ async def test_usage_agrees_with_callers_log_and_metrics_and_outlives_servers(tm
         assert callers["bob"].statuses[429] == 4
 
         server = ServerProcess(BASE, store, tmp_path / "log", *flags).wait_ready()
-        spender = Caller(server, cid)
+        spender, again = Caller(server, cid), Caller(server, ann)
         await spender.ask(BASE_NAME, 40, stream=False)
         assert dict(spender.statuses) == {429: 1}, "the budget outlives the server"
-        await Caller(server, ann).ask(BASE_NAME, 7, stream=False)
         before = usage_of(store, "key")["ann",]["generation_tokens"]
+        await again.ask(BASE_NAME, 7, stream=False)
+        for each in (spender, again):
+            await each.http.aclose()
         wait_until(lambda: usage_of(store, "key")["ann",]["generation_tokens"] == before + 7)
     finally:
         server.kill()  # SIGKILL: what was written stays

@@ -29,7 +29,7 @@ from server.kernels.watchdog import SERVER_VARIABLE
 ENV_PREFIX = "LORRY_"
 DEFAULT_CONFIG = Path("lorry.toml")
 # Of the commands that call a server; a server may inherit them.
-CLIENT_VARIABLES = frozenset({"LORRY_URL", "LORRY_API_KEY", "LORRY_API_KEY_FILE"})
+CLIENT_VARIABLES = frozenset({"LORRY_URL", "LORRY_API_KEY"})
 # Without `@` and `:`, which separate the parts of an adapter reference.
 _BASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 MIN_TOKEN_LENGTH = 16

@@ -40,9 +40,22 @@ def test_an_unknown_variable_is_an_error(monkeypatch):
         load_settings(model="x")
 
 
-def test_a_server_may_inherit_the_variable_of_the_commands(monkeypatch):
+def test_a_server_may_inherit_the_variables_of_the_commands(monkeypatch):
     monkeypatch.setenv("LORRY_URL", "http://127.0.0.1:8000")
+    monkeypatch.setenv("LORRY_API_KEY", "lk-x")
     assert load_settings(model="x").model == "x"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"require_keys": True, "insecure_no_auth": True}, "exclude each other"),
+        ({"ssl_keyfile": "key.pem"}, "needs ssl_certfile"),
+    ],
+)
+def test_settings_of_keys_and_tls_that_contradict_each_other_are_refused(given, words):
+    with pytest.raises(SettingsInvalid, match=words):
+        load_settings(model="x", **given)
 
 
 def test_an_unknown_key_in_the_file_is_an_error():

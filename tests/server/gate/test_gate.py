@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from api_keys import key
 from standin_server import BASE, Stats, attach, publish
 
 from adapters.names import parse_reference
@@ -121,6 +122,26 @@ async def test_who_has_read_nothing_yet_keeps_no_place_once_the_engine_is_done(d
     await asyncio.wait_for(green.entered.wait(), 1)
     for each in (*slow, green):
         await each.end()
+
+
+async def test_a_key_has_its_share_whatever_users_it_names(house):
+    desk = Desk(house, sequences=1)
+    waiting = []
+    for number in range(12):
+        for name, weight, user in (("many", 1.0, f"user-{number}"), ("heavy", 2.0, "")):
+            call = desk.call(user=user)
+            call.key = key(name, weight=weight)
+            waiting.append(desk.send(call))
+    await settled()
+    order = []
+    while waiting:
+        (inside,) = (each for each in waiting if each.entered.is_set())
+        waiting.remove(inside)
+        order.append(inside.call.key.name)
+        inside.sequence.stats.num_generation_tokens = 20
+        await inside.end()
+        await settled()
+    assert 7 <= order[:12].count("heavy") <= 9  # two of three
 
 
 async def test_output_is_charged_as_it_comes(desk):

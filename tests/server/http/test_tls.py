@@ -17,6 +17,7 @@ from standin_server import House, standin_settings
 
 from server import preflight
 from server.errors import SettingsInvalid
+from server.http import protocol
 
 
 @pytest.fixture
@@ -56,8 +57,9 @@ async def test_calls_streams_and_refusals_on_one_connection(house, site, client)
             await asyncio.sleep(0.005)
 
 
-async def test_a_refused_upload_is_answered_and_closed(house, site, certificate):
-    """Half-closing is how plain connections end then; TLS has no such thing."""
+async def test_a_refused_upload_is_answered_and_closed(house, site, certificate, monkeypatch):
+    """Half-closing is how plain connections end then; TLS has no such thing: it lingers."""
+    monkeypatch.setattr(protocol, "_LINGER_SECONDS", 0.1)
     make_key(house.catalog)
     trusted = ssl.create_default_context(cafile=certificate)
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port, ssl=trusted)
@@ -65,7 +67,7 @@ async def test_a_refused_upload_is_answered_and_closed(house, site, certificate)
     writer.write(b"Content-Length: 40000\r\n\r\nx")
     assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
     writer.write(b"x" * 39_999)
-    assert b"invalid_api_key" in await asyncio.wait_for(reader.read(), 5)
+    assert b"invalid_api_key" in await asyncio.wait_for(reader.read(), 20)
     writer.transport.abort()
 
 

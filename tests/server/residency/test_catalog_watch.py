@@ -117,8 +117,7 @@ async def test_another_stores_catalog_is_refused_until_the_right_one_is_back(
 
 
 async def test_a_change_to_a_file_that_is_gone_is_never_a_200(house, file, backup, monkeypatch):
-    transactions = house.catalog._transactions
-    confirm = transactions._confirm
+    confirm = house.catalog._transactions._confirm
 
     def replace_first(newest):
         backup.rename(file)
@@ -126,7 +125,7 @@ async def test_a_change_to_a_file_that_is_gone_is_never_a_200(house, file, backu
         confirm(newest)
 
     publish(house.catalog, "red", content="newer", aliases=())
-    monkeypatch.setattr(transactions, "_confirm", replace_first)
+    monkeypatch.setattr(house.catalog._transactions, "_confirm", replace_first)
     answer = await point(house, 2)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "catalog_replaced")
     assert (await point(house, 2)).status_code == 404  # as the restored catalog says

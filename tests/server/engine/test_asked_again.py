@@ -86,7 +86,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
     engine.presence, engine.suspects = Presence(), Suspects()
     engine.chat_forms = ChatForms(Store(Path("unused")))
     call = SimpleNamespace(
-        version=SimpleNamespace(label="red@1", provenance=None),
+        version=SimpleNamespace(label="red@1", chat_form=None),
         digest="d",
         lease=None,
         sequences=[],

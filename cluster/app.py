@@ -16,8 +16,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 from cluster.arguments import GATEWAY, SERVER, SERVERS, GatewayArguments, ServersArguments
 from cluster.autoscaling import CAPACITY, IN_FLIGHT, WAITING, QueuePolicy
-from cluster.gateway.app import Gateway
-from cluster.gateway.http import DRAIN_SECONDS, bodies_of, http_server, open_session
+from cluster.gateway.http import DRAIN_SECONDS, http_server, make_gateway, open_session
 from cluster.routing import AdapterRouter, RayPicker, follow
 from cluster.server_process import ServerProcess
 from server.http.connections import Listener
@@ -29,6 +28,7 @@ _HEALTH_PERIOD_SECONDS = 1.0
 _HEALTH_TIMEOUT_SECONDS = 30.0
 _ROUTERS_SECONDS = 2.0  # for the routers to hear that a replica leaves
 _UPSCALE_SECONDS = 10.0  # for which more servers are wanted before one is added
+_SLIVER = 0.001  # of a resource that only marks a node
 _STOP_SECONDS = 30.0  # beyond the drain, for the process to end
 
 
@@ -45,6 +45,8 @@ class Server:
         self._process = self.process(
             given.settings,
             given.engine_flags,
+            cache=settings.cache,
+            store_cache=settings.store_cache,
             host=given.host or ray.util.get_node_ip_address(),
             name=serve.get_replica_context().replica_id.unique_id,
         )
@@ -84,7 +86,7 @@ class Endpoint:
         given = GatewayArguments(**arguments)
         self._session = open_session()
         self._following = asyncio.create_task(follow(SERVERS, SERVER))
-        gateway = Gateway(RayPicker(SERVER), self._session, bodies_of(given), given.wait_seconds)
+        gateway = make_gateway(RayPicker(SERVER), self._session, given)
         self._http = http_server(gateway, given)
         listener = Listener(fileno=bind(given.host, given.port, shared=True).detach())
         self._serving = asyncio.create_task(self._http.serve(sockets=[listener]))
@@ -127,7 +129,7 @@ def servers_application(given: ServersArguments, server: type[Server] = Server) 
             request_router_kwargs={"deployment": SERVER},
         ),
         max_ongoing_requests=_UNLIMITED,
-        max_surge_percent=100,  # an upgrade starts the new servers first
+        max_surge_percent=given.max_surge_percent,
         health_check_period_s=_HEALTH_PERIOD_SECONDS,
         health_check_timeout_s=_HEALTH_TIMEOUT_SECONDS,
         graceful_shutdown_wait_loop_s=_ROUTERS_SECONDS,
@@ -141,13 +143,20 @@ def servers_application(given: ServersArguments, server: type[Server] = Server) 
 def build_gateway(arguments: dict[str, Any]) -> Application:
     """The application `lorry-gateway`; raises ValidationError."""
     given = GatewayArguments(**arguments)
+    # One: the new gateway listens beside the old one before that stops (SO_REUSEPORT). Several:
+    # each has a node, and they are upgraded in turn.
+    upgrade: dict[str, Any] = {"max_surge_percent": 100}
+    if given.gateways > 1:
+        upgrade = {"max_replicas_per_node": 1}
     deployment: Any = serve.deployment(
         Endpoint,
         name=GATEWAY,
         num_replicas=given.gateways,
-        max_replicas_per_node=1,
-        ray_actor_options={"num_cpus": 0},
-        max_surge_percent=100,  # the new one listens before the old one stops: SO_REUSEPORT
+        ray_actor_options={
+            "num_cpus": 0,
+            "resources": {given.resource: _SLIVER} if given.resource else {},
+        },
+        **upgrade,
         health_check_period_s=_HEALTH_PERIOD_SECONDS,
         graceful_shutdown_timeout_s=DRAIN_SECONDS + _STOP_SECONDS,
     )

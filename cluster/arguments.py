@@ -1,11 +1,12 @@
 """What a cluster is made of: the arguments of its two Serve applications.
 
 `lorry cluster up` fills them from its options and the settings of `lorry serve`; in a Serve config
-file (`lorry cluster config` writes one) they stand under `args`.
+file (`lorry cluster up --print` writes one) they stand under `args`.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ SERVER = "server"  # the deployments'
 SECRETS = frozenset({"admin_token", "catalog"})
 # The replica's own, or its machine's.
 SET_HERE = frozenset({"host", "port", "replica", "watch", "admin_token_file"})
-_OF_THE_GATEWAY = frozenset({"ssl_certfile", "ssl_keyfile"})  # it speaks TLS, and they do not
+NO_FILE = Path(os.devnull)  # in the place of a lorry.toml: its settings are among the arguments
+OF_THE_GATEWAY = frozenset({"ssl_certfile", "ssl_keyfile"})  # it speaks TLS, and they do not
 
 
 class ServersArguments(BaseModel):
@@ -41,6 +43,12 @@ class ServersArguments(BaseModel):
         ge=0,
         description="Calls in flight for which there is one server; 0: what its engine works on.",
     )
+    max_surge_percent: int = Field(
+        default=100,
+        ge=0,
+        le=100,
+        description="New servers that an upgrade starts before it stops old ones; they need room.",
+    )
     cpus: float = Field(default=1.0, ge=0, description="Processors that Ray reserves for each.")
     gpus: float = Field(default=0.0, ge=0, description="GPUs that Ray reserves for each.")
     host: str = Field(
@@ -52,14 +60,14 @@ class ServersArguments(BaseModel):
     def _check(self) -> ServersArguments:
         if self.max_replicas and self.max_replicas < self.replicas:
             raise ValueError("max_replicas is less than replicas")
-        refused = sorted(self.settings.keys() & (SET_HERE | _OF_THE_GATEWAY | {"admin_token"}))
+        refused = sorted(self.settings.keys() & (SET_HERE | OF_THE_GATEWAY | {"admin_token"}))
         if refused:
             raise ValueError(f"settings: {', '.join(refused)} can't be set for a cluster")
         return self
 
     def load(self) -> Settings:
         """The settings of each server; raises SettingsInvalid."""
-        return load_settings(None, **self.settings)
+        return load_settings(NO_FILE, **self.settings)
 
 
 class GatewayArguments(BaseModel):
@@ -69,6 +77,9 @@ class GatewayArguments(BaseModel):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=1, le=65535, description="Port.")
+    resource: str = Field(
+        default="", description="Custom resource of Ray's nodes that a gateway may run on."
+    )
     gateways: int = Field(default=1, ge=1, le=100, description="Gateways, each on its own node.")
     ssl_certfile: Path | None = Field(default=None, description="Certificate, for HTTPS.")
     ssl_keyfile: Path | None = Field(default=None, description="Its key.")
@@ -84,11 +95,25 @@ class GatewayArguments(BaseModel):
     keep_alive_seconds: float = Field(default=75.0, gt=0, description="Of an idle connection.")
     max_connections: int = Field(default=0, ge=0, description="0: by the descriptors.")
 
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.ssl_certfile else 'http'}://{host}:{self.port}"
+
+
+def shared_limits(settings: Settings) -> dict[str, Any]:
+    """The settings of the servers that are the gateway's too: what callers may send, and TLS."""
+    names = {"max_body_bytes", "max_bodies_bytes", "body_seconds", "head_seconds"}
+    names |= {"keep_alive_seconds", "max_connections"}
+    given = settings.model_dump(include=names, exclude_unset=True)
+    files = {name: getattr(settings, name) for name in OF_THE_GATEWAY}
+    return given | {name: file.resolve() for name, file in files.items() if file is not None}
+
 
 def ship(settings: Settings) -> dict[str, Any]:
     """The settings that were given, as they travel to the servers: plain values, absolute paths."""
     given = settings.model_dump(
-        exclude_unset=True, exclude=set(SET_HERE | SECRETS | _OF_THE_GATEWAY)
+        exclude_unset=True, exclude=set(SET_HERE | SECRETS | OF_THE_GATEWAY)
     )
     if Path(settings.model).exists():
         given["model"] = Path(settings.model)

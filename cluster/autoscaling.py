@@ -38,6 +38,8 @@ def decide(
     capacities = latest.get(CAPACITY) or [1.0]
     each = calls_per_replica or sum(capacities) / len(capacities)
     wanted = math.ceil(sum(latest.get(IN_FLIGHT, ())) / max(each, 1.0))
+    if len(latest.get(IN_FLIGHT, ())) < running:
+        wanted = max(wanted, running)  # a server too busy to say anything is not idle
     if sum(latest.get(WAITING, ())) >= 1:
         wanted = max(wanted, running + 1)
     return max(wanted, 1)

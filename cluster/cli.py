@@ -77,38 +77,38 @@ def up(
     The same command with other settings upgrades a cluster on an existing Ray.
     """
     with _errors():
-        from cluster.arguments import GatewayArguments, serve_config
+        from cluster.arguments import GatewayArguments, serve_config, shared_limits
         from server.settings import load_settings
 
         is_here = address is None and not print_
         given = load_settings(config, model=model, **_parse(settings or []))
         servers = _read_servers(
             given,
+            has_threads=is_here or replica_cpus is not None,
             engine_flags=engine_flags or [],
             replicas=replicas,
             max_replicas=max_replicas,
-            cpus=_share(replicas) if replica_cpus is None and is_here else replica_cpus or 1.0,
+            cpus=_cpus(replica_cpus, replicas, is_here),
             gpus=replica_gpus,
             host="127.0.0.1" if is_here else "",
         )
-        tls = {"ssl_certfile": given.ssl_certfile, "ssl_keyfile": given.ssl_keyfile}
         endpoint = {"host": host, "port": port, "gateways": gateways}
-        gateway = _valid(
-            GatewayArguments, **endpoint, **{name: file for name, file in tls.items() if file}
-        )
+        gateway = _valid(GatewayArguments, **shared_limits(given), **endpoint)
         if print_:
             typer.echo(serve_config(servers, gateway), nl=False)
             return
         _check_ray()
         if address is None:
-            _check_endpoint(given, host, port)
+            _check(given, host, port)
             _prepare_own_ray(given)
+        else:
+            _check_exposure(given, host)
         from cluster import deploying
 
         if address is None:
             raise typer.Exit(deploying.run_here(servers, gateway, say))
         deploying.deploy(servers, gateway, address)
-        say(f"ready on http://{host}:{port}")
+        say(f"ready on {gateway.url}")
 
 
 @app.command()
@@ -138,7 +138,9 @@ def status(
 def measure_(
     model: Annotated[str, typer.Argument(help="The base's name.")],
     url: UrlOption = "http://127.0.0.1:8000",
-    streams: Annotated[list[int] | None, typer.Option(help="Callers at once. [1 and 24]")] = None,
+    streams: Annotated[
+        list[int] | None, typer.Option(min=1, help="Callers at once. [1 and 24]")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds by each way.")] = 7,
 ) -> None:
     """Measure what the gateway costs: calls through it, and to the servers directly, in turn."""
@@ -194,14 +196,14 @@ def _print_table(replicas: list[dict[str, Any]]) -> None:
     Console(highlight=False).print(table if replicas else "no server takes calls")
 
 
-def _read_servers(given: Settings, **arguments: Any) -> ServersArguments:
-    """Raises SettingsInvalid."""
+def _read_servers(given: Settings, has_threads: bool, **arguments: Any) -> ServersArguments:
+    """With `has_threads`, a server has a thread for each of its `cpus`. Raises SettingsInvalid."""
     from cluster.arguments import ServersArguments, ship
     from server.engine.arguments import check_extra
 
     check_extra(arguments["engine_flags"])
     settings = ship(given)
-    if "threads" not in settings and arguments["cpus"] >= 1:
+    if "threads" not in settings and arguments["cpus"] >= 1 and has_threads:
         settings["threads"] = int(arguments["cpus"])
     return _valid(ServersArguments, settings=settings, **arguments)
 
@@ -238,8 +240,10 @@ def _parse(settings: list[str]) -> dict[str, Any]:
     return found
 
 
-def _share(replicas: int) -> float:
-    """Processors of this machine for each server: whole ones if there are enough."""
+def _cpus(given: float | None, replicas: int, is_here: bool) -> float:
+    """Processors that Ray reserves for each server: here an equal share, whole if possible."""
+    if given is not None or not is_here:
+        return 1.0 if given is None else given
     cores = len(os.sched_getaffinity(0))
     return float(cores // replicas) if cores >= replicas else cores / replicas
 
@@ -250,15 +254,31 @@ def _check_ray() -> None:
         raise PlatformUnsupported("Ray is not installed: pip install 'ray[serve]>=2.60'")
 
 
-def _check_endpoint(given: Settings, host: str, port: int) -> None:
-    """Raises PortInUse, and SettingsInvalid where others could call without a key."""
+def _check(given: Settings, host: str, port: int) -> None:
+    """Raises StartupError for what would only show when the servers start."""
     from server import preflight
 
+    preflight.check(given)
     with (
         closing(preflight.bind(host, port)) as listener,
         closing(preflight.open_catalog(given.store, given.catalog)) as catalog,
     ):
         preflight.check_exposure(given, listener, catalog)
+
+
+def _check_exposure(given: Settings, host: str) -> None:
+    """Raises SettingsInvalid for an endpoint that others reach, unless the settings say who may.
+
+    The servers' own check does not see it: they may listen where only their node reaches them.
+    """
+    from adapters.admin_http import is_loopback
+
+    if not (is_loopback(host) or given.require_keys or given.insecure_no_auth):
+        raise SettingsInvalid(
+            f"settings: {host} can be reached from other machines: refuse calls without a key "
+            "(--set require_keys=true), or let everybody call everything "
+            "(--set insecure_no_auth=true)"
+        )
 
 
 def _prepare_own_ray(given: Settings) -> None:

@@ -34,16 +34,19 @@ class Membership:
         for event, loop in tuple(self._waiting.items()):
             loop.call_soon_threadsafe(event.set)
 
-    async def wait(self) -> None:
-        """Until there are members."""
+    async def wait(self) -> tuple[Member, ...]:
+        """The members, once there are any."""
+        if members := self.members:
+            return members
         event = asyncio.Event()
         self._waiting[event] = asyncio.get_running_loop()
         try:
-            while not self.members:
-                event.clear()
+            while not (members := self.members):
                 await event.wait()
+                event.clear()
         finally:
             del self._waiting[event]
+        return members
 
 
 _memberships: dict[str, Membership] = {}  # by deployment, of this process

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from cluster.membership import Member, membership
 
 logger = logging.getLogger("lorry.gateway.routing")
 
+# Of an adapter (adapters/names.py); a sum goes by its first part.
+_NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]{0,127})(?:[@*+\s]|$)")
 _LOOK_SECONDS = 1.0  # between two questions for a deployment that is not there yet
 _SUSPECT_SECONDS = 5.0  # for which a replica that failed a call is the last choice
 
@@ -68,10 +71,15 @@ class _Loaded:
 
 
 def adapter_of(model: str | None, base: str) -> str | None:
-    """The name that placement hashes: the adapter's without base and version, None for the base."""
+    """The name that placement hashes: the adapter's without base and version.
+
+    None is the base, and what no adapter's name can begin with: placement remembers names, and
+    whoever sends one may have no key.
+    """
     if model is None or model == base:
         return None
-    return model.removeprefix(f"{base}:").partition("@")[0].strip()
+    found = _NAME.match(model.removeprefix(f"{base}:"))
+    return found[1] if found else None
 
 
 async def follow(application: str, deployment: str) -> None:
@@ -112,13 +120,12 @@ class RayPicker:
     async def pick(
         self, model: str | None, avoided: Collection[str], within: float
     ) -> AsyncIterator[Target]:
-        if not self._membership.members:
-            try:
-                async with asyncio.timeout(within):
-                    await self._membership.wait()
-            except TimeoutError:
-                raise NoReplica from None
-        member = self._choose(model, avoided)
+        try:
+            async with asyncio.timeout(within):
+                members = await self._membership.wait()
+        except TimeoutError:
+            raise NoReplica from None
+        member = self._choose(members, model, avoided)
         self._in_flight[member.name] += 1
         try:
             yield Target(member.name, member.url)
@@ -131,8 +138,9 @@ class RayPicker:
         """A call to this replica failed: others are asked first for a while."""
         self._suspects[name] = time.monotonic() + _SUSPECT_SECONDS
 
-    def _choose(self, model: str | None, avoided: Collection[str]) -> Member:
-        members = self._membership.members
+    def _choose(
+        self, members: Sequence[Member], model: str | None, avoided: Collection[str]
+    ) -> Member:
         now = time.monotonic()
         self._suspects = {name: until for name, until in self._suspects.items() if until > now}
         loaded = [_Loaded(each, self._in_flight[each.name]) for each in members]

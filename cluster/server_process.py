@@ -21,6 +21,7 @@ from typing import IO, Any, ClassVar
 import aiohttp
 import msgspec
 
+from cluster.arguments import NO_FILE, OF_THE_GATEWAY, SET_HERE
 from server.kernels.watchdog import SUPERVISOR_VARIABLE
 from server.settings import ENV_PREFIX
 
@@ -41,20 +42,30 @@ class ServerProcess:
     command: ClassVar[Sequence[str]] = ("-m", "lorry", "serve")
 
     def __init__(
-        self, settings: Mapping[str, Any], flags: Sequence[str], *, host: str, name: str
+        self,
+        settings: Mapping[str, Any],
+        flags: Sequence[str],
+        *,
+        host: str,
+        name: str,
+        cache: Path,
+        store_cache: Path | None = None,
     ) -> None:
         self.name = name
-        self._settings = dict(settings)
+        self._settings = {k: v for k, v in settings.items() if k != "cache"}
         self._flags = list(flags)
         self._host = host
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._session: aiohttp.ClientSession | None = None
-        self._cache = _CacheFolder(Path(self._settings.pop("cache", ".lorry/cache")))
+        self._cache = _CacheFolder(cache)
+        # Copies of a bucket's adapters may be shared by the servers of one machine.
+        self._store_cache = store_cache or cache / "store"
 
     @property
     def url(self) -> str:
-        return f"http://{self._host}:{self._port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
 
     async def start(self) -> dict[str, Any]:
         """Start it and wait until it is ready; returns its /readyz.
@@ -111,7 +122,8 @@ class ServerProcess:
     async def _wait_ready(self) -> dict[str, Any]:
         while True:
             try:
-                if (found := await self.ready())["is_ready"]:
+                found = await self.ready()
+                if found["is_ready"] and found.get("replica") == self.name:  # no other program
                     return found
             except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError):
                 pass  # its port is not open yet
@@ -120,27 +132,34 @@ class ServerProcess:
     def _spawn(self) -> subprocess.Popen[bytes]:
         model = str(self._settings["model"])
         return subprocess.Popen(
-            [sys.executable, *self.command, model, "--", *self._flags],
-            env=self._environment(),
+            [sys.executable, *self.command, model, "--config", NO_FILE, "--", *self._flags],
+            env=self._environment(self._cache.take()),
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C in the terminal is for the cluster to handle
         )
 
-    def _environment(self) -> dict[str, str]:
-        # Copies of a bucket's adapters may be shared by the servers of one machine.
-        shared = {"store_cache": str(self._cache.root / "store")}
+    def _environment(self, cache: Path) -> dict[str, str]:
         own = {
             "host": self._host,
             "port": self._port,
             "replica": self.name,
-            "cache": str(self._cache.take()),
+            "cache": str(cache),
+            "store_cache": str(self._store_cache),
         }
         given = {
             f"{ENV_PREFIX}{name.upper()}": _as_variable(value)
-            for name, value in (shared | self._settings | own).items()
+            for name, value in (self._settings | own).items()
         }
-        # Ray's own, its token among them, are no business of the server.
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        # Not Ray's own variables, its token and threads among them, nor settings of the gateway.
+        left_out = {f"{ENV_PREFIX}{name.upper()}" for name in SET_HERE | OF_THE_GATEWAY}
+        left_out -= {f"{ENV_PREFIX}ADMIN_TOKEN_FILE"}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("RAY_") and name not in left_out | {"OMP_NUM_THREADS"}
+        }
+        # The gateway says where a call comes from; callers do not reach this server.
+        inherited["FORWARDED_ALLOW_IPS"] = "*"
         return {**inherited, **given, SUPERVISOR_VARIABLE: str(os.getpid())}
 
 

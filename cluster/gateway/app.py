@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -21,7 +22,7 @@ from cluster.gateway.calls import Call, Calls, Cut
 from cluster.gateway.metrics import GatewayMetrics, merge
 from cluster.gateway.picking import Picker, Target
 from server.disconnects import Disconnected, unless_disconnected
-from server.errors import RequestError, UnknownPath
+from server.errors import RequestError, Unavailable, UnknownPath
 from server.http.bodies import Bodies
 from server.paths import INFERENCE_PATHS
 from server.telemetry.logs import RateLimit
@@ -30,23 +31,31 @@ logger = logging.getLogger("lorry.gateway")
 logger.filters[:] = [RateLimit(lines=10, by_place=False)]  # a lost replica concerns every scrape
 
 STATUS_PATH = "/cluster"
-_ASK_SECONDS = 10.0  # for the state or the metrics of one replica
+_ASK_SECONDS = 3.0  # for the state or the metrics of one replica
+_SMALL_BODY_BYTES = 64 * 1024  # is held in any case: the number of calls is bounded
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 _NO_PATH = UnknownPath("There is no such path.")
 
 
-class _Model(msgspec.Struct):
-    model: str | None = None
-
-
 class Gateway:
-    """A pure ASGI app. `session` asks the replicas; `bodies` bounds what callers send."""
+    """A pure ASGI app. `session` asks the replicas; `bodies` bounds what callers send.
+
+    `max_held`: bytes of the bodies of calls that run, all together.
+    """
 
     def __init__(
-        self, picker: Picker, session: aiohttp.ClientSession, bodies: Bodies, wait_seconds: float
+        self,
+        picker: Picker,
+        session: aiohttp.ClientSession,
+        bodies: Bodies,
+        *,
+        max_held: int,
+        wait_seconds: float,
     ) -> None:
+        self._max_held = max_held
+        self._held = 0
         self._picker = picker
         self._session = session
         self._bodies = bodies
@@ -79,16 +88,33 @@ class Gateway:
         try:
             if can_repeat:
                 body = await self._bodies.read(Headers(scope=scope), receive)
-                call = Call(scope, send, model_of(body), body)
-                await unless_disconnected(receive, self._calls.answer(call))
+                with self._holding(len(body)):
+                    call = Call.of(scope, send, body)
+                    await unless_disconnected(receive, self._calls.answer(call))
             else:
                 # A change is sent once, and its body, which may be an upload, is never held.
-                await self._calls.answer(Call(scope, send, None, None, receive))
+                await self._calls.answer(Call.of(scope, send, None, receive))
         except (Disconnected, Cut):
             pass  # the connection is closed, before the end of the answer
         except RequestError as error:
             response = JSONResponse(error.envelope(), error.status, error.headers())
             await response(scope, receive, send)
+
+    @contextmanager
+    def _holding(self, size: int) -> Iterator[None]:
+        """Count a body for as long as its call runs; raises Unavailable for one too many."""
+        if size > _SMALL_BODY_BYTES and self._held + size > self._max_held:
+            raise Unavailable(
+                f"The bodies of the calls that run are {self._max_held} bytes together. Try again "
+                "later.",
+                code="too_many_bodies",
+                retry_after=1,
+            )
+        self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
 
     async def _livez(self, scope: Scope) -> Response:
         del scope
@@ -107,8 +133,8 @@ class Gateway:
         """Every replica's series with the label `replica`, and the gateway's own."""
         targets = self._picker.targets
         pages = await self._gather(targets, "/metrics", scope)
-        if refused := _refusal(pages):
-            return refused
+        if refused := next((p for p in pages.values() if p.status in (401, 403)), None):
+            return refused.as_response()
         texts = {name: page.body for name, page in pages.items() if page.status == 200}
         text = await asyncio.to_thread(merge, texts)
         return Response(self._metrics.text() + text, headers={"content-type": _TEXT})
@@ -116,7 +142,7 @@ class Gateway:
     async def _status(self, scope: Scope) -> Response:
         """What `lorry cluster status` prints; for those who may read the metrics."""
         targets = self._picker.targets
-        if refused := _refusal(await self._gather(targets[:1], "/metrics", scope)):
+        if targets and (refused := await self._refusal(targets, scope)):
             return refused
         pages = await self._gather(targets, "/readyz", scope)
         replicas = []
@@ -125,6 +151,17 @@ class Gateway:
             own = {"name": target.name, "url": target.url, "status": "unreachable"}
             replicas.append(own | state | {"from_here": self._picker.in_flight.get(target.name, 0)})
         return JSONResponse({"replicas": replicas})
+
+    async def _refusal(self, targets: Sequence[Target], scope: Scope) -> Response | None:
+        """None if a server lets the caller read its metrics."""
+        for target in targets:
+            for page in (await self._gather([target], "/metrics", scope)).values():
+                if page.status == 200:
+                    return None
+                if page.status in (401, 403):
+                    return page.as_response()
+        error = Unavailable("No server says whether you may.", code="no_replica", retry_after=5)
+        return JSONResponse(error.envelope(), error.status, error.headers())
 
     async def _gather(self, targets: Sequence[Target], path: str, scope: Scope) -> dict[str, _Page]:
         """The answers of those that answer, by the replica's name."""
@@ -166,16 +203,3 @@ class _Page(msgspec.Struct):
         kept = ("content-type", "www-authenticate")
         headers = {k.lower(): v for k, v in self.headers.items() if k.lower() in kept}
         return Response(self.body, self.status, headers)
-
-
-def _refusal(pages: Mapping[str, _Page]) -> Response | None:
-    """The answer of a replica that does not know the caller, or does not let it see this."""
-    return next((p.as_response() for p in pages.values() if p.status in (401, 403)), None)
-
-
-def model_of(body: bytes) -> str | None:
-    """The `model` of a call; None where a replica will refuse the body."""
-    try:
-        return msgspec.json.decode(body, type=_Model).model
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return None

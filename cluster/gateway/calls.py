@@ -13,23 +13,25 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import aiohttp
 import msgspec
 from multidict import CIMultiDict
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
 from cluster.gateway.metrics import GatewayMetrics
 from cluster.gateway.picking import NoReplica, Picker, Target
 from server.disconnects import Disconnected
-from server.errors import Unavailable
+from server.errors import RequestError, Unavailable
 from server.telemetry.logs import RateLimit
 
 logger = logging.getLogger("lorry.gateway.calls")
 logger.filters[:] = [RateLimit(lines=10, by_place=False)]  # an outage concerns every call
 
+_MOST_LOSSES = 3  # of servers with one call; then it is the call that is refused
 _ROUND_SECONDS = 0.2  # between two rounds over all replicas
 _WHOLE_BYTES = 1 << 20  # answers up to this length are complete before the caller gets a byte
 _ELSEWHERE = frozenset({"starting", "draining", "engine_dead"})  # codes of a 503
@@ -49,7 +51,20 @@ _HOP_BY_HOP = frozenset(
 # Ours to set: nobody but the gateway says where a call comes from.
 _SET_HERE = frozenset({b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
 _AUTOMATIC = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
+_MAX_ID_CHARACTERS = 128
 _UNNAMED_EVENTS = frozenset({"/v1/chat/completions", "/v1/completions"})
+
+
+class _Model(msgspec.Struct):
+    model: str | None = None
+
+
+def model_of(body: bytes) -> str | None:
+    """The `model` of a call; None where a replica will refuse the body."""
+    try:
+        return msgspec.json.decode(body, type=_Model).model
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
 
 
 @dataclass(slots=True)
@@ -61,15 +76,28 @@ class Call:
     model: str | None
     body: bytes | None
     receive: Receive | None = None
-    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    request_id: str = ""
     has_begun: bool = False  # the caller has got a part of the answer
     is_gone: bool = False  # the caller hung up while it sent the body
+
+    @classmethod
+    def of(
+        cls, scope: Scope, send: Send, body: bytes | None, receive: Receive | None = None
+    ) -> Call:
+        """`body` None: it arrives by `receive`."""
+        given = Headers(scope=scope).get("x-request-id", "")[:_MAX_ID_CHARACTERS]
+        model = model_of(body) if body is not None else None
+        return cls(scope, send, model, body, receive, given or uuid.uuid4().hex)
 
     def headers(self) -> CIMultiDict[str]:
         """Those for the replica."""
         found: CIMultiDict[str] = CIMultiDict()
+        listed = Headers(scope=self.scope).getlist("connection")
+        of_this_hop = {
+            each.strip().lower().encode("latin-1") for each in ",".join(listed).split(",")
+        }
         for name, value in self.scope["headers"]:
-            if name not in _HOP_BY_HOP and name not in _SET_HERE:
+            if name not in _HOP_BY_HOP and name not in _SET_HERE and name not in of_this_hop:
                 found.add(name.decode("latin-1"), value.decode("latin-1"))
         found.setdefault("x-request-id", self.request_id)
         if client := self.scope.get("client"):
@@ -82,8 +110,22 @@ class Call:
         return URL(f"{target.url}{path}{'?' if query else ''}{query}", encoded=True)
 
 
-class _Elsewhere(Exception):
-    """This replica can't answer the call, of which the caller has got nothing."""
+class BadAnswer(RequestError):
+    """A server's answer breaks HTTP, or has a head that is too large."""
+
+    status = 502
+    code = "bad_answer"
+
+
+class _Unanswered(Exception):
+    """This replica can't answer the call, of whose answer the caller has got nothing.
+
+    `was_lost`: it had the call when it was lost, so the call may be the reason.
+    """
+
+    def __init__(self, words: str, *, was_lost: bool = False) -> None:
+        super().__init__(words)
+        self.was_lost = was_lost
 
 
 class Cut(Exception):
@@ -113,30 +155,30 @@ class Calls:
             Cut: the answer has begun, and can't be ended.
         """
         tried: set[str] = set()
-        failing_since: float | None = None
+        losses = 0
+        deadline = time.monotonic() + self._wait_seconds
         while True:
-            asked_at = time.monotonic()
+            left = max(deadline - time.monotonic(), 0.0)
             try:
-                async with self._picker.pick(call.model, tried, self._wait_seconds) as target:
-                    asked_at = time.monotonic()
+                async with self._picker.pick(call.model, tried, left) as target:
                     await self._ask(call, target)
                 return
             except NoReplica:
                 raise self._refusal() from None
-            except _Elsewhere as reason:
-                self._note(call, target, reason)
-            now = time.monotonic()
-            if failing_since is None or now - asked_at > self._wait_seconds:
-                failing_since = asked_at = now  # it had worked on the call for long
-            if now - failing_since > self._wait_seconds:
+            except _Unanswered as failure:
+                losses += failure.was_lost
+                self._check_repeatable(call, target, losses)
+                self._picker.suspect(target.name)
+                self._metrics.retries.inc()
+                logger.warning("%s is retried on another server: %s", call.request_id, failure)
+            if not losses and left <= 0:
                 raise self._refusal()
             if target.name in tried:
                 await asyncio.sleep(_ROUND_SECONDS)
             tried.add(target.name)
 
-    def _note(self, call: Call, target: Target, reason: _Elsewhere) -> None:
-        """Raises Unavailable for a call that must not be sent twice."""
-        self._picker.suspect(target.name)
+    def _check_repeatable(self, call: Call, target: Target, losses: int) -> None:
+        """Raises Unavailable for a change, and for a call that servers were lost with."""
         if call.body is None:
             raise Unavailable(
                 f"The server {target.name} was lost before it answered. Look whether the change "
@@ -144,8 +186,13 @@ class Calls:
                 code="replica_lost",
                 retry_after=1,
             ) from None
-        self._metrics.retries.inc()
-        logger.warning("%s is asked elsewhere: %s", call.request_id, reason)
+        if losses >= _MOST_LOSSES:
+            raise Unavailable(
+                f"{losses} servers were lost while they worked on this call. Send it again only "
+                "if others are answered.",
+                code="replica_lost",
+                retry_after=60,
+            ) from None
 
     def _refusal(self) -> Unavailable:
         self._metrics.refusals.inc()
@@ -156,23 +203,30 @@ class Calls:
         )
 
     async def _ask(self, call: Call, target: Target) -> None:
-        """Raises _Elsewhere if the replica has failed and the caller has got nothing."""
+        """Raises _Unanswered if the replica has failed and the caller has got nothing."""
         try:
             async with self._session.request(
                 call.scope["method"],
                 call.url(target),
-                data=call.body if call.body is not None else _passing(call),
+                data=call.body if call.body is not None else _pass_body(call),
                 headers=call.headers(),
                 allow_redirects=False,
                 skip_auto_headers=_AUTOMATIC,
             ) as answer:
                 first = await _first_piece(answer)
                 await self._relay(call, answer, first)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise _Unanswered(f"{target.name}: {error!r}") from None
+        except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as error:
+            if call.has_begun:
+                raise Cut from None
+            logger.error("%s: %s answers what can't be read: %r", call.request_id, target, error)
+            raise BadAnswer("A server's answer can't be passed on.") from None
         except (aiohttp.ClientError, ConnectionError) as error:
             if call.is_gone:
                 raise Disconnected from None
             if not call.has_begun:
-                raise _Elsewhere(f"{target.name}: {error!r}") from None
+                raise _Unanswered(f"{target.name}: {error!r}", was_lost=True) from None
             self._metrics.cuts.inc()
             logger.error("%s was cut: %s was lost: %r", call.request_id, target.name, error)
             await _end_cut(call, answer)
@@ -185,6 +239,7 @@ class Calls:
         ]
         start = {"type": "http.response.start", "status": answer.status, "headers": headers}
         call.has_begun = True
+        call.body = None  # it is not sent again
         await call.send(start)
         piece = first
         while piece:
@@ -197,7 +252,7 @@ async def _first_piece(answer: aiohttp.ClientResponse) -> bytes:
     """The first bytes of the answer; all of a short one.
 
     Raises:
-        _Elsewhere: it says that another replica should be asked.
+        _Unanswered: it says that another replica should be asked.
         aiohttp.ClientError: the replica is lost.
     """
     length = answer.content_length
@@ -205,7 +260,7 @@ async def _first_piece(answer: aiohttp.ClientResponse) -> bytes:
         return await answer.content.readany()
     body = await answer.read()
     if answer.status == 503 and (code := _code_of(body)) in _ELSEWHERE:
-        raise _Elsewhere(f"503 {code}")
+        raise _Unanswered(f"503 {code}")
     return body
 
 
@@ -216,7 +271,7 @@ def _code_of(body: bytes) -> str | None:
         return None
 
 
-async def _passing(call: Call) -> AsyncIterator[bytes]:
+async def _pass_body(call: Call) -> AsyncIterator[bytes]:
     assert call.receive is not None
     while True:
         message = await call.receive()

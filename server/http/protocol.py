@@ -42,7 +42,7 @@ MAX_HEADERS = 100
 MAX_PIPELINED = 16  # requests of one connection that wait for the one before them
 STALL_SECONDS = 60  # in which a reader takes HIGH_WATER_LIMIT bytes, or what is left
 _LINGER_SECONDS = 5  # for the rest of a request that has been answered
-_PROBES = frozenset({b"/livez", b"/readyz", b"/health", b"/metrics"})
+_PROBES = frozenset({b"/livez", b"/readyz", b"/health", b"/-/healthz", b"/metrics"})
 
 
 class _Part(enum.Enum):

@@ -14,8 +14,7 @@ import pytest
 from aiohttp import web
 
 from cluster.arguments import GatewayArguments
-from cluster.gateway.app import Gateway
-from cluster.gateway.http import bodies_of, http_server, open_session
+from cluster.gateway.http import http_server, make_gateway, open_session
 from cluster.gateway.picking import NoReplica, Target
 from server.http.connections import Listener
 from server.preflight import bind
@@ -117,10 +116,10 @@ async def house() -> AsyncIterator[House]:
     for each in replicas:
         await each.start()
     picker = FirstPicker(replicas)
-    arguments = GatewayArguments(max_body_bytes=100_000)
+    arguments = GatewayArguments(max_body_bytes=100_000, max_bodies_bytes=150_000, wait_seconds=0.5)
     session = open_session()
     loop = asyncio.get_running_loop()
-    server = http_server(Gateway(picker, session, bodies_of(arguments), 0.5), arguments)
+    server = http_server(make_gateway(picker, session, arguments), arguments)
     listener = Listener(fileno=bind("127.0.0.1", 0).detach())
     port = listener.getsockname()[1]
     serving = asyncio.create_task(server.serve(sockets=[listener]))

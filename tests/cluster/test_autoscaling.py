@@ -15,6 +15,7 @@ from cluster.autoscaling import decide
         ([2, 1], [0, 0], 2, 2, 2),
         ([40], [32], 1, 0, 5),
         ([], [], 0, 0, 1),
+        ([0], [0], 3, 0, 3),  # two of them say nothing
     ],
 )
 def test_servers_for_the_calls_in_flight_and_one_more_while_calls_wait(

@@ -28,7 +28,7 @@ def test_the_printed_config_is_one_that_serve_deploys(monkeypatch, tmp_path):
 
     monkeypatch.setenv("LORRY_ADMIN_TOKEN", "a-token-of-the-tests")
     monkeypatch.setenv("LORRY_CATALOG", "postgresql://lorry:hush@db/lorry")
-    (tmp_path / "lorry.toml").write_text("max_loras = 4\n")
+    (tmp_path / "lorry.toml").write_text("max_loras = 4\nmax_body_bytes = 33554432\n")
     options = ["--replicas", "3", "--max-replicas", "8", "--replica-cpus", "4"]
     result = runner.invoke(
         app,
@@ -43,6 +43,7 @@ def test_the_printed_config_is_one_that_serve_deploys(monkeypatch, tmp_path):
             "model": BASE,
             "store": str(tmp_path / "adapters"),
             "max_loras": 4,
+            "max_body_bytes": 1 << 25,
             "threads": 4,
         },
         "engine_flags": ["--max-num-seqs", "64"],
@@ -51,6 +52,12 @@ def test_the_printed_config_is_one_that_serve_deploys(monkeypatch, tmp_path):
         "cpus": 4.0,
         "gpus": 0.0,
         "host": "",
+    }
+    assert gateway["args"] == {
+        "host": "127.0.0.1",
+        "port": 8000,
+        "gateways": 1,
+        "max_body_bytes": 1 << 25,
     }
     assert "hush" not in result.stdout, "secrets stay in the environment"
     build_servers(servers["args"])
@@ -86,6 +93,15 @@ def test_an_endpoint_for_others_needs_keys():
     result = runner.invoke(app, ["up", BASE, "--host", "0.0.0.0", "--port", "8765"])
     assert result.exit_code == 2, result.output
     assert "there are no API keys, and 0.0.0.0 can be reached from other machines" in result.output
+    arguments = ["up", BASE, "--host", "0.0.0.0", "--address", "127.0.0.1:9"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert "--set require_keys=true" in result.output
+
+
+def test_what_is_wrong_with_a_base_is_said_before_ray_starts(tmp_path):
+    result = runner.invoke(app, ["up", str(tmp_path / "nothing")])
+    assert result.exit_code == 3, result.output
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "nonsense", "http://[::1"])

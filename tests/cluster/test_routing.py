@@ -41,7 +41,10 @@ class House:
         ("base:orders@stable", "orders"),
         ("orders@sha256:12", "orders"),
         ("a@1*0.7+b@2*0.3", "a"),
-        ("", ""),
+        ("", None),
+        ("x" * 1_000_000, None),  # no name: whoever sends it fills no memory
+        ("a b", "a"),
+        ("\ud800", None),
     ],
 )
 def test_an_adapter_is_placed_by_its_name_alone(model, adapter):

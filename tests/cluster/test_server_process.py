@@ -25,12 +25,14 @@ def _paths(monkeypatch):
 
 
 def settings(folder: Path, **given: object) -> dict[str, object]:
-    return {"model": BASE, "store": str(folder / "store"), "cache": str(folder / "cache")} | given
+    return {"model": BASE, "store": str(folder / "store")} | given
 
 
 async def test_it_serves_until_it_is_stopped(tmp_path):
     first, second = (
-        StandInProcess(settings(tmp_path), (), host="127.0.0.1", name=name)
+        StandInProcess(
+            settings(tmp_path), (), host="127.0.0.1", name=name, cache=tmp_path / "cache"
+        )
         for name in ("first", "second")
     )
     try:
@@ -47,9 +49,31 @@ async def test_it_serves_until_it_is_stopped(tmp_path):
         first.check()
 
 
+def test_it_gets_neither_rays_variables_nor_settings_of_the_gateway(tmp_path, monkeypatch):
+    for name in ("RAY_AUTH_TOKEN", "OMP_NUM_THREADS", "LORRY_SSL_CERTFILE", "LORRY_WATCH"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("LORRY_MAX_LORAS", "3")
+    process = StandInProcess(
+        settings(tmp_path), (), host="::1", name="a", cache=tmp_path, store_cache=tmp_path / "s"
+    )
+    found = process._environment(tmp_path / "own")
+    assert not found.keys() & {"RAY_AUTH_TOKEN", "OMP_NUM_THREADS", "LORRY_SSL_CERTFILE"}
+    assert "LORRY_WATCH" not in found
+    assert (found["LORRY_CACHE"], found["LORRY_STORE_CACHE"]) == (
+        str(tmp_path / "own"),
+        str(tmp_path / "s"),
+    )
+    assert found["LORRY_MAX_LORAS"] == "3", "what the node says holds"
+    assert process.url == "http://[::1]:0"
+
+
 async def test_a_server_that_can_not_start_says_so(tmp_path):
     process = ServerProcess(
-        settings(tmp_path, model=str(tmp_path / "nothing")), (), host="127.0.0.1", name="a"
+        settings(tmp_path, model=str(tmp_path / "nothing")),
+        (),
+        host="127.0.0.1",
+        name="a",
+        cache=tmp_path / "cache",
     )
     with pytest.raises(ServerEnded, match="exit code 3: its log says why"):
         await process.start()
@@ -58,8 +82,10 @@ async def test_a_server_that_can_not_start_says_so(tmp_path):
 def test_it_ends_with_its_parent(tmp_path):
     program = f"""
 import asyncio
+from pathlib import Path
 from standin_serve import StandInProcess
-process = StandInProcess({settings(tmp_path)!r}, (), host="127.0.0.1", name="a")
+cache = Path({str(tmp_path / "cache")!r})
+process = StandInProcess({settings(tmp_path)!r}, (), host="127.0.0.1", name="a", cache=cache)
 async def main():
     await process.start()
     print(process._process.pid, flush=True)

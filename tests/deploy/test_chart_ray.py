@@ -29,7 +29,10 @@ def test_its_config_is_one_that_serve_deploys_and_lorry_builds(objects):
     build_servers(servers["args"])
     build_gateway(gateway["args"])
     service = only(objects, "Service")["spec"]
-    assert service["selector"]["ray.io/serve"] == "true"
+    assert service["selector"]["ray.io/node-type"] == "head"
+    head = only(objects, "RayService")["spec"]["rayClusterConfig"]["headGroupSpec"]
+    marked = yaml.safe_load(yaml.safe_load(head["rayStartParams"]["resources"]))
+    assert set(marked) == {gateway["args"]["resource"]}, "the gateway runs where calls go"
     assert service["ports"][0]["targetPort"] == "http"
 
 

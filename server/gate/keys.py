@@ -39,6 +39,7 @@ _ANTHROPIC = ("/v1/messages", MODELS)
 _MAX_SECRET_CHARACTERS = 4096
 _LOOK_SECONDS = 0.2
 _READ_SECONDS = 1.0  # longest wait of a call for a changed catalog; then the last state holds
+_FIRST_SECONDS = 10.0  # where there is none yet
 _HOW = "Send it as `Authorization: Bearer KEY`"
 _HOW_TO_ENABLE = (
     "The admin API is off. Start the server with LORRY_ADMIN_TOKEN or --admin-token-file, and "
@@ -138,7 +139,8 @@ class Authenticator:
         if self._reading is None:  # one for all calls that come meanwhile
             self._reading = asyncio.create_task(asyncio.to_thread(self._keys.ring))
         reading = self._reading
-        done, _ = await asyncio.wait({reading}, timeout=_READ_SECONDS)
+        within = _FIRST_SECONDS if self._ring is None else _READ_SECONDS
+        done, _ = await asyncio.wait({reading}, timeout=within)
         if not done:
             return self._ring
         if self._reading is reading:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
@@ -12,6 +14,15 @@ from typing import Any
 import httpx2
 import pytest
 from aiohttp import web
+
+# Before any test imports Ray, which reads them then: a Ray of the tests' own is closed to others.
+os.environ |= {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
 
 from cluster.arguments import GatewayArguments
 from cluster.gateway.http import http_server, make_gateway, open_session

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 import sys
 import time
@@ -32,13 +31,6 @@ BASE = ROOT / "examples" / "shop" / "base"
 BASE_NAME = "tiny-base"
 ADMIN = "a-token-of-the-tests"
 NAMES = [f"adapter-{number}" for number in range(12)]
-RAY = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # one: a process reads it once
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
-}
 
 
 @dataclass
@@ -103,8 +95,6 @@ def cluster(request, tmp_path_factory) -> Iterator[Cluster]:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("cluster")
     patch = pytest.MonkeyPatch()
-    for name, value in RAY.items():
-        patch.setenv(name, value)
     patch.setenv("LORRY_CATALOG", postgres.url)
     patch.setenv("LORRY_ADMIN_TOKEN", ADMIN)
     patch.setenv("PYTHONPATH", f"{ROOT / 'tests' / 'fixtures'}:{ROOT}")

@@ -34,8 +34,6 @@ STATUS_PATH = "/cluster"
 _ASK_SECONDS = 3.0  # for the state or the metrics of one replica
 _SMALL_BODY_BYTES = 64 * 1024  # is held in any case: the number of calls is bounded
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
-
-
 _NO_PATH = UnknownPath("There is no such path.")
 
 

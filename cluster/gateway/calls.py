@@ -166,12 +166,13 @@ class Calls:
             except NoReplica:
                 raise self._refusal() from None
             except _Unanswered as failure:
-                losses += failure.was_lost
+                was_lost = failure.was_lost
+                losses += was_lost
                 self._check_repeatable(call, target, losses)
                 self._picker.suspect(target.name)
                 self._metrics.retries.inc()
                 logger.warning("%s is retried on another server: %s", call.request_id, failure)
-            if not losses and left <= 0:
+            if left <= 0 and not was_lost:
                 raise self._refusal()
             if target.name in tried:
                 await asyncio.sleep(_ROUND_SECONDS)

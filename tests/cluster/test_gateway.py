@@ -139,6 +139,16 @@ async def test_a_call_that_servers_are_lost_with_is_refused_after_the_third(hous
     assert sum(len(each.asked) for each in house.replicas) == 3
 
 
+async def test_after_a_loss_too_a_call_does_not_wait_for_ever(house):
+    async def die_once(request: web.Request) -> web.StreamResponse:
+        house.replicas[0].answer = refusing(503, "starting")
+        return await die(request)
+
+    house.replicas[0].answer = die_once
+    house.replicas[1].answer = refusing(503, "starting")
+    assert error_of(await house.ask()) == (503, "no_replica")
+
+
 async def test_an_answer_that_breaks_http_is_neither_repeated_nor_held_against_the_server(house):
     async def too_much(request: web.Request) -> web.StreamResponse:
         await request.read()

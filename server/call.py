@@ -137,18 +137,25 @@ class Call:
         return BASE if self.resolved else UNRESOLVED
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names that limits and usage are of: those of a sum's parts, in order, or its own."""
+        parts = parts_of(self.version)
+        return tuple(sorted({part.version.name for part in parts})) or (self.adapter_label,)
+
+    @property
     def account(self) -> str:
         """The key of its account in server/telemetry/ledger.py."""
         return self.version.label if self.version is not None else self.adapter_label
 
     @property
     def _turns(self) -> str:
-        """What a caller's turns are for: its account; of sums with one first part, one for all.
+        """What a caller's turns are for: its account; a sum's are those of its lightest part.
 
         Or whoever draws weights at random would have a turn for each.
         """
         parts = parts_of(self.version)
-        return f"sums of {parts[0].version.label}" if parts else self.account
+        lightest = min(parts, key=lambda part: part.version.weight, default=None)
+        return self.account if lightest is None else lightest.version.label
 
     @property
     def flow(self) -> str:

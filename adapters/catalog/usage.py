@@ -36,6 +36,8 @@ from sqlalchemy import (
     event,
     func,
     inspect,
+    literal,
+    or_,
     select,
 )
 from sqlalchemy.exc import SQLAlchemyError
@@ -47,9 +49,12 @@ from adapters.catalog.limits import RuleId
 from adapters.catalog.versions import as_utc
 from adapters.errors import BadField, BadMoment, quote
 from adapters.names import MAX_NAME
+from adapters.sums import MAX_PARTS
 
 Field = Literal["key", "adapter", "version", "hour", "day", "month"]
 FIELDS: tuple[Field, ...] = ("key", "adapter", "version", "hour", "day", "month")
+SUM_SIGN = "+"
+OTHER_SUMS = "_sums"  # of a key that has called many combinations: it counts for each adapter
 _AGO = re.compile(r"([0-9]{1,5})([hd])")
 _MOST_ROWS = 1000  # of one statement: SQLite has 32,766 variables for one
 _LOCK = 0x6C6F727280  # the advisory lock of those who make tables in PostgreSQL
@@ -60,7 +65,7 @@ usage = Table(
     metadata,
     Column("hour", DateTime(timezone=True), primary_key=True),
     Column("key", String(MAX_NAME), primary_key=True),
-    Column("adapter", String(MAX_NAME), primary_key=True),
+    Column("adapter", String((MAX_NAME + 1) * MAX_PARTS), primary_key=True),
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("server", String(32), primary_key=True),
     Column("calls", BigInteger, nullable=False),
@@ -75,7 +80,10 @@ usage = Table(
 
 
 class UsageId(NamedTuple):
-    """Whose use of what in which hour; without a key or for the base, as the metrics label it."""
+    """Whose use of what in which hour; without a key or for the base, as the metrics label it.
+
+    `adapter` of a sum has the names of its parts, in order, with SUM_SIGN between them.
+    """
 
     hour: datetime
     key: str
@@ -297,11 +305,15 @@ def _of(rule: RuleId) -> Iterator[ColumnElement[bool]]:
     if rule.key:
         yield usage.c.key == rule.key
     if rule.adapter:
-        yield usage.c.adapter == rule.adapter
+        named = literal(SUM_SIGN).concat(usage.c.adapter).concat(SUM_SIGN)
+        part = named.contains(f"{SUM_SIGN}{rule.adapter}{SUM_SIGN}", autoescape=True)
+        yield or_(part, usage.c.adapter == OTHER_SUMS)
 
 
 def _meets(rule: RuleId, used: UsageId) -> bool:
-    return rule.key in ("", used.key) and rule.adapter in ("", used.adapter)
+    names = ("", *used.adapter.split(SUM_SIGN))
+    is_of_it = rule.adapter in names or used.adapter == OTHER_SUMS
+    return rule.key in ("", used.key) and is_of_it
 
 
 def _value(id_: UsageId, column: Field) -> str | int:

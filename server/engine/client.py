@@ -135,7 +135,7 @@ class Engine(MortalEngine):
 
     def _work(self, request_id: str, prompt: Any, params: Any) -> Work:
         tokens = len(prompt.get("prompt_token_ids") or ())
-        longest = self.model_config.max_model_len - tokens
+        longest = max(self.model_config.max_model_len - tokens, 0)
         return Work(request_id, tokens, params.n, min(params.max_tokens or longest, longest))
 
     async def add_request(self, *args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,7 +80,13 @@ class Authenticator:
         self._is_readable = is_readable
         self._ring: Keyring | None = None  # as it was last read
         self._reading: asyncio.Task[Keyring] | None = None
+        self._read_since = 0.0
         self._running: dict[Cut, str] = {}  # the calls of keys, and the digests of their secrets
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether keys are in force."""
+        return self._is_shut
 
     async def identify(self, headers: Headers, path: str) -> Caller:
         """Who may call this path.
@@ -138,9 +145,12 @@ class Authenticator:
             return self._note(ring)
         if self._reading is None:  # one for all calls that come meanwhile
             self._reading = asyncio.create_task(asyncio.to_thread(self._keys.ring))
+            self._read_since = time.monotonic()
         reading = self._reading
         within = _FIRST_SECONDS if self._ring is None else _READ_SECONDS
-        done, _ = await asyncio.wait({reading}, timeout=within)
+        # From its beginning: of a read that hangs, only the first calls wait.
+        left = max(self._read_since + within - time.monotonic(), 0.0)
+        done, _ = await asyncio.wait({reading}, timeout=left)
         if not done:
             return self._ring
         if self._reading is reading:

@@ -158,7 +158,8 @@ class Quotas:
             elif meter.kind == "budget":  # as the usage table: at its end
                 meter.release(allowance.reserved)
                 meter.count(allowance.counted, now)
-        if not call.sequences and call.outcome in ("rejected", "error"):
+        is_ours = call.outcome in ("rejected", "error") and call.status != 504  # its own deadline
+        if not call.sequences and is_ours:
             for meter, mark in allowance.marks:
                 meter.give_back(1, mark)
         if call.generation_tokens:
@@ -219,13 +220,17 @@ class Quotas:
     # ---- rules
 
     def _meet(self, call: Call) -> Iterator[Rule]:
-        """The rules of a call's key, of its adapter, and of its key on its adapter."""
-        key, adapter = call.key, call.adapter_label
+        """The rules of a call's key, of its adapter, and of its key on its adapter.
+
+        A sum meets those of each of its parts.
+        """
+        key = call.key
         if key is not None and key.limits != _NO_LIMITS:
             yield self._rule(RuleId(key.name, ""), key.limits)
         if not self._limits:
             return
-        for id_ in {RuleId("", adapter), RuleId(key.name if key is not None else "", adapter)}:
+        owners = {"", key.name if key is not None else ""}
+        for id_ in {RuleId(owner, adapter) for owner in owners for adapter in call.adapters}:
             if (limits := self._limits.get(id_)) is not None:
                 yield self._rule(id_, limits)
 

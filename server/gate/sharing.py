@@ -258,13 +258,14 @@ class Sharing:
         """Raises an AdapterError."""
         if not self._is_prepared:
             self._book.prepare()
-            self._is_prepared = True
+        self._is_prepared = False  # until this round has worked: the tables may be gone
         budgets = {each.rule: each.began for each in entries.values() if each.began is not None}
         with self._book.writing() as connection:
             others = begin_round(connection, self._server) if self._book.is_shared else _NONE
             write_usage(connection, self._server, usage)
             spent = self._spending.read(connection, budgets, self._quotas.moment())
             if not self._book.is_shared:
+                self._is_prepared = True
                 return Heard(others, spent, {})
             own = {
                 id_: _grown(entry, others.stakes.get(id_, ()), spent.get(entry.rule, 0))
@@ -274,6 +275,7 @@ class Sharing:
                 own = {id_: _last(stake, id_) for id_, stake in own.items()}
             put_down(connection, self._server, _changed(self._put, own))
             withdraw(connection, self._server, self._put.keys() - own.keys())
+        self._is_prepared = True
         self._put = own
         return Heard(others, spent, own)
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from adapters.catalog.usage import Amounts, UsageId
+from adapters.catalog.usage import OTHER_SUMS, SUM_SIGN, Amounts, UsageId
 from server.call import Call
+
+MOST_SUMS = 64  # combinations of adapters that a key has rows for in an hour; weights do not count
 
 
 class UsageCounts:
@@ -18,6 +20,7 @@ class UsageCounts:
         self._wall = wall
         self._totals: dict[UsageId, Amounts] = {}
         self._new: set[UsageId] = set()
+        self._sums: set[UsageId] = set()  # those of them that are of sums
 
     @property
     def has_new(self) -> bool:
@@ -32,9 +35,10 @@ class UsageCounts:
         id_ = UsageId(
             self._hour(),
             "" if call.key is None else call.key.name,
-            call.adapter_label,
+            SUM_SIGN.join(call.adapters),
             0 if version is None else version.version,
         )
+        id_ = self._bounded(id_)
         self._totals.setdefault(id_, Amounts()).add(
             Amounts(
                 calls=1,
@@ -47,6 +51,16 @@ class UsageCounts:
         )
         self._new.add(id_)
 
+    def _bounded(self, id_: UsageId) -> UsageId:
+        """The same, or that of all other sums, where a key has called many combinations."""
+        if SUM_SIGN not in id_.adapter or id_ in self._totals:
+            return id_
+        same = (each.hour == id_.hour and each.key == id_.key for each in self._sums)
+        if sum(same) >= MOST_SUMS:
+            return id_._replace(adapter=OTHER_SUMS)
+        self._sums.add(id_)
+        return id_
+
     def take_new(self) -> dict[UsageId, Amounts]:
         """The totals that have grown since they were taken last."""
         taken = {id_: replace(self._totals[id_]) for id_ in self._new}
@@ -54,6 +68,7 @@ class UsageCounts:
         hour = self._hour()
         for id_ in [each for each in self._totals if each.hour < hour and each not in taken]:
             del self._totals[id_]
+            self._sums.discard(id_)
         return taken
 
     def put_back(self, ids: Iterable[UsageId]) -> None:

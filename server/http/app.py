@@ -44,6 +44,9 @@ from server.telemetry.recorder import Recorder
 _MOST_LISTS = 64  # of models, as keys see them, in memory
 
 
+_OPEN_READYZ = "/readyz"  # nobody needs a key for it
+
+
 def create_app(
     settings: Settings,
     *,
@@ -95,7 +98,7 @@ def create_app(
         middleware=middleware,
         redirect_slashes=False,
     )
-    _add_health(app, lifecycle, settings, count_waiting)
+    _add_health(app, lifecycle, settings, count_waiting, lambda: authenticator.is_shut)
     _add_metrics(app, registry, before_scrape)
     _add_models(app, names, started_at)
     app.include_router(create_accounts_router(catalog))
@@ -108,7 +111,11 @@ def create_app(
 
 
 def _add_health(
-    app: FastAPI, lifecycle: Lifecycle, settings: Settings, count_waiting: Callable[[], int]
+    app: FastAPI,
+    lifecycle: Lifecycle,
+    settings: Settings,
+    count_waiting: Callable[[], int],
+    has_keys: Callable[[], bool],
 ) -> None:
     @app.get("/livez")
     async def livez() -> JSONResponse:
@@ -116,9 +123,9 @@ def _add_health(
         alive = lifecycle.phase is not Phase.DEAD
         return JSONResponse({"status": lifecycle.phase}, 200 if alive else 503)
 
-    @app.get("/readyz")
+    @app.get(_OPEN_READYZ)
     @app.get("/health", include_in_schema=False)
-    async def readyz() -> JSONResponse:
+    async def readyz(request: Request) -> JSONResponse:
         """200 when the server should get calls; else 503, with the phase or what hinders it."""
         body: dict[str, Any] = {
             "status": lifecycle.status,
@@ -135,6 +142,8 @@ def _add_health(
             reasons = dict(lifecycle.hindrances)
             words = "; ".join(reasons.values())
             body |= {"stage": words, "reason": next(iter(reasons), None)}
+        if has_keys() and request.url.path == _OPEN_READYZ:
+            body["stage"] = lifecycle.status  # the words may name files and hosts: see /health
         return JSONResponse(body, 503, {"retry-after": "5"})
 
 

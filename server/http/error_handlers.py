@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -29,7 +30,11 @@ from server.errors import (
     envelope,
 )
 from server.http.unknown_paths import describe
+from server.paths import is_admin
 
+logger = logging.getLogger("lorry.http")
+
+_NOT_NOW = "The catalog or the store can't be used now. Try again later."
 _MAX_PROBLEMS = 100
 # Any other code is a 400, or a 503 (507 when it is full) for an error of store or catalog.
 _STATUS_BY_CODE = {
@@ -63,9 +68,13 @@ async def _answer_request_error(_: Request, error: Exception) -> JSONResponse:
     return _as_response(error)
 
 
-async def _answer_adapter_error(_: Request, error: Exception) -> JSONResponse:
+async def _answer_adapter_error(request: Request, error: Exception) -> JSONResponse:
     """For a refused adapter the envelope has the first problem, and `problems` has them all."""
     assert isinstance(error, AdapterError)
+    if isinstance(error, StoreError | CatalogError) and not is_admin(request.url.path):
+        logger.error("%.128s: %s", request.url.path, error)  # it names files and hosts
+        body = envelope(_NOT_NOW, "server_error", error.code, None)
+        return JSONResponse(body, 503, {"retry-after": "5"})
     if isinstance(error, StoreFull):
         return JSONResponse(envelope(str(error), "server_error", error.code, None), 507)
     if isinstance(error, StoreError | CatalogError | TemplateNotRun):

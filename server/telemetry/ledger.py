@@ -2,9 +2,10 @@
 
 At most `limit` versions have an account of their own, keyed by their label (NAME@VERSION), and a
 quarter as many sums of adapters, whose weights callers choose. Beyond that the least recently used
-one is folded into `_other`: its counts move there, so that sums over
-all accounts only grow. Calls that still hold a folded account count into `_other`. A version that
-is called again gets a new account, which starts at zero. Used in one thread, the event loop's.
+version is folded into `_other`: its counts move there, so that sums over all accounts only grow. A
+sum of adapters counts in `_other` itself, unless one of them has not been called for an hour.
+Calls that still hold a folded account count into `_other`. A version that is called again gets a
+new account, which starts at zero. Used in one thread, the event loop's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from prometheus_client.samples import Exemplar
 from adapters.sums import is_sum
 
 OTHER = "_other"
+_KEPT_SECONDS = 3600.0  # for which a sum that is not called keeps its account from others
 
 Trace = dict[str, str] | None  # an exemplar's labels; None without a trace to link to
 
@@ -106,6 +108,7 @@ class Ledger:
         self._fixed = {key: Account(key, bounds) for key in (*fixed, OTHER)}
         self._versions = _Shelf(limit, {})
         self._sums = _Shelf(max(1, limit // 4), {})
+        self._used_at: dict[str, float] = {}  # the accounts of sums
 
     @property
     def other(self) -> Account:
@@ -123,11 +126,28 @@ class Ledger:
         if (fixed := self._fixed.get(key)) is not None:
             return fixed
         shelf = self._shelf(key)
+        if shelf is self._sums and not self._has_room(key):
+            return self.other
         account = shelf.own.pop(key, None) or Account(key, self._bounds)
         shelf.own[key] = account
         if len(shelf.own) > shelf.limit:
             self.fold(next(iter(shelf.own)))
         return account
+
+    def _has_room(self, key: str) -> bool:
+        """Whether a sum has an account, or may have one: those in use keep theirs.
+
+        Or random weights would bring new series with each scrape.
+        """
+        now = time.monotonic()
+        oldest = next(iter(self._sums.own), None)
+        is_full = len(self._sums.own) >= self._sums.limit and key not in self._sums.own
+        if is_full and now - self._used_at.get(str(oldest), now) < _KEPT_SECONDS:
+            return False
+        if is_full:
+            self._used_at.pop(str(oldest), None)
+        self._used_at[key] = now
+        return True
 
     def find(self, key: str) -> Account:
         """The version's account, or `_other`'s where it has none."""
@@ -135,6 +155,7 @@ class Ledger:
 
     def fold(self, key: str) -> None:
         """End the version's series; its counts stay in the sums."""
+        self._used_at.pop(key, None)
         if (account := self._shelf(key).own.pop(key, None)) is not None:
             account.fold_into(self.other)
 

@@ -519,3 +519,25 @@ async def test_no_secret_is_in_log_span_metric_or_error(house, caplog):
     assert house.log[1]["key"] is None
     spans = [s for s in house.spans.get_finished_spans() if s.kind.name == "SERVER"]
     assert spans[0].attributes["lorry.key"] == "team-a"
+
+
+async def test_the_open_state_names_no_file_where_keys_are_in_force(house):
+    headers = make_key(house.catalog)
+    house.lifecycle.impair("catalog_unreadable", "no such file /secret/catalog.db")
+    await house.chat("red", headers=headers)
+    open_ = (await house.client.get("/readyz")).json()
+    known = (await house.client.get("/health", headers=headers)).json()
+    assert (open_["stage"], open_["reason"]) == ("impaired", "catalog_unreadable")
+    assert "/secret/catalog.db" in known["stage"]
+
+
+async def test_a_failing_catalog_names_no_host_to_a_key_for_inference(house, monkeypatch):
+    headers = make_key(house.catalog)
+
+    def fail(*_: Any) -> None:
+        raise CatalogUnreadable("sqlite:////secret/catalog.usage.db: damaged", "look at the disk")
+
+    monkeypatch.setattr(house.catalog.usage, "report", fail)
+    answer = await house.client.get("/v1/usage", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "catalog_unreadable")
+    assert "secret" not in answer.text

@@ -68,6 +68,43 @@ async def test_every_answer_says_what_is_left(house):
     assert left(await house.client.get("/v1/models")) == {}
 
 
+async def test_a_sum_meets_the_limits_of_each_of_its_parts(house):
+    """Else whoever writes `red*1.0001` would have as much of `red` as he likes."""
+    limit(house, requests_per_minute=2)
+    assert (await house.chat("green+red*0.5")).status_code == 200
+    assert (await house.chat("red*1.0001")).status_code == 200
+    for model in ("red", "red*0.5", "green*2+red*0.0001"):
+        answer = await house.chat(model)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert (await house.chat("green*0.5")).status_code == 200
+
+
+async def test_the_use_of_sums_is_written_by_their_parts_and_bounded(house):
+    for weight in range(1, 9):
+        await house.chat(f"red*0.{weight}")
+        await house.chat(f"red*0.{weight}+green")
+    await house.parts.sharing.close()
+    rows = house.catalog.usage.report(["adapter"], EPOCH)
+    assert {each["adapter"]: each["calls"] for each in rows} == {"green+red": 8, "red": 8}
+
+
+async def test_a_callers_own_deadline_does_not_give_its_request_back(house, site):
+    limit(house, requests_per_minute=2)
+    house.inner.answer = wait_for_ever
+    body = {"model": "red", "prompt": "x"}
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{site.port}") as client:
+        for status in (504, 504, 429):
+            headers = {"x-request-timeout": "0.2"}
+            answer = await client.post("/v1/completions", json=body, headers=headers)
+            assert answer.status_code == status
+
+
+async def wait_for_ever(scope: Scope, receive: Receive, send: Send) -> None:
+    """As vLLM's handlers do, it ends when its caller is gone; the deadline looks like that."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def test_a_refusal_is_openais_and_says_when_to_come_again(house):
     limit(house, requests_per_minute=1)
     await house.chat("red")

@@ -83,7 +83,9 @@ def test_the_newest_exemplar_survives_a_fold():
     assert ours.other.counters["calls"][()].exemplar.labels == TRACE
 
 
-def test_sums_have_a_quarter_of_the_limit_and_fold_no_version():
+def test_sums_have_a_quarter_of_the_limit_and_fold_no_version(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("server.telemetry.ledger.time.monotonic", lambda: now)
     ours = ledger(8)
     for number in range(8):
         ours.account(f"red@{number + 1}").count("calls", "ok")
@@ -91,10 +93,16 @@ def test_sums_have_a_quarter_of_the_limit_and_fold_no_version():
         ours.account(f"red@1*0.{number}+blue@1").count("calls", "ok")
         assert len(ours.accounts()) <= 2 + 8 + 2
     assert ours.versions()[:8] == [f"red@{number + 1}" for number in range(8)]
-    assert ours.versions()[8:] == ["red@1*0.48+blue@1", "red@1*0.49+blue@1"]
+    assert ours.versions()[8:] == ["red@1*0.0+blue@1", "red@1*0.1+blue@1"]
     assert total(ours) == 58
     assert ours.other.counters["calls"][("ok",)].value == 48
     assert labels_of("red@1*0.49+blue@1") == ("red@1*0.49+blue@1", "")
     assert labels_of("red@1") == ("red", "1")
-    ours.fold("red@1*0.49+blue@1")
-    assert total(ours) == 58
+    now += 1800
+    ours.account("red@1*0.1+blue@1").count("calls", "ok")
+    now += 1801
+    for number in (3, 4):
+        ours.account(f"red@1*0.{number}+blue@1").count("calls", "ok")
+    assert ours.versions()[8:] == ["red@1*0.1+blue@1", "red@1*0.3+blue@1"], "the first was idle"
+    ours.fold("red@1*0.1+blue@1")
+    assert total(ours) == 61

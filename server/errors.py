@@ -11,7 +11,7 @@ LorryError
     ├── InvalidJson 400 · GrammarTooLarge 400 · GrammarRefused 400 · GrammarTooComplex 400
     ├── RequestTooSlow 408 · UploadTooSlow 408 · HeadTooLarge 431
     ├── UnknownModel 404 · AdapterUnusable 422 (adapter_unusable, base_mismatch)
-    ├── PoisonRequest 422 · DeadlineExceeded 504 · RequestExceedsLimit 400
+    ├── PoisonRequest 422 · DeadlineExceeded 504 · BadAnswer 502 · RequestExceedsLimit 400
     ├── InvalidApiKey 401 · InsufficientScope 403
     ├── AdminDisabled 403 · NotAuthorized 401 · AdapterInUse 409 · PinsExceedCapacity 409
     ├── TryLater 429: QueueIsFull · RateLimitExceeded · InsufficientQuota
@@ -271,6 +271,13 @@ class RequestExceedsLimit(InvalidRequest):
     """A call that may use more than a whole limit: no wait helps."""
 
     code = "request_exceeds_limit"
+
+
+class BadAnswer(RequestError):
+    """In a cluster: a server's answer breaks HTTP, or has a head that is too large."""
+
+    status = 502
+    code = "bad_answer"
 
 
 class DeadlineExceeded(RequestError):

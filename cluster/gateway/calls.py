@@ -25,7 +25,7 @@ from yarl import URL
 from cluster.gateway.metrics import GatewayMetrics
 from cluster.gateway.picking import NoReplica, Picker, Target
 from server.disconnects import Disconnected
-from server.errors import RequestError, Unavailable
+from server.errors import BadAnswer, Unavailable
 from server.telemetry.logs import RateLimit
 
 logger = logging.getLogger("lorry.gateway.calls")
@@ -108,13 +108,6 @@ class Call:
         path = (self.scope.get("raw_path") or self.scope["path"].encode()).decode("latin-1")
         query = self.scope["query_string"].decode("latin-1")
         return URL(f"{target.url}{path}{'?' if query else ''}{query}", encoded=True)
-
-
-class BadAnswer(RequestError):
-    """A server's answer breaks HTTP, or has a head that is too large."""
-
-    status = 502
-    code = "bad_answer"
 
 
 class _Unanswered(Exception):

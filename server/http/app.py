@@ -44,9 +44,6 @@ from server.telemetry.recorder import Recorder
 _MOST_LISTS = 64  # of models, as keys see them, in memory
 
 
-_OPEN_READYZ = "/readyz"  # nobody needs a key for it
-
-
 def create_app(
     settings: Settings,
     *,
@@ -123,7 +120,7 @@ def _add_health(
         alive = lifecycle.phase is not Phase.DEAD
         return JSONResponse({"status": lifecycle.phase}, 200 if alive else 503)
 
-    @app.get(_OPEN_READYZ)
+    @app.get("/readyz")
     @app.get("/health", include_in_schema=False)
     async def readyz(request: Request) -> JSONResponse:
         """200 when the server should get calls; else 503, with the phase or what hinders it."""
@@ -142,7 +139,7 @@ def _add_health(
             reasons = dict(lifecycle.hindrances)
             words = "; ".join(reasons.values())
             body |= {"stage": words, "reason": next(iter(reasons), None)}
-        if has_keys() and request.url.path == _OPEN_READYZ:
+        if has_keys() and request.url.path == "/readyz":
             body["stage"] = lifecycle.status  # the words may name files and hosts: see /health
         return JSONResponse(body, 503, {"retry-after": "5"})
 

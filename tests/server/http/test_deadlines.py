@@ -160,7 +160,7 @@ async def test_a_stream_ends_with_an_error_event(house, caller, path):
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
 async def test_a_stream_of_named_events_ends_with_one_of_its_kind(house, caller, path):
     house.inner.answer = Stream()
-    answer = await caller.post(path, json=body("red", stream=True), headers=within(0.1))
+    answer = await caller.post(path, json=body("red", stream=True), headers=within(0.5))
     *_, error, rest = answer.content.split(b"\n\n")
     name, data = error.split(b"\n")
     assert (name, rest) == (b"event: error", b"")

@@ -38,6 +38,10 @@ class _Signals:
         for number in signals.STOPPING:
             signal.signal(number, self._handle)
 
+    @property
+    def is_set(self) -> bool:
+        return self._stop.is_set()
+
     def wait(self) -> None:
         self.is_up = True
         self._stop.wait()
@@ -79,7 +83,9 @@ def run_here(
         received.wait()
         say("stopping: running calls may finish")
         _delete(servers.load().drain_seconds)
-    except _Stopped:
+    except (_Stopped, SystemError):  # Ray's C code makes the second of the first
+        if not received.is_set:
+            raise
         say("stopped while starting")
     finally:
         received.is_up = True

@@ -58,6 +58,7 @@ class ServerProcess:
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._is_stopping = False
         self._cache = _CacheFolder(cache)
         # Copies of a bucket's adapters may be shared by the servers of one machine.
         self._store_cache = store_cache or cache / "store"
@@ -99,6 +100,8 @@ class ServerProcess:
             aiohttp.ClientError, TimeoutError: it does not answer.
         """
         self.check()
+        if self._is_stopping:
+            raise ServerEnded("it is being stopped")
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=_ASK_SECONDS)
             self._session = aiohttp.ClientSession(timeout=timeout)
@@ -108,6 +111,7 @@ class ServerProcess:
 
     async def stop(self, drain_seconds: float) -> None:
         """Let running answers finish within `drain_seconds`, then end it."""
+        self._is_stopping = True
         if self._session is not None:
             await self._session.close()
         if self._process is not None and self._process.poll() is None:
@@ -127,6 +131,9 @@ class ServerProcess:
                     return found
             except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError):
                 pass  # its port is not open yet
+            except RuntimeError:  # aiohttp's: the session was closed under the question
+                if not self._is_stopping:
+                    raise
             await asyncio.sleep(_LOOK_SECONDS)
 
     def _spawn(self) -> subprocess.Popen[bytes]:

@@ -194,6 +194,7 @@ def assert_near(
     assert expected == pytest.approx(found, rel=TOLERANCE)
 
 
+@pytest.mark.slow  # a training run in a process of its own
 def test_a_real_run_on_the_tiny_base_peaks_as_estimated() -> None:
     assert_near(BASE, "nf4", 32, 256, False)
 

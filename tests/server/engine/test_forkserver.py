@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 PROGRAM = Path(__file__).parent / "fork_program.py"
 LIGHT = "server.engine.environment"
 
@@ -92,6 +94,7 @@ def test_children_end_with_the_fork_server_and_the_next_one_gets_another():
         assert status == 0
 
 
+@pytest.mark.slow  # it imports vLLM in a process of its own
 def test_the_fork_server_leaves_signals_to_the_server_and_ends_with_it():
     """While it imports vLLM, which takes seconds."""
     with program("server.engine.preload") as server:

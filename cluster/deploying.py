@@ -139,4 +139,12 @@ def _run(servers: ServersArguments, gateway: GatewayArguments) -> None:
         serve.run(build_servers(servers.model_dump()), name=SERVERS, route_prefix=None)
         serve.run(build_gateway(gateway.model_dump()), name=GATEWAY, route_prefix=None)
     except (RuntimeError, TimeoutError) as error:
-        raise EngineStartFailed(f"the cluster did not come up: {error}") from None
+        raise EngineStartFailed(f"the cluster did not come up: {_reason() or error}") from None
+
+
+def _reason() -> str:
+    """The last line of what Ray knows of the servers, such as how their process ended."""
+    found = serve.status().applications.get(SERVERS)
+    messages = [each.message for each in found.deployments.values()] if found else []
+    lines = [line.strip() for each in messages for line in each.splitlines() if "Ended" in line]
+    return lines[-1] if lines else ""

@@ -22,7 +22,7 @@ class Member:
 
 
 class Membership:
-    """The replicas of one deployment: told by Ray's thread, read by the gateway's event loop."""
+    """The replicas of one deployment: Ray's thread writes them, the gateway's event loop reads."""
 
     def __init__(self) -> None:
         self.members: tuple[Member, ...] = ()

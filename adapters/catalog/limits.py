@@ -23,7 +23,7 @@ BASE = "base"  # in place of an adapter: calls to the base
 
 
 class RuleId(NamedTuple):
-    """Whom limits are for; an empty text is every key, or every adapter."""
+    """The key and the adapter that limits apply to; an empty text means all of them."""
 
     key: str
     adapter: str

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapters.cli.facts import MAX_LIMIT
-from adapters.cli.options import JSON, SERVER, STORE, Site, acts_on
+from adapters.cli.options import (
+    JSON,
+    SERVER,
+    STORE,
+    BudgetOption,
+    InFlightOption,
+    RpmOption,
+    Site,
+    TpmOption,
+    acts_on,
+)
 
 if TYPE_CHECKING:
     from adapters.keys import Key, Scope
@@ -39,13 +49,10 @@ def create(
         list[str] | None,
         typer.Option(metavar="inference|admin|metrics", help="What it opens. [inference]"),
     ] = None,
-    rpm: Annotated[int | None, typer.Option(min=1, help="Requests a minute.")] = None,
-    tpm: Annotated[int | None, typer.Option(min=1, help="Tokens a minute.")] = None,
-    max_in_flight: Annotated[int | None, typer.Option(min=1, help="Calls at once.")] = None,
-    budget_tokens: Annotated[
-        str | None,
-        typer.Option(metavar="N/day|N/month", help="Tokens in all, such as 50M/month."),
-    ] = None,
+    rpm: RpmOption = None,
+    tpm: TpmOption = None,
+    max_in_flight: InFlightOption = None,
+    budget_tokens: BudgetOption = None,
     expires: Annotated[
         str | None, typer.Option(metavar="TIME", help="When it ends, such as 90d. [never]")
     ] = None,

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapters.cli.options import JSON, SERVER, STORE, Site, acts_on
+from adapters.cli.options import (
+    JSON,
+    SERVER,
+    STORE,
+    BudgetOption,
+    InFlightOption,
+    RpmOption,
+    Site,
+    TpmOption,
+    acts_on,
+)
 
 if TYPE_CHECKING:
     from adapters.catalog.limits import Rule
@@ -46,13 +56,10 @@ def set_(
     site: Site,
     adapter: AdapterOption,
     key: KeyOption = None,
-    rpm: Annotated[int | None, typer.Option(min=1, help="Requests a minute.")] = None,
-    tpm: Annotated[int | None, typer.Option(min=1, help="Tokens a minute.")] = None,
-    max_in_flight: Annotated[int | None, typer.Option(min=1, help="Calls at once.")] = None,
-    budget_tokens: Annotated[
-        str | None,
-        typer.Option(metavar="N/day|N/month", help="Tokens in all, such as 50M/month."),
-    ] = None,
+    rpm: RpmOption = None,
+    tpm: TpmOption = None,
+    max_in_flight: InFlightOption = None,
+    budget_tokens: BudgetOption = None,
 ) -> None:
     """Set the limits of an adapter, or of a key on it, in place of those it had.
 

@@ -132,6 +132,13 @@ UrlOption = Annotated[
         callback=_in_one_place,
     ),
 ]
+RpmOption = Annotated[int | None, typer.Option(min=1, help="Requests a minute.")]
+TpmOption = Annotated[int | None, typer.Option(min=1, help="Tokens a minute.")]
+InFlightOption = Annotated[int | None, typer.Option(min=1, help="Calls at once.")]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(metavar="N/day|N/month", help="Tokens in all, such as 50M/month."),
+]
 TokenFileOption = Annotated[
     Path | None,
     typer.Option(

@@ -31,7 +31,7 @@ class _Made(msgspec.Struct):
 
 
 class RemoteKeys:
-    """Raises the errors of Keys for what can be told here, or a ServerError."""
+    """Raises the errors of Keys, or a ServerError for what only the server detects."""
 
     def __init__(self, server: AdminHttp) -> None:
         self._server = server

@@ -162,7 +162,7 @@ class Bucket:
         if found is None or found.changed_at is None:
             raise StoreUnreadable(
                 f"{quote(str(self))} does not say when its files were written",
-                "nothing was removed: an object's age can't be told there",
+                "nothing was removed: the bucket does not report the age of an object",
             )
         return found.changed_at
 

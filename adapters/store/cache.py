@@ -63,7 +63,7 @@ class Cache:
             self._leave(digest, descriptor)
 
     def drop(self, digest: str) -> None:
-        """Forget a damaged copy, also one that is in use: its files stay for who has them open."""
+        """Forget a damaged copy, even one in use: processes that have its files open keep them."""
         with self._reported(), suppress(FileNotFoundError):
             shutil.rmtree(self.store.put_aside(self.store.path(digest)), ignore_errors=True)
 

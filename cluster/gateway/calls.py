@@ -1,8 +1,8 @@
 """One call through the gateway: to a replica, and to another one if nothing was sent yet.
 
 An answer begins for the caller with its first piece. Until then a replica that dies, drains or
-starts costs a call only time: generating twice has no other effect. After that the caller is told
-that the answer is cut.
+starts costs a call only time: generating twice has no other effect. After that an error event
+reports that the answer is cut.
 """
 
 from __future__ import annotations

@@ -300,6 +300,7 @@ def test_a_replica_that_is_killed_is_replaced_and_fails_no_call_that_had_not_beg
     assert not Path(f"/proc/{child}").exists(), "the server outlived its replica"
 
 
+@pytest.mark.slow
 def test_an_upgrade_loses_no_call(cluster):
     before = {each["name"] for each in cluster.replicas()}
 

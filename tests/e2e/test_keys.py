@@ -20,6 +20,8 @@ import pytest
 from server_process import ROOT, ServerProcess
 from shop import BASE_NAME, SERVED, Shop, keep_shop
 
+pytestmark = pytest.mark.slow  # a server of its own; tests/server/test_keys.py has the rules
+
 
 def lorry(*command: str, **environment: str) -> dict[str, Any]:
     done = subprocess.run(
